@@ -186,7 +186,7 @@ def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEnt
 
     Args:
         stream: the stream's name.
-        limit: the most messages to return.
+        limit: the maximum number of messages to return.
         after: return only messages whose offsets are greater than this.
 
     Raises:

@@ -17,7 +17,7 @@ from .protocol.params import Params
 from .protocol.payloads import is_falsy
 from .protocol.positions import PagePosition, StreamPosition
 from .protocol.presence import member_fault
-from .reply import PresenceJoin, PresenceLeave, Reply, Snapshot, StreamStart, StreamStop
+from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .states import state as state
 from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
 
@@ -27,10 +27,7 @@ registry: dict[str, list[type[Channel]]] = {}
 #: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
 
-#: The beginnings of the names of streams that no pattern of `PUBLIC_STREAMS` opens.
-private_prefixes: set[str] = set()
-
-#: The most bytes of the state of a subscription, as JSON.
+#: The maximum number of bytes of the state of a subscription, as JSON.
 MAX_STATE_SIZE = 16 * 1024
 
 #: The optional hooks, which `Channel` itself does not define.
@@ -162,7 +159,10 @@ class Channel:
         """
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called, as `before_subscribe` does. `reject()` also ends the subscription."""
+        """Decide whether an action may be called. Refuse as in `before_subscribe`.
+
+        `reject()` refuses the action, and also ends the subscription.
+        """
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
@@ -219,10 +219,11 @@ class Channel:
             stream: the stream's name.
             whisper: use this stream for the whispers of the client.
             presence: use this stream for presence. The default is the first stream of the subscription.
-            after: send the messages after this position, too: what `position()` returned for this stream, or its text,
-                as in `after=self.params.get("after")`. If they are not all stored, or the text is not a position of
-                this stream, the client is sent `reject_history`. A client that names a position of its own is sent the
-                messages after that one. Base clients, and streams without a history, have no positions.
+            after: also send the messages after this position. It is what `position()` returned for this stream, or the
+                text of that, as in `after=self.params.get("after")`. If these messages are not all stored, or the text
+                is not a position of this stream, the client is sent `reject_history`. A client that names a position
+                of its own is sent the messages after that one. Base clients have no positions, and neither have streams
+                without a history.
 
         Raises:
             InvalidStreamName: the name is not valid.
@@ -357,8 +358,9 @@ class Channel:
         Raises:
             ChannelError: a value of the state is not a JSON value.
         """
-        self.reply.changed = self.dump_state() != saved
-        reply, self._reply = self.reply, None
+        reply = self.reply
+        reply.changed = self.dump_state() != saved
+        self._reply = None
         return reply
 
     def dump_state(self) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from django.conf import settings
 
 from reliable_cable.logs import logger
 
-#: The most lines that are logged on behalf of one client in each `INTERVAL`.
+#: The maximum number of lines that are logged on behalf of one client in each `INTERVAL`.
 MAX_LINES: Final = 20
-#: The most tracebacks that are logged on behalf of one client in each `INTERVAL`.
+#: The maximum number of tracebacks that are logged on behalf of one client in each `INTERVAL`.
 MAX_TRACEBACKS: Final = 5
 #: After how long, in seconds, the counts of lines and tracebacks begin again.
 INTERVAL: Final = 60.0

@@ -19,14 +19,13 @@ from django.core.exceptions import ImproperlyConfigured
 from . import origins
 from .auth.admission import Admission, admit
 from .client_log import handshake_log
-from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
 from .concurrency.per_loop import PerLoop
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import REFUSALS, invoke, invoke_isolated, refuses
+from .connection.handlers import REFUSALS, invoke, invoke_isolated, refuses, run_in_context
 from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.current import close_hub as close_hub

@@ -35,6 +35,9 @@ from .validation import encode_json, resolve_stream
 #: How long, in seconds, the exit of the interpreter waits for disconnects that are being retried.
 EXIT_TIMEOUT: Final = 5.0
 
+#: How long, in seconds, a logout or a commit waits for Redis. If that takes longer, it goes on in the background.
+REQUEST_TIMEOUT: Final = 0.5
+
 
 @sync_only("adisconnect")
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
@@ -190,14 +193,15 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
     """Close the connections of a user who logged out, and let the user's other devices reconnect.
 
     This is the receiver of `user_logged_out`. Errors of stores are not raised, because users must be able to log
-    out while a store fails. After a failure, the disconnect is retried.
+    out while a store fails. After a failure, the disconnect is retried. A Redis that hangs delays the logout by
+    `REQUEST_TIMEOUT` at most.
     """
     text = identify(user)
     if text:
         call = _Disconnect({"user": text}, reconnect=True)
         try:
             if not defer_to_commit(call.store_on_commit, None):
-                call.store()
+                call.store_soon()
         except Exception as error:
             call.store_later(error)
 
@@ -214,6 +218,8 @@ class _Disconnect:
         self._reconnect = reconnect
         self._engine = get_engine()
         self._at: float | None = None
+        #: The error of the last attempt in the background.
+        self.error: Exception | None = None
 
     def store(self) -> None:
         """Make the sessions invalid, and announce the disconnect to all processes."""
@@ -234,9 +240,20 @@ class _Disconnect:
         return encode_revocation(Revocation(self.condition, at, self._reconnect))
 
     def store_on_commit(self, databases: Sequence[str]) -> None:
-        """Call `store` after the commit of the transactions on these databases."""
+        """Call `store_soon` after the commit of the transactions on these databases."""
         check_hooks(databases, "call it after the commit")
-        call_after_commit(self.store, databases, failed=self.store_later)
+        call_after_commit(self.store_soon, databases, failed=self.store_later)
+
+    def store_soon(self) -> None:
+        """Call `store`. If a remote store does not respond within `REQUEST_TIMEOUT`, go on in the background.
+
+        Raises:
+            StoreError, BroadcastError: a store that is not remote has failed.
+        """
+        if not self._engine.may_block:
+            self.store()
+        elif not _pending.put_and_wait([self], REQUEST_TIMEOUT):
+            logger.warning("The %s are not closed yet; trying again: %s", self, self.error or "Redis does not respond")
 
     def store_later(self, error: Exception) -> None:
         """Retry in the background until an attempt succeeds.
@@ -276,7 +293,8 @@ def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
     for number, call in enumerate(calls):
         try:
             call.store()
-        except (BroadcastError, StoreError):
+        except (BroadcastError, StoreError) as error:
+            call.error = error
             return [*calls[number + 1 :], call]
         except Exception:
             logger.exception("The %s could not be closed.", call)

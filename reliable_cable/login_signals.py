@@ -8,22 +8,30 @@ user, or close the connections of the session. Other changes are found by the re
 The session model has no receiver. If `post_delete` had one, `clearsessions` would have to load all expired sessions.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from django.apps import apps
 from django.conf import settings
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db.models.signals import post_delete, post_save
 
+from .concurrency.background import BackgroundWorker
 from .concurrency.on_commit import call_after_commit, defer_to_commit
 from .conf import CONTROL_STREAM
+from .exceptions import BroadcastError, StoreError
 from .logins import SESSION, USER, session_digest, user_id
 from .logs import logger
 from .protocol.control import LoginChange, encode_login_change
 from .stores.engine import get_engine
 from .stores.streams.base import Message
+
+#: How long, in seconds, a request waits for Redis. If that takes longer, it goes on in the background.
+REQUEST_TIMEOUT: Final = 0.5
+
+#: How long, in seconds, the exit of the interpreter waits for changes that are being announced.
+EXIT_TIMEOUT: Final = 5.0
 
 
 def connect_receivers() -> None:
@@ -93,8 +101,32 @@ def _announce(change: LoginChange) -> None:
 
 
 def _send(change: LoginChange) -> None:
-    get_engine().streams.append([(CONTROL_STREAM, Message(encode_login_change(change)))])
+    """Append a change to the control stream. If a remote store does not respond soon, go on in the background."""
+    if get_engine().may_block:
+        if not _pending.put_and_wait([change], REQUEST_TIMEOUT):
+            _report("Redis does not respond, this is retried")
+    else:
+        _append([change])
 
 
-def _report(error: Exception) -> None:
+def _append(changes: Sequence[LoginChange]) -> None:
+    get_engine().streams.append([(CONTROL_STREAM, Message(encode_login_change(change))) for change in changes])
+
+
+def _append_all(changes: Sequence[LoginChange]) -> Sequence[LoginChange]:
+    """Announce changes. Return those to retry. An announcement that is repeated does no harm."""
+    try:
+        _append(changes)
+    except (BroadcastError, StoreError):
+        return changes
+    return ()
+
+
+#: Changes that are to be announced in a remote store.
+_pending: BackgroundWorker[LoginChange] = BackgroundWorker(
+    "cable-login-changes", _append_all, exit_timeout=EXIT_TIMEOUT
+)
+
+
+def _report(error: Exception | str) -> None:
     logger.warning("The end of a login could not be announced; it is noticed within REAUTHENTICATE_INTERVAL: %s", error)

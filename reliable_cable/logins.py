@@ -182,7 +182,7 @@ def _load(store: Any, key: str) -> str | None:
 
 
 def _user_in(data: Any) -> str | None:
-    """Return the id of the user in the data of a session; None: there is no user."""
+    """Return the id of the user in the data of a Django session, or None if there is no user."""
     id_ = data.get(SESSION_KEY)
     return None if id_ is None else str(id_)
 

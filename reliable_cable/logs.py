@@ -16,9 +16,9 @@ from typing import Any, Final
 #: The logger of this package.
 logger = logging.getLogger("reliable_cable")
 
-#: The most characters to log of a text that may come from a client.
+#: The maximum number of characters to log of a text that may come from a client.
 TEXT_LIMIT: Final = 200
-#: The most characters to log of the message of an exception.
+#: The maximum number of characters to log of the message of an exception.
 ERROR_LIMIT: Final = 1000
 
 #: The loggers of servers whose records may have the query string or the headers of a request.
@@ -66,7 +66,7 @@ class LogText:
 
     Args:
         value: the value.
-        limit: the most characters of the value to log.
+        limit: the maximum number of characters of the value to log.
     """
 
     __slots__ = ("_limit", "_value")

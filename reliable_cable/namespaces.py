@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 from .conf import NAME, NAMESPACE_SEPARATOR, get_settings
 from .exceptions import BroadcastError
 
-#: The most characters of a namespace.
+#: The maximum number of characters of a namespace.
 MAX_LENGTH: Final = 100
 
 #: The namespace of the connection whose handler is running.
@@ -71,7 +71,8 @@ def find_namespace(scope: dict[str, Any]) -> str:
 def enter_namespace(scope: dict[str, Any]) -> str:
     """Find out the namespace of a new connection, use it in the current context, and return it."""
     namespace = find_namespace(scope)
-    _of_connection.set(namespace)
+    if namespace != _of_connection.get():  # a value in the context takes memory for as long as the connection lives
+        _of_connection.set(namespace)
     return namespace
 
 

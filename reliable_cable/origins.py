@@ -31,6 +31,8 @@ LOG_INTERVAL: Final = 60.0
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 #: Some clients other than browsers send the scheme of the WebSocket URL.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
+#: The schemes of scopes whose client speaks TLS.
+_SECURE_SCHEMES: Final = ("https", "wss")
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 #: The hosts that Django allows if `DEBUG` is on and `ALLOWED_HOSTS` is empty.
 _LOCAL_HOSTS: Final = (".localhost", "127.0.0.1", "[::1]")
@@ -136,18 +138,24 @@ def _is_own(origin: Origin, scope: Mapping[str, Any], *, tenants: bool) -> bool:
     """Return whether an origin belongs to this site: to the host of the handshake, or to one of `ALLOWED_HOSTS`."""
     if origin.scheme not in _DEFAULT_PORTS:
         return False
-    request = _as_request(scope)
     # An attacker in the network can forge a page without TLS. Such a page must not use a connection with TLS.
-    if origin.scheme == "http" and request.is_secure():
+    if origin.scheme == "http" and _is_secure(scope):
         return False
     hosts = settings.ALLOWED_HOSTS or (_LOCAL_HOSTS if settings.DEBUG else ())
     if not tenants and any(is_same_domain(origin.host, pattern) for pattern in hosts if pattern != "*"):
         return True
     try:
-        host, port = split_domain_port(request.get_host())
+        host, port = split_domain_port(_as_request(scope).get_host())
     except DisallowedHost:
         return False
     return (origin.host, origin.port) == (host, _without_default(port, origin.scheme))
+
+
+def _is_secure(scope: Mapping[str, Any]) -> bool:
+    """Return whether the client speaks TLS, to this server or to a proxy that `SECURE_PROXY_SSL_HEADER` trusts."""
+    if settings.SECURE_PROXY_SSL_HEADER is None:  # a request is slow to make, and only that setting needs one
+        return scope.get("scheme") in _SECURE_SCHEMES
+    return _as_request(scope).is_secure()
 
 
 def _as_request(scope: Mapping[str, Any]) -> ASGIRequest:
@@ -155,7 +163,7 @@ def _as_request(scope: Mapping[str, Any]) -> ASGIRequest:
 
     The query and the type of the content are left out, because Django raises an error for some values.
     """
-    scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
+    scheme = "https" if scope.get("scheme") in _SECURE_SCHEMES else "http"
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
     simple = {**scope, "method": "GET", "scheme": scheme, "query_string": b"", "headers": headers}
     return ASGIRequest(simple, BytesIO())

@@ -1,15 +1,20 @@
 """The built-in channels of public and signed streams (see Protocol: Signed streams)."""
 
+import re
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
-from .channel import Channel, channel_prefix, private_prefixes
+from .channel import Channel, channel_prefix
 from .conf import get_settings
 from .exceptions import InvalidStreamName
 from .namespaces import namespace_of, split_namespace
 from .protocol.positions import PagePosition
+from .reply import StreamStart
 from .signing import verify_signed_stream
-from .validation import check_stream_name
+from .validation import check_stream_name, private_prefixes, qualify_stream, start_position
+
+#: A time as `{% turbo_stream_from %}` writes it: seconds since 1970.
+_TIME: Final = re.compile(r"[0-9]{1,12}\.[0-9]{6}")
 
 
 class PubSubChannel(Channel):
@@ -46,6 +51,9 @@ class TurboStreamsChannel(Channel):
 
     `signed_stream_name` is the name of the stream, perhaps with a position of the page, and a signature. Clients can
     neither whisper nor join presence.
+
+    `since` is when the request of the page began. Without a position, the messages since then are sent. It needs no
+    signature, because every client may request the history of its streams.
     """
 
     name = "Turbo::StreamsChannel"
@@ -54,9 +62,12 @@ class TurboStreamsChannel(Channel):
         """Start the stream that the params name, or reject the subscription."""
         stream, at = signed_stream(self)
         try:
-            self.stream_from(check_stream_name(stream), after=at)
+            name = qualify_stream(check_stream_name(stream), namespace_of(self.connection))
         except InvalidStreamName:
-            self.reject()
+            return self.reject()
+        since = self.params.get("since")
+        began = float(since) if isinstance(since, str) and _TIME.fullmatch(since) else None
+        self.reply.streams.append(StreamStart(name, after=start_position(at, name), since=began))
 
 
 def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:

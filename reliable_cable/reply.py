@@ -8,12 +8,16 @@ from .protocol.positions import PagePosition
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """The subscription starts to stream from `name`, after the position `after`, or if it is None from now on."""
+    """The subscription streams from `name`, starting after the position `after`, at the time `since`, or else now.
+
+    `since` is in seconds since 1970, by the clock of the stream store.
+    """
 
     name: str
     whisper: bool = False
     presence: bool = False
     after: PagePosition | None = None
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

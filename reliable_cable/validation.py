@@ -24,6 +24,8 @@ from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
+#: The beginnings of the names of streams that no pattern of `PUBLIC_STREAMS` opens. Apps add theirs in `ready()`.
+private_prefixes: set[str] = set()
 MAX_KEY_LENGTH = 255
 #: How many messages of a batch are prepared before other tasks of the event loop run. This takes less than 1 ms.
 PER_ITERATION: Final = 50
@@ -91,7 +93,26 @@ class Address:
         Raises:
             InvalidPayload: the payload cannot be broadcast.
         """
-        return Outgoing(self.stream, Message(_encode(self.stream, data), self.exclude, self.idempotency_key), self.kept)
+        try:
+            text, size = encode_json(data)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidPayload(f"The payload for {self._shown} cannot be encoded as JSON: {error}") from error
+        if is_falsy(text):
+            raise InvalidPayload(
+                f"The payload for {self._shown} is {data!r}; clients drop messages that are falsy in JavaScript. "
+                "Wrap it in a dict."
+            )
+        limit = get_settings().max_broadcast_size
+        if size > limit:
+            raise PayloadTooLarge(
+                f"The payload for {self._shown} has {size} bytes; RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows {limit}."
+            )
+        return Outgoing(self.stream, Message(text, self.exclude, self.idempotency_key), self.kept)
+
+    @property
+    def _shown(self) -> str:
+        """The name of the stream as errors show it, without its namespace."""
+        return repr(split_namespace(self.stream)[1])
 
 
 def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Outgoing]:
@@ -213,7 +234,7 @@ def _unstorable_character(text: str) -> str:
 
 
 def _address(stream: object, transient: bool, exclude: str, idempotency_key: str | None) -> Address:
-    name = resolve_stream(stream)
+    name = qualify_stream(stream, current_namespace())
     kept = not transient and get_settings().policy(name).history_size > 0
     key = ""
     if idempotency_key is not None:
@@ -253,7 +274,8 @@ def encode_json(value: Any) -> tuple[str, int]:
         TypeError, ValueError, RecursionError: the value cannot be encoded, or is nested too deeply.
     """
     text = json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    _check_depth(text)
+    if is_too_deep(text):
+        raise ValueError(f"it has {TOO_DEEP}")
     return text, len(text.encode())
 
 
@@ -280,37 +302,9 @@ def copy_json(value: Any) -> tuple[Any, int]:
         TypeError, ValueError, RecursionError: the value is not a JSON value, or is nested too deeply.
     """
     text = json.dumps(value, allow_nan=False)
-    _check_depth(text)
-    return json.loads(text), len(text)
-
-
-def _check_depth(text: str) -> None:
     if is_too_deep(text):
         raise ValueError(f"it has {TOO_DEEP}")
-
-
-def _encode(name: str, data: Any) -> str:
-    """Return a payload as JSON. `name` is the name of the stream, with its namespace."""
-    try:
-        text, size = encode_json(data)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidPayload(f"The payload for {_shown(name)} cannot be encoded as JSON: {error}") from error
-    if is_falsy(text):
-        raise InvalidPayload(
-            f"The payload for {_shown(name)} is {data!r}; clients drop messages that are falsy in JavaScript. "
-            "Wrap it in a dict."
-        )
-    limit = get_settings().max_broadcast_size
-    if size > limit:
-        raise PayloadTooLarge(
-            f"The payload for {_shown(name)} has {size} bytes; RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows {limit}."
-        )
-    return text
-
-
-def _shown(name: str) -> str:
-    """Return the name of a stream as errors show it, without its namespace."""
-    return repr(split_namespace(name)[1])
+    return json.loads(text), len(text)
 
 
 def start_position(after: object, stream: str) -> PagePosition | None:

@@ -12,6 +12,7 @@ from django.db import connections
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
+from tests.support.examples import examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
@@ -24,9 +25,15 @@ REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 
 # CI repeats the same examples of property tests, so that the result of a commit does not depend on chance. Elsewhere,
 # each run tries others.
-hypothesis.settings.register_profile("cable-ci", derandomize=True)
-if REQUIRE:
-    hypothesis.settings.load_profile("cable-ci")
+# A busy machine may be slow to generate an example, and to run it.
+hypothesis.settings.register_profile(
+    "cable",
+    derandomize=REQUIRE,
+    max_examples=examples(100),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("cable")
 
 
 @pytest.hookimpl(optionalhook=True)  # by pytest-xdist

@@ -14,7 +14,7 @@ from .verification import SCOPE_KEY, TokenAuthentication
 
 
 class Consumer(Protocol):
-    """The part of `CableConsumer` that is set here."""
+    """The attributes of `CableConsumer` that this module sets."""
 
     #: The names of the identifiers.
     identified_by: ClassVar[tuple[str, ...]]

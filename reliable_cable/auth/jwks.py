@@ -24,7 +24,7 @@ MIN_INTERVAL: Final = 10.0
 TIMEOUT: Final = 5.0
 #: How long, in seconds, a client whose key is known waits for keys that are read again because of their age.
 PATIENCE: Final = 1.0
-#: The most bytes of a key set.
+#: The maximum number of bytes of a key set.
 MAX_SIZE: Final = 256 * 1024
 
 #: The types of keys by the first letters of the algorithms that use them. The type "oct", a secret, is not among them:

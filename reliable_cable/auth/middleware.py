@@ -126,7 +126,7 @@ async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _close_after(error: Exception, send: Send) -> None:
-    """Close a WebSocket after an outage. Without a disconnect message, the client reconnects.
+    """Close a WebSocket after an outage. No `disconnect` frame is sent, so that the client reconnects.
 
     Raises:
         Exception: the error, if it is not caused by an outage.

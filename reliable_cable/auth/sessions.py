@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Final
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
@@ -11,11 +11,6 @@ from django.http import parse_cookie
 
 from reliable_cable.concurrency.threads import BatchedCalls
 from reliable_cable.logins import has_valid_hash
-
-#: The most users to look up in one thread hop.
-BATCH_SIZE: Final = 50
-#: The most thread hops at the same time. Each uses one database connection.
-PARALLEL: Final = 2
 
 
 async def get_user(session: SessionBase) -> Any:
@@ -33,7 +28,7 @@ def anonymous() -> Any:
 
 
 def open_session(key: str | None) -> Any:
-    """Return the session with a key, which is not loaded yet; None: a new session, which needs no query."""
+    """Return the Django session with a key, not loaded yet. Without a key, return a new one, which needs no query."""
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
 
 
@@ -67,4 +62,4 @@ def _find_user(session: SessionBase) -> Any:
     return user
 
 
-_users = BatchedCalls(_find_user, size=BATCH_SIZE, parallel=PARALLEL)
+_users = BatchedCalls(_find_user)

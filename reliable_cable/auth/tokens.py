@@ -54,7 +54,7 @@ def find_token(scope: Mapping[str, Any]) -> str | None:
 
 
 def cable_token(identifiers: Any, ttl: float | timedelta = DEFAULT_TTL) -> str:
-    """Return a token with which a client without a session connects: `cable_token(user)`.
+    """Return a token for a client without a Django session, such as a mobile app: `cable_token(user)`.
 
     It is signed with `JWT_SECRET`. With the setting `NAMESPACE`, it is valid for the current namespace only.
 

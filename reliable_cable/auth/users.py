@@ -1,4 +1,4 @@
-"""Finds the users of tokens."""
+"""Finds the user that a token names."""
 
 from typing import Any
 
@@ -9,8 +9,6 @@ from reliable_cable.concurrency.threads import BatchedCalls
 from reliable_cable.exceptions import InvalidToken
 from reliable_cable.identity import root_label
 from reliable_cable.logins import is_active
-
-from .sessions import BATCH_SIZE, PARALLEL
 
 
 def _find_user(reference: str | int) -> Any:
@@ -38,4 +36,4 @@ def _primary_key(reference: str | int) -> str | int:
 
 #: Returns the active user that a token names by the text of a row (`auth.user:1`) or by a primary key. Users of clients
 #: that connect at the same time are looked up in one thread hop. `InvalidToken` is raised if there is no such user.
-find_user = BatchedCalls(_find_user, size=BATCH_SIZE, parallel=PARALLEL)
+find_user = BatchedCalls(_find_user)

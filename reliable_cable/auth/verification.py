@@ -25,7 +25,7 @@ from .sessions import anonymous
 from .tokens import IDENTIFIERS_CLAIM, NAMESPACE_CLAIM, import_jwt, secret_of
 from .users import find_user
 
-#: The most characters of a token. A longer one is refused before anything else is done with it.
+#: The maximum number of characters of a token. A longer one is refused before anything else is done with it.
 MAX_TOKEN_SIZE: Final = 8192
 
 #: The key of a scope with the `TokenAuthentication` of the client, which is None if the client has sent no token.
@@ -64,7 +64,7 @@ class TokenAuthentication:
 
 
 class _WrongSignature(InvalidToken):
-    """A token was not signed with a key."""
+    """The signature of a token does not match the key that was tried."""
 
 
 class TokenVerifier:

@@ -37,6 +37,10 @@ class _Queue(Generic[T]):
         self.current: Sequence[T] = ()
         #: Whether the thread is running or has been asked to run.
         self.active = False
+        #: Whether the last batch has failed.
+        self.failing = False
+        #: When the queue was last empty or a batch succeeded, by the monotonic clock.
+        self.progress = 0.0
         self.thread = DaemonExecutor(name, 1, idle_time=IDLE_TIME, at_end=connections.close_all)
 
     @property
@@ -52,10 +56,11 @@ class BackgroundWorker(Generic[T]):
 
     Args:
         name: the thread's name.
-        handle: called with a batch of items; returns those to retry after a pause.
+        handle: called with a batch of items; returns the items to retry after a pause.
         exit_timeout: how long, in seconds, the exit of the interpreter waits for the queue to become empty.
-        batch_size: the most items in one call of `handle`.
-        max_bytes: the most bytes in the queue; beyond that, the oldest items are dropped. None: no limit.
+        batch_size: the maximum number of items in one call of `handle`.
+        max_bytes: the maximum number of bytes in the queue. Beyond that, the oldest items are dropped. None means no
+            limit.
         size_of: returns the size of an item in bytes.
         on_abandoned: called at the exit of the interpreter with the items that were not handled.
     """
@@ -92,6 +97,8 @@ class BackgroundWorker(Generic[T]):
         """Add items to the end of the queue. This does not wait."""
         queue = self._queue
         with queue.changed:
+            if queue.empty:
+                queue.progress = time.monotonic()
             for item in items:
                 queue.items.append(item)
                 queue.size += self._size_of(item)
@@ -121,6 +128,25 @@ class BackgroundWorker(Generic[T]):
         with queue.changed:
             return queue.changed.wait_for(lambda: queue.empty, timeout)
 
+    def put_and_wait(self, items: Iterable[T], timeout: float) -> bool:
+        """Add items, and wait until everything has been handled, a batch fails, or nothing succeeds for some time.
+
+        While the thread is failing or hanging, this does not wait.
+
+        Args:
+            items: the items.
+            timeout: the longest time to wait, in seconds, since a batch has succeeded.
+
+        Returns:
+            Whether everything has been handled.
+        """
+        queue = self._queue
+        with queue.changed:
+            self.put(items)
+            remaining = queue.progress + timeout - time.monotonic()
+            queue.changed.wait_for(lambda: queue.empty or queue.failing, max(0.0, remaining))
+            return queue.empty
+
     def finish(self) -> None:
         """Wait up to `exit_timeout` seconds for the queue to become empty. Pass leftover items to `on_abandoned`."""
         if not self.flush(self._exit_timeout):
@@ -135,6 +161,9 @@ class BackgroundWorker(Generic[T]):
             failed = self._attempt(batch)
             with queue.changed:
                 queue.current = ()
+                queue.failing = bool(failed)
+                if not failed:
+                    queue.progress = time.monotonic()
                 queue.items.extendleft(reversed(failed))
                 queue.size += sum(map(self._size_of, failed))
                 queue.changed.notify_all()

@@ -1,15 +1,20 @@
-"""Handles requests of many tasks together."""
+"""Handles the requests of many tasks in batches."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from .per_loop import PerLoop
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+#: The most requests in one batch.
+BATCH_SIZE: Final = 50
+#: The most batches at the same time, for each event loop. Each usually has a thread and a database connection.
+PARALLEL_BATCHES: Final = 2
 
 #: The result of a request, or the error that its caller receives.
 Outcome: TypeAlias = tuple[T | None, Exception | None]
@@ -24,16 +29,21 @@ class _Pending(Generic[A, T]):
 
 
 class Batches(Generic[A, T]):
-    """Handles requests in batches. Requests that arrive while a batch is handled are in the next one.
+    """Handles requests in batches. Requests that arrive while a batch is being handled are part of the next one.
 
     Args:
-        handle: handles a batch, and returns the outcome of each request. If it raises an error, all of them fail.
-        size: the most requests in one batch.
-        parallel: the most batches at the same time, for each event loop.
+        handle: handles a batch, and returns the outcome of each request. If it raises an error, all requests of the
+            batch fail.
+        size: the maximum number of requests in one batch.
+        parallel: the maximum number of batches at the same time, for each event loop.
     """
 
     def __init__(
-        self, handle: Callable[[Sequence[A]], Awaitable[Sequence[Outcome[T]]]], *, size: int, parallel: int
+        self,
+        handle: Callable[[Sequence[A]], Awaitable[Sequence[Outcome[T]]]],
+        *,
+        size: int = BATCH_SIZE,
+        parallel: int = PARALLEL_BATCHES,
     ) -> None:
         self._handle = handle
         self._size = size
@@ -41,7 +51,7 @@ class Batches(Generic[A, T]):
         self._loops: PerLoop[_Pending[A, T]] = PerLoop()
 
     async def __call__(self, request: A) -> T:
-        """Handle a request, and return its result."""
+        """Add a request to the next batch, and return its result."""
         loop = asyncio.get_running_loop()
         pending = self._loops.get(_Pending)
         future: asyncio.Future[T] = loop.create_future()
@@ -49,7 +59,7 @@ class Batches(Generic[A, T]):
         if len(pending.workers) < self._parallel:
             worker = loop.create_task(self._work(pending))
             pending.workers.add(worker)
-            worker.add_done_callback(pending.workers.discard)  # it may be cancelled before it begins
+            worker.add_done_callback(pending.workers.discard)  # for a task that is cancelled before it begins
         return await future
 
     async def _work(self, pending: _Pending[A, T]) -> None:
@@ -57,7 +67,8 @@ class Batches(Generic[A, T]):
             while pending.requests:
                 await self._handle_next(pending)
         finally:
-            # Not only in a callback, which the event loop calls later: a request in between would find no worker.
+            # The done callback alone would be too late. The event loop calls it after the task has ended, and no worker
+            # would handle a request that arrives in between.
             pending.workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _handle_next(self, pending: _Pending[A, T]) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-#: How long, in seconds, a call may wait for a thread before that is reported.
+#: How long, in seconds, a call may wait for a thread before the wait is reported.
 MAX_WAIT: Final = 1.0
-#: The shortest time, in seconds, between two reports of calls that wait.
+#: The shortest time, in seconds, between two reports of waiting calls.
 REPORT_INTERVAL: Final = 60.0
 
 #: A call that passes its result to a future.
@@ -44,11 +44,11 @@ class DaemonExecutor(Executor):
 
     Args:
         name: the name of the threads.
-        size: the greatest number of threads.
+        size: the maximum number of threads.
         idle_time: how long, in seconds, a thread waits for a job before it ends.
         at_end: called in each thread before it ends.
-        on_wait: called if a call waits for `MAX_WAIT` or longer because all threads are busy, with the time that it
-            has waited, in seconds. It is called at most once in each `REPORT_INTERVAL`.
+        on_wait: called if a call waits for `MAX_WAIT` or longer because all threads are busy. Its argument is how long,
+            in seconds, that call has waited. It is called at most once in each `REPORT_INTERVAL`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DaemonExecutor(Executor):
         #: When `on_wait` may be called again, by the monotonic clock.
         self._report_at = 0.0
         self._lock = threading.Lock()
-        #: The jobs that wait for a thread, with the times at which they were submitted, by the monotonic clock.
+        #: The jobs that are waiting for a thread, with the times at which they were submitted, by the monotonic clock.
         self._jobs: deque[tuple[float, _Job]] = deque()
         self._idle: list[_Inbox] = []
         #: The number of threads that take jobs.

@@ -41,7 +41,7 @@ must_wait: Callable[[BaseDatabaseWrapper], bool] = in_transaction
 
 @dataclass(frozen=True, slots=True)
 class CommitHook:
-    """A function for Django's `on_commit`: one that `call_after_commit` has registered for a database."""
+    """A callable that `call_after_commit` passes to Django's `on_commit` for one database."""
 
     committed: Callable[[str], None]
     database: str
@@ -71,7 +71,7 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
 
     Args:
         schedule: called with the aliases of the databases that have an open transaction; not called if there are none.
-        using: consider only the transaction on this database; None: consider all databases.
+        using: consider only the transaction on this database. None means all databases.
 
     Returns:
         Whether a transaction is open. If not, the caller does its work at once.
@@ -89,8 +89,8 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
 async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
     """Async twin of `defer_to_commit`. It considers the transactions of the thread that runs the caller's ORM calls.
 
-    It returns False if that is the thread that the whole process shares. A transaction that is open there may belong to
-    other code, and the thread may be busy for a long time.
+    The result is False if that thread is the one that the whole process shares. A transaction that is open there may
+    belong to other code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
         return False
@@ -121,7 +121,7 @@ def call_after_commit(
     """Run a call after the open transactions on all these databases have committed, unless one is rolled back.
 
     Args:
-        call: a function without arguments.
+        call: called once, after the last of the commits.
         databases: the aliases of the databases.
         failed: called with the error if `call` raises one.
 

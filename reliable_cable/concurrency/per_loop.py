@@ -11,8 +11,8 @@ T = TypeVar("T")
 class PerLoop(Generic[T]):
     """Holds one object for each event loop, created at its first use there. Several threads may run event loops.
 
-    The objects of closed loops are dropped when another one is created. A forked child cannot get the objects of its
-    parent, because it runs other loops.
+    The objects of closed loops are dropped when another object is created. A forked child cannot get the objects of its
+    parent, because the child runs other loops.
     """
 
     __slots__ = ("_objects",)
@@ -43,7 +43,7 @@ class PerLoop(Generic[T]):
         return created
 
     def peek(self) -> T | None:
-        """Return the object of the running event loop, current or not; None if there is none."""
+        """Return the object of the running event loop, even if it is not current; None if there is none."""
         return self._objects.get(asyncio.get_running_loop())
 
     def pop(self) -> T | None:

@@ -32,7 +32,7 @@ async def retry(
     The first failure is logged as a warning, and later ones at the level debug. Outages are logged without a traceback.
 
     Args:
-        call: the call.
+        call: called for each attempt.
         problem: the beginning of the log message, such as "Control messages cannot be read".
         delay: how long, in seconds, to wait before each retry.
         errors: the errors after which to retry.

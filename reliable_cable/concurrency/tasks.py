@@ -40,8 +40,8 @@ class BackgroundTasks:
         """Run a coroutine as a task of the running event loop.
 
         Args:
-            coroutine: the coroutine.
-            context: the context of the task; None: a copy of the current context.
+            coroutine: the body of the task.
+            context: the context of the task. None means a copy of the current context.
         """
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)

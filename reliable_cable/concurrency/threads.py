@@ -23,7 +23,7 @@ from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import AsyncContextError
 from reliable_cable.logs import logger
 
-from .batching import Batches, Outcome
+from .batching import BATCH_SIZE, PARALLEL_BATCHES, Batches, Outcome
 from .daemon_executor import DaemonExecutor
 
 A = TypeVar("A")
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 #: How many threads of this process run store methods that read the database. The same number of other
-#: threads run methods that write to it, so that a write that is waiting for the database's lock delays no read.
+#: threads run methods that write to it, so that a write that is waiting for the database's lock does not delay reads.
 STORE_THREADS = 2
 
 #: How long, in seconds, a thread waits for a job before it ends and closes its database connections. PostgreSQL waits 5
@@ -155,17 +155,23 @@ atexit.register(_end_threads_at_exit)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, in the thread of Django's ORM."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads.
+
+    If that setting is 0, the handler runs in the thread of Django's ORM calls.
+    """
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that reads. Reads have their own threads, so that slow handlers delay no delivery."""
+    """Run a sync store method that reads. Reads have their own threads, so that slow handlers do not delay them."""
     return await _run("read", _store_threads(), _with_kept_connections, call, *args)
 
 
 async def run_store_write(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that writes. Writes have their own threads, so that waiting for a lock delays no read."""
+    """Run a sync store method that writes.
+
+    Writes have their own threads, so that a write that is waiting for a lock does not delay reads.
+    """
     return await _run("write", _store_threads(), _with_kept_connections, call, *args)
 
 
@@ -190,9 +196,9 @@ def has_own_thread() -> bool:
     """Return whether thread-sensitive sync code of this task runs outside of the shared thread of the process.
 
     `asgiref.sync.SyncToAsync` chooses the thread, and this function repeats its choice. If a thread is waiting in
-    `async_to_sync`, asgiref uses that one. It finds it in the context (`AsyncToSync.executors.current`) or by the event
-    loop (`AsyncToSync.loop_thread_executors`). Otherwise it uses the thread of a `ThreadSensitiveContext`. Without such
-    a context, it uses the shared thread.
+    `async_to_sync`, asgiref uses that thread, which it finds in the context (`AsyncToSync.executors.current`) or by the
+    event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref uses the thread of a `ThreadSensitiveContext`.
+    Without such a context, it uses the shared thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None
@@ -308,11 +314,11 @@ class BatchedCalls(Generic[A, T]):
 
     Args:
         function: called with one argument. If it raises an error, the caller that passed this argument receives it.
-        size: the most calls in one thread hop.
-        parallel: the most thread hops at the same time, for each event loop.
+        size: the maximum number of calls in one thread hop.
+        parallel: the maximum number of thread hops at the same time, for each event loop.
     """
 
-    def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:
+    def __init__(self, function: Callable[[A], T], *, size: int = BATCH_SIZE, parallel: int = PARALLEL_BATCHES) -> None:
         self._function = function
         self._batches: Batches[partial[T], T] = Batches(partial(run_handler, _outcomes), size=size, parallel=parallel)
 

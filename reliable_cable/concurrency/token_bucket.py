@@ -1,12 +1,12 @@
-"""A token bucket limits a rate, and allows bursts."""
+"""A token bucket, which limits a rate and allows bursts."""
 
 
 class TokenBucket:
-    """Fills with tokens at a rate, up to a limit.
+    """A bucket that fills with tokens at a constant rate, up to a limit.
 
     Args:
-        rate: tokens a second.
-        burst: the most tokens that it holds. It is full at first.
+        rate: the number of tokens that are added per second.
+        burst: the maximum number of tokens in the bucket. The bucket is full at first.
     """
 
     __slots__ = ("_burst", "_rate", "_tokens", "_updated")

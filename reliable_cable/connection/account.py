@@ -13,7 +13,7 @@ JOIN_RATE: Final = 2.0
 #: How many joins a client may request at once, besides one for each of `MAX_SUBSCRIPTIONS`.
 JOIN_BURST: Final = 20
 
-#: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
+#: The maximum number of faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
 MAX_FAULTS: Final = 200
 #: After how long, in seconds, the count of faults begins again.
 FAULTS_TIME: Final = 60.0
@@ -26,8 +26,8 @@ class Account:
     subscriptions have another one, because they are kept for as long as the subscriptions exist.
 
     Args:
-        limit: the most bytes that may be queued and held, the setting `MAX_PENDING_SIZE`.
-        subscriptions: the most subscriptions.
+        limit: the maximum number of bytes that may be queued and held, the setting `MAX_PENDING_SIZE`.
+        subscriptions: the maximum number of subscriptions.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Account:
         self.used = 0
         #: How many bytes the subscriptions fill.
         self.lasting = 0
-        #: The most bytes that the subscriptions may fill.
+        #: The maximum number of bytes that the subscriptions may fill.
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
         # Most connections need none.
         self._joins: TokenBucket | None = None

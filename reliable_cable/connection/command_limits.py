@@ -31,7 +31,7 @@ class CommandLimits:
     Args:
         command: the limit of all commands, or None.
         whisper: the limit of whispers, or None.
-        subscriptions: the most subscriptions.
+        subscriptions: the maximum number of subscriptions.
     """
 
     __slots__ = ("_commands", "_free", "_waiting_since", "_whispers")

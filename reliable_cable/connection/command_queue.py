@@ -22,8 +22,8 @@ from reliable_cable.protocol import commands
 from .account import Account
 from .command_limits import SUBSCRIBE_WAITING_TIME, CommandLimits
 
-#: The most commands that may be queued. When so many are queued, no frames of the client are read until half of the
-#: commands have been handled.
+#: The maximum number of commands that may be queued. When so many are queued, no frames of the client are read until
+#: half of the commands have been handled.
 MAX_QUEUED_COMMANDS: Final = 256
 
 #: The commands that clients often send several times in a row.
@@ -216,7 +216,7 @@ class CommandQueue(ABC):
             self._make_room()
 
     async def _wait_for_limits(self, limits: CommandLimits, backlog: _Backlog) -> None:
-        """Wait until the next command may be handled. An internal call need not wait."""
+        """Wait until the next command may be handled. Calls that the server itself queued are not limited."""
         loop = asyncio.get_running_loop()
         command = backlog.commands[0][0]
         if not isinstance(command, commands.Command):

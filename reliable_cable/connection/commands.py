@@ -6,6 +6,7 @@ See Architecture: The way of a command.
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from .channels import find_action, make_channel
 from .command_limits import WAITING_TIME, CommandLimits
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
-from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, refuses, run_error_handler
+from .handlers import REFUSALS, REFUSED, cancelled, overridden, refuses, run_calls, run_error_handler, run_in_context
 from .openings import Openings
 from .started import Started, check_joins
 from .streams import RevokedError
@@ -83,7 +84,16 @@ class Commands(CommandQueue):
             return
         match command:
             case commands.Perform():
-                await self._perform(subscription, command)
+                found = find_action(self.connection, subscription.channel, command)
+                if found is None:
+                    return answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
+                began = self.connection.hub.engine.session_clock.moment()
+                reply = await self.call(subscription.channel, *found)
+                if reply is None or reply.refused:
+                    failure = CallFailure.FAILED if reply is None else CallFailure.REFUSED
+                    answer_failure(self.connection, command, failure)
+                if reply is not None and reply is not REFUSED:
+                    await self._apply(subscription, reply, began)
             case commands.Unsubscribe():
                 await self._unsubscribe(subscription)
             case _ if not self.connection.extended:
@@ -105,19 +115,17 @@ class Commands(CommandQueue):
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
         """Handle a `subscribe`, and if another one is queued, return before its streams are open (see openings.py)."""
-        openings = self._openings or Openings(self.connection.hub.tasks)
+        running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
         alone = (
-            identifier in self.subscriptions
-            or identifier in openings.running
-            or len(self.subscriptions) + len(openings.running) >= limit
+            identifier in self.subscriptions or identifier in running or len(self.subscriptions) + len(running) >= limit
         )
-        if alone or not (others_follow or openings.running):
+        if alone or not (others_follow or running):
             await self._wait_for_openings()
             await self._subscribe(command, arrived)
             return
-        self._openings = openings
+        openings = self._openings = self._openings or Openings(self.connection.hub.tasks)
         openings.add(identifier, self._subscribe(command, arrived))
         if openings.full or not others_follow:
             await self._wait_for_openings()
@@ -209,7 +217,7 @@ class Commands(CommandQueue):
         if not reply.rejected and not subscription.reserve(subscription.member):
             self.log.warning("A subscription was rejected: the subscriptions, states and members are too large.")
             reply = REFUSED
-        await self.transmit(subscription.identifier, reply)
+        await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
             subscription.end()
             self.connection.reject(subscription.identifier)
@@ -243,7 +251,8 @@ class Commands(CommandQueue):
         """Disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
         self.log.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
-        await self.transmit(identifier, await run_error_handler(channel, error, "subscribed", self.log))
+        reply = await run_error_handler(channel, error, "subscribed", self.log)
+        await self.connection.outbox.transmit(identifier, reply.transmissions)
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
@@ -281,33 +290,22 @@ class Commands(CommandQueue):
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
-    async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
-        channel = subscription.channel
-        found = find_action(self.connection, channel, command)
-        if found is None:
-            return answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
-        name, handler, check = found
-        began = self.connection.hub.engine.session_clock.moment()
-        reply = await self.call(channel, name, handler, check)
-        if reply is None or reply.refused:
-            answer_failure(self.connection, command, CallFailure.FAILED if reply is None else CallFailure.REFUSED)
-        if reply is not None and reply is not REFUSED:
-            await self._apply(subscription, reply, began)
-
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
         """Apply the reply of an action that began at the time `began`, by the monotonic clock of `session_clock`."""
-        try:
-            await subscription.apply_streams(reply)
-        except Exception:
-            # The reply cannot be applied in part. The client comes back, and subscribes to this channel again.
-            self.log.exception("A stream of %r could not be opened. Its client reconnects.", subscription.identifier)
-            await self._unsubscribe(subscription)
-            self.connection.close(DisconnectReason.SERVER_RESTART)
-            return
-        if reply.streams and not subscription.revoked:
+        if reply.streams:
+            try:
+                await subscription.apply_streams(reply)
+            except Exception:
+                # The reply cannot be applied in part. The client comes back, and subscribes to this channel again.
+                self.log.exception(
+                    "A stream of %r could not be opened. Its client reconnects.", subscription.identifier
+                )
+                await self._unsubscribe(subscription)
+                self.connection.close(DisconnectReason.SERVER_RESTART)
+                return
             # A stream may have been revoked after the handler had decided to start it.
             revocation = subscription.revocation(self.connection.hub.engine.session_clock.at(began))
-            if revocation is not None:
+            if revocation is not None and not subscription.revoked:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         if (reply.streams or reply.changed) and not subscription.reserve(subscription.member):
             self.log.warning("A session cannot be restored: its subscriptions, states and members are too large.")
@@ -316,7 +314,8 @@ class Commands(CommandQueue):
         saved = not (reply.streams or reply.changed) or await self.connection.save()
         if not saved or subscription.revoked:
             return
-        await self.transmit(subscription.identifier, reply)
+        if reply.transmissions:
+            await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
             if not self.connection.extended or self.connection.closed:
                 await self._unsubscribe(subscription)
@@ -349,7 +348,8 @@ class Commands(CommandQueue):
             name: the name of the handler, for the log and for `handle_error`.
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage, whose error is then raised without `handle_error`.
+            retried: whether the caller retries after an outage. If so, such an error is raised, and
+                `handle_error` is not called.
             decides: whether a false result of the handler, except None, rejects the subscription.
 
         Returns:
@@ -357,7 +357,12 @@ class Commands(CommandQueue):
         """
         saved = channel.begin()
         try:
-            outcome: object = await invoke_isolated(channel.connection, handler, check, channel=channel)
+            calls = overridden(Channel, check, handler)
+            outcome: object = None
+            if calls:
+                # The tasks of a connection run in its context, which only `connect` changes. A handler runs in a copy.
+                running = run_calls(channel.connection.around_command, calls, check, channel)
+                outcome = await run_in_context(copy_context(), running)
             if outcome is REFUSED:
                 reply = Reply(rejected=True, refused=True) if channel.reply.rejected else REFUSED
                 channel.undo(saved)
@@ -388,11 +393,5 @@ class Commands(CommandQueue):
             await self._apply(subscription, reply, began)
         # After a failed restore, the client subscribes again, and gets the messages then.
         elif self.connection.state is not ConnectionState.OPENING:
-            await self.transmit(channel.identifier, reply)
+            await self.connection.outbox.transmit(channel.identifier, reply.transmissions)
         return REFUSED if refused else None
-
-    async def transmit(self, identifier: str, reply: Reply) -> None:
-        """Send the transmissions of a reply."""
-        if reply.transmissions:
-            frames = (messages.transmission(identifier, data) for data in reply.transmissions)
-            await self.connection.outbox.push_paced(frames)

@@ -13,7 +13,6 @@ from enum import Enum
 from typing import Any, Final, TypeVar
 
 from reliable_cable.client_log import ClientLog
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
@@ -31,7 +30,7 @@ from .account import JOIN_RATE, Account
 from .closing import CLOSINGS, Notified, SessionFate
 from .command_queue import CommandQueue
 from .event_outbox import EventOutbox
-from .handlers import invoke_isolated
+from .handlers import invoke_isolated, run_in_context
 from .outbox import Outbox
 from .stream_ids import StreamIds
 from .subscribed import Subscribed
@@ -42,7 +41,7 @@ T = TypeVar("T")
 FRAME_FAULT: Final = 10
 #: The number of faults that a call of a handler counts as if it fails or refuses the client.
 HANDLER_FAULT: Final = 1
-#: The most bytes that one character takes in UTF-8.
+#: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
 #: How long, in seconds, to wait until queued frames are sent before a socket is closed. Draining first waits for the
 #: queued commands, up to the same time.

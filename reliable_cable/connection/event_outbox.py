@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from reliable_cable.protocol.constants import MessageType
-from reliable_cable.protocol.event_ids import make_id
+from reliable_cable.protocol.event_ids import ReaderPositions
 from reliable_cable.protocol.events import ACKNOWLEDGEMENTS, Event
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.servers.events import EventTransport
@@ -24,6 +24,8 @@ class EventOutbox(Outbox):
 
     transport: EventTransport
     subscriptions: Callable[[], Iterable[Subscribed]]
+    #: The positions after the last event; None if they must be read from the subscriptions.
+    _positions: ReaderPositions | None = None
 
     def push(self, text: str, *, droppable: bool = False) -> bool:
         """Send a frame as an event, see `Outbox.push`. Frames that the reader is not to get are left out."""
@@ -31,28 +33,44 @@ class EventOutbox(Outbox):
             return True
         transport = self.transport
         event = transport.form.of(text)
-        if event.stream_id or event.kind in ACKNOWLEDGEMENTS:
+        if event.stream_id:
             event = self._number(event)
+        elif event.kind in ACKNOWLEDGEMENTS:
+            event = event.with_id(self._read_positions().make_id())
         if event.kind in (MessageType.CONFIRM_SUBSCRIPTION, MessageType.REJECT_SUBSCRIPTION):
             transport.answered(event.identifier, confirmed=event.kind == MessageType.CONFIRM_SUBSCRIPTION)
-        return not event.shown or Outbox.push(self, event, droppable=droppable)
+            self._positions = None
+        if not event.shown or Outbox.push(self, event, droppable=droppable):
+            return True
+        self._positions = None  # the reader has not received the event
+        return False
+
+    def send_positions(self) -> None:
+        """Send an id alone, because the next connection has another `sid`, which the messages do not exclude."""
+        self.push(self.transport.form.make("").with_id(self._read_positions().make_id()))
 
     def _number(self, event: Event) -> Event:
-        """Return an event with the positions of the reader after this event."""
+        """Return a broadcast with the positions of the reader after it."""
+        positions = self._positions
+        if positions is None or event.stream_id not in positions:
+            positions = self._read_positions()
+        positions.move(event.stream_id, StreamPosition(event.epoch, event.offset))
+        # With one stream, the event itself has this id, and is encoded once for all readers.
+        return event if len(positions) == 1 else event.with_id(positions.make_id())
+
+    def _read_positions(self) -> ReaderPositions:
+        """Return the positions of the reader according to its subscriptions."""
         resumed = self.transport.resumed
-        positions: dict[str, StreamPosition] = {}
+        found: dict[str, StreamPosition] = {}
         for subscription in self.subscriptions():
             for stream_id, known in subscription.positions():
-                if event.stream_id == stream_id:
-                    known = StreamPosition(event.epoch, event.offset)
                 position = known or resumed.get(stream_id)
                 if position is not None:
-                    positions[stream_id] = position
+                    found[stream_id] = position
         # Until all subscriptions have been answered, the positions in the others are kept.
         former: Mapping[str, StreamPosition] = {} if self.transport.settled else resumed.by_digest
-        if event.stream_id and len(positions) == 1 and not former:
-            return event  # it has this id, and is encoded once for all readers
-        return event.with_id(make_id(positions, former))
+        self._positions = ReaderPositions(found, former)
+        return self._positions
 
     def break_cycles(self) -> None:
         """Drop the references to the connection, which has ended."""

@@ -5,21 +5,23 @@ Each call of a handler has its own copy of the connection's context.
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+import types
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.http import Http404
 
 from reliable_cable.channel import Channel
 from reliable_cable.client_log import ClientLog
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
+
+T = TypeVar("T")
 
 #: The reply of a handler that was not called because its check returned a false value.
 REFUSED = Reply(rejected=True, refused=True)
@@ -47,7 +49,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
     return _is_coroutine_function(getattr(target, "__func__", target))
 
 
-def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
+def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
     """Return the handlers without those that `base` itself defines, which do nothing."""
     overridden = []
     for handler in handlers:
@@ -59,83 +61,104 @@ def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callabl
 
 
 async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler, in a thread if it is sync. One that is not overridden costs nothing.
+    """Run a handler, in a thread if it is sync. One that is not overridden is skipped.
 
     Args:
         handler: the handler, a method of an object, or a partial call of it.
         base: the class that declares the handler.
     """
-    calls = _overridden(base, handler)
-    return await _run(nullcontext, calls) if calls else None
+    calls = overridden(base, handler)
+    return await run_calls(nullcontext, calls) if calls else None
 
 
-async def invoke_isolated(
-    consumer: Any,
-    handler: Callable[[], Any],
-    check: Callable[[], Any] | None = None,
-    base: type = Channel,
-    *,
-    channel: Channel | None = None,
-) -> Any:
-    """Run a handler after its check, in a copy of the connection's context and inside of `around_command`.
-
-    If both are sync, both run in the same thread hop. Handlers and checks that are not overridden cost nothing.
+async def invoke_isolated(consumer: Any, handler: Callable[[], Any], base: type = Channel) -> Any:
+    """Run a handler in a copy of the connection's context and inside of `around_command`.
 
     Args:
         consumer: the consumer of the connection.
-        handler: the handler, a method of an object, or a partial call of it.
-        check: called first. If it refuses, the handler is not called.
-        base: the class that declares the handler and the check.
-        channel: the channel of the check, which also refuses if it calls `reject()`.
-
-    Returns:
-        The result of the handler, or `REFUSED` if the check refused.
+        handler: as for `invoke`.
+        base: the class that declares the handler.
     """
-    calls = _overridden(base, check, handler)
-    if not calls:
-        return None
-    # All tasks of a connection run in its context, which only `connect` changes. So a handler runs in a copy.
-    result = await run_in_context(copy_context(), _run(consumer.around_command, calls, channel))
-    return REFUSED if calls[-1] is check and _check_refuses(result, channel) else result
+    calls = overridden(base, handler)
+    return await run_in_context(copy_context(), run_calls(consumer.around_command, calls)) if calls else None
 
 
-async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]], channel: Channel | None = None) -> Any:
-    """Run a check, if any, and then its handler.
+@types.coroutine
+def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Run a coroutine in a context, as a part of the current task.
+
+    The caller does not see the context variables that the coroutine sets.
+
+    Args:
+        context: the context to run in. Nothing else may run in it at the same time.
+        coroutine: a coroutine that has not started.
+    """
+    try:
+        awaited = context.run(coroutine.send, None)
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as error:
+                # The task was cancelled, or the awaited object raised an error.
+                awaited = context.run(coroutine.throw, error)
+            else:
+                awaited = context.run(coroutine.send, sent)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def run_calls(
+    around: Callable[[], Any],
+    calls: Sequence[Callable[[], Any]],
+    check: Callable[[], Any] | None = None,
+    channel: Channel | None = None,
+) -> Any:
+    """Run a check, if any, and then its handler, if any. If both are sync, both run in the same thread hop.
 
     Args:
         around: returns the context manager in which they run, sync or async.
-        calls: the check, if any, and the handler.
-        channel: the channel of the check.
+        calls: the check, the handler, or both.
+        check: the check. If it refuses, the handler is not called.
+        channel: the channel of the check, which also refuses if it calls `reject()`.
+
+    Returns:
+        The result of the last call, or `REFUSED` if the check refused.
     """
     asynchronous = is_async(calls[-1])
     if len(calls) > 1 and is_async(calls[0]) is not asynchronous:
-        if _check_refuses(await _run(around, calls[:1]), channel):
+        if await run_calls(around, calls[:1], check, channel) is REFUSED:
             return REFUSED
         calls = calls[1:]
     manager = around()
     if not hasattr(manager, "__enter__"):
         async with manager:
-            return await _run(nullcontext, calls, channel)
+            return await run_calls(nullcontext, calls, check, channel)
         raise RuntimeError(_SUPPRESSED)
     if not asynchronous:
-        return await run_handler(_run_in_thread, manager, calls, channel)
+        return await run_handler(_run_in_thread, manager, calls, check, channel)
     refresh_connections()
     with manager:
-        for check in calls[:-1]:
-            if _check_refuses(finished(check, await check()), channel):
+        for call in calls:
+            result = finished(call, await call())
+            if call is check and _check_refuses(result, channel):
                 return REFUSED
-        return finished(calls[-1], await calls[-1]())
+        return result
     raise RuntimeError(_SUPPRESSED)
 
 
 def _run_in_thread(
-    manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]], channel: Channel | None
+    manager: AbstractContextManager[Any],
+    calls: Sequence[Callable[[], Any]],
+    check: Callable[[], Any] | None,
+    channel: Channel | None,
 ) -> Any:
     with manager:
-        for check in calls[:-1]:
-            if _check_refuses(finished(check, check()), channel):
+        for call in calls:
+            result = finished(call, call())
+            if call is check and _check_refuses(result, channel):
                 return REFUSED
-        return finished(calls[-1], calls[-1]())
+        return result
     raise RuntimeError(_SUPPRESSED)
 
 

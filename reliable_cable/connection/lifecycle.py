@@ -45,8 +45,9 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     connection.outbox.push(messages.welcome(connection.sid, None if restored is None else restored.identifiers))
     if restored is not None:
         # A subscription may be revoked while the transmissions of others are being sent.
-        alive = (each for each in restored.identifiers if each in commands.subscriptions)
-        await connection.outbox.push_paced(frame for each in alive for frame in restored.transmissions[each])
+        for identifier in restored.identifiers:
+            if identifier in commands.subscriptions:
+                await connection.outbox.transmit(identifier, restored.transmissions[identifier])
     loop = asyncio.get_running_loop()
     for subscription in commands.subscriptions.values():
         subscription.deadline = loop.call_later(HISTORY_TIMEOUT, connection.close, DisconnectReason.SERVER_RESTART)

@@ -12,6 +12,7 @@ from types import coroutine
 from typing import Any
 
 from reliable_cable.logs import logger
+from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 
 from .account import Account
@@ -45,7 +46,7 @@ def _do_nothing() -> None:
 
 
 def _unknown() -> None:
-    """Return None: the server does not know how many bytes are unsent."""
+    """Return None, which means that the number of unsent bytes is unknown."""
 
 
 @coroutine
@@ -197,6 +198,9 @@ class Outbox:
         except Exception:
             self.failed()
 
+    def send_positions(self) -> None:
+        """Do nothing: the session of the client knows by which ids messages exclude it."""
+
     def pause(self) -> None:
         """Queue frames from now on, because the server's buffer is full."""
         self._paused = self.blocked = True
@@ -231,14 +235,17 @@ class Outbox:
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
-    async def push_paced(self, frames: Iterable[str]) -> None:
-        """Send several frames. After each of them, wait until the socket accepts more.
+    async def transmit(self, identifier: str, transmissions: Iterable[str]) -> None:
+        """Send the transmissions of a handler. After each of them, wait until the socket accepts more.
 
-        Use this for frames that a handler or a command of the client causes, so that the client gets all of them
-        however slowly it reads.
+        So the client gets all of them however slowly it reads.
+
+        Args:
+            identifier: the identifier of the subscription.
+            transmissions: the messages as JSON text.
         """
-        for frame in frames:
-            self.push(frame)
+        for data in transmissions:
+            self.push(messages.transmission(identifier, data))
             if self.blocked:
                 await self.drained()
 

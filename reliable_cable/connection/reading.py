@@ -14,7 +14,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 from .connection import Connection
 
-#: The most frames of one client that are read before other tasks of the event loop run.
+#: The maximum number of frames of one client that are read before other tasks of the event loop run.
 FRAMES_PER_ITERATION: Final = 8
 #: A long frame counts as one more frame for each of its parts with this number of characters.
 FRAME_SIZE: Final = 8 * 1024

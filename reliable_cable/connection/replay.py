@@ -105,7 +105,7 @@ class Replay:
 
     async def _handle(self, request: HistoryRequest | None, answers: int) -> None:
         subscription = self._subscription
-        if request is None and any(each.page or each.needs_snapshot for each in subscription.streams.values()):
+        if request is None and any(each.begins_elsewhere for each in subscription.streams.values()):
             request = HistoryRequest()
         if request is not None:
             self._suspend()  # the request before this one marked the streams live
@@ -143,7 +143,8 @@ class Replay:
             self._release_pages()
         if not complete:
             for subscribed in subscription.streams.values():
-                if request.since is not None and self._named_position(subscribed, request) is None:
+                timed = self._since(subscribed, request) is not None
+                if timed and self._named_position(subscribed, request) is None:
                     subscribed.first = LOST
                 subscribed.start_at_end()
         subscription.restorable = True
@@ -173,13 +174,13 @@ class Replay:
         pages: dict[SubscribedStream, StreamPage] = {}
         starts: dict[SubscribedStream, StreamPosition] = {}
         for subscribed in self._streams_with_history():
-            position = self._named_position(subscribed, request)
-            if position is None and request.since is None:
+            position, since = self._named_position(subscribed, request), self._since(subscribed, request)
+            if position is None and since is None:
                 continue
             if position is None and subscribed.has_snapshots:
                 subscribed.needs_snapshot = True
                 continue
-            found = await self._first_page(subscribed, position, request.since)
+            found = await self._first_page(subscribed, position, since)
             if found is None and subscribed.has_snapshots:
                 subscribed.needs_snapshot = True
                 continue
@@ -219,6 +220,10 @@ class Replay:
         position = requested_position(request, (subscribed.stream_id or name,))
         # A client that names no position has no snapshot, so it needs one.
         return position if position is not None or subscribed.has_snapshots else subscribed.first
+
+    def _since(self, subscribed: SubscribedStream, request: HistoryRequest) -> float | None:
+        """Return the time for a stream without a named position: that of its page, or else that of the request."""
+        return request.since if subscribed.page_since is None else subscribed.page_since
 
     async def _first_page(
         self, subscribed: SubscribedStream, position: StreamPosition | None, since: float | None

@@ -11,7 +11,6 @@ from typing import Any, Final
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
-from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import PresenceClaim, parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import Reply
@@ -22,7 +21,7 @@ from .presence import recorded_presence_stream
 from .started import Started, compare_member, compare_streams, member_after
 from .subscription import Subscription
 
-#: The most ids by which a session is known. A broadcast "to others" excludes all of them.
+#: The maximum number of ids by which a session is known. A broadcast "to others" excludes all of them.
 MAX_SIDS: Final = 8
 
 #: How long, in seconds, a restore may run handlers, and retry them while a database or store cannot be reached.
@@ -37,7 +36,7 @@ class Restored:
     Attributes:
         sid: the id of the former session.
         identifiers: the identifiers of the restored subscriptions.
-        transmissions: the frames to be sent after the welcome, by identifier.
+        transmissions: the messages to be sent after the welcome, as JSON text, by identifier.
         elsewhere: whether another process may still have the former connection.
     """
 
@@ -190,7 +189,7 @@ async def _restore_one(
         if reply is None or not opened or not subscription.reserve(subscription.member):
             subscription.end()
             return False
-        restored.transmissions[identifier] = [messages.transmission(identifier, data) for data in reply.transmissions]
+        restored.transmissions[identifier] = reply.transmissions
         commands.subscriptions[identifier] = subscription
         return True
     return False

@@ -48,6 +48,8 @@ class SubscribedStream(Subscriber):
     start: StreamStart
     #: The position at which the data of the client's page were read; None after the first replay, or without a page.
     page: PagePosition | None = None
+    #: When the request of the client's page began; None after the first replay, or if the page did not pass it.
+    page_since: float | None = None
     #: Whether the channel gives snapshots of the stream.
     has_snapshots: bool = False
     #: Whether the client needs a snapshot before the stream goes live.
@@ -63,6 +65,21 @@ class SubscribedStream(Subscriber):
     def is_behind(self) -> bool:
         """Whether the subscriber needs entries from the store before it can go live."""
         return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
+
+    @property
+    def starts_with_page(self) -> bool:
+        """Whether the first replay begins where the data of the client's page end."""
+        return self.page is not None or self.page_since is not None
+
+    @property
+    def needs_replay(self) -> bool:
+        """Whether the subscriber cannot go live at once."""
+        return self.is_behind or self.begins_elsewhere
+
+    @property
+    def begins_elsewhere(self) -> bool:
+        """Whether a replay must find where the stream begins for the client: after its page, or after a snapshot."""
+        return self.starts_with_page or self.needs_snapshot
 
     @property
     def named_position(self) -> StreamPosition:
@@ -94,7 +111,7 @@ class SubscribedStream(Subscriber):
     def resume(self) -> None:
         """Start live delivery, if the subscriber was catching up."""
         if self.state is SubscriberState.CATCHING_UP:
-            self.page = None
+            self.page = self.page_since = None
             self.stream.go_live(self)
 
     def suspend(self) -> None:
@@ -204,7 +221,7 @@ class SubscriptionStreams:
             authorized: when the channel began to decide, by the session store's clock. None: the time of `authorized`.
         """
         since = self.authorized if authorized is None else authorized
-        return self.connection.hub.control.recent.find(self.connection.identity, self.scopes(), since)
+        return self.connection.hub.control.recent.find(self.connection.identity, self.scopes, since)
 
     def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
         """Yield the stream id of each open stream, and the position of the last message that was sent to the client.

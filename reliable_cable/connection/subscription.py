@@ -100,6 +100,8 @@ class Subscription(SubscriptionStreams):
         subscribed.needs_snapshot = subscribed.has_snapshots
         if start.after is not None:
             self._start_after_page(subscribed, start.after)
+        elif start.since is not None and stream_id is not None and hub.settings.policy(start.name).history_size:
+            subscribed.page_since = start.since
 
     def _start_after_page(self, subscribed: SubscribedStream, page: PagePosition) -> None:
         name = subscribed.start.name
@@ -163,8 +165,7 @@ class Subscription(SubscriptionStreams):
         if joins:
             self.presence.join_later(joins)
         if self._replay is None:
-            waiting = any(each.is_behind or each.needs_snapshot for each in self.streams.values())
-            if request is None and not joins and not waiting:
+            if request is None and not joins and not any(each.needs_replay for each in self.streams.values()):
                 for subscribed in self.streams.values():
                     subscribed.resume()
                 return

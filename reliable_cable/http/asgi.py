@@ -104,7 +104,7 @@ class CableHTTP:
         await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
-        """Return the endpoint at the path of a request, and the name of the stream in the path; None: there is none."""
+        """Return the endpoint at the path of a request, and the stream name in the path, or None without one."""
         path = _path_in_application(scope)
         endpoint = self._endpoints.get(path)
         if endpoint is not None:

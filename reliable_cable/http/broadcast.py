@@ -24,7 +24,7 @@ from .commands import FORMAT as COMMAND
 from .commands import run_command
 from .core import API_KEY, BROADCAST_KEY, PAUSE, POST, Call, Endpoint, Refusal, Request, Response, Steps, read_body
 
-#: The most messages in one array. They are stored together, and other messages have to wait meanwhile.
+#: The maximum number of messages in one array. They are stored together, and other messages have to wait meanwhile.
 MAX_MESSAGES = 1000
 
 FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket": "<session id>", "transient": true}}'

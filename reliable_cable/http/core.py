@@ -129,7 +129,7 @@ Steps = Generator[ReadBody | Call, Any, T]
 
 
 def run(steps: Steps[T], read: Callable[[int], bytes]) -> T:
-    """Take steps in sync code, and return what the generator returns.
+    """Run a generator in sync code: perform each operation that it yields, and return what it returns.
 
     Args:
         steps: the generator.

@@ -16,7 +16,7 @@ from reliable_cable.protocol.events import Event, FrameEvent, RawEvent, RawFrame
 
 from .core import Refusal
 
-#: The most bytes of the commands in the body of a POST, as in AnyCable.
+#: The maximum number of bytes of the commands in the body of a POST, as in AnyCable.
 MAX_BODY_SIZE: Final = 64 * 1024
 
 #: The built-in channels by the query parameters that subscribe to them, with the name of the param in the identifier.

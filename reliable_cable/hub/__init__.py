@@ -1,1 +1,1 @@
-"""What all connections of one event loop share."""
+"""Everything that the connections of one event loop share: streams, presence, session records and the control bus."""

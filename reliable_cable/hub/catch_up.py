@@ -13,10 +13,11 @@ from .repair import Repairs
 from .stream import HubStream
 from .subscriber import Subscriber, SubscriberState
 
-#: How many characters of entries are written to a connection at once.
+#: The maximum number of characters of entries that are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: How long, in seconds, to wait after each repair of a stream that does not match a page. Each repair has one delay.
+#: How long, in seconds, to wait after each repair of a stream that does not match a page. After the last one, the
+#: entries count as lost.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
@@ -24,8 +25,8 @@ class CatchUp:
     """Sends pages of entries to subscribers that are catching up.
 
     Args:
-        history: reads entries.
-        repairs: brings streams to the position of the store.
+        history: reads the entries.
+        repairs: repairs streams that do not match a page.
         max_pending_size: the setting `MAX_PENDING_SIZE`, in characters.
     """
 
@@ -41,7 +42,7 @@ class CatchUp:
         Args:
             stream: the stream of the subscriber.
             subscriber: a subscriber that is catching up.
-            page: the page after the cursor; None: read it.
+            page: the page after the cursor. None means that it is read.
 
         Returns:
             False if entries are lost. The cursor is then moved to the position of the stream.
@@ -49,8 +50,8 @@ class CatchUp:
         Raises:
             StoreError: the store cannot be read.
         """
-        # One subscriber of a connection reads at a time. So a client with many subscriptions has only one page in
-        # memory.
+        # Only one subscriber of a connection reads at a time, so that a client with many subscriptions has only one
+        # page in memory.
         async with subscriber.outbox.reading:
             await subscriber.outbox.drained()
             if subscriber.state is not SubscriberState.CATCHING_UP:
@@ -80,7 +81,7 @@ class CatchUp:
                 page = None
             if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # Messages that the hub takes while the page is being read need not be in it.
+            # Messages that the hub takes while the page is being read may be missing in the page.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
@@ -110,18 +111,20 @@ class CatchUp:
             size += len(frame)
         subscriber.outbox.push_all(piece)
         subscriber.cursor = step.position
+        if step.entries and step.entries[-1].exclude in subscriber.sids:
+            subscriber.outbox.send_positions()
         await subscriber.outbox.drained()
 
 
 def _agree(cursor: StreamPosition, page: StreamPage, stream: StreamPosition) -> bool:
     """Return whether a page can be sent to a subscriber now.
 
-    It cannot if it is of another epoch, or older than the messages that the hub has taken, or if the client is ahead of
-    the hub because it was connected to another server.
+    A page cannot be sent if it is of another epoch, or is older than the messages that the hub has taken. It cannot be
+    sent either if the client is ahead of the hub because it was connected to another server.
 
     Args:
         cursor: the subscriber's cursor.
-        page: the page.
+        page: the page after the cursor.
         stream: the position of the stream when the read began.
     """
     ahead = cursor.epoch == page.epoch and cursor.offset > stream.offset

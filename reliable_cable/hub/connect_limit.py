@@ -20,13 +20,13 @@ from reliable_cable.stores.buckets.memory import MemoryBuckets
 
 #: How long, in seconds, a handshake waits for the shared buckets.
 PATIENCE: Final = 0.5
-#: For how long, in seconds, the shared buckets are not used after they could not be reached.
+#: How long, in seconds, to use only the buckets of this process after the shared ones could not be reached.
 PAUSE: Final = 2.0
-#: The network that one client of IPv6 usually has. It can choose any address in it.
+#: The prefix length of the network that an IPv6 client usually has. The client can choose any address in it.
 IPV6_PREFIX: Final = 64
-#: An address with the port of one connection, which some proxies write into their header.
+#: An address with a port, which some proxies write into their header. The port differs for each connection.
 _WITH_PORT: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
-#: The most characters of an address that is no IP address.
+#: The number of characters to which an address that is not an IP address is cut.
 MAX_LENGTH: Final = 64
 
 
@@ -34,8 +34,8 @@ class ConnectLimit:
     """Counts the connects from each address, in the shared buckets or, while they cannot be reached, in this process.
 
     Args:
-        limit: the limit; None: everything is allowed.
-        shared: the buckets that all processes share; None: there are none.
+        limit: the limit. None allows everything.
+        shared: the buckets that all processes share; None if there are none.
         tasks: the background tasks of the event loop.
         clock: returns the time in seconds, by any monotonic clock.
     """
@@ -52,13 +52,13 @@ class ConnectLimit:
         self._tasks = tasks
         self._clock = clock
         self._own = MemoryBuckets(clock)
-        #: When the shared buckets are used again.
+        #: When the shared buckets may be used again.
         self._resumes_at = 0.0
 
     async def allows(self, scope: Mapping[str, Any], namespace: str) -> bool:
-        """Count a connect. Return whether its address has connected rarely enough.
+        """Count a connect. Return whether the limit allows it.
 
-        Clients whose address is not known are allowed: servers that listen on a Unix socket know none.
+        Clients whose address is unknown are allowed, because servers that listen on a Unix socket know no addresses.
 
         Args:
             scope: the ASGI scope.
@@ -82,12 +82,12 @@ class ConnectLimit:
         return taken
 
     async def _take_shared(self, name: str, limit: RateLimit) -> bool | None:
-        """Take a token from a shared bucket. Return whether it had one; None: it could not be reached in time."""
+        """Take a token from a shared bucket. Return whether it had one, or None if it did not answer in time."""
         if self._shared is None or self._clock() < self._resumes_at:
             return None
         task: asyncio.Task[bool] = self._tasks.spawn(self._shared.atake(name, limit))
         task.add_done_callback(mark_retrieved)
-        # The task is not cancelled, because that would close its connection to Redis.
+        # The task is not cancelled after the timeout, because that would close its connection to Redis.
         await asyncio.wait([task], timeout=PATIENCE)
         error: object = "no answer in time"
         if task.done():
@@ -101,9 +101,9 @@ class ConnectLimit:
 
 
 def client_address(scope: Mapping[str, Any]) -> str | None:
-    """Return the address by which the connects of a client are counted: for IPv6, its network; None: it is not known.
+    """Return the address (for IPv6, the network) by which a client's connects are counted, or None if it is unknown.
 
-    It is the address that the server has put into the scope. A server that trusts a proxy takes it from a header.
+    This is the address that the server has put into the scope. A server that trusts a proxy takes it from a header.
     """
     client = scope.get("client")
     host = client[0] if client else None

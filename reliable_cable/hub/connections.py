@@ -17,7 +17,7 @@ from .session_writer import LiveSession
 class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
     """The part of a connection that the hub uses (see `connection.connection.Connection`)."""
 
-    #: Whether its session can be restored.
+    #: Whether the connection's session can be restored.
     resumable: bool
 
     @property
@@ -61,7 +61,7 @@ class Connections:
         return self._by_any_sid.get(sid)
 
     def add(self, connection: HubConnection) -> None:
-        """Add a connection. It supersedes the connection that had its session before.
+        """Add a connection. It supersedes the former connection of its session.
 
         If both connections restore the session at the same time, the one that was authenticated later stays, because
         the client opened it after it had given up the other one.
@@ -77,7 +77,7 @@ class Connections:
             self._by_any_sid[sid] = connection
 
     def report_base_client(self) -> None:
-        """Log what a client of the base protocol loses, once in the life of this object."""
+        """Log what a client of the base protocol loses. This is logged only once."""
         if self._base_client_reported:
             return
         self._base_client_reported = True

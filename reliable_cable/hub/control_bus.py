@@ -1,8 +1,8 @@
 """The control bus, over which the server processes tell each other which connections to close, which subscriptions to
 end and which logins to check.
 
-Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
-works with every stream store, and a process that was cut off reads the messages that it missed.
+Control messages are stored messages of a reserved stream, which every hub that has connections observes. So the bus
+works with every stream store. A process that was cut off reads the messages that it missed.
 """
 
 import asyncio
@@ -40,16 +40,16 @@ from .unshared_presence import UnsharedPresenceNotice
 
 #: How long, in seconds, to collect takeovers before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
-#: The most takeovers in one message.
+#: The maximum number of takeovers in one message.
 MAX_TAKEOVERS: Final = 500
 #: Over how many seconds to spread the closing of connections whose clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
 
 
 class ControlBus:
-    """The part of the control bus in one event loop.
+    """The control bus as one event loop uses it.
 
-    It also measures the clocks of the stores while there are connections.
+    This object also measures the clocks of the stores while there are connections.
 
     Args:
         engine: the stores.
@@ -58,7 +58,7 @@ class ControlBus:
         logins: checks the logins of the connections.
         tasks: the background tasks of this event loop.
         observe: opens a stream for an observer.
-        stop_observing: closes it.
+        stop_observing: closes a stream that `observe` has opened.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Receive control messages until `release`, the kept ones first. Call this for each connection."""
+        """Receive control messages until `release`, beginning with the stored ones. Call this for each connection."""
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -118,7 +118,7 @@ class ControlBus:
                 observing.cancel()
 
     async def _start_observing(self) -> HubStream:
-        # Revocations are compared with the time of authentication, by this clock.
+        # Revocations are compared with the time of authentication by the session store's clock.
         await self._engine.session_clock.ready()
         observe = partial(self._observe, CONTROL_STREAM, self)
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
@@ -139,7 +139,7 @@ class ControlBus:
                     case UnsharedPresence():
                         self.unshared_presence.receive(message)
         except Exception:
-            # A server of another version may have sent it.
+            # A server of another version may have sent the message.
             logger.exception("A control message of %d characters could not be handled.", len(data))
 
     def _revoke(self, revocation: Revocation) -> None:
@@ -150,7 +150,7 @@ class ControlBus:
 
     def close_if_revoked(self, connection: HubConnection) -> bool:
         """Close a connection if it was revoked since it was authenticated. Return whether it was closed."""
-        for key in condition_keys(connection.identity):
+        for key in condition_keys(connection.identity) if self._revocations else ():
             revocation = self._revocations.get(key)
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
                 return True
@@ -212,7 +212,7 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Handle a loss of control messages: ask the session store which connections and subscriptions were revoked."""
+        """Ask the session store which connections and subscriptions were revoked, after control messages were lost."""
         logger.warning("Control messages were lost. All connections are checked for revocations and for their logins.")
         # The lost messages may include announcements of this process.
         self._unconfirmed.clear()
@@ -230,7 +230,7 @@ class ControlBus:
             self._checking = None
         for connection, at in revoked_at:
             if not _close_if_revoked(connection, at, reconnect=True) and not sure:
-                # The store has lost data, and perhaps revocations: authenticate every client again.
+                # The store has lost data, and perhaps revocations. So every client must be authenticated again.
                 delay = random.uniform(0, REAUTHENTICATION_TIME)  # noqa: S311 - spreads load, no secret
                 asyncio.get_running_loop().call_later(delay, connection.close, DisconnectReason.SERVER_RESTART)
         if not sure:
@@ -244,7 +244,7 @@ class ControlBus:
         return sure, list(zip(connections, times, strict=True))
 
     async def _check_subscriptions(self) -> None:
-        """End the subscriptions that the session store knows to be revoked. It does not know the reasons."""
+        """End the subscriptions that were revoked according to the session store, which does not know the reasons."""
         checked = [
             (connection, identifier, subscription)
             for connection in self._connections.all()
@@ -268,10 +268,10 @@ def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) 
     Args:
         connection: a connection that the condition of the revocation matches.
         at: the time of the revocation.
-        reconnect: whether the client is to reconnect.
+        reconnect: whether the client should reconnect.
     """
     if not is_revoked(connection.authenticated, [at]):
         return False
-    # Clocks are not exact: the client may have been authenticated after the revocation. So let it reconnect.
+    # Clocks are not exact, so the client may have been authenticated after the revocation. Then it may reconnect.
     connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
     return True

@@ -25,11 +25,11 @@ class FanoutPolicy:
     Attributes:
         budget: how much may be written in one iteration of the event loop. A write costs 1, and 1 more for each
             `unit` bytes.
-        unit: the number of bytes that costs as much as one more subscriber.
-        batch_messages: the most messages in one write.
-        batch_size: the most characters of payload in one write, unless it is one message.
-        block_size: the most bytes in one write, unless it is one message. Longer batches are written message by
-            message, since a client may be too slow for all of them.
+        unit: the number of bytes that cost as much as one more write.
+        batch_messages: the maximum number of messages in one write.
+        batch_size: the maximum number of characters of payload in one write, unless it is one message.
+        block_size: the maximum number of bytes in one write, unless it is one message. Longer batches are written
+            message by message, since a client may be too slow for all of them.
         shortest_pause: the shortest pause, in seconds, that is worth a timer.
         longest_pause: the longest pause, in seconds, of a stream that kept the event loop busy.
     """
@@ -68,12 +68,12 @@ _TRANSIENT: Final = -2
 
 
 class Batch:
-    """Successive messages of a stream, kept ones and transient ones.
+    """Successive messages of a stream, stored ones and transient ones.
 
     Args:
         items: the messages, at least one.
-        first: the serial of the first kept message. The others have the serials after it.
-        epoch: the epoch of the kept messages.
+        first: the serial of the first stored message. The other stored messages have the serials after it.
+        epoch: the epoch of the stored messages.
     """
 
     __slots__ = ("epoch", "excluded", "first", "items", "last")
@@ -81,54 +81,59 @@ class Batch:
     def __init__(self, items: Sequence[Entry | Transient], first: int, epoch: str) -> None:
         self.items = items
         self.first = first
-        #: The serial of the last kept message; `first - 1` if there is none.
+        #: The serial of the last stored message; `first - 1` if there is none.
         self.last = first - 1 + sum(isinstance(item, Entry) for item in items)
         self.epoch = epoch
         #: The session ids that are excluded from some of the messages.
         self.excluded = frozenset(item.exclude for item in items if item.exclude)
 
-    def encode(self, group: SubscriberGroup) -> EncodedBatch:
-        """Return the batch, encoded as frames for a group."""
-        frames = [
-            group.encode(self.epoch, item.offset, item.data)
-            if isinstance(item, Entry)
-            else group.encode_transient(item.data)
-            for item in self.items
-        ]
-        return EncodedBatch(self, frames)
-
 
 class EncodedBatch:
-    """A batch as it is written to the subscribers of one group.
+    """A batch as it is written to the subscribers of one group, encoded as frames for them.
 
     Args:
         batch: the messages.
-        frames: the frame of each message.
+        group: the group.
     """
 
     __slots__ = ("_batch", "_block", "_frames", "_singly", "cost")
 
-    def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
+    def __init__(self, batch: Batch, group: SubscriberGroup) -> None:
         self._batch = batch
-        self._frames = frames
-        #: The messages one by one. Most batches are written whole, so this is made when a subscriber needs it.
+        frames = [
+            group.encode(batch.epoch, item.offset, item.data)
+            if isinstance(item, Entry)
+            else group.encode_transient(item.data)
+            for item in batch.items
+        ]
+        #: The frame of each message.
+        self._frames: Sequence[Frame] = frames
+        #: The messages one by one. Most batches are written whole, so the list is made only when a subscriber needs it.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        block = b"".join([frame.wire for frame in frames])
-        #: All frames in one piece; None if that is too long for one write.
-        self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
+        #: All frames in one piece; None if that is too long for one write, or if each client gets bytes of its own.
+        self._block: bytes | None = None
         #: How much of the fan-out budget one subscriber costs.
+        self.cost: int
+        if frames[0].added:
+            self.cost = sum(POLICY.cost(len(frame) + frame.added) for frame in frames)
+            return
         self.cost = POLICY.cost(sum(map(len, frames)))
+        block = b"".join([frame.wire for frame in frames])
+        if len(frames) == 1 or len(block) <= POLICY.block_size:
+            self._block = block
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
-        """Write the batch to each subscriber that needs all of it, and to the others the messages that they need."""
+        """Write the batch to each subscriber that needs all of it. Write to the others the messages that they need."""
         before, last, excluded = self._batch.first - 1, self._batch.last, self._batch.excluded
         has_kept = last > before
         block = self._block
         for subscriber in subscribers:
             at = subscriber.at
-            # A subscriber that has just gone live already has the first of these messages from the store.
+            # A subscriber that has just gone live may already have some of these messages from the store.
             if (at != before and (has_kept or at < 0)) or (excluded and not excluded.isdisjoint(subscriber.sids)):
                 self._send_singly(subscriber)
+                if not excluded.isdisjoint(subscriber.sids):
+                    subscriber.outbox.send_positions()
                 continue
             write = subscriber.outbox.ready
             if write is None or block is None:
@@ -151,7 +156,7 @@ class EncodedBatch:
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
 
     def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
-        """Return each message with its frame and, for a kept one, the serial of the message before it."""
+        """Return each message with its frame and, for a stored one, the serial before its own."""
         serials = count(self._batch.first - 1)
         self._singly = [
             (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)

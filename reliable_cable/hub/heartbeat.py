@@ -16,7 +16,7 @@ TICK: Final = 0.1
 
 
 class Pinged(Protocol):
-    """A connection that is pinged."""
+    """The part of a connection that the heartbeat uses."""
 
     ping_interval: float
     #: The tick at which the connection is pinged next. Only the heartbeat uses this.
@@ -35,13 +35,13 @@ class Heartbeat:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        #: The connections that are due at each tick. None has a timer of its own.
+        #: The connections that are due at each tick.
         self._due: dict[int, set[Pinged]] = {}
         self._tick = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Pinged) -> None:
-        """Start to ping a connection, first after 0.5 to 1.5 intervals, so that pings are spread."""
+        """Start to ping a connection. The first ping is sent after 0.5 to 1.5 intervals, so that pings are spread."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick = int(loop.time() / TICK)
@@ -51,7 +51,7 @@ class Heartbeat:
         self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:
-        """Stop pinging a connection. Does nothing if it is not pinged."""
+        """Stop pinging a connection. Do nothing if it is not pinged."""
         due = self._due.get(connection.ping_due)
         if due is not None:
             due.discard(connection)

@@ -1,8 +1,8 @@
 """Shared reads of history: many subscribers that need the same entries cost one read and one encoding.
 
 After a restart, all clients of a stream miss the same messages. Entries never change within an epoch, so a page that
-was read for one subscriber is valid for all. The exception is a page that ends before the position of the hub: the
-newest messages are missing in it.
+was read for one subscriber is valid for all. The exception is a page that ends before the position of the hub, because
+it lacks the newest messages.
 """
 
 import asyncio
@@ -17,25 +17,25 @@ from reliable_cable.stores.streams.base import StreamStore
 
 from .subscriber import SubscriberGroup
 
-#: The most entries in a page.
+#: The maximum number of entries in a page.
 PAGE_LENGTH: Final = 200
 #: The size of a page, in bytes, after which no further entry is added to it.
 PAGE_SIZE: Final = 1024 * 1024
 #: How long, in seconds, a page is cached: long enough for clients that reconnect at the same time.
 PAGE_TTL: Final = 2.0
-#: The most characters of payload that are cached in pages, and the most that are cached in frames.
+#: The maximum number of characters of payloads in each of the two caches, pages and frames.
 CACHE_SIZE: Final = 16 * 1024 * 1024
 
 
 def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPosition) -> bool:
     """Return whether a page can be used for a subscriber.
 
-    It cannot if it was read before the hub or the subscriber reached its position, or if more entries follow it and it
-    has nothing after the subscriber's position.
+    A page cannot be used if it was read before the hub or the subscriber reached its position. It cannot be used either
+    if it has nothing after the subscriber's position although more entries follow the page.
 
     Args:
-        page: the page.
-        after: the offset after which it was read.
+        page: a page that was read for this subscriber or another one.
+        after: the offset after which the page was read.
         start: the position of the subscriber.
         hub: the position of the hub.
     """
@@ -52,9 +52,9 @@ class _CachedPage:
 
     Args:
         page: the page that the store returned.
-        after: the offset after which it was read.
-        expires: when it is dropped, by the clock of the event loop.
-        size: the size of its payloads, in characters.
+        after: the offset after which the page was read.
+        expires: when the page is dropped, by the clock of the event loop.
+        size: the size of the page's payloads, in characters.
     """
 
     page: StreamPage
@@ -87,7 +87,7 @@ class HistoryReader:
 
         Args:
             stream: the name of the stream.
-            start: the position.
+            start: the position of the subscriber.
             hub: the position of the hub in the stream. A cached page is returned only if it reaches this position.
             following: whether the subscriber was never away (see `StreamStore.read`).
 

@@ -21,7 +21,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
-from reliable_cable.stores.streams.base import Advanced, Published, StreamEvent, Transient
+from reliable_cable.stores.streams.base import Advanced, StreamEvent, Transient
 
 from .catch_up import CatchUp
 from .connect_limit import ConnectLimit
@@ -37,7 +37,7 @@ from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
 from .token_expiry import TokenExpiry
 
-#: How long, in seconds, to retry the opening of a stream. Clients give up a subscribe after 10 seconds.
+#: How long, in seconds, to retry opening a stream. Clients give up a subscribe after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
 
 #: How long, in seconds, streams wait while others are being opened, so that further ones can be opened together.
@@ -101,8 +101,9 @@ class Hub:
 
         Args:
             name: the name of the stream.
-            subscriber: the subscriber.
-            until: the time, by the clock of the event loop, at which to give up. None: after `OPEN_TIMEOUT` seconds.
+            subscriber: a subscriber that is opening.
+            until: the time, by the clock of the event loop, at which to give up. None means after `OPEN_TIMEOUT`
+                seconds.
 
         Raises:
             StoreError: the stream could not be opened.
@@ -110,14 +111,14 @@ class Hub:
         stream = await self._open(name, until)
         stream.add(subscriber)
         if stream.repair_again:
-            self.repairs.request(stream)  # an event arrived while the stream was being opened
+            self.repairs.request(stream)  # because an event arrived while the stream was being opened
         return stream
 
     @contextmanager
     def opening(self, names: Iterable[str]) -> Iterator[None]:
         """Begin to open streams together, and keep them open until the end of the context.
 
-        This waits for nothing: calls of `subscribe` in the context wait until their streams are open.
+        This method does not wait. Calls of `subscribe` in the context wait until their streams are open.
         """
         streams = [self._use(name) for name in names]
         try:
@@ -127,12 +128,12 @@ class Hub:
                 self._release(stream)
 
     def unsubscribe(self, stream: HubStream, subscriber: Subscriber) -> None:
-        """Close a subscriber. The stream is closed after its last one."""
+        """Close a subscriber. The stream is closed after its last subscriber."""
         stream.remove(subscriber)
         self._release(stream)
 
     async def observe(self, name: str, observer: StreamObserver) -> HubStream:
-        """Open a stream for an observer, which receives the stream from its oldest kept message.
+        """Open a stream for an observer, which receives the messages from the oldest stored one on.
 
         Raises:
             StoreError: the stream could not be opened.
@@ -168,18 +169,13 @@ class Hub:
             self.repairs.request(stream)
             if stream.observer is not None:
                 self.sessions.losses.suspect()  # the store may have been down, and may have lost data
-        else:
-            self._take(stream, event)
-
-    def _take(self, stream: HubStream, event: Published) -> None:
-        verdict = judge(stream.position, event.epoch, event.entry.offset)
-        if verdict is Verdict.NEXT:
+        elif (verdict := judge(stream.position, event.epoch, event.entry.offset)) is Verdict.NEXT:
             stream.take(event.entry, event.epoch)
-            return
-        if verdict is Verdict.GAP:
-            stream.keep_early(event)
-        # A repeat may need a repair, too: a store that has lost messages uses their offsets again.
-        self.repairs.request(stream)
+        else:
+            if verdict is Verdict.GAP:
+                stream.keep_early(event)
+            # A repeat needs a repair, too, because a store that has lost messages uses their offsets again.
+            self.repairs.request(stream)
 
     def _send_presence(self, name: str, message: str) -> None:
         stream = self._streams.get(name)
@@ -216,7 +212,7 @@ class Hub:
         return stream
 
     async def _open_batches(self) -> None:
-        """Open streams. Those that are added while a batch is being opened are the next batch."""
+        """Open streams in batches. Streams that are added while a batch is being opened form the next one."""
         try:
             while self._unopened:
                 batch, self._unopened = self._unopened, []
@@ -227,7 +223,7 @@ class Hub:
             self._opener = None
 
     async def _open_batch(self, streams: Sequence[HubStream], until: float) -> None:
-        """Open streams together. If that fails, open each on its own, because one of them may be the cause."""
+        """Open streams together. If that fails, open each on its own, because only one of them may be the cause."""
         try:
             await self._listen_to(streams, until)
         except BaseException as error:
@@ -281,8 +277,8 @@ class Hub:
         store = self.engine.streams
         policies = {stream.name: self.settings.policy(stream.name) for stream in streams}
         kept = [stream for stream in streams if policies[stream.name].history_size]
-        # The lineage is read before the positions. So if a stream turns out not to exist, it did not exist in that
-        # lineage either.
+        # The lineage is read before the positions. If a stream then turns out not to exist, it did not exist in this
+        # lineage.
         kinds = {policies[stream.name].durable for stream in kept}
         lineages = {durable: await store.alineage(durable=durable) for durable in kinds}
         positions = await store.apositions([stream.name for stream in kept]) if kept else []
@@ -343,5 +339,5 @@ class Hub:
         await self.presence.stop()
         await self._listener.close()
         await self.engine.aclose()
-        # Open database connections of these threads would keep a test database from being dropped.
+        # A test database cannot be dropped while these threads have open database connections.
         end_threads()

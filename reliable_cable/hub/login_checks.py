@@ -23,21 +23,22 @@ T = TypeVar("T")
 
 #: The number of rounds in an interval. Each round checks the logins that are due.
 ROUNDS: Final = 20
-#: The most logins that are looked up in one thread hop. A larger batch would keep the event loop waiting for the GIL.
+#: The maximum number of logins that are looked up in one thread hop. With a larger batch, the event loop would wait for
+#: the GIL.
 BATCH_SIZE: Final = 100
-#: The shortest time between two checks of a login, as a fraction of the longest. A random time in between spreads the
-#: checks of logins that were due together, for example after an outage.
+#: The shortest time between two checks of a login, as a fraction of the longest time. A random time in between spreads
+#: the checks of logins that were due together, for example after an outage.
 SPREAD: Final = 0.8
 #: How long, in seconds, a change of a login is remembered for connections that are still being accepted.
 ACCEPT_TIME: Final = 10.0
 
 
 class LoggedIn(Protocol):
-    """A connection that a session or a token may have authenticated."""
+    """A connection that a Django session or a token may have authenticated."""
 
     @property
     def login(self) -> AnyLogin | None:
-        """The login. None: the connection was authenticated in another way, or not at all."""
+        """The login, or None if the connection was authenticated in another way, or not at all."""
 
     @property
     def namespace(self) -> str:
@@ -54,14 +55,14 @@ class LoginChecks:
     """Checks the logins of the connections of one event loop.
 
     The first check of a login is made at a random time within the interval. Due logins are looked up together, in
-    batches for each namespace, as a handler of one of their connections would. Without the setting `NAMESPACE`, that
-    may be a connection of another tenant. So a login that seems to be invalid is looked up once more, as a handler of
-    its own connection would, before the connection ends. If a look-up fails, no connection ends, and the look-up is
-    repeated.
+    batches for each namespace. A look-up runs as a handler of one of the connections does. Without the setting
+    `NAMESPACE`, this connection may be of another tenant than some of the logins. So a login that seems to be invalid
+    is looked up once more, as a handler of its own connection, before the connection ends. If a look-up fails, no
+    connection ends, and the look-up is repeated.
 
     Args:
-        interval: the longest time, in seconds, between two checks of a login. None or 0: logins are checked only after
-            an announced change (`handle`).
+        interval: the longest time, in seconds, between two checks of a login. None or 0 means that logins are checked
+            only after an announced change (`handle`).
     """
 
     def __init__(self, interval: float | None) -> None:
@@ -95,7 +96,7 @@ class LoginChecks:
             self._task = None
 
     def handle(self, change: LoginChange) -> None:
-        """End the connections of a session that was replaced, or check all logins of a user now."""
+        """End the connections of a Django session that was replaced, or check all logins of a user now."""
         self._changes.put(change.condition, asyncio.get_running_loop().time())
         for connection, login in list(self._logins.items()):
             if not matches(change.condition, login.identity):
@@ -147,7 +148,7 @@ class LoginChecks:
         for login in logins:
             # This comes before the look-up, because a change that is announced meanwhile makes the login due again.
             self._postpone(login, least=SPREAD)
-        # The choice is random, because `around_command` may fail for some connections only.
+        # The choice is random, because `around_command` may fail for only some of the connections.
         chosen = random.choice(batch)  # noqa: S311 - no secret
         failure = None
         for connection, login, verdict in zip(batch, logins, await self._attempt(chosen, logins), strict=True):
@@ -199,5 +200,5 @@ def _batches(connections: Iterable[LoggedIn]) -> Iterator[Sequence[LoggedIn]]:
 
 
 def _end(connection: LoggedIn) -> None:
-    # The browser may have another login by now: `connect` decides when the client returns.
+    # The browser may have another login by now, so the client may reconnect, and `connect` decides.
     connection.close(DisconnectReason.REMOTE, reconnect=True)

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from django.dispatch import Signal
 
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
@@ -21,23 +20,23 @@ from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceS
 
 from .rosters import Rosters
 
-#: How many rounds run within the time to live of a member. Two of them may fail.
+#: How many rounds run within the time to live of a member. Two of them may fail without the member expiring.
 ROUNDS_PER_TTL: Final = 3
 
 #: How many rounds run after the last member was released: those of one time to live, and two more because clocks may
 #: differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
-#: How often, in seconds, to remove expired members after a client has closed its page.
+#: How often, in seconds, to remove expired members after a client has closed its web page.
 SWEEP_INTERVAL: Final = 1.0
 
-#: How much longer than `PRESENCE_GRACE`, in seconds, to do so, because the store has another clock.
+#: How much longer than `PRESENCE_GRACE`, in seconds, the sweeps continue, because the store has another clock.
 SWEEP_MARGIN: Final = 0.1
 
-#: The most members that are joined again in one call of the store.
+#: The maximum number of members that one call of the store joins again.
 REJOIN_SIZE: Final = 1000
 
-#: The most events that are queued for slow receivers of the signals.
+#: The maximum number of events that are queued for slow receivers of the signals.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 
@@ -58,15 +57,15 @@ def _send_nothing(stream: str, message: str) -> None:
 
 
 def _do_nothing() -> None:
-    """Do nothing, because only a hub needs to know of joins."""
+    """Do nothing, because only a hub needs to know about joins."""
 
 
 class PresenceService:
     """Keeps the members of live connections present, removes expired members, and sends the presence signals.
 
-    It works in rounds, on one event loop. Each round refreshes the members of this process, joins those again that the
-    store does not have, and removes the expired members of all processes. Rounds run while this process has members or
-    serves streams, and until the members that it released have expired.
+    The service works in rounds, on one event loop. Each round refreshes the members of this process, joins missing ones
+    again, and removes the expired members of all processes. Rounds run while this process has members or serves
+    streams, and until the members that it released have expired.
 
     Args:
         store: the presence store.
@@ -99,7 +98,7 @@ class PresenceService:
         #: Set while no refresh is running. A refresh may renew the TTL of a member that was released meanwhile.
         self._refreshed = asyncio.Event()
         self._refreshed.set()
-        #: Removes expired members after a client has closed its page; None if no such member is left.
+        #: Removes expired members after a client has closed its web page; None if no such member is left.
         self._sweeps: asyncio.Task[None] | None = None
         #: When to stop the sweeps, by the clock of the event loop.
         self._sweep_until = 0.0
@@ -119,7 +118,7 @@ class PresenceService:
         self._served.clear()
         await cancel(self._rounds)
         await cancel(self._sweeps)
-        # A task that is cancelled before its first step does not reset these itself.
+        # A task that is cancelled before its first step does not reset its attribute itself.
         self._rounds = self._sweeps = None
         await self.rosters.close()
         if self._sending is not None:
@@ -149,7 +148,7 @@ class PresenceService:
             session: the key of the member's session, unique within the stream.
             id_: the id that is shown as present. It may have several sessions.
             info: any JSON value that is shown with the id.
-            replaces: the key of the former session whose place it takes, or `""`.
+            replaces: the key of the former session whose place the member's session takes, or `""`.
 
         Raises:
             TypeError, ValueError: `info` is not a JSON value.
@@ -190,8 +189,8 @@ class PresenceService:
     async def leave_soon(self, stream: str, session: str) -> None:
         """Let a member leave after `PRESENCE_GRACE`, because no client will restore its session.
 
-        The store has the new expiry, so that the member leaves even if this process ends. If the store fails, the
-        member leaves after the TTL.
+        The new expiry is in the store, so that the member leaves even if this process ends. If the store fails, the
+        member leaves after `PRESENCE_TTL`.
         """
         self.release(stream, session)
         await self._refreshed.wait()
@@ -206,7 +205,7 @@ class PresenceService:
             self._sweeps = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        """Remove the members of closed pages, because the next round may come long after they have expired."""
+        """Remove the members of closed web pages, because the next round may come long after they have expired."""
         loop = asyncio.get_running_loop()
         try:
             while (left := self._sweep_until - loop.time()) > 0:
@@ -307,13 +306,13 @@ class PresenceService:
                 continue
             self._signals.append(event)
             if self._sending is None:
-                self._sending = asyncio.get_running_loop().create_task(self._send_signals())
+                # The context of a connection that is running now must not leak into the receivers.
+                self._sending = asyncio.get_running_loop().create_task(self._send_signals(), context=Context())
 
     async def _send_signals(self) -> None:
         try:
             while self._signals:
-                # This task has the context of some connection, which is not that of the event.
-                await run_in_context(Context(), run_handler(self._send_signal, self._signals.popleft()))
+                await run_handler(self._send_signal, self._signals.popleft())
         finally:
             self._sending = None
 

@@ -1,7 +1,7 @@
-"""Repairs streams of the hub: reads messages that were announced out of order, or not at all, from the store.
+"""Repairs streams of the hub: reads messages from the store that were announced out of order, or not at all.
 
-Only a read of the store decides that messages are lost or that a stream has a new epoch. A read is judged against the
-position at which it began, since live messages may overtake it.
+Only a read of the store decides that messages are lost or that a stream has a new epoch. Its result is compared with
+the position that the stream had when the read began, since live messages may overtake the read.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamSt
 from .history import PAGE_LENGTH, PAGE_SIZE
 from .stream import HubStream
 
-#: How long, in seconds, to wait after each read in a row that changed nothing. After the last wait, the repair ends.
+#: How long, in seconds, to wait after each successive read that changed nothing. After the last wait, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -37,7 +37,7 @@ class Repairs:
         self._data_lost = data_lost
 
     def request(self, stream: HubStream) -> None:
-        """Start a task that brings a stream to the store's position. A repair that is running reads once more."""
+        """Start a repair, which brings a stream to the store's position. A running repair reads once more."""
         stream.repair_again = True
         if stream.repair is None:
             stream.repair = asyncio.get_running_loop().create_task(self._run(stream))
@@ -58,7 +58,7 @@ class Repairs:
                 try:
                     await self._read(stream, asked)
                 except Exception as error:
-                    # Nothing is lost: the stream keeps its position, and the store is read again.
+                    # Nothing is lost, because the stream keeps its position, and the store is read again.
                     log = logger.debug if failing else logger.error
                     expected = isinstance(error, StoreError)
                     log("The stream %r could not be read; trying again: %s", stream.name, error, exc_info=not expected)
@@ -68,7 +68,7 @@ class Repairs:
                 if stream.position != asked:
                     idle = 0
                 elif stream.has_early or stream.repair_again:
-                    # The store does not have an announced message: it may be failing over.
+                    # The store does not have an announced message, perhaps because it is failing over.
                     if idle == len(IDLE_DELAYS):
                         stream.drop_early()
                         self._listener.doubt(stream.name)
@@ -85,7 +85,7 @@ class Repairs:
             stream.name, after=asked.offset, limit=PAGE_LENGTH, max_size=PAGE_SIZE, following=True
         )
         if went_back(asked, page) or page.epoch in stream.former_epochs:
-            # Within an epoch the tail only grows, and an epoch that has ended never returns.
+            # Otherwise, the tail of an epoch only grows, and an epoch that has ended never returns.
             logger.error(
                 "The store has lost messages of the stream %r: it was at %s and is at %s. A new epoch begins.",
                 stream.name,
@@ -100,7 +100,7 @@ class Repairs:
         # An early message may be the next one although the store has already trimmed it.
         stream.take_early()
         if stream.position != asked and _overtaken(stream.position, page):
-            # The page has nothing new, unless it is of another epoch.
+            # The page contains nothing new, unless it is of another epoch.
             stream.repair_again = stream.repair_again or page.epoch != stream.position.epoch
             return
         position = stream.position
@@ -115,14 +115,14 @@ class Repairs:
         stream.lineage = page.lineage
 
     def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
-        """Set the epoch of a stream that had no messages so far, if it has an epoch now.
+        """Set the epoch of a stream that has had no messages, if it has an epoch now.
 
-        If the lineage has changed, an epoch may have begun and ended before this process read it. Its messages are
-        lost.
+        If the lineage has changed, an epoch may have begun and ended before this process read it. The messages of that
+        epoch are lost.
         """
         start = StreamPosition(page.epoch, 0)
-        # The control bus is not told of this. Otherwise, every client would reconnect after each restart of a Redis
-        # that had no control messages.
+        # The observer, which is the control bus, is not told of such a loss. Otherwise, every client would reconnect
+        # after each restart of a Redis that had no control messages.
         if stream.observer is None and page.low == 1 and stream.lineage not in ("", page.lineage):
             stream.lose_beginning(start)
             self._data_lost()

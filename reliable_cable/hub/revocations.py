@@ -1,7 +1,7 @@
-"""Finds the subscriptions that revocations concern, both of connections and in session records."""
+"""Finds the subscriptions that revocations concern, in connections and in session records."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
@@ -15,7 +15,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore, is_
 
 V = TypeVar("V")
 
-#: The most identities that the session store is asked about at once.
+#: The maximum number of identities that the session store is asked about at once.
 BATCH_SIZE: Final = 500
 
 
@@ -42,7 +42,7 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """The latest values, by the keys of their conditions. At most as many are kept as messages on the control bus."""
+    """The latest values, by the keys of their conditions. At most the history size of the control bus is kept."""
 
     def put(self, condition: Identity, value: V) -> None:
         """Add a value. It replaces an earlier one with the same condition."""
@@ -54,7 +54,7 @@ class LatestByCondition(OrderedDict[str, V]):
 
 
 class RecentRevocations:
-    """The latest revocations of subscriptions, for subscriptions that are still being made."""
+    """The latest revocations of subscriptions, which may concern subscriptions that are still being made."""
 
     def __init__(self) -> None:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
@@ -65,12 +65,20 @@ class RecentRevocations:
         self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
         self._latest_at = max(self._latest_at, revocation.at)
 
-    def find(self, identity: Identity, scopes: Sequence[Identity], authorized: float) -> SubscriptionRevocation | None:
-        """Return a revocation that concerns a subscription of a connection with this identity, or None."""
+    def find(
+        self, identity: Identity, scopes: Callable[[], Sequence[Identity]], authorized: float
+    ) -> SubscriptionRevocation | None:
+        """Return a revocation that concerns a subscription of a connection with this identity, or None.
+
+        Args:
+            identity: the identity of the connection.
+            scopes: returns the conditions that select the subscription. It is rarely called.
+            authorized: when the channel began to decide about the subscription.
+        """
         if not self._by_condition or not is_revoked(authorized, [self._latest_at]):
             return None
         for revocation in self._by_condition.values():
-            if matches(revocation.condition, identity) and concerns(revocation, scopes, authorized):
+            if matches(revocation.condition, identity) and concerns(revocation, scopes(), authorized):
                 return revocation
         return None
 
@@ -78,11 +86,11 @@ class RecentRevocations:
 async def last_revoked(
     store: SessionStore, subscriptions: Iterable[tuple[Identity, Sequence[Identity]]]
 ) -> list[float]:
-    """Return for each subscription the last time at which it was revoked, or 0.
+    """Return, for each subscription, the time of its latest revocation; 0 if there is none.
 
     Args:
         store: the session store.
-        subscriptions: for each subscription the identity of its connection, and the conditions that select it.
+        subscriptions: for each subscription, the identity of its connection, and the conditions that select it.
 
     Raises:
         StoreError: the store could not be read.
@@ -114,7 +122,7 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # A record of the previous release has no times, so every revocation that the store remembers concerns it.
+    # A subscription in a record of the previous release has no time. It counts as older than every revocation.
     kept = [
         item
         for item, at in zip(items, times, strict=False)

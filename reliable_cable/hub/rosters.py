@@ -1,4 +1,4 @@
-"""Records what the clients of this process were told about the members of each stream, and corrects it after a loss.
+"""Records what the clients of this process were told about the members of each stream, and corrects their lists.
 
 Clients follow join and leave events. If events may have been missed, or the store has lost data, the roster of the
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
@@ -21,7 +21,7 @@ from reliable_cable.stores.presence.base import (
     PresenceStore,
 )
 
-#: The most rosters that are repaired at once.
+#: The maximum number of rosters that are repaired at once.
 MAX_REPAIRS: Final = 8
 
 
@@ -41,7 +41,7 @@ class Roster:
     reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
     repair: asyncio.Task[None] | None = None
     repair_requested: bool = False
-    #: Runs after a loss of data, while other servers may still have to join their members again.
+    #: A timer that runs after a loss of data, while other servers may still have to join their members again.
     rejoin_timer: asyncio.TimerHandle | None = None
     #: Whether `rejoin_timer` has ended, so that leave events can be sent for the ids that are still missing.
     rejoin_time_over: bool = False
@@ -96,7 +96,7 @@ class Rosters:
 
         Args:
             stream: the stream's name.
-            records: whether to return the members; False: return their number only.
+            records: whether to return the members. False returns only their number.
 
         Raises:
             StoreError: the store could not be read.
@@ -115,7 +115,7 @@ class Rosters:
         return info, roster
 
     async def resume(self, stream: str, incarnation: str, away: float) -> tuple[Difference, Roster] | None:
-        """Return the events that correct the list of a client that was away, and the roster of its list from now on.
+        """Return the events that correct the list of a client that was away, and the roster to which it then belongs.
 
         The caller must send the difference to the client before it awaits anything.
 
@@ -125,7 +125,7 @@ class Rosters:
             away: how long, in seconds, the client was away.
 
         Returns:
-            None if the store has lost data since then: the client's list cannot be corrected.
+            None if the store has lost data since then, so that the client's list cannot be corrected.
 
         Raises:
             StoreError: the store could not be read.

@@ -31,19 +31,19 @@ WITNESS_PREFIX: Final = "witness-"
 class LossDetector:
     """Keeps the records of live sessions from expiring, and detects that the store has lost data.
 
-    The records of live sessions alone cannot prove that nothing was lost, because a lost one may have been written
-    again since then. So the detector also writes a witness: a record that is written once. A store that misses
-    the witness has lost data. Each check replaces the witness, because a store that returns to an older state may still
-    have the former one.
+    The records of live sessions cannot prove that nothing was lost, because a lost record may have been written again
+    since the loss. So the detector also writes a witness: a record that is written only once. If the witness is
+    missing, the store has lost data. Each check replaces the witness, because a store that returns to an older state
+    may still have the former one.
 
     Args:
-        writer: knows the live sessions, and writes lost records again.
+        writer: has the live sessions, and writes lost records again.
     """
 
     def __init__(self, writer: SessionWriter) -> None:
         self._writer = writer
         self._store = writer.store
-        #: The id of the newest witness that the store has; empty if it has none.
+        #: The id of the newest witness that the store has; empty if the store has none.
         self._witness = ""
         #: The id of the newest witness that was passed to the writer.
         self._next_witness = ""
@@ -55,7 +55,7 @@ class LossDetector:
     def start(self) -> None:
         """Check the records regularly from now on, while there are live sessions."""
         if self._task is None:
-            # Without checks, an earlier witness may have expired.
+            # An earlier witness may have expired while there were no checks.
             self._witness = ""
             self._renew_witness()
             self._due.clear()
@@ -75,7 +75,7 @@ class LossDetector:
         """Extend the time to live of the records of all live sessions, and write missing records again.
 
         Returns:
-            Whether the store is known to have lost nothing in the last `LOSS_MEMORY` seconds.
+            Whether it is certain that the store has lost nothing in the last `LOSS_MEMORY` seconds.
 
         Raises:
             StoreError: the store could not be reached.

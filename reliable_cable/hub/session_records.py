@@ -21,7 +21,7 @@ LOAD_TIMEOUT: Final = 2.0
 class SessionRecords(SessionWriter):
     """Keeps the stored records of live sessions up to date, for restores on any server.
 
-    It must be used on one event loop only. If `SESSIONS_TTL` is 0, nothing is stored.
+    An object must be used on one event loop only. If `SESSIONS_TTL` is 0, nothing is stored.
 
     Args:
         store: the session store.
@@ -31,7 +31,7 @@ class SessionRecords(SessionWriter):
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
         super().__init__(store, clock)
         self.enabled = store.settings.sessions_ttl > 0
-        #: Finds out whether the store has lost records.
+        #: Detects whether the store has lost records.
         self.losses = LossDetector(self)
         self._sweep = SessionSweep(store)
         self._loads = BackgroundTasks()
@@ -48,7 +48,7 @@ class SessionRecords(SessionWriter):
             self._sweep.start()
 
     async def drop(self, session: LiveSession) -> None:
-        """Write the last record of a session whose connection has ended. Its time to live begins."""
+        """Write the last record of a session whose connection has ended. The record's time to live begins."""
         if self.live.get(session.sid) is not session:
             return
         self.discard(session)
@@ -63,7 +63,7 @@ class SessionRecords(SessionWriter):
         self.losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
-        """Remove a session, and delete its records. From now on, it cannot be restored in this process."""
+        """Remove a session, and delete its records. The session can no longer be restored in this process."""
         self.discard(session)
         if self.enabled:
             self.delete(session.sids)
@@ -114,11 +114,11 @@ class SessionRecords(SessionWriter):
                 result.set_result(record)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
-        """Add a restored session, and write its record together with that of the session it continues.
+        """Add a restored session, and write its record together with that of the former session.
 
         Args:
             session: the session of the new connection.
-            sid: the id of the session that it continues.
+            sid: the id of the former session, which the new one continues.
             record: the new record of that former session.
         """
         self.add(session)

@@ -11,7 +11,8 @@ from reliable_cable.stores.sessions.base import SessionStore
 
 #: The longest time, in seconds, between two sweeps of one process.
 SWEEP_INTERVAL: Final = 60.0
-#: The most records that are deleted at once. This must be few, because broadcasts may have to wait for the database.
+#: The maximum number of records that are deleted at once. The number is small, because broadcasts may have to wait for
+#: the database meanwhile.
 SWEEP_SIZE: Final = 200
 #: How long, in seconds, to wait between two deletions of one sweep.
 SWEEP_PAUSE: Final = 0.5

@@ -21,16 +21,17 @@ SAVE_DELAY: Final = 0.05
 #: How long, in seconds, `flush` waits for a write.
 FLUSH_TIMEOUT: Final = 2.0
 
-#: How long, in seconds, `save` waits for a write. The effect of a command is delayed meanwhile.
+#: How long, in seconds, `save` waits for a write. Meanwhile, the client does not see the effect of its command.
 SAVE_TIMEOUT: Final = 8.0
 
-#: The most records that are created and written at once. Other tasks of the event loop run between two batches.
+#: The maximum number of records that are created and written at once. Other tasks of the event loop run between two
+#: batches.
 SAVE_SIZE: Final = 100
 
-#: About how many bytes of records are created and written at once, at most.
+#: The approximate maximum number of bytes of records that are created and written at once.
 SAVE_BYTES: Final = 1024 * 1024
 
-#: About how many bytes of records of ended sessions are kept while the store fails, at most.
+#: The approximate maximum number of bytes of records of ended sessions that are kept in memory while the store fails.
 MAX_KEPT_SIZE: Final = 64 * 1024 * 1024
 
 #: A session id that no session has. It is used to find out whether the store responds.
@@ -54,13 +55,13 @@ class LiveSession(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A record to be written.
+    """A record that must be written.
 
     Args:
-        make: returns the record when it is about to be written; None if there is none to write.
+        make: called when the record is about to be written. Returns the record, or None if there is nothing to write.
         deadline: when the record will have expired, by the monotonic clock.
-        written: called when the store has the record; None if nothing is to be called.
-        size: about how many bytes of a record are kept until it is written.
+        written: called when the store has the record, unless it is None.
+        size: the approximate size, in bytes, of a record that is in memory until it is written.
     """
 
     make: Callable[[], SessionRecord | None]
@@ -72,7 +73,7 @@ class _Pending:
 class SessionWriter:
     """Writes the records of sessions, one batch after another, on one event loop.
 
-    While the store fails, everything stays pending and is retried every `BACKGROUND_RETRY_DELAY` seconds.
+    While the store fails, everything stays pending. Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
 
     Args:
         store: the session store.
@@ -101,11 +102,11 @@ class SessionWriter:
     # -- what to write ------------------------------------------------------------------------------------------------
 
     def is_pending(self, sid: str) -> bool:
-        """Return whether a record of this session is still to be written."""
+        """Return whether a record of this session must still be written."""
         return sid in self._pending
 
     def changed(self, session: LiveSession) -> None:
-        """Schedule a write of a session's record, if the session is live."""
+        """Schedule a write of a session's record. Do nothing if the session is not live."""
         if session.sid in self.live:
             self._pending[session.sid] = _Pending(partial(self._record_of, session))
             self._start()
@@ -115,7 +116,7 @@ class SessionWriter:
 
         Args:
             sid: the id of the session.
-            record: the record.
+            record: the record to write.
             written: called when the store has the record.
         """
         deadline = time.monotonic() + self.store.settings.sessions_ttl
@@ -161,7 +162,7 @@ class SessionWriter:
         """Write everything pending now, and wait for one attempt.
 
         Args:
-            retry: whether to try even if the last write failed. Otherwise, `flush` returns at once then.
+            retry: whether to try even if the last write failed. Without it, `flush` then returns at once.
         """
         if self._failing and not retry:
             self._start()
@@ -174,7 +175,7 @@ class SessionWriter:
             self.report_failure("written", TimeoutError("the store does not respond"))
 
     def _next_write(self) -> asyncio.Future[Collection[str] | None]:
-        """Start a write, and return its future. Use `asyncio.wait`, because several callers share the future."""
+        """Start a write, and return its future. Wait for it with `asyncio.wait`, because several callers share it."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         self._start(urgent=not self._failing)
@@ -224,7 +225,7 @@ class SessionWriter:
             self._task = None
 
     async def _write(self) -> None:
-        """Write everything pending. After an error of the store, all of it is still pending."""
+        """Write everything that is pending. After an error of the store, all of it stays pending."""
         await self._clock.ready()
         result, self._next = self._next, None
         now = time.monotonic()
@@ -254,7 +255,7 @@ class SessionWriter:
             result.set_result(unwritten)
 
     def _give_up_oldest(self) -> None:
-        """Give up the oldest records of ended sessions, until the others have at most `MAX_KEPT_SIZE` bytes."""
+        """Drop the oldest records of ended sessions, until the others have at most `MAX_KEPT_SIZE` bytes."""
         kept = sum(item.size for item in self._pending.values())
         given_up = []
         for sid, item in self._pending.items():
@@ -301,7 +302,7 @@ class SessionWriter:
         return set()
 
     def _record_of(self, session: LiveSession) -> SessionRecord | None:
-        # A session that has ended since then has passed its last record to `keep`.
+        # A session that has ended meanwhile has passed its last record to `keep`.
         return make_record(session) if self.live.get(session.sid) is session else None
 
 
@@ -323,7 +324,7 @@ def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, Sess
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's current record. If that fails, log the error and return None: only this session is lost."""
+    """Return a session's current record. If that fails, log the error and return None, so that others are saved."""
     try:
         return session.record()
     except Exception:

@@ -1,4 +1,4 @@
-"""A stream in the hub: its subscribers, its position, and the messages that are on their way to the subscribers.
+"""A stream in the hub: its subscribers, its position, and the messages that are queued for the subscribers.
 
 Messages that arrive in one iteration of the event loop are written together. A batch for many subscribers is written in
 slices, one in each iteration.
@@ -20,14 +20,15 @@ from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, 
 #: How many former epochs a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8
 
-#: The most characters of messages that are queued for the subscribers of a stream. Subscribers that have not been sent
-#: them by then read them from the store.
+#: The maximum number of characters of messages that are queued for the subscribers of a stream. Beyond that, the queue
+#: is dropped, and the subscribers read its messages from the store.
 MAX_QUEUED: Final = 8 * 2**20
 
-#: The most characters of early messages: those that a stream keeps while missing messages before them are being read.
+#: The maximum number of characters of early messages, which a stream keeps while the messages before them are being
+#: read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
-#: The position of a subscriber whose messages were lost. No stream has this epoch, so a read from it is told of a loss.
+#: The position of a subscriber that has lost messages. No stream has this epoch, so a read after it reports a loss.
 LOST: Final = StreamPosition("lost", 0)
 
 
@@ -35,7 +36,7 @@ class StreamObserver(Protocol):
     """Receives the messages of a stream inside this process."""
 
     def receive(self, data: str) -> None:
-        """Handle a kept message."""
+        """Handle a stored message."""
 
     def messages_lost(self) -> None:
         """Handle a loss of messages."""
@@ -45,8 +46,8 @@ class StreamObserver(Protocol):
 class HubStream:
     """A stream that is open in this event loop.
 
-    Each kept message that the stream takes gets a *serial*. Unlike offsets, serials never start again, whatever happens
-    to the stream in the store. So one integer tells how far a live subscriber has received the stream.
+    Each stored message that the stream takes gets a *serial*. Unlike offsets, serials never start again, whatever
+    happens to the stream in the store. So one integer tells how far a live subscriber has received the stream.
 
     Args:
         name: the name of the stream.
@@ -55,9 +56,9 @@ class HubStream:
     name: str
     #: The position of the last message that was taken. It is read from the store when the stream is opened.
     position: StreamPosition = NOWHERE
-    #: The lineage in which the store had that position; "" if the store does not know it.
+    #: The lineage of the store's data when `position` was read; "" if the store does not know it.
     lineage: str = ""
-    #: The serial of that message.
+    #: The serial of the last stored message that was taken.
     serial: int = 0
     #: The epochs that ended while the stream was open here, the latest one last.
     former_epochs: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ class HubStream:
     observer: StreamObserver | None = None
     #: How many subscribers and observers need the stream to be open.
     users: int = 0
-    #: Gets its result when the stream is open; None if it is open.
+    #: A future that is done when the stream is open; None if it is open.
     opening: asyncio.Future[None] | None = None
     repair: asyncio.Task[None] | None = None
     #: Whether the repair reads the store once more.
@@ -76,7 +77,7 @@ class HubStream:
     #: The messages that the next batches write.
     _queue: deque[Entry | Transient] = field(default_factory=deque)
     _queue_size: int = 0
-    #: The serial of the last kept message before the queue.
+    #: The serial of the last stored message that was taken off the queue.
     _fanned_out: int = 0
     #: The callback or task that writes the next messages; None if there is neither.
     _sending: asyncio.Handle | asyncio.Task[None] | None = None
@@ -124,7 +125,7 @@ class HubStream:
     # -- messages ---------------------------------------------------------------------------------------------------
 
     def take(self, entry: Entry, epoch: str) -> None:
-        """Take the next kept message, and send it to every live subscriber."""
+        """Take the next stored message, and send it to every live subscriber."""
         self.position = StreamPosition(epoch, entry.offset)
         self.serial += 1
         if self.observer is not None:
@@ -132,14 +133,14 @@ class HubStream:
         self._send(entry)
 
     def keep_early(self, event: Published | Transient) -> None:
-        """Keep a message until those before it have been read. Messages beyond `MAX_EARLY` are not kept."""
+        """Keep a message until the messages before it have been read. Beyond `MAX_EARLY`, the message is dropped."""
         size = len(event.entry.data if isinstance(event, Published) else event.data)
         if self._early_size + size <= MAX_EARLY:
             self._early.append(event)
             self._early_size += size + 1
 
     def take_early(self) -> None:
-        """Take the early messages that follow the position. Send a transient one after the messages before it."""
+        """Take the early messages that follow the position. Transient ones are sent after the messages before them."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -157,7 +158,7 @@ class HubStream:
         return bool(self._early)
 
     def drop_early(self) -> None:
-        """Drop the early messages that have a position, which were read or lost. Send the transient ones."""
+        """Drop the early messages that have a position, because they were read or lost. Send the transient ones."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -181,7 +182,7 @@ class HubStream:
     # -- epochs and losses ------------------------------------------------------------------------------------------
 
     def begin_epoch(self, position: StreamPosition) -> None:
-        """Set the epoch of a stream that had no messages so far. Nothing is lost."""
+        """Set the epoch of a stream that has had no messages. Nothing is lost."""
         former, self.position = self.position, position
         for group in self.groups.values():
             for subscriber in group.subscribers:
@@ -189,12 +190,12 @@ class HubStream:
                     subscriber.cursor = position
 
     def start_over(self, position: StreamPosition) -> None:
-        """Continue at another position. Live subscribers have lost messages, and their clients are told."""
+        """Continue at another position. The clients of live subscribers are told of a loss of messages."""
         if self.position.epoch not in ("", position.epoch):
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
-        # Live subscribers get the new serial, so a batch of former messages that is being written now skips them.
+        # Live subscribers get the new serial. A batch of former messages that is still being written then skips them.
         self._clear_queue()
         live = self._live()
         for subscriber in live:
@@ -206,7 +207,7 @@ class HubStream:
                 subscriber.owner.messages_lost()
 
     def lose_beginning(self, position: StreamPosition) -> None:
-        """Continue a stream that had no messages so far at a position, and tell all subscribers of a possible loss."""
+        """Move a stream that has had no messages to a position, and tell all its subscribers of a possible loss."""
         for group in self.groups.values():
             for subscriber in group.subscribers:
                 if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:
@@ -238,7 +239,7 @@ class HubStream:
         try:
             batch = self._next_batch()
             for group in self.groups.values():
-                batch.encode(group).send(group.subscribers)
+                fanout.EncodedBatch(batch, group).send(group.subscribers)
         except Exception:
             self._failed()
         # Messages that arrive in the rest of this iteration of the event loop are written together.
@@ -256,7 +257,7 @@ class HubStream:
                 started = loop.time()
                 batch = self._next_batch()
                 for group in list(self.groups.values()):
-                    encoded = batch.encode(group)
+                    encoded = fanout.EncodedBatch(batch, group)
                     subscribers = list(group.subscribers)
                     while subscribers:
                         some = subscribers[: max(1, budget // encoded.cost)]
@@ -273,7 +274,7 @@ class HubStream:
             self._sending = loop.call_later(pause, self._continue, loop) if pause else None
 
     def _next_batch(self) -> fanout.Batch:
-        """Take the next messages off the queue, as many as are written together."""
+        """Take as many messages off the queue as are written together."""
         items = [self._queue.popleft()]
         size = len(items[0].data)
         self._queue_size -= size
@@ -289,7 +290,7 @@ class HubStream:
         return batch
 
     def _skip_queue(self) -> None:
-        """Drop the queued messages. Live subscribers read the kept ones from the store, each at its own pace."""
+        """Drop the queued messages. Live subscribers read the stored ones from the store, each at its own pace."""
         logger.warning("The messages of the stream %r arrive faster than they can be sent.", self.name)
         live = self._live()
         positions = [self.position_of(subscriber) for subscriber in live]

@@ -16,10 +16,10 @@ from reliable_cable.stores.streams.base import NOWHERE
 #: The value of `Subscriber.at` while the subscriber is not live.
 NOT_LIVE: Final = -1
 
-#: The most messages without a position that are held for a subscriber that is catching up.
+#: The maximum number of messages without a position that are held for a subscriber that is catching up.
 MAX_HELD: Final = 100
 
-#: What the subscribers of a group share: the identifier, the stream id, and the class of frames that they can read.
+#: The key of a group of subscribers: their identifier, their stream id, and the class of frames that they can read.
 GroupKey = tuple[str, str | None, type[Frame]]
 
 
@@ -47,16 +47,19 @@ class SubscriberOutbox(Protocol):
         """The lock that is held while entries are read for this connection and written to it."""
 
     def push(self, text: str, *, droppable: bool = False) -> bool:
-        """Send a frame. Return False if it was dropped because much is queued."""
+        """Send a frame. Return False if it was dropped because too much is queued."""
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
 
+    def send_positions(self) -> None:
+        """Send the positions of the client, because messages that exclude it were left out."""
+
     def can_hold(self, size: int) -> bool:
-        """Return whether `size` more bytes may be held."""
+        """Return whether a message of this size may be held."""
 
     def hold(self, size: int) -> None:
-        """Count a message that a subscriber holds until it is live. A negative size reduces the count."""
+        """Count the size of a message that a subscriber holds until it is live. Negative sizes reduce the count."""
 
     def failed(self) -> None:
         """Stop sending because the socket is closed."""
@@ -97,9 +100,10 @@ class Subscriber:
     #: Whether the client knows the subscription, so that it can be sent presence events and held messages.
     confirmed: bool = False
     state: SubscriberState = SubscriberState.OPENING
-    #: The serial of the last kept message that was written to the outbox or excluded; `NOT_LIVE` unless it is live.
+    #: The serial of the last stored message that was written to the outbox or that excluded the connection. It is
+    #: `NOT_LIVE` unless the subscriber is live.
     at: int = NOT_LIVE
-    #: The position after which entries are read from the store; meaningful only while it is catching up.
+    #: The position after which entries are read from the store. It is used only while the subscriber is catching up.
     cursor: StreamPosition = NOWHERE
     #: Messages without a position that arrived while the subscriber was catching up.
     _held: list[str] | None = None
@@ -116,7 +120,7 @@ class Subscriber:
         self.owner.fell_behind()
 
     def go_live(self, serial: int) -> None:
-        """Start live delivery after the kept message with this serial, and send the held messages."""
+        """Start live delivery after the stored message with this serial, and send the held messages."""
         self.at = serial
         self.state = SubscriberState.LIVE
         for frame in self._release_held():
@@ -156,9 +160,9 @@ class SubscriberGroup:
     """The subscribers of a stream that are sent a message as the same frame.
 
     Args:
-        identifier: the identifier of their subscriptions.
-        stream_id: the stream id that their clients know; None for base clients.
-        form: the class of frames that they can read.
+        identifier: the identifier of the subscriptions.
+        stream_id: the stream id that the clients know; None for base clients.
+        form: the class of frames that the clients can read.
     """
 
     identifier: str
@@ -169,7 +173,7 @@ class SubscriberGroup:
     _encode: Callable[[int, str], Frame] | None = None
 
     def encode(self, epoch: str, offset: int, data: str) -> Frame:
-        """Return a kept message as a frame."""
+        """Return a stored message as a frame."""
         if self.stream_id is None:
             return self.encode_transient(data)
         if self._encode is None or epoch != self._epoch:

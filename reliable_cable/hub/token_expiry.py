@@ -9,8 +9,8 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
-#: The longest time, in seconds, for which a timer is set. The clock of an event loop does not notice that the host's
-#: clock was set forward, nor that the host was suspended.
+#: The longest time, in seconds, for which a timer is set. Timers use the clock of the event loop, which does not notice
+#: that the host's clock was set forward or that the host was suspended.
 MAX_DELAY: Final = 60.0
 
 
@@ -19,14 +19,14 @@ class Expiring(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since 1970; None: never."""
+        """When the token expires, in seconds since 1970. None means never."""
 
     def drain(self, delay: float, reason: DisconnectReason) -> Coroutine[Any, Any, None]:
-        """Close the connection after its queued commands, because a client loses a channel whose subscribe waits."""
+        """Close the connection after its queued commands. A client would lose a channel whose subscribe is pending."""
 
 
 class TokenExpiry:
-    """The timers of the connections of one event loop.
+    """The timers that end the connections of one event loop when their tokens expire.
 
     Args:
         tasks: the background tasks of the event loop.
@@ -39,7 +39,7 @@ class TokenExpiry:
         self._timers: dict[Expiring, asyncio.TimerHandle] = {}
 
     def add(self, connection: Expiring) -> None:
-        """End a connection when its token expires, if it has one that does."""
+        """End a connection when its token expires. Do nothing if it has no token that expires."""
         if connection.expires_at is None:
             return
         delay = min(max(connection.expires_at - self._clock(), 0.0), MAX_DELAY)

@@ -17,7 +17,7 @@ from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
-#: How many characters of an epoch in a history request are kept. The epochs of streams are shorter.
+#: The number of characters to which an epoch in a history request is cut. The epochs of streams are shorter.
 MAX_EPOCH_LENGTH: Final = 64
 
 
@@ -43,11 +43,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe(Command):
-    """Subscribe to a channel.
+    """The command that subscribes to a channel.
 
     Args:
-        history: the missed messages to replay after the confirmation; None: no replay.
-        presence: the member to add to the stream's presence; None: do not join.
+        history: the missed messages to replay after the confirmation. None means no replay.
+        presence: the member to add to the stream's presence. None adds no member.
     """
 
     history: HistoryRequest | None = None
@@ -56,16 +56,17 @@ class Subscribe(Command):
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe(Command):
-    """Unsubscribe. The server sends no acknowledgement."""
+    """The command that ends a subscription. The server does not acknowledge it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Perform(Command):
-    """Call an action of the channel. On the wire, this command is `message`.
+    """The command that calls an action of the channel. On the wire, it is named `message`.
 
     Args:
         data: the decoded JSON object; its key `action` names the action.
-        call: the id of the call, which the client gave to get an answer, see Protocol: Calls. None: send no answer.
+        call: the id that the client gave to the call to get an answer, see Protocol: Calls. None means that no answer
+            is sent.
     """
 
     data: Mapping[str, Any]
@@ -74,14 +75,14 @@ class Perform(Command):
 
 @dataclass(frozen=True, slots=True)
 class History(Command):
-    """Request missed messages of a subscription."""
+    """The command that requests the missed messages of a subscription."""
 
     history: HistoryRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Whisper(Command):
-    """Send a message to the other subscribers of the stream.
+    """The command that sends a message to the other subscribers of the stream.
 
     Args:
         data: the message as JSON text.
@@ -92,22 +93,22 @@ class Whisper(Command):
 
 @dataclass(frozen=True, slots=True)
 class Join(Command):
-    """Add a member to the presence of the subscription's stream."""
+    """The command that adds a member to the presence of the subscription's stream."""
 
     presence: PresenceClaim
 
 
 @dataclass(frozen=True, slots=True)
 class Leave(Command):
-    """Remove the member that this subscription has added to the stream's presence."""
+    """The command that removes the member that this subscription has added to the stream's presence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presence(Command):
-    """Request the members of the subscription's stream.
+    """The command that requests the members of the subscription's stream.
 
     Args:
-        return_records: whether to list the members; False: send their number only.
+        return_records: whether to list the members. False requests only their number.
     """
 
     return_records: bool = True
@@ -115,22 +116,22 @@ class Presence(Command):
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Ask the server for a `pong`."""
+    """The command that asks the server for a `pong`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Answer a ping of the server."""
+    """The command that answers a ping of the server."""
 
 
 AnyCommand = Subscribe | Unsubscribe | Perform | History | Whisper | Join | Leave | Presence | Ping | Pong
 
 
 class UnansweredSubscribeError(ProtocolError):
-    """A `subscribe` has a valid identifier, but its other fields are invalid.
+    """The error for a `subscribe` that has a valid identifier and another field that is invalid.
 
-    The server answers it with `reject_subscription`. Without an answer, the client would send it again and then close
-    the channel.
+    The server answers such a command with `reject_subscription`. Without an answer, the client would repeat the command
+    and then close the channel.
     """
 
     def __init__(self, identifier: str, why: str) -> None:
@@ -142,8 +143,8 @@ def parse(text: str, max_identifier_size: int = 2048) -> AnyCommand:
     """Parse the text of one WebSocket message.
 
     Args:
-        text: the text.
-        max_identifier_size: the most bytes of an identifier.
+        text: the text as it was received.
+        max_identifier_size: the maximum number of bytes of an identifier.
 
     Raises:
         ProtocolError: the text is not a valid command.
@@ -191,7 +192,7 @@ def encode(value: Any) -> str:
     """Encode a value that a client sent, so that it can be sent to other clients.
 
     Raises:
-        ProtocolError: the value has a number or a text that JSON cannot represent: infinity or a lone surrogate.
+        ProtocolError: the value contains infinity or a lone surrogate, which JSON cannot represent.
     """
     try:
         text = _ENCODER.encode(value)
@@ -222,7 +223,7 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
     Raises:
         ProtocolError: the text is not a JSON object, or is nested too deeply.
     """
-    # Most texts are too short to be nested too deeply, so that they need no search for brackets.
+    # Most texts are too short to be nested too deeply. They need no search for brackets.
     if len(text) >= SHORTEST_TOO_DEEP and is_too_deep(text):
         raise ProtocolError(f"{subject} has {TOO_DEEP}")
     try:

@@ -45,7 +45,7 @@ class DisconnectReason(StrEnum):
     """Why a server closes a connection. The values are sent in `disconnect` frames."""
 
     UNAUTHORIZED = "unauthorized"
-    TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a reason, no secret
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a reason, not a secret
     IDLE_TIMEOUT = "idle_timeout"
     REMOTE = "remote"
     INVALID_REQUEST = "invalid_request"
@@ -68,29 +68,29 @@ class CallFailure(StrEnum):
     NOT_SUBSCRIBED = "not_subscribed"
 
 
-#: The key of an action's data that asks for an answer. Its value is the id of the call.
+#: The key in an action's data by which a client asks for an answer. Its value is the id of the call.
 CALL: Final = "$call"
 #: The key that marks a message as the answer to a call. Its value is the id of the call.
 ANSWER: Final = "$answer"
-#: The most characters of the id of a call.
+#: The maximum number of characters of the id of a call.
 MAX_CALL_ID_LENGTH: Final = 64
 
 #: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
 REVOKED: Final = "revoked"
 
-#: The close code. Every server can send it, and every client reconnects after it.
+#: The usual close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000
-#: The close code of a browser whose page is closed, reloaded or left.
+#: The close code of a browser whose web page is closed, reloaded or left.
 CLOSE_GOING_AWAY: Final = 1001
 
-#: The `reason` of a `websocket.close` that refuses a handshake only for now. Clients with WebSockets reconnect in any
+#: The `reason` of a `websocket.close` that refuses a handshake temporarily. Clients with WebSockets reconnect in any
 #: case. A browser that reads server-sent events reconnects only after a response with the status 200. The reason
 #: `DisconnectReason.RATE_LIMITED` means the same.
 TRY_AGAIN: Final = "try again"
 
-#: The most characters of the id of a member.
+#: The maximum number of characters of the id of a member.
 MAX_MEMBER_ID_LENGTH: Final = 255
-#: The most bytes of the info of a member, as JSON.
+#: The maximum number of bytes of the info of a member, as JSON.
 MAX_MEMBER_INFO_SIZE: Final = 4096
 
 #: The header of the handshake that names the session to restore.

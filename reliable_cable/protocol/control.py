@@ -10,12 +10,12 @@ from .constants import REVOKED
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """Close connections that were authenticated before a certain time.
+    """A message that closes the connections that were authenticated before a certain time.
 
     Attributes:
         condition: the identifiers that all these connections have, and their namespace.
         at: the time, in seconds since 1970 by the session store's clock.
-        reconnect: whether the clients are to reconnect.
+        reconnect: whether the clients reconnect.
     """
 
     condition: Mapping[str, str]
@@ -25,14 +25,14 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRevocation:
-    """End subscriptions that were made before a certain time.
+    """A message that ends the subscriptions that were made before a certain time.
 
     Attributes:
-        condition: the identifiers that all these connections have, and their namespace. Without identifiers, all
-            connections of the namespace are meant.
+        condition: the identifiers that the connections of these subscriptions have, and their namespace. Without
+            identifiers, it matches all connections of the namespace.
         scope: names the channel or a stream of the subscriptions, see `identity.subscription_scopes`.
         at: the time, in seconds since 1970 by the session store's clock.
-        reason: the reason that the clients are sent.
+        reason: the reason that is sent to the clients.
     """
 
     condition: Mapping[str, str]
@@ -43,7 +43,7 @@ class SubscriptionRevocation:
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """A client has reconnected: close its former connection.
+    """A message that closes the former connection of a client that has reconnected.
 
     Attributes:
         sid: the session that was restored.
@@ -56,11 +56,11 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True)
 class LoginChange:
-    """A Django login has ended, or may have ended.
+    """A message that a Django login has ended, or may have ended.
 
     Attributes:
-        condition: names a session or a user, in the form of `logins.Login.identity`. The login of such a session has
-            ended. The logins of such a user must be checked.
+        condition: names a Django session or a user, in the form of `logins.Login.identity`. The login of this session
+            has ended. The logins of this user must be checked.
     """
 
     condition: Mapping[str, str]
@@ -68,7 +68,7 @@ class LoginChange:
 
 @dataclass(frozen=True, slots=True)
 class UnsharedPresence:
-    """A process has members in a presence store that is in its own memory.
+    """A message from a process that has members in a presence store in its own memory.
 
     Attributes:
         incarnation: identifies the data of that store.
@@ -90,8 +90,8 @@ def encode_revocation(revocation: Revocation) -> str:
 def encode_subscription_revocation(revocation: SubscriptionRevocation) -> str:
     """Return a control message with one revocation of subscriptions, as JSON text.
 
-    Servers of releases that do not know the key `subscriptions` take the message for a `Revocation`. They close all
-    connections that match the condition, whose clients then subscribe again.
+    Servers of older releases do not know the key `subscriptions`, and take the message for a `Revocation`. They close
+    all connections that match the condition. The clients then reconnect and subscribe again.
     """
     return json.dumps(
         {
@@ -115,7 +115,7 @@ def encode_login_change(change: LoginChange) -> str:
 
 
 def encode_unshared_presence(message: UnsharedPresence) -> str:
-    """Return the announcement of a process with members that other processes cannot see, as JSON text."""
+    """Return the control message, as JSON text, that other processes cannot see the members of this one."""
     return json.dumps({"unshared_presence": message.incarnation, "at": message.at})
 
 
@@ -123,7 +123,7 @@ def decode(text: str) -> Sequence[ControlMessage]:
     """Return the contents of a control message: several takeovers, or one of the others.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not a control message of this version.
+        ValueError, KeyError, TypeError: the text is not a control message of this version.
     """
     message: dict[str, Any] = json.loads(text)
     if "subscriptions" in message:

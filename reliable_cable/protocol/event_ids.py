@@ -1,6 +1,6 @@
 """The ids of server-sent events. They hold the position of a reader in each of its streams.
 
-A browser sends the last id that it received when it reconnects. So the reader resumes all of its streams.
+When a browser reconnects, it sends the last id that it received. The reader then resumes all of its streams.
 
 * The id of a reader with one stream is `<offset>/<epoch>/<stream>`, as in AnyCable. A stream whose name ends with a
   space gets the other form.
@@ -17,17 +17,19 @@ from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
 
-#: The most streams of one reader. An id with so many positions has about 4 KB. nginx accepts headers of up to 8 KB.
+#: The maximum number of streams of one reader. nginx accepts headers of up to 8 KB.
 MAX_STREAMS: Final = 100
-#: The most characters of an id that is read.
+#: The approximate maximum number of bytes of an id that is sent: that of a reader with `MAX_STREAMS` streams.
+MAX_ID_SIZE: Final = 4 * 1024
+#: The maximum number of characters of an event id. Longer ones are ignored.
 MAX_ID_LENGTH: Final = 8 * 1024
 
 #: The first character of an id with several streams.
 _SEVERAL: Final = "*"
 _POSITION: Final = r"([0-9]{1,18})/([^/,]{0,64})/"
 _ONE_STREAM: Final = re.compile(f"{_POSITION}(.+)", re.DOTALL)
-#: The end of a stream id that is not the name of a stream, see Protocol: Stream ids. A reader has such ids only if they
-#: are in its id.
+#: The end of a stream id that differs from the name of its stream, see Protocol: Stream ids. A reader has a position
+#: for such a stream id only if its event id contains one.
 _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
@@ -39,11 +41,11 @@ def digest(name: str) -> str:
 
 
 class EventPositions(Mapping[str, StreamPosition]):
-    """The positions in an id, by the names of streams. It knows the digests of the names only.
+    """The positions in an event id, by stream name. The names are unknown: an id has only their digests.
 
     Args:
-        by_digest: the positions, by digests.
-        default: the position in every other stream, by its name; None: there is none.
+        by_digest: the positions, by the digest of the stream's name.
+        default: the position in every stream that the id does not contain. None means that there is none.
     """
 
     def __init__(self, by_digest: Mapping[str, StreamPosition], default: StreamPosition | None = None) -> None:
@@ -58,28 +60,59 @@ class EventPositions(Mapping[str, StreamPosition]):
         return position
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the digests, in place of the names of streams, which are unknown."""
+        """Iterate over the digests in place of the stream names, which are unknown."""
         return iter(self.by_digest)
 
     def __len__(self) -> int:
         return len(self.by_digest) + (self._default is not None)
 
 
-def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
-    """Return an id; `""` if there are no positions.
+class ReaderPositions:
+    """The positions of a reader, from which its next id is made.
+
+    Only the position that has changed is encoded anew for each event, since a reader may have many streams.
 
     Args:
-        positions: the positions, by names of streams.
-        former: further positions, by digests. A position in `positions` replaces the one with its digest.
+        positions: the positions, by stream name.
+        former: further positions, by digest. A position in `positions` replaces the one with the same digest.
     """
-    if len(positions) == 1:
-        [(name, position)] = positions.items()
-        if not former.keys() - {digest(name)}:
-            return one_stream_id(name, position)
-    items = {**former, **{digest(name): position for name, position in positions.items()}}
-    if not items:
-        return ""
-    return _SEVERAL + ",".join(f"{each.offset}/{each.epoch}/{key}" for key, each in items.items())
+
+    __slots__ = ("_items", "_only")
+
+    def __init__(self, positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> None:
+        #: The part of the id for each stream, by digests.
+        self._items = {key: _item(position, key) for key, position in former.items()}
+        #: The id of a reader with one stream; `""` with several streams, or if the name of the stream is not known.
+        self._only = ""
+        for name, position in positions.items():
+            self.move(name, position)
+
+    def __contains__(self, name: str) -> bool:
+        return digest(name) in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def move(self, name: str, position: StreamPosition) -> None:
+        """Set the position in a stream."""
+        key = digest(name)
+        self._items[key] = _item(position, key)
+        self._only = one_stream_id(name, position) if len(self._items) == 1 else ""
+
+    def make_id(self) -> str:
+        """Return the id; `""` if there are no positions."""
+        if self._only or not self._items:
+            return self._only
+        return _SEVERAL + ",".join(self._items.values())
+
+
+def _item(position: StreamPosition, key: str) -> str:
+    return f"{position.offset}/{position.epoch}/{key}"
+
+
+def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
+    """Return an id; `""` if there are no positions. The arguments are those of `ReaderPositions`."""
+    return ReaderPositions(positions, former).make_id()
 
 
 def one_stream_id(name: str, position: StreamPosition) -> str:
@@ -92,8 +125,8 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id.
 
-    If the text is not an id, nobody knows what the reader has received. Each of its streams then gets a position that
-    no stream has, so that the reader is told of a loss.
+    If the text is not an id, it is unknown what the reader has received. Each of the reader's streams then gets a
+    position that no stream has, so that the reader is told of a loss.
     """
     if not text:
         return EventPositions({})

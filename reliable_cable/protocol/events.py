@@ -10,15 +10,14 @@ from typing import Any, ClassVar, Final, Self
 
 from . import messages
 from .constants import MessageType
-from .event_ids import one_stream_id
+from .event_ids import MAX_ID_SIZE, one_stream_id
 from .frames import Frame
 from .positions import StreamPosition
 
-#: The key of a message that sets the type of its event: `{"$event": "price", "data": …}`. Readers by GET
-#: get the data; other clients get the object.
+#: The key of a message that sets the type of its event: `{"$event": "price", "data": …}`. Readers that use GET get only
+#: the data; other clients get the whole object.
 EVENT: Final = "$event"
-#: How long, in milliseconds, to wait before reconnecting, for a reader that must not come back: a year, as in
-#: AnyCable.
+#: How long, in milliseconds, a reader waits before it reconnects if it must not come back: a year, as in AnyCable.
 NEVER: Final = 31_536_000_000
 
 #: The messages whose events must have an id, so that the reader knows its positions.
@@ -31,19 +30,21 @@ _RAW_COMMENTS: Final = {MessageType.PING.value: ": ping\n", MessageType.CONFIRM_
 
 _LINE_BREAK: Final = re.compile("\r\n|\r|\n")
 _EVENT_NAME: Final = re.compile(r"[^\r\n\0]{1,100}")
-#: The types of events that no message can have: a client could otherwise whisper one, and pretend to be the server or
-#: the browser.
+#: The event types that a message cannot set. Otherwise a client could whisper such an event, and pretend to be the
+#: server or the browser.
 RESERVED_EVENTS: Final = (*(str(each) for each in MessageType), "open", "error")
 
 
 class Event(Frame):
-    """One event, without its id: the text of its fields. Subclasses say what the data of a message is."""
+    """The text of the fields of one event, without its id. Subclasses decide what an event contains."""
 
     __slots__ = ("_head", "epoch", "has_id", "identifier", "kind", "offset", "stream_id")
 
-    #: Whether the data of a message is only the message, as for GET. Otherwise it is the frame of a WebSocket.
+    added = MAX_ID_SIZE
+
+    #: Whether the data of an event is only the message, as for GET. Otherwise it is the frame that a WebSocket gets.
     unwrapped: ClassVar = True
-    #: Whether to leave out events that are no messages.
+    #: Whether to leave out events that are not messages.
     raw: ClassVar = False
 
     _head: bytes
@@ -55,7 +56,7 @@ class Event(Frame):
     stream_id: str
     epoch: str
     offset: int
-    #: Whether the event has the id of a reader.
+    #: Whether an id was added for one reader.
     has_id: bool
 
     @classmethod
@@ -89,7 +90,7 @@ class Event(Frame):
 
     @property
     def shown(self) -> bool:
-        """Whether the event has a field."""
+        """Whether the event has any field, or an id."""
         return bool(self) or self.has_id
 
     @classmethod
@@ -146,7 +147,7 @@ class RawEvent(Event):
 
 
 class FrameEvent(Event):
-    """An event for a POST: the data is the frame of a WebSocket."""
+    """An event for a POST. Its data is the frame that a WebSocket gets."""
 
     __slots__ = ()
     unwrapped = False
@@ -160,7 +161,7 @@ class RawFrameEvent(FrameEvent):
 
 
 def _fields(text: str) -> str:
-    """Return the field `data` with a text, as one line for each of its lines."""
+    """Return the field `data`, with one line for each line of the text."""
     if "\n" in text or "\r" in text:
         text = _LINE_BREAK.sub("\ndata: ", text)
     return f"data: {text}\n"

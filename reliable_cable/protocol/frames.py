@@ -5,7 +5,7 @@ A broadcast is encoded once, and the same bytes are sent to all of its subscribe
 
 import zlib
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 from . import messages
 
@@ -25,9 +25,20 @@ MEMORY_LEVEL = 5
 MIN_COMPRESSED = 256
 
 
-def text_frame(payload: bytes) -> bytes:
-    """Return a text message as one unmasked frame without compression."""
-    return _frame(_TEXT, payload)
+def text_frame(payload: bytes, *, compressed: bool = False) -> bytes:
+    """Return a text message as one unmasked frame.
+
+    Args:
+        payload: the text, encoded.
+        compressed: whether the payload is compressed.
+    """
+    first = _TEXT | _COMPRESSED if compressed else _TEXT
+    size = len(payload)
+    if size < 126:
+        return bytes((first, size)) + payload
+    if size < 65536:
+        return bytes((first, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((first, 127)) + size.to_bytes(8, "big") + payload
 
 
 def compressed_frame(payload: bytes) -> bytes:
@@ -42,23 +53,18 @@ def compressed_frame(payload: bytes) -> bytes:
         # A sync flush ends with 00 00 ff ff, which is not sent (RFC 7692, section 7.2.1).
         compressed = compressed[:-4]
         if len(compressed) < len(payload):
-            return _frame(_TEXT | _COMPRESSED, compressed)
-    return _frame(_TEXT, payload)
-
-
-def _frame(first: int, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        return bytes((first, size)) + payload
-    if size < 65536:
-        return bytes((first, 126)) + size.to_bytes(2, "big") + payload
-    return bytes((first, 127)) + size.to_bytes(8, "big") + payload
+            return text_frame(compressed, compressed=True)
+    return text_frame(payload)
 
 
 class Frame(str):
     """The text of a message, with its WebSocket frame, which is encoded on first use and then kept."""
 
     __slots__ = ("_wire",)
+
+    #: The most bytes that are added for each client; 0: the same bytes are sent to all clients.
+    added: ClassVar[int] = 0
+
     _wire: bytes
 
     @property

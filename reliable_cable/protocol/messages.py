@@ -23,8 +23,8 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
 
     Args:
         sid: the id of the new session.
-        restored_ids: the identifiers whose subscriptions were restored; None: no session was restored. An empty list is
-            sent, too: without it, the client would assume that all of its subscriptions were restored.
+        restored_ids: the identifiers whose subscriptions were restored. None means that no session was restored. An
+            empty list is sent, too: without it, the client would assume that all of its subscriptions were restored.
     """
     message: dict[str, Any] = {"type": MessageType.WELCOME, "sid": sid}
     if restored_ids is not None:
@@ -78,7 +78,9 @@ def failed_answer(call: str, failure: CallFailure) -> str:
 
 
 def broadcast_encoder(identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], str]:
-    """Return a function that encodes broadcasts of a stream for one subscription, from their offset and JSON text.
+    """Return a function that encodes a stream's broadcasts for one subscription.
+
+    The function takes the offset and the JSON text of a broadcast.
 
     Args:
         identifier: the subscription that receives them.
@@ -119,7 +121,7 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
     Args:
         total: the number of members.
-        records: the id and info of each member; None: send the number only.
+        records: the id and info of each member. None means that only the number is sent.
     """
     message: dict[str, Any] = {"type": "info", "total": total}
     if records is not None:

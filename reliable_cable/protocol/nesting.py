@@ -1,16 +1,16 @@
-"""Bounds the nesting of JSON texts.
+"""Limits how deeply JSON texts may be nested.
 
 Python's decoder and its encoder fail at different depths, which depend on the version and on the call stack. Without a
-bound, one process could accept a value that fails in another one, together with everything that is encoded or read with
-it.
+limit, one process could accept a value with which another process fails. The failure would also affect all messages
+that are encoded or read together with this value.
 """
 
 from typing import Final
 
-#: The most levels of arrays and objects in a JSON text. `[]` has one level.
+#: The maximum number of levels of arrays and objects in a JSON text. `[]` has one level.
 MAX_DEPTH: Final = 64
 
-#: What error messages say of a text that is nested too deeply.
+#: How error messages describe a text that is nested too deeply.
 TOO_DEEP: Final = f"more than {MAX_DEPTH} levels of arrays and objects"
 
 #: The length of the shortest JSON text that is nested too deeply: `[[…]]`.
@@ -23,8 +23,8 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 def is_too_deep(text: str) -> bool:
     """Return whether a JSON text has more than `MAX_DEPTH` levels.
 
-    If the text is not JSON, the result may be wrong. If it is False then, `json.loads` fails before it reaches so many
-    levels.
+    If the text is not JSON, the result may be wrong. A wrong False does no harm, because `json.loads` fails before it
+    reaches so many levels.
     """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False

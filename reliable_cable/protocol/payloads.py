@@ -1,4 +1,4 @@
-"""Tells which payloads cannot be sent: clients drop a message that is falsy in JavaScript, without an error."""
+"""Finds payloads that cannot be sent. Clients drop a message that is falsy in JavaScript, without an error."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ _FIRST_OF_NUMBER: Final = frozenset("-0123456789")
 
 
 def is_falsy(text: str) -> bool:
-    """Return whether JavaScript finds the value of a JSON text falsy: null, false, the empty string, or zero.
+    """Return whether the value of a JSON text is falsy in JavaScript: null, false, the empty string, or zero.
 
     Zero has many spellings, such as `-0`, `0.00` and `0e5`. Numbers that are too small for a double, such as `1e-400`,
     are zero too.

@@ -39,7 +39,10 @@ _LINEAGE: Final = "~"
 
 
 def beginning_of(lineage: str) -> StreamPosition:
-    """Return the position in a stream that has no message in a lineage; `("", 0)` if the lineage is unknown (`""`)."""
+    """Return the position in a stream that has had no message in this lineage.
+
+    The position is `("", 0)` if the lineage is unknown (`""`).
+    """
     digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
     return StreamPosition(_LINEAGE + digest if lineage else "", 0)
 
@@ -56,9 +59,10 @@ _PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagePosition(StreamPosition):
-    """The position that a stream had before the data of a page were read: what `position()` returns.
+    """The position that a stream had before the data of a web page were read: what `position()` returns.
 
-    `str()` returns it as text, which a page passes to its client. The text contains no name, only a digest of it.
+    `str()` returns the position as text, which a web page passes to its client. The text contains a digest of the
+    stream's name, but not the name.
 
     Args:
         stream: the name of the stream, with its namespace.
@@ -104,7 +108,7 @@ class HistoryRequest:
 
     Args:
         since: request messages from this time on, in seconds since 1970 by the client's clock. It applies to streams
-            that `streams` does not list. None: no time was given.
+            that `streams` does not list. None means that the client gave no time.
         streams: the position of the last message that the client received, by stream id. Messages after it are
             requested.
     """
@@ -113,9 +117,9 @@ class HistoryRequest:
     streams: Mapping[str, StreamPosition] = field(default_factory=dict)
 
     def merged(self, other: HistoryRequest) -> HistoryRequest:
-        """Return a request for all messages that this or another request asks for.
+        """Return a request for all messages that this request or another one asks for.
 
-        If the requests name two positions of a stream, or a position and a time, the stream gets a position that no
+        If the requests name two positions in a stream, or one position and a time, the stream gets a position that no
         stream has. The merged request is then rejected, because the store may have lost messages between the two.
         """
         times = [each.since for each in (self, other) if each.since is not None]
@@ -128,5 +132,5 @@ class HistoryRequest:
         return HistoryRequest(min(times, default=None), streams)
 
 
-#: A position of no stream.
+#: A position that no stream has.
 UNKNOWN_POSITION: Final = StreamPosition("?", 0)

@@ -1,7 +1,7 @@
 """Compares what clients were told about the members of a stream with the members that are present.
 
 A client asks once for the members of a stream, and then follows join and leave events. If events may have been missed,
-the comparison says which ones to send. They may repeat what a client has (see Protocol: Presence).
+the comparison says which events to send. They may tell a client what it already knows (see Protocol: Presence).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -12,11 +12,11 @@ from .constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 
 
 def member_fault(id_: str, info: str) -> str:
-    """Return what is wrong with a member, as the end of a sentence; `""` if nothing is.
+    """Return what is wrong with a member, as the end of a sentence; `""` if the member is valid.
 
     Args:
         id_: the id of the member.
-        info: its info as JSON text.
+        info: the info of the member as JSON text.
     """
     if len(id_) > MAX_MEMBER_ID_LENGTH:
         return f"the id has {len(id_)} characters; {MAX_MEMBER_ID_LENGTH} are allowed"
@@ -53,7 +53,8 @@ class ToldMembers:
     def snapshot(self, present: Set[str]) -> None:
         """Record that one client, which had no list before, was sent the ids of all members."""
         first, self._has_snapshot = not self._has_snapshot, True
-        # Ids that are in both keep their value. If this client is the first one, no other client lacks the new ids.
+        # Ids that are both recorded and present keep their value. If this client is the first one that got a list, no
+        # other client lacks the new ids.
         for id_ in self.ids.keys() ^ present:
             self.ids[id_] = first and id_ in present
 

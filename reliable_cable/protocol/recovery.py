@@ -15,7 +15,7 @@ A subscriber has a *position*: epoch and offset of the last message that it rece
 A replay works as follows. A client that reconnects names its position in each stream. For each stream, the server reads
 a page after that position and asks `recoverable` whether it is complete. If one stream is not, the client is sent
 `reject_history` and nothing is replayed. Otherwise the server sends page after page, each through `advance`, until the
-position reaches the tail, and then `confirm_history`, or `reject_history` if a step was lost because messages were
+position reaches the tail. Then it sends `confirm_history`, or `reject_history` if messages were lost, because they were
 trimmed meanwhile. Live messages that arrive during the replay are not sent at once. They are in the pages that are read
 later, or `judge` lets them through afterwards.
 
@@ -37,7 +37,7 @@ class Entry:
     Args:
         offset: its number in the stream's epoch, from 1.
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message; `""`: none.
+        exclude: the id of the session that must not receive the message; `""` if there is none.
     """
 
     offset: int
@@ -116,8 +116,8 @@ class Step:
 def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = None) -> Step:
     """Move a subscriber's position forward with a page of history.
 
-    The position is lost if the page is of another epoch, if the message after the position was trimmed, or if the
-    stream's tail is before the position. The subscriber then continues with the oldest stored message of the page.
+    Messages are lost if the page is of another epoch, if the message after the position was trimmed, or if the stream's
+    tail is before the position. The subscriber then continues with the oldest message that is still stored.
 
     If the message after the position is missing although it was not trimmed, someone has deleted it. The subscriber
     then continues with the first message of the page, and the step is marked as lost.
@@ -125,7 +125,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     Args:
         position: the position of the last message that the subscriber received.
         page: the history after `position.offset`.
-        upto: the greatest offset to send, in the page's epoch; None: no limit.
+        upto: the greatest offset to send, in the page's epoch. None means no limit.
     """
     if not page.epoch:
         # The stream was forgotten or never existed. An epoch begins with its first message, which is lost.

@@ -7,15 +7,15 @@ from typing import Any
 from .base import FRAMES_EXTENSION, Transport
 from .events import EventTransport
 
-#: How many middlewares that wrap `send` are searched for the server's own `send`.
+#: The maximum number of middlewares to unwrap in search of the server's own `send`.
 _MAX_WRAPPERS = 8
 
 
 def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     """Return the transport of a connection.
 
-    A server may put it into the scope. Otherwise it is found through the server's `send`, which middlewares may have
-    wrapped. For an unknown server, this returns a `Transport` that uses nothing but ASGI.
+    A server may put the transport into the scope. Otherwise it is found through the server's `send`, which middlewares
+    may have wrapped. For an unknown server, this returns a `Transport` that uses nothing but ASGI.
 
     Args:
         scope: the ASGI scope of the connection.
@@ -34,7 +34,7 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
 
 
 def event_transport_for(send: Any, **options: Any) -> EventTransport:
-    """Return the transport of a reader of server-sent events. It is found as that of a WebSocket is.
+    """Return the transport of a reader of server-sent events. It is found in the same way as that of a WebSocket.
 
     Args:
         send: the ASGI `send` of the request.

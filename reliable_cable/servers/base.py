@@ -32,12 +32,12 @@ class Transport:
     drainable = False
     #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if it is not configured.
     grace = 0.0
-    #: Writes the bytes of one WebSocket frame without waiting; None: the server does not support this. It must not be
+    #: Writes the bytes of one WebSocket frame without waiting; None if the server does not support this. It must not be
     #: called while the transport's buffer is full, see `attach`.
     write: Callable[[bytes], None] | None = None
     #: Whether the client can restore its session on another connection.
     has_sessions = True
-    #: The most streams of the client; None: there is no limit.
+    #: The maximum number of streams that the client may have; None means no limit.
     max_streams: int | None = None
     #: The class of frames that this client can read.
     form: type[Frame] = Frame
@@ -70,8 +70,8 @@ class Transport:
     def pause_reading(self) -> None:
         """Read no frames until `resume_reading` is called. Repeat this call every few seconds meanwhile.
 
-        While it is repeated, the server does not expect answers to its own pings. This base class relies on servers
-        that read no more while `receive` is not awaited.
+        As long as the call is repeated, the server does not expect answers to its own pings. This base class does
+        nothing, because most servers stop reading while `receive` is not awaited.
         """
 
     def resume_reading(self) -> None:

@@ -29,7 +29,7 @@ class BufferObserver:
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.pauseProducing = pause
         self.resumeProducing = resume
-        # The connection was lost, so nothing may be written.
+        # Twisted calls this if the connection is lost. Nothing may be written then.
         self.stopProducing = pause
 
     def release(self) -> None:
@@ -38,7 +38,7 @@ class BufferObserver:
 
 
 def _do_nothing() -> None:
-    """Take the place of a callback."""
+    """Replace a dropped callback."""
 
 
 class DaphneTransport(Transport):
@@ -58,7 +58,7 @@ class DaphneTransport(Transport):
         transport = protocol.transport
         if isinstance(transport, tcp.Connection) and not transport.TLS and not self.lost:
             self.write = partial(_write, protocol, transport, transport.socket.send)
-            # All frames of one read are parsed before other connections are served.
+            # All frames of one read are parsed before other connections are served, so each read must be small.
             transport.bufferSize = READ_SIZE
 
     @property
@@ -74,7 +74,7 @@ class DaphneTransport(Transport):
         transport.registerProducer(BufferObserver(pause, resume), True)
 
     def pause_reading(self) -> None:
-        """Read nothing, since daphne queues without limit. No ping is sent, and none has to be answered."""
+        """Read nothing, since daphne queues what it reads without limit. Stop daphne's own pings and their timeout."""
         self._protocol.transport.pauseProducing()
         self._protocol.last_ping = time.time()
         if self._protocol.autoPingTimeoutCall is not None:
@@ -115,11 +115,11 @@ def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: b
 
 
 def write_directly(transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
-    """Write to the socket of a Twisted transport without TLS if its buffer is empty, and else to the transport.
+    """Write to the socket of a Twisted transport if the transport's buffer is empty, and otherwise to the transport.
 
     Args:
-        transport: the transport.
-        send: the `send` of its socket.
+        transport: a transport without TLS.
+        send: the `send` of the transport's socket.
         frame: the bytes to write.
     """
     # Both buffers are private attributes. Tests in tests/unit/test_servers.py fail if Twisted changes them.

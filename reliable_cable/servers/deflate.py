@@ -1,11 +1,11 @@
-"""Compression of messages with permessage-deflate (RFC 7692), once for all subscribers of a message.
+"""Compresses each message once for all of its subscribers, with permessage-deflate (RFC 7692).
 
 Use it with uvicorn:
 
     uvicorn --ws reliable_cable.servers.deflate:CompressingWebSocketProtocol project.asgi:application
 
-It negotiates `server_no_context_takeover`. Compressed messages then do not depend on earlier ones, so that they are the
-same for all clients. This also saves the memory of a zlib context for each connection.
+The protocol negotiates `server_no_context_takeover`. Compressed messages then do not depend on earlier ones, so that
+they are the same for all clients. This also saves the memory of a zlib context for each connection.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Draining before shutdown: closes all connections, spread over a short time, before the server stops.
 
 daphne and uvicorn close every socket as soon as they receive SIGTERM. All clients would reconnect at the same moment,
-and commands in progress would get no answer. So this module replaces the server's signal handler. Its own handler
+and commands in progress would get no answer. So this module replaces the server's signal handler. The new handler
 closes the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
 
 The process may still not stop: the server waits for its applications, Python waits for threads at exit, and a thread
@@ -62,7 +62,8 @@ class Drain:
         """Replace the current signal handlers.
 
         Returns:
-            False if this is impossible: outside of the main thread, or if a signal has no handler written in Python.
+            Whether the handlers were replaced. This is impossible outside of the main thread, and if a signal has no
+            handler that is written in Python.
         """
         if threading.current_thread() is not threading.main_thread():
             return False
@@ -115,7 +116,7 @@ def end_process(limit: float) -> None:
     """End the process at once, even while threads are running.
 
     Args:
-        limit: how long, in seconds, the process had to stop; for the log message.
+        limit: how long, in seconds, the process had time to stop. The log message names it.
     """
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon] + busy_threads()
     logger.error(

@@ -1,7 +1,7 @@
 """The transport of a reader of server-sent events: a response that does not end.
 
-The application of the reader is a `CableConsumer`. To it, the reader is a client with a WebSocket that only receives.
-`EventTransport` turns its messages into the response. The subclasses in server_events.py know their server.
+A `CableConsumer` serves the reader. It treats the reader as a WebSocket client that only receives. `EventTransport`
+turns the messages of the consumer into the response. The subclasses in server_events.py know their server.
 """
 
 import asyncio
@@ -24,17 +24,14 @@ from .base import Transport
 Headers = Sequence[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: How many bytes of events are kept. With more, the response begins before all subscriptions were answered.
-MAX_KEPT: Final = 128 * 1024
-
-#: What a reader is told who may come back, by the reason of a `websocket.close` before the response.
+#: The reason that is sent to a reader that may come back, by the reason of the `websocket.close` that refuses it.
 _FOR_NOW: Final = {
     TRY_AGAIN: DisconnectReason.SERVER_RESTART,
     DisconnectReason.RATE_LIMITED: DisconnectReason.RATE_LIMITED,
 }
 _HEADERS: Final[Headers] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    # Proxies must neither store nor compress the response; the latter would delay the events.
+    # Proxies must neither store nor compress the response. Compression would delay the events.
     (b"cache-control", b"no-cache, no-store, no-transform, private"),
     (b"x-accel-buffering", b"no"),
     (b"x-content-type-options", b"nosniff"),
@@ -44,8 +41,9 @@ _HEADERS: Final[Headers] = (
 class EventTransport(Transport):
     """The transport of one reader. This class uses nothing but ASGI.
 
-    The response begins when all subscriptions were confirmed or rejected, so that a reader whose subscriptions are all
-    rejected gets the status 403. Events before that are kept.
+    The response begins when the first subscription was confirmed. If all are rejected, the reader gets the status 403.
+    Earlier events are kept until then.
+
 
     Args:
         send: the ASGI `send` of the request.
@@ -75,10 +73,9 @@ class EventTransport(Transport):
         self._accepted = False
         self._confirmed = False
         self.started = False
-        #: What is sent when the response begins, and its size.
+        #: What is sent when the response begins.
         self._kept: list[bytes] = []
-        self._kept_size = 0
-        #: Is done when nothing more can be sent.
+        #: A future that is done when nothing more can be sent.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -100,7 +97,7 @@ class EventTransport(Transport):
         self._confirmed = self._confirmed or confirmed
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Respond to a message that the consumer sends to a WebSocket. The text of a frame may be an `Event`."""
+        """Turn an ASGI message of the consumer into a part of the response. The text of a frame may be an `Event`."""
         if self.ended.done():
             return
         match message["type"]:
@@ -128,13 +125,12 @@ class EventTransport(Transport):
             else:
                 self._end()
                 await self._respond({"type": "http.response.body", "body": body, "more_body": False})
-        elif not more or (self._confirmed and (self.settled or self._kept_size > MAX_KEPT)):
+        elif not more or self._confirmed:
             await self._start(body, more=more)
         elif self.settled:
             await self._refuse(HTTPStatus.FORBIDDEN, "All subscriptions were rejected.")
         else:
             self._kept.append(body)
-            self._kept_size += len(body)
 
     async def _respond_part(self, body: bytes) -> None:
         """Send a part of the body that is not the last one."""
@@ -168,7 +164,7 @@ class EventTransport(Transport):
             self.ended.set_result(None)
 
     def release(self) -> None:
-        """Break reference cycles, because the reader has gone."""
+        """Break reference cycles after the reader has gone."""
 
     def abort(self) -> None:
         """Let the application return, so that the server ends the connection. Subclasses drop it at once."""

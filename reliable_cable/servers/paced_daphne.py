@@ -75,7 +75,7 @@ class PacedFactory(Factory):
         self._factory.doStop()
 
 
-#: Most methods of this class have no types.
+#: `HTTPChannel` as `Any`, because most methods of that class have no types.
 _HTTPChannel: Any = HTTPChannel
 
 

@@ -95,7 +95,7 @@ class DaphneEventTransport(EventTransport):
 
 
 def make_event_transport(send: Any, server_send: Any, **options: Any) -> EventTransport | None:
-    """Return the transport for a `send` of daphne or uvicorn; None if it is of neither.
+    """Return the transport for a `send` of daphne or uvicorn; None if the `send` belongs to neither.
 
     Args:
         send: the ASGI `send` of the request, perhaps wrapped by middlewares.

@@ -67,7 +67,7 @@ class CableWebSocketProtocol(WebSocketsSansIOProtocol):
             self._refuse_handshake(self.conn.handshake_exc)
 
     def _refuse_handshake(self, error: Exception) -> None:
-        # Before websockets 17, the parser's own error is the cause of this one.
+        # In websockets before version 17, the parser's own error is the cause of this one.
         too_large = isinstance(error, SecurityError) or isinstance(error.__cause__, SecurityError)
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST
         self.logger.info("A WebSocket handshake was refused (%d): %s", status, error.__cause__ or error)

@@ -23,7 +23,8 @@ class UvicornTransport(Transport):
         super().__init__(protocol.send)
         self._protocol = protocol
         self.grace = protocol.config.timeout_graceful_shutdown or 0.0
-        # uvicorn parses all frames of one read before other connections are served. uvloop has no such attribute.
+        # uvicorn parses all frames of one read before other connections are served, so each read must be small. The
+        # transports of uvloop have no such attribute.
         if hasattr(protocol.transport, "max_size"):
             protocol.transport.max_size = READ_SIZE
 

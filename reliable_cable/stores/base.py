@@ -17,12 +17,12 @@ def async_twin(
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Return the async twin of a store's sync method.
 
-    The twin runs the method with `_run`, or with `_run_write` if the method writes.
+    The twin runs the method with `_run`, or with `_run_write` if `writes` is True.
     """
 
     @wraps(method, updated=())  # the twin of an abstract method is not abstract
     async def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # A subclass may override the sync method.
+        # `getattr` finds the sync method of a subclass that overrides it.
         call = partial(getattr(self, method.__name__), *args, **kwargs)
         result: T = await (self._run_write(call) if writes else self._run(call))
         return result
@@ -38,8 +38,8 @@ class Listener(ABC):
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream.
 
-        Every event after this method has returned is announced. If an event may have been missed, another event tells
-        the receiver to read the stream.
+        Every event that happens after this method has returned is announced. If one may have been missed, another event
+        tells the receiver to read the stream.
         """
 
     @abstractmethod
@@ -65,6 +65,8 @@ class Store(ABC):
 
     #: Whether the store needs the tables in `settings.database`.
     uses_database: bool = False
+    #: Whether the store is on a server of its own. Its sync methods block for seconds while that server hangs.
+    is_remote: bool = False
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
@@ -86,7 +88,7 @@ class Store(ABC):
     atime = async_twin(time)
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the store's servers, by the names of the servers.
+        """Return the clocks of the store's servers, by the name of the server.
 
         Each clock is a function that asks its server for the current time, in seconds since 1970. The mapping is empty
         if the store uses this host's clock.

@@ -36,7 +36,7 @@ class BusListener(Listener, Generic[E]):
         self._bus = bus
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        #: The context in which events are delivered, instead of that of the code that publishes them.
+        #: The context in which events are delivered, so that they do not run in the context of the publishing code.
         self._context = Context()
         #: The streams whose events are announced.
         self.streams: set[str] = set()

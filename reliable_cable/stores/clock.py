@@ -1,6 +1,6 @@
 """The current time by the clock of a store, which all hosts share.
 
-Use this clock for times that one process writes and another one compares, because the clocks of hosts differ.
+Use this clock for times that one process stores and another one compares, because the clocks of hosts differ.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from .base import Store
 
 #: How often, in seconds, to measure while the clock is in use.
 INTERVAL: Final = 10.0
-#: How long, in seconds, a measurement is recent enough to be used without `MARGIN`.
+#: The maximum age, in seconds, of a measurement that is used without `MARGIN`.
 MAX_AGE: Final = 30.0
 #: How much, in seconds, to subtract from the time while there is no recent measurement. A time that is too early may
 #: give a client a message twice. A time that is too late may make it miss one.
 MARGIN: Final = 5.0
-#: How many seconds two clocks may drift apart in one second. NTP changes the speed of a clock by at most that much.
+#: How many seconds two clocks may drift apart in one second. NTP changes the speed of a clock by at most this much.
 MAX_DRIFT: Final = 0.0005
 #: How long, in seconds, `ready` waits for a measurement.
 READY_TIMEOUT: Final = 2.0
@@ -38,14 +38,14 @@ IDLE_TIME: Final = 600.0
 class StoreClock:
     """Returns the time by a store's clock, without a request to the store for each call.
 
-    It measures the offset between the store's clock and this process's monotonic clock. While a measurement is at most
-    `MAX_AGE` seconds old, the time is never ahead of the store's clock. It is behind by at most the round trip of the
-    measurement, and by less if an earlier measurement was faster. Later, the time is estimated from the last
-    measurement, and `MARGIN` is subtracted. Before the first measurement, the estimate comes from this host's clock. If
-    the store uses this host's clock, nothing is measured.
+    The clock measures the offset between the store's clock and this process's monotonic clock. While a measurement is
+    at most `MAX_AGE` seconds old, the returned time is never ahead of the store's clock. It is behind by at most the
+    round trip of the measurement, and by less if an earlier measurement was faster. Later, the time is estimated from
+    the last measurement, and `MARGIN` is subtracted. Before the first measurement, the estimate comes from this host's
+    clock. If the store uses this host's clock, nothing is measured.
 
     In a process with an event loop, a task runs `keep`. In other processes, such as WSGI servers and task workers, the
-    first use starts a thread that measures. It ends after `IDLE_TIME` seconds without use.
+    first use starts a thread that measures. The thread ends after `IDLE_TIME` seconds without use.
 
     Args:
         store: the store that has the clock.
@@ -67,7 +67,7 @@ class StoreClock:
         self._threads = threads
         self._monotonic = monotonic
         self._host = host
-        #: The offset to add to the monotonic clock, and the monotonic time of its measurement.
+        #: The offset to add to the monotonic clock, and the monotonic time at which it was measured.
         self._measured: tuple[float, float] | None = None
         self._used_at = 0.0
         #: The number of event loops on which `keep` is running.
@@ -158,7 +158,7 @@ class StoreClock:
         received_at = self._monotonic()
         offset, latest = store_time - received_at, store_time - sent_at
         if self._measured is not None:
-            # The last measurement is more exact if its round trip was shorter.
+            # The last measurement may be more exact, because its round trip was shorter.
             last, measured_at = self._measured
             last -= MAX_DRIFT * (sent_at - measured_at)
             if last <= latest:
@@ -187,7 +187,7 @@ def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
             logger.debug("The time of the store could not be read; this is retried: %s", error)
             delay = BACKGROUND_RETRY_DELAY
         finally:
-            # Keep no database connection open between two measurements.
+            # No database connection stays open between two measurements.
             connections.close_all()
         del clock
         time.sleep(delay)

@@ -55,6 +55,12 @@ class Engine:
             object.__setattr__(self, name, StoreClock(store, threads=store.settings.handler_threads > 0))
         object.__setattr__(self, "buckets", _shared_buckets(self.streams.settings))
 
+    @property
+    def may_block(self) -> bool:
+        """Whether sync code should use a background thread for calls whose result it does not need."""
+        remote = self.streams.is_remote or self.sessions.is_remote
+        return remote and self.streams.settings.handler_threads > 0
+
     async def aclose(self) -> None:
         """Release the stores' resources on the running event loop. The stores may be used again."""
         await self.streams.aclose()
@@ -109,7 +115,7 @@ _lock = threading.Lock()
 
 
 def get_engine() -> Engine:
-    """Return the stores of this process. A forked child gets its own."""
+    """Return the stores of this process. A forked child gets stores of its own."""
     settings = get_settings()
     pid = os.getpid()
     current = _current.get(pid)

@@ -57,7 +57,7 @@ def cable_meta_tags(
         tags.append(format_html('<meta name="cable-url" content="{}">', _absolute(context, url) if token else url))
     if token and (text := cable_token(context)):
         tags.append(format_html('<meta name="cable-token" content="{}">', text))
-    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', _since(context, since)))
+    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', int(_since(context, since))))
     return mark_safe("\n".join(tags))  # noqa: S308 - each of them is escaped
 
 
@@ -162,7 +162,7 @@ def cable_events_url(
     if not streams:
         raise template.TemplateSyntaxError("{% cable_events_url %} needs a stream.")
     query = [("signed_stream", _signed(stream)) for stream in streams]
-    query += [("history_since", str(_since(context, since))), ("raw", "1")]
+    query += [("history_since", str(int(_since(context, since)))), ("raw", "1")]
     return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
 
 
@@ -172,33 +172,41 @@ def _signed(stream: "Streamable | PagePosition") -> str:
     return signing.signed_stream_name(check_stream_name(target_name(stream)))
 
 
-def _since(context: template.Context, since: datetime | float | None) -> int:
+def _since(context: template.Context, since: datetime | float | None = None) -> float:
     """Return the time from which a page requests messages, in seconds of the stream store's clock."""
     clock = get_engine().stream_clock
     if since is not None:
-        return int(clock.of_host(since.timestamp() if isinstance(since, datetime) else since))
+        return clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
     request = context.get("request")
     began = None if request is None else request_began(request)
-    return int(clock.now() if began is None else clock.at(began))
+    return clock.now() if began is None else clock.at(began)
 
 
-@register.simple_tag
-def turbo_stream_from(*streamables: Streamable, at: PagePosition | None = None) -> SafeString:
+@register.simple_tag(takes_context=True)
+def turbo_stream_from(
+    context: template.Context, *streamables: Streamable, at: PagePosition | None = None
+) -> SafeString:
     """Render the element that subscribes the page to the Turbo Streams of a stream.
 
     The name of the stream is signed, see `signed_stream_name`. The npm packages `@anycable/turbo-stream` and
-    `@hotwired/turbo-rails` define the element.
+    `@hotwired/turbo-rails` define the element. Without `at`, the element has the time at which the request began. The
+    page is then first sent the messages since this time, even if Turbo Drive shows it.
 
     Args:
+        context: the context of the template.
         streamables: what names the stream: strings, numbers, model instances. Several make one name.
         at: the position of the stream that the view has read before the page's data, see `cable_position`.
     """
     name = check_stream_name(target_name(list(streamables)))
     at = None if at is None else _checked_position("turbo_stream_from", at)
+    # The time has six decimals, so that each page has params of its own: the client gives a subscription the position
+    # of a former one with the same params.
+    since = format_html(' data-since="{}"', f"{_since(context):.6f}") if at is None else ""
     return format_html(
-        '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"></turbo-cable-stream-source>',
+        '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"{}></turbo-cable-stream-source>',
         "Turbo::StreamsChannel",
         signing.signed_stream_name(name, at=at),
+        since,
     )
 
 

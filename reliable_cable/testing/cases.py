@@ -19,7 +19,7 @@ class CableTestMixin:
     def run(self, result: Any = None) -> Any:
         """Run a test with its fixtures."""
         case: Any = self
-        # As a cleanup, an error at the end is an error of the test, and does not end the test run.
+        # This registers the end of the isolation as a cleanup, so an error there fails the test, not the test run.
         case.enterContext(isolated_cable(**self.cable_settings))
         try:
             return super().run(result)  # type: ignore[misc]  # the test case class has this method

@@ -145,7 +145,7 @@ class ChannelTester:
 
     @sync_only("aclose")
     def close(self) -> None:
-        """Disconnect. At the end of the test, this happens by itself in sync tests.
+        """Disconnect. Sync tests do this automatically when they end.
 
         After this, `subscribe` connects as a new client.
         """

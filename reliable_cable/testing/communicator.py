@@ -152,7 +152,7 @@ class CableCommunicator(ClientSocket):
         return subscription
 
     def add_subscription(self, channel: type[Channel] | str, params: Mapping[str, Any] | None) -> CableSubscription:
-        """Return the subscription with an identifier, without sending anything."""
+        """Return a new subscription to a channel with these params, without sending a command."""
         identifier = identifier_of(channel, params)
         return self.subscriptions.setdefault(identifier, CableSubscription(self, identifier))
 

@@ -102,7 +102,7 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
                     _delete_keys(conf.get_settings())
             finally:
                 _isolations.remove(isolation)
-                # Their database connections would keep a test database from being dropped.
+                # The database connections of the threads would prevent the test database from being dropped.
                 end_threads(END_TIMEOUT)
                 close_shared_connections(END_TIMEOUT)
 

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, Response, expect
+from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, Response, WebSocket, expect
 
-from tests.support.server import PATIENCE, ROOT, Server
+from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
 PROJECT = "tests.browser.project"
 
@@ -83,7 +83,7 @@ class DemoServer(Server):
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             try:
-                return httpx.get(f"http://127.0.0.1:{self.port}/login/", trust_env=False).is_success
+                return httpx.get(f"http://127.0.0.1:{self.port}/login/", **LOCAL).is_success
             except httpx.TransportError:
                 time.sleep(0.02)
         return False
@@ -158,10 +158,16 @@ class Window:
         #: The names of the commands that the page has sent, for example "subscribe", in order.
         self.sent: list[str] = []
         page.set_default_timeout(PAGE_PATIENCE)
-        page.on("websocket", lambda websocket: websocket.on("framesent", self._sent))
+        #: The number of pings that the page has received.
+        self.pings = 0
+        page.on("websocket", self._opened)
         page.on("console", self._heard)
         page.on("pageerror", self._failed)
         page.on("request", self._requested)
+
+    def _opened(self, websocket: WebSocket) -> None:
+        websocket.on("framesent", self._sent)
+        websocket.on("framereceived", self._received)
 
     def __getitem__(self, test_id: str) -> Locator:
         return self.page.get_by_test_id(test_id)
@@ -177,6 +183,13 @@ class Window:
         assert response is not None
         assert response.ok, f"{path}: HTTP {response.status}"
         return response
+
+    async def receive_pings(self, count: int) -> None:
+        """Wait until the page has received more pings."""
+        wanted = self.pings + count
+        async with asyncio.timeout(PAGE_PATIENCE / 1000):
+            while self.pings < wanted:  # noqa: ASYNC110 - the browser is another process
+                await asyncio.sleep(0.05)
 
     async def state(self, state: str) -> None:
         """Wait until the page shows a state of its connection."""
@@ -229,6 +242,10 @@ class Window:
 
     def _sent(self, payload: str | bytes) -> None:
         self.sent.append(json.loads(payload)["command"])
+
+    def _received(self, payload: str | bytes) -> None:
+        if json.loads(payload).get("type") == "ping":
+            self.pings += 1
 
     def _requested(self, request: Request) -> None:
         if "/messages/?after=" in request.url:

@@ -23,8 +23,11 @@ pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.asyncio(loop_s
 #: Reads a URL with an `EventSource`, and keeps the data of its events by their types.
 READ = """url => {
     window.seen = {message: [], price: [], reject_history: [], confirm_subscription: [], opens: 0, closed: false}
+    seen.id = ""
     const source = new EventSource(url)
     source.onopen = () => seen.opens++
+    source.addEventListener("welcome", ({data}) => seen.sid = JSON.parse(data).sid)
+    source.addEventListener("ping", ({lastEventId}) => seen.id = lastEventId)
     source.onerror = () => seen.closed = source.readyState === EventSource.CLOSED
     for (const type of ["message", "price", "reject_history", "confirm_subscription"]) {
         source.addEventListener(type, ({data}) => seen[type].push(data))
@@ -122,6 +125,25 @@ async def test_a_reader_misses_nothing_when_its_server_is_killed(
         await eventually(partial(page.evaluate, f"seen.opens > {opens}"))
         await streams.say()
     await streams.check(page)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["daphne", "uvicorn"])
+async def test_a_reader_does_not_get_what_excluded_it_after_a_kill(
+    pair: list[Server], beside: OtherProcess, page: Page, which: int
+) -> None:
+    server, name, other = pair[which], unique("own"), unique("own")
+    await page.goto(f"http://127.0.0.1:{server.port}/health")
+    await page.evaluate(READ, f"/events?{urlencode([('stream', name), ('stream', other)])}")
+    await eventually(partial(page.evaluate, "seen.confirm_subscription.length === 2"))
+    await beside.call("broadcast", name, "own", exclude_socket=await page.evaluate("seen.sid"))
+    # The id alone has caused no event. The next ping shows it.
+    await eventually(partial(page.evaluate, "seen.id.startsWith('*1/')"))
+    server.kill()
+    await asyncio.to_thread(server.start)
+    await eventually(partial(page.evaluate, "seen.opens > 1"))
+    await beside.call("broadcast", name, "next")
+    await eventually(partial(page.evaluate, "seen.message.length > 0"))
+    assert await page.evaluate("seen.message") == ["next"]
 
 
 async def test_a_reader_misses_nothing_while_the_servers_behind_nginx_restart(

@@ -21,7 +21,7 @@ from tests.browser.demo import PAGE_PATIENCE
 from tests.integration.test_wheel import clone, wheel
 from tests.support.projects import interpreter_for, own_environment
 from tests.support.redis import RedisPool, find_binaries
-from tests.support.server import PATIENCE, ROOT, free_port
+from tests.support.server import LOCAL, PATIENCE, ROOT, free_port
 
 __all__ = ["clone", "wheel"]
 
@@ -155,7 +155,7 @@ class Newcomer:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                httpx.get(f"{self.url}/", trust_env=False, timeout=PATIENCE)
+                httpx.get(f"{self.url}/", **LOCAL, timeout=PATIENCE)
                 return
             except httpx.TransportError:
                 assert time.monotonic() < deadline, self.log

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from itertools import pairwise
 
 import pytest
 from websockets.exceptions import InvalidStatus, NegotiationError
@@ -86,9 +85,12 @@ async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Serve
                 times = [await client.ping(3) for client in clients]
             spread = max(first for first, *_ in times) - min(first for first, *_ in times)
     assert all(isinstance(message, int) for client in clients for _, message in client.pings)
-    # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s.
-    assert all(0.14 < first < 0.9 for first, *_ in times), times
-    assert all(0.1 < later - earlier < 0.9 for each in times for earlier, later in pairwise(each)), times
+    # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s. A busy machine delays pings. So no ping may be
+    # early, and the fastest client shows that they come in time.
+    for each in times:
+        assert all(moment > 0.14 + 0.29 * count for count, moment in enumerate(each)), times
+    assert min(first for first, *_ in times) < 0.9, times
+    assert min(each[2] - each[0] for each in times) < 1.5, times
 
 
 async def test_a_client_can_ask_for_another_ping_interval(connect: Connect, strict: Server) -> None:

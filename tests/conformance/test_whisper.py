@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from tests.conformance.conftest import Connect
 from tests.protocol.test_payloads import FALSY
-from tests.support.client import BASE, identify, unique
+from tests.support.client import BASE, Frame, identify, unique
 from tests.support.server import Server
 
 
@@ -64,6 +65,11 @@ async def test_whispers_keep_their_order_and_are_not_in_the_history(connect: Con
     await late.nothing()
 
 
+def without_position(frames: Iterable[Frame]) -> list[Any]:
+    """Return the messages that have no position."""
+    return [frame["message"] for frame in frames if "message" in frame and "offset" not in frame]
+
+
 async def test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_not_dropped(
     connect: Connect, server: Server
 ) -> None:
@@ -80,9 +86,12 @@ async def test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_n
     await server.call("broadcast", stream, {"transient": True}, transient=True)
     await server.call("broadcast", stream, {"last": True})
     frames = await bob.until({"message": {"last": True}})
+    # Messages without a position follow the replay. If it is still running, it also sends the last message before them.
+    while len(without_position(frames)) < 2:
+        frames.append(await bob.next())
     assert [frame["offset"] for frame in frames if "offset" in frame] == list(range(1, 702))
-    without_position = [frame["message"] for frame in frames if "message" in frame and "offset" not in frame]
-    assert without_position == [{"typing": True}, {"transient": True}]
+    # The whisper and the broadcast have two senders, so their order is not known.
+    assert sorted(without_position(frames), key=str) == [{"transient": True}, {"typing": True}]
 
 
 async def test_whispers_are_dropped_if_the_channel_does_not_allow_them(connect: Connect) -> None:

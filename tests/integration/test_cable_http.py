@@ -12,14 +12,14 @@ import pytest
 from tests.integration.test_http import key, message
 from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisServer
-from tests.support.server import Kind, Server, ServerPool
+from tests.support.server import LOCAL, Kind, Server, ServerPool
 
 #: How long, in seconds, to wait until a server reports another state.
 PATIENCE = 30.0
 
 
 def health_client(server: Server) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=PATIENCE)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", **LOCAL, timeout=PATIENCE)
 
 
 async def until_status(http: httpx.AsyncClient, status: int) -> httpx.Response:

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server import Kind, free_port
+from tests.support.server import LOCAL, Kind, free_port
 
 SETTINGS = """
 INSTALLED_APPS = ["daphne", "reliable_cable", *INSTALLED_APPS]
@@ -111,7 +111,7 @@ class Site:
 
     def get(self, path: str) -> httpx.Response:
         """Request a page."""
-        return httpx.get(f"http://127.0.0.1:{self.port}/{path}", trust_env=False)
+        return httpx.get(f"http://127.0.0.1:{self.port}/{path}", **LOCAL)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.support.nginx import DEPLOY, DeployedServer, Nginx, procfile
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.recovering import RecoveringClient
 from tests.support.redis import RedisServer
-from tests.support.server import PATIENCE, ROOT, Kind, environment
+from tests.support.server import LOCAL, PATIENCE, ROOT, Kind, environment
 
 PASSWORD = "a password of this deployment"
 
@@ -38,7 +38,7 @@ class DemoServer(DeployedServer):
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             try:
-                return httpx.get(f"http://127.0.0.1:{self.port}/login/", trust_env=False).is_success
+                return httpx.get(f"http://127.0.0.1:{self.port}/login/", **LOCAL).is_success
             except httpx.TransportError:
                 time.sleep(0.02)
         return False
@@ -116,7 +116,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 @contextmanager
 def signed_in(base: str, username: str = "carol") -> Iterator[httpx.Client]:
     """Return an HTTP client in which a user is logged in."""
-    with httpx.Client(base_url=base, trust_env=False, headers={"Origin": base}) as browser:
+    with httpx.Client(base_url=base, **LOCAL, headers={"Origin": base}) as browser:
         page = browser.get("/login/")
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
         assert token
@@ -139,7 +139,7 @@ def test_nginx_serves_pages_and_static_files(deployment: Deployment) -> None:
 
 
 def test_other_origins_are_refused_behind_the_proxy(deployment: Deployment) -> None:
-    with httpx.Client(base_url=deployment.nginx.base, trust_env=False) as browser:
+    with httpx.Client(base_url=deployment.nginx.base, **LOCAL) as browser:
         token = browser.get("/login/").cookies["csrftoken"]
         form = {"csrfmiddlewaretoken": token, "username": "carol", "password": PASSWORD}
         assert browser.post("/login/", data=form, headers={"Origin": "http://127.0.0.1:1"}).status_code == 403
@@ -149,7 +149,7 @@ def test_other_origins_are_refused_behind_the_proxy(deployment: Deployment) -> N
 
 
 def test_nobody_can_log_in_with_a_known_password_or_as_an_administrator(deployment: Deployment) -> None:
-    with httpx.Client(base_url=deployment.nginx.base, trust_env=False) as browser:
+    with httpx.Client(base_url=deployment.nginx.base, **LOCAL) as browser:
         page = browser.get("/login/")
         assert PASSWORD not in page.text
         assert "login-alice" not in page.text

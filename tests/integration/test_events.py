@@ -14,7 +14,7 @@ import pytest
 from tests.support.client import unique
 from tests.support.event_reader import EventReader, ServerEvent
 from tests.support.redis import RedisServer
-from tests.support.server import Kind, OtherProcess, Server, ServerPool
+from tests.support.server import LOCAL, Kind, OtherProcess, Server, ServerPool
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -136,7 +136,7 @@ async def test_a_draining_server_tells_its_readers_to_come_back(servers: ServerP
 
 async def test_a_reader_over_the_limit_of_connects_is_told_to_come_back(servers: ServerPool, kind: Kind) -> None:
     server = servers.get(kind, PUBLIC_STREAMS=True, RATE_LIMITS={"connect": "1/1h"})
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(**LOCAL) as http:
         url = f"{base(server)}/events?{streams(unique('limited'))}"
         async with http.stream("GET", url) as response:
             assert response.status_code == 200
@@ -292,7 +292,7 @@ async def test_origins(reading: Server) -> None:
     async def status(**headers: str) -> tuple[int, str | None]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         async with (
-            httpx.AsyncClient(trust_env=False) as http,
+            httpx.AsyncClient(**LOCAL) as http,
             http.stream("GET", path, headers=named) as response,
         ):
             return response.status_code, response.headers.get("Access-Control-Allow-Origin")
@@ -305,7 +305,7 @@ async def test_origins(reading: Server) -> None:
     assert await status(Origin=base(reading), Cookie=cookie) == (200, None)
     assert await status(Cookie=cookie, Sec_Fetch_Site="cross-site") == (403, None)
     assert await status(Cookie=cookie, Sec_Fetch_Site="same-origin") == (200, None)
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(**LOCAL) as http:
         asked = await http.options(path, headers={"Origin": listed, "Access-Control-Request-Method": "POST"})
         assert (asked.status_code, asked.headers["Access-Control-Allow-Methods"]) == (204, "GET, POST")
         asked = await http.options(path, headers={"Origin": other, "Access-Control-Request-Method": "POST"})
@@ -321,7 +321,7 @@ async def test_post_with_commands(reading: Server) -> None:
         {"command": "subscribe", "identifier": identifier(unique("post"))},
     ]
     body = "\n\n".join(map(json.dumps, lines))
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(**LOCAL) as http:
         async with http.stream("POST", f"{base(reading)}/events", content=body) as response:
             events: list[str] = []
             lines_of = response.aiter_lines()

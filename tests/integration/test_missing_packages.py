@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server import PROJECT, ROOT, Kind, Server, ServerPool
+from tests.support.server import LOCAL, PROJECT, ROOT, Kind, Server, ServerPool
 
 EXTRA = "pip install 'reliable_cable[uvicorn]'"
 
@@ -67,4 +67,4 @@ def test_cable_serve_starts_without_what_the_server_does_not_need(
             return without(module, "django", "cable_serve", "--server", kind, f"127.0.0.1:{self.port}")
 
     with Lacking(kind, tmp_path, servers.make(kind).database) as server:
-        assert httpx.get(f"http://127.0.0.1:{server.port}/", trust_env=False).status_code < 500
+        assert httpx.get(f"http://127.0.0.1:{server.port}/", **LOCAL).status_code < 500

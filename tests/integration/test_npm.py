@@ -15,7 +15,7 @@ from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import Kind, Server, ServerPool
 
 #: How long, in seconds, all scenarios of a client may take together.
-PATIENCE = 60.0
+PATIENCE = 100.0
 
 
 @pytest.mark.node

@@ -20,6 +20,7 @@ from reliable_cable.protocol.recovery import (
     recoverable,
     requested_position,
 )
+from tests.support.examples import examples
 
 
 def page(epoch: str, low: int, tail: int, *, after: int = 0, limit: int = 100) -> StreamPage:
@@ -211,5 +212,5 @@ class SubscriberMachine(RuleBasedStateMachine):
         assert got[len(got) - len(kept) :] == kept
 
 
-SubscriberMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+SubscriberMachine.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=30, deadline=None)
 TestSubscriber = SubscriberMachine.TestCase

@@ -18,6 +18,7 @@ from reliable_cable.stores.buckets.memory import MAX_BUCKETS, MemoryBuckets
 from reliable_cable.stores.buckets.redis import RedisBuckets
 from reliable_cable.stores.redis.client import Call
 from tests.support.client import unique
+from tests.support.examples import examples
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
 
@@ -50,7 +51,7 @@ class TestBuckets:
         finally:
             await buckets.aclose()
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         limit=st.builds(RateLimit, st.integers(1, 50), st.integers(1, 60)),
         steps=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), max_size=60),

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 
 from reliable_cable.models import Session, SessionPart
 from reliable_cable.stores.sessions.base import SessionRecord
@@ -113,6 +113,22 @@ def test_parts_of_sessions_that_the_previous_release_has_deleted_are_pruned(
     assert store.load("c", ann) == large_record(0)
 
 
+@pytest.mark.django_db(databases="__all__")
+def test_pruning_examines_few_parts_at_once(alias: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reliable_cable.stores.sessions.model.PARTS_PER_SEARCH", 100)
+    store = model_store(alias, clock)
+    store.save({sid: large_record(0) for sid in "abc"})
+    parts = SessionPart.objects.using(alias)
+    for deleted, left in (("c", 200), ("a", 100)):  # for the second one, the search begins anew
+        Session.objects.using(alias).filter(sid=deleted).delete()
+        searches = 0
+        while parts.count() > left:
+            store.prune()
+            searches += 1
+        assert 1 < searches < 5
+    assert store.load("b", ann) == large_record(0)
+
+
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, databases=["postgres"])
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
@@ -148,6 +164,29 @@ def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
     assert "'a'" in lock
     assert lock.endswith("ASC FOR UPDATE")
     assert insert.index("'a'") < insert.index("'b'")
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, databases=["postgres"])
+@pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+@pytest.mark.parametrize("method", ["touch", "delete"])
+def test_a_record_is_locked_after_those_before_it(alias: str, clock: Clock, method: str) -> None:
+    """A `save` of another process that has locked the first record gets the second one. It waits for no deadlock."""
+    store, other = model_store(alias, clock), model_store(alias, clock)
+    for sid in "ba":
+        store.save({sid: ANN})  # in the table, b is before a
+    rows = Session.objects.using(alias).select_for_update(nowait=True)
+    call = threading.Thread(target=with_own_connection(partial(getattr(other, method), ["a", "b"])))
+    with transaction.atomic(using=alias):
+        rows.get(sid="a")
+        call.start()
+        with connections[alias].cursor() as cursor:
+            waiting = False
+            while not waiting:
+                cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+                (waiting,) = cursor.fetchone()
+        rows.get(sid="b")
+    call.join()
 
 
 @pytest.mark.django_db(databases="__all__")

@@ -69,7 +69,9 @@ def execute(database: str, sql: str) -> None:
         cursor.execute(sql)
 
 
-read_committed, repeatable_read = partial(isolated, "READ COMMITTED"), partial(isolated, "REPEATABLE READ")
+read_committed, repeatable_read, serializable = (
+    partial(isolated, level) for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+)
 
 REDIS = [pytest.param(*param.values, id=param.id, marks=[*param.marks, *SQLITE.marks]) for param in REDIS_STORES[:1]]
 
@@ -86,7 +88,7 @@ def ways(*ways: tuple[Any, Way]) -> pytest.MarkDecorator:
 
 
 #: The ways in which position and data come from one snapshot.
-ONE_SNAPSHOT: Ways = ((SQLITE, deferred), (POSTGRES, repeatable_read))
+ONE_SNAPSHOT: Ways = ((SQLITE, deferred), (POSTGRES, repeatable_read), (POSTGRES, serializable))
 #: The ways in which the data may be newer than the position.
 TWO_SNAPSHOTS: Ways = (
     (SQLITE, autocommit),
@@ -233,7 +235,7 @@ async def test_a_stream_that_does_not_exist_has_the_lineage_that_the_hub_compare
 @ways(*ONE_SNAPSHOT, *TWO_SNAPSHOTS)
 def test_thousands_of_page_loads_beside_writers_have_no_gap(database: str, way: Way, settings: Any) -> None:
     settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HISTORY_SIZE": 100_000}
-    one_snapshot = way in (deferred, repeatable_read)
+    one_snapshot = way in (deferred, repeatable_read, serializable)
     done, turns = threading.Event(), threading.Semaphore(0)
 
     def write(writer: str) -> None:

@@ -14,6 +14,7 @@ from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceS
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.presence.redis import RedisPresenceStore
 from tests.support.client import unique
+from tests.support.examples import examples
 
 from .conftest import MEMORY, REDIS_STORES, Clock
 
@@ -114,7 +115,7 @@ REJOIN = ("join", "phone", "1", "Ann", True, "")
 
 @pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES])
 @example(steps=[("join", "phone", "1", "Ann", False, ""), ("leave", "phone"), *[("advance", 30)] * 20, REJOIN])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=40))
 def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, Any], steps: list[Any]) -> None:
     clock = Clock()

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from django.db.backends.utils import CursorWrapper
 
+from reliable_cable.concurrency.batching import BATCH_SIZE, PARALLEL_BATCHES
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import ModelStreamStore
-from reliable_cable.stores.streams.model_reading import HOPS, PAGES_PER_HOP, PageReader
+from reliable_cable.stores.streams.model_reading import PageReader
 
 from .conftest import MODEL_STORES, MakeStore
 
@@ -37,7 +38,7 @@ async def test_many_reads_take_few_queries(make_store: MakeStore, monkeypatch: p
     await store.aappend([(name, Message(f'"{name}"')) for name in NAMES[:200] + NAMES[:5]])
     monkeypatch.setattr(CursorWrapper, "execute", counted)
     pages = await asyncio.gather(*(read(store, name) for name in NAMES))
-    hops = -(-len(NAMES) // PAGES_PER_HOP) + HOPS
+    hops = -(-len(NAMES) // BATCH_SIZE) + PARALLEL_BATCHES
     # The TTLs of the streams differ, and two streams out of three have had messages.
     assert len([sql for sql in queries if '"reliable_cable_stream' in sql]) <= 5 + 2 * hops
     assert [(page.tail, len(page.entries)) for page in pages] == [(2, 1)] * 5 + [(1, 0)] * 195 + [(0, 0)] * 100

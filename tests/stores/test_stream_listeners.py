@@ -75,7 +75,7 @@ class TestAnnouncing:
             await store.aappend([("a", Message("1", idempotency_key="k"))])
         await store.awhisper("a", Message("end"))
         await until(lambda: Transient("a", "end", whisper=True) in heard)
-        assert [type(event) for event in heard] == [Published, Transient]
+        assert [type(event) for event in published(heard)] == [Published, Transient]
 
     async def test_forgetting_is_announced(self, store: StreamStore, listen: Listen) -> None:
         await store.aappend([("a", Message("1"))])

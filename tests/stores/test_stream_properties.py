@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reliable_cable.stores.streams.base import Message, StreamStore
 from tests.stores.conftest import DURABLE, MEMORY, MODEL_STORES, REDIS_STORES, Clock, MakeStore
+from tests.support.examples import examples
 
 SIZE, TTL = 4, 10.0
 NAMES = ("a", "b")
@@ -108,7 +109,7 @@ HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @pytest.mark.parametrize("alias", [MEMORY], indirect=True)
-@settings(max_examples=200, deadline=None, suppress_health_check=HEALTH)
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=HEALTH)
 @given(operations=st.lists(operation, max_size=20))
 def test_the_memory_store_agrees_with_the_model(
     make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]
@@ -117,7 +118,7 @@ def test_the_memory_store_agrees_with_the_model(
 
 
 @pytest.mark.parametrize("alias", REDIS_STORES, indirect=True)
-@settings(max_examples=100, deadline=None, suppress_health_check=HEALTH)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=HEALTH)
 @given(operations=st.lists(operation, max_size=20))
 def test_the_redis_store_agrees_with_the_model(
     make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]
@@ -126,7 +127,7 @@ def test_the_redis_store_agrees_with_the_model(
 
 
 @pytest.mark.parametrize("alias", [*MODEL_STORES, DURABLE], indirect=True)
-@settings(max_examples=10, deadline=None, suppress_health_check=HEALTH)
+@settings(max_examples=examples(10), deadline=None, suppress_health_check=HEALTH)
 @given(operations=st.lists(operation, min_size=3, max_size=10))
 def test_the_model_store_agrees_with_the_model(
     make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import httpx
 
+from tests.support.server import LOCAL
+
 #: How long, in seconds, to wait for an event.
 PATIENCE = 30.0
 #: The pause, in seconds, before a reader reconnects. Browsers wait for a few seconds.
@@ -138,7 +140,7 @@ class EventReader:
         await self.until(lambda: self.connects > connects)
 
     async def _run(self) -> None:
-        async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(PATIENCE, read=None)) as http:
+        async with httpx.AsyncClient(**LOCAL, timeout=httpx.Timeout(PATIENCE, read=None)) as http:
             while self.status is None:
                 with contextlib.suppress(httpx.TransportError, httpx.StreamError):
                     await self._read(http)

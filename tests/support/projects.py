@@ -15,7 +15,7 @@ import httpx
 import pytest
 from django import get_version
 
-from tests.support.server import PATIENCE, ROOT, Server
+from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
 #: Where else Pythons may be: pyenv's shims refuse to run for versions that are not selected.
 PYTHONS = (
@@ -164,7 +164,7 @@ class ProjectServer(Server):
 
     def page(self, path: str) -> httpx.Response:
         """Request a page."""
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False, timeout=PATIENCE)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", **LOCAL, timeout=PATIENCE)
 
     def _command(self) -> list[str]:
         return [str(self.project.python), "manage.py", "runserver", "--noreload", f"127.0.0.1:{self.port}"]

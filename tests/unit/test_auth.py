@@ -22,6 +22,7 @@ from django.db import OperationalError, connections
 from reliable_cable.auth import CableAuthMiddlewareStack
 from reliable_cable.auth import sessions as auth
 from reliable_cable.concurrency import threads
+from reliable_cable.concurrency.batching import BATCH_SIZE
 from reliable_cable.protocol.constants import TRY_AGAIN
 from tests.stores.conftest import with_own_connection
 
@@ -287,7 +288,7 @@ class TestCost:
         scopes = await asyncio.gather(*tasks)
         assert {scope["user"].pk for scope in scopes} == {user.pk}
         assert sum(hops) == 120
-        assert max(hops) == auth.BATCH_SIZE
+        assert max(hops) == BATCH_SIZE
         assert len(hops) <= 4
 
     async def test_an_error_for_one_client_does_not_affect_the_others(self, user: AbstractUser) -> None:

@@ -25,6 +25,7 @@ from reliable_cable.consumer import CableConsumer, get_hub
 from reliable_cable.hub import fanout
 from reliable_cable.protocol.constants import SESSION_HEADER
 from reliable_cable.servers.base import FRAMES_EXTENSION
+from tests.support.examples import examples
 from tests.support.memory_socket import MemorySocket
 
 from .wire import BASE, EXTENDED, identifier
@@ -328,7 +329,7 @@ actions = st.one_of(
 )
 
 
-@configure(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@configure(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(actions, max_size=25),
     frames=st.booleans(),

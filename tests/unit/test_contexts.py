@@ -8,8 +8,8 @@ from contextvars import ContextVar, copy_context
 
 import pytest
 
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.conf import read_settings
+from reliable_cable.connection.handlers import run_in_context
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 

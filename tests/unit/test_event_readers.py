@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import weakref
@@ -27,13 +26,11 @@ from reliable_cable.http.event_request import read_request
 from reliable_cable.protocol import commands
 from reliable_cable.protocol.events import Event, FrameEvent, RawEvent, RawFrameEvent
 from reliable_cable.servers.base import FRAMES_EXTENSION
-from reliable_cable.stores.engine import get_engine
-from reliable_cable.stores.streams.base import Message
-from tests.support.event_reader import EventParser, ServerEvent
+from tests.support.event_reader import ServerEvent
+from tests.support.examples import examples
+from tests.unit.events import SETTINGS, Anyone, Reader, broadcast
 from tests.unit.http_fronts import Receiver, body_messages, call, elsewhere, make_scope
 from tests.unit.wire import until
-
-SETTINGS = {"ENGINE": "memory", "SECRET": "a secret", "PUBLIC_STREAMS": True, "PING_INTERVAL": 60}
 
 
 @pytest.fixture(autouse=True)
@@ -42,73 +39,10 @@ def configured() -> Iterator[None]:
         yield
 
 
-class Anyone(CableConsumer):
-    """A consumer that lets everybody connect, from any origin of this site."""
-
-
-class Reader:
-    """One request, whose events are collected. Use it as an async context manager.
-
-    Args:
-        query: the query.
-        last_id: the header `Last-Event-ID`.
-        application: the application.
-    """
-
-    def __init__(self, query: str, last_id: str = "", *, application: Any = None, headers: Any = ()) -> None:
-        self.application = application or CableHTTP(elsewhere, consumer=Anyone)
-        found = [*headers, *([(b"last-event-id", last_id.encode())] if last_id else [])]
-        self.scope = make_scope("GET", "/events", found, query_string=query.encode())
-        self.body = b""
-        self.status: int | None = None
-        self._left = asyncio.Event()
-        self._changed = asyncio.Event()
-
-    async def __aenter__(self) -> Reader:
-        self._task = asyncio.create_task(self.application(self.scope, self._receive, self._send))
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        self._left.set()
-        await self._task
-
-    async def _receive(self) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        if "read" not in self.scope:
-            self.scope["read"] = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self._left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        self.body += message.get("body", b"")
-        self._changed.set()
-
-    async def until(self, text: str, number: int = 1) -> None:
-        """Wait until the body contains a text this many times."""
-        async with asyncio.timeout(10):
-            while self.body.decode(errors="replace").count(text) < number:
-                self._changed.clear()
-                await self._changed.wait()
-
-    def read(self, size: int | None = None) -> tuple[list[ServerEvent], str]:
-        """Return the events in the first `size` bytes, and the last id."""
-        text = self.body[:size].decode(errors="replace")
-        parser = EventParser()
-        events = [found for found in map(parser.feed, text.split("\n")[:-1]) if found is not None]
-        return events, parser.last_id
-
-
-async def broadcast(stream: str, *values: Any) -> None:
-    await get_engine().streams.aappend([(stream, Message(json.dumps(value))) for value in values])
-
-
 names = st.sampled_from(["a", "b", "c/d", "ü*"])
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rounds=st.lists(st.tuples(st.lists(names, max_size=6), st.lists(names, max_size=6), st.floats(0, 1)), max_size=4),
     streams=st.lists(names, min_size=1, max_size=4, unique=True),
@@ -163,7 +97,7 @@ values = st.binary(max_size=40) | st.sampled_from(
 )
 
 
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(parameters, values), max_size=6), st.text(max_size=30))
 @example([("stream", b"a"), ("history_since", b"99999999999999999999")], "")
 @example([("stream", b"\xff"), ("last_event_id", b"\xff")], "\x00")

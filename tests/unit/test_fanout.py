@@ -17,7 +17,11 @@ from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.hub import fanout
 from reliable_cable.hub.subscriber import SubscriberGroup
+from reliable_cable.protocol.events import Event
+from reliable_cable.protocol.frames import Frame
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Transient
+from tests.support.examples import examples
 from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness, offsets
 
@@ -258,7 +262,7 @@ async def test_a_loss_between_slices_is_reported_to_all_subscribers_and_no_older
 STEPS = ["publish", "publish", "iterate", "iterate", "join", "leave", "replay", "go live", "whisper", "pause", "resume"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=40), data=st.data())
 def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_and_in_order(
     steps: list[str], data: st.DataObject
@@ -335,3 +339,11 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
             assert received == expected
 
     asyncio.run(scenario())
+
+
+async def test_events_count_one_by_one_because_each_reader_gets_ids_of_its_own() -> None:
+    batch = fanout.Batch([Entry(number, '"x"') for number in range(1, 101)], 1, "e")
+    assert fanout.EncodedBatch(batch, SubscriberGroup("i", "s", Frame)).cost == 1
+    assert fanout.EncodedBatch(batch, SubscriberGroup("i", "s", Event)).cost == 100
+    large = fanout.Batch([Entry(1, '"' + 5000 * "x" + '"')], 1, "e")
+    assert fanout.EncodedBatch(large, SubscriberGroup("i", "s", Event)).cost == 2

@@ -21,6 +21,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage, advance, recoverable
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.memory import MemoryStreamStore
+from tests.support.examples import examples
 from tests.support.subscriber import LoneSubscriber
 
 
@@ -263,7 +264,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(2, 6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_cached_page_never_has_less_than_a_fresh_read(steps: list[tuple[str, int]], size: int) -> None:
     async def run() -> None:
         store = Store(HISTORY_SIZE=size)

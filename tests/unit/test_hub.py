@@ -20,6 +20,7 @@ from reliable_cable.hub.subscriber import MAX_HELD, SubscriberGroup
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import Advanced, Message, Published, Transient
+from tests.support.examples import examples
 from tests.support.subscriber import LoneSubscriber
 
 from .hubs import Harness, catch_up, offsets
@@ -327,7 +328,7 @@ async def test_a_long_history_is_written_at_the_pace_of_the_socket() -> None:
     assert (sent, overflows) == (list(range(1, 51)), [])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.integers(3, 100))
 def test_subscribers_are_sent_each_message_once_and_in_order_or_are_told_of_a_loss(seed: int, size: int) -> None:
     """Announcements get lost, repeated and reordered. The store trims and forgets. Subscribers catch up at times."""

@@ -28,8 +28,8 @@ from .wire import EXTENDED, identifier
 
 MESSAGES = 100
 PACKAGE = Path(reliable_cable.__file__).parent
-#: The most calls of this package's functions for one action. Each resumption of a coroutine counts. 36 were measured.
-MAX_CALLS = 38
+#: The most calls of this package's functions for one action. Each resumption of a coroutine counts. 31 were measured.
+MAX_CALLS = 33
 
 
 class Room(Channel, abstract=True):

@@ -19,6 +19,7 @@ from reliable_cable.hub.rosters import Rosters
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
 from reliable_cable.stores.presence.memory import MemoryPresenceListener, MemoryPresenceStore
 from tests.stores.conftest import until
+from tests.support.examples import examples
 
 TTL = 0.02
 
@@ -326,7 +327,7 @@ class TestLostData:
 ACTIONS = ["join", "leave", "announce", "announce", "miss", "forget", "ask", "wait"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.sampled_from(ACTIONS), max_size=30), st.randoms(use_true_random=False))
 def test_every_list_is_correct_in_the_end(actions: list[str], rng: random.Random) -> None:
     async def run() -> None:

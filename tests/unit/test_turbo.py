@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
+from django.core import signals
 from django.db import transaction
 from django.template import TemplateSyntaxError, engines
 from django.template.loader import render_to_string
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.utils.safestring import mark_safe
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,9 @@ from reliable_cable import (
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.pubsub_channel import TurboStreamsChannel
 from reliable_cable.reply import StreamStart
+from reliable_cable.request_time import request_began
 from reliable_cable.signing import signed_stream_name
+from reliable_cable.stores.engine import get_engine
 from tests.unit import wire
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -214,12 +217,28 @@ class TestTag:
             ('"chat" user "x"', f"chat:auth.user:{user.pk}:x"),
         ]:
             attributes = self.render("{% turbo_stream_from " + source + " %}", user=user)
+            assert abs(float(attributes.pop("data-since") or "") - time.time()) < 60
             assert attributes == {"channel": "Turbo::StreamsChannel", "signed-stream-name": signed_stream_name(name)}
+
+    def test_the_time_is_the_beginning_of_the_request(self) -> None:
+        request = RequestFactory().get("/")
+        signals.request_started.send(type(self), environ=request.META)
+        began = request_began(request)
+        assert began is not None
+        former = RequestFactory().get("/")
+        former.META["reliable_cable.request_began"] = began - 100
+        now, before = (
+            float(self.render('{% turbo_stream_from "chat" %}', request=each)["data-since"] or "")
+            for each in (request, former)
+        )
+        assert abs(now - get_engine().stream_clock.at(began)) < 1
+        assert abs(now - before - 100) < 1
 
     def test_the_signed_name_can_have_a_position(self) -> None:
         at = position("chat:1")
         attributes = self.render('{% turbo_stream_from "chat" 1 at=at %}', at=at)
         assert attributes["signed-stream-name"] == signed_stream_name("chat:1", at=at)
+        assert "data-since" not in attributes
         for source in ('{% turbo_stream_from "chat" 1 at=missing %}', '{% turbo_stream_from "chat" at=at %}'):
             with pytest.raises((TemplateSyntaxError, InvalidOption)):
                 self.render(source, at=at)
@@ -251,6 +270,32 @@ class TestChannel:
             await client.subscribe(identifier, history={"since": int(time.time()) - 10})
             assert 'target="after"' in (await client.receive())["message"]
             assert (await client.receive())["type"] == "confirm_history"
+            assert await client.quiet()
+
+    @pytest.mark.parametrize("history", [None, "later"])
+    async def test_a_page_with_a_time_gets_what_came_since_then(self, history: str | None) -> None:
+        """The time of the page counts more than that of the client: under Turbo Drive, that of the last ping."""
+        began = time.time() - 5
+        await turbo.abroadcast_remove_to("a", target="x")
+        identifier = wire.identifier(
+            "Turbo::StreamsChannel", signed_stream_name=signed_stream_name("a"), since=f"{began:.6f}"
+        )
+        async with wire.Client() as client:
+            request = {} if history is None else {"history": {"since": int(time.time()) + 5}}
+            await client.subscribe(identifier, **request)
+            assert 'target="x"' in (await client.receive())["message"]
+            if history is not None:
+                assert (await client.receive())["type"] == "confirm_history"
+            await turbo.abroadcast_remove_to("a", target="y")
+            assert 'target="y"' in (await client.receive())["message"]
+            assert await client.quiet()
+
+    @pytest.mark.parametrize("since", [0, 1.5, "", "x", "nan", "inf", "1e400", "-1.000000", "9" * 400, None, []])
+    async def test_what_is_not_a_time_is_ignored(self, since: Any) -> None:
+        await turbo.abroadcast_remove_to("a", target="x")
+        identifier = wire.identifier("Turbo::StreamsChannel", signed_stream_name=signed_stream_name("a"), since=since)
+        async with wire.Client() as client:
+            await client.subscribe(identifier)
             assert await client.quiet()
 
     async def test_presence_and_whispers_are_refused(self) -> None:

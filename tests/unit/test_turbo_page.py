@@ -54,7 +54,7 @@ def render(source: str, **context: Any) -> str:
 def source_of(room: Room, at: PagePosition | None = None) -> str:
     return (
         '<turbo-cable-stream-source channel="Turbo::StreamsChannel" '
-        f'signed-stream-name="{signed_stream_name(f"chat.room:{room.pk}", at=at)}"></turbo-cable-stream-source>'
+        f'signed-stream-name="{signed_stream_name(f"chat.room:{room.pk}", at=at)}"'
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,14 @@ pytestmark = pytest.mark.skipif(find_faketime() is None, reason="no libfaketime 
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - libfaketime creates its files here
 
-SCRIPT = """
-import asyncio, json, resource, threading, time
+#: The times of a process.
+TIMES = """
+import asyncio, json, threading, time
 def measure(call):
     started = time.monotonic()
     call()
     return time.monotonic() - started
-def compute():
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
-        sum(range(1000))
-def count_waits():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
-    threads = [threading.Thread(target=compute) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
 print(json.dumps({
-    "waits": count_waits(),
     "wall": time.time(),
     "monotonic": time.monotonic(),
     "sleep": measure(lambda: time.sleep(0.05)),
@@ -47,6 +36,21 @@ print(json.dumps({
 }), flush=True)
 input()
 """
+#: How often threads wait while three of them compute.
+WAITS = """
+import json, resource, threading, time
+def compute():
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        sum(range(1000))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+threads = [threading.Thread(target=compute) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before), flush=True)
+"""
 
 
 @pytest.fixture(params=[90.0, -90.0])
@@ -54,34 +58,32 @@ def ahead(request: pytest.FixtureRequest) -> float:
     return float(request.param)
 
 
-@pytest.fixture
-def process(ahead: float) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, **wrong_clock(ahead)}
-    command = [sys.executable, "-c", SCRIPT]
+@contextmanager
+def run(script: str, ahead: float) -> Iterator[subprocess.Popen[str]]:
+    """Run a script with a wrong clock."""
     pipe = subprocess.PIPE
+    command, environment = [sys.executable, "-c", script], {**os.environ, **wrong_clock(ahead)}
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
         yield process
         process.kill()
 
 
-def read_times(process: subprocess.Popen[str]) -> dict[str, Any]:
+def answer(process: subprocess.Popen[str]) -> Any:
+    """Return what the script has printed."""
     assert process.stdout is not None
-    times: dict[str, Any] = json.loads(process.stdout.readline())
-    return times
+    return json.loads(process.stdout.readline())
 
 
-def test_only_the_wall_clock_is_wrong(process: subprocess.Popen[str], ahead: float) -> None:
-    times = read_times(process)
-    assert times["wall"] == pytest.approx(time.time() + ahead, abs=30)
-    assert times["monotonic"] == pytest.approx(time.monotonic(), abs=30)
-    assert all(0.04 < times[name] < 30 for name in ("sleep", "wait", "loop"))
+def test_only_the_wall_clock_is_wrong_and_a_killed_process_leaves_no_shared_memory(ahead: float) -> None:
+    with run(TIMES, ahead) as process:
+        times = answer(process)
+        assert times["wall"] == pytest.approx(time.time() + ahead, abs=30)
+        assert times["monotonic"] == pytest.approx(time.monotonic(), abs=30)
+        assert all(0.04 < times[name] < 30 for name in ("sleep", "wait", "loop"))
+        assert not list(SHARED_MEMORY.glob(f"*faketime*_{process.pid}"))
 
 
-def test_threads_wait_for_the_interpreter_without_a_busy_loop(process: subprocess.Popen[str]) -> None:
-    # A thread waits 5 ms before it asks the running one to stop.
-    assert read_times(process)["waits"] < 1000
-
-
-def test_a_process_that_is_killed_leaves_no_shared_memory(process: subprocess.Popen[str]) -> None:
-    read_times(process)
-    assert not list(SHARED_MEMORY.glob(f"*faketime*_{process.pid}"))
+def test_threads_wait_for_the_interpreter_without_a_busy_loop() -> None:
+    with run(WAITS, 90) as process:
+        # A thread waits 5 ms before it asks the running one to stop.
+        assert answer(process) < 1000

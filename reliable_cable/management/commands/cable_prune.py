@@ -30,7 +30,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-sessions", action="store_true", help="do not delete sessions")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Delete until nothing is left, and print the numbers."""
+        """Prune until no expired or excess rows are left, and print how many were deleted."""
         limit: int = options["limit"]
         if limit < 1:
             raise CommandError(f"--limit is {limit}; it must be at least 1.")

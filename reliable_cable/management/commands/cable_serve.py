@@ -29,7 +29,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-#: The most connections that the kernel queues until the server accepts them. After a restart, many arrive at once.
+#: The maximum number of connections that the kernel queues until the server accepts them. After a restart, many arrive
+#: at once.
 BACKLOG = 4096
 
 #: Python's default for the third threshold of `gc.set_threshold`: a full garbage collection runs after this many
@@ -155,7 +156,7 @@ def _raise_limit_of_open_files() -> None:
 
 
 def _largest_frame() -> int:
-    """Return the most bytes of a frame that the server accepts. A larger one closes the connection.
+    """Return the maximum number of bytes of a frame that the server accepts. A larger one closes the connection.
 
     It is a multiple of `MAX_MESSAGE_SIZE`: a message that is only a little too large must not close the connection.
     """

@@ -1,4 +1,4 @@
-"""The interface of token buckets with names."""
+"""The interface of named token buckets."""
 
 from abc import ABC, abstractmethod
 
@@ -6,15 +6,15 @@ from reliable_cable.conf import RateLimit
 
 
 class Buckets(ABC):
-    """Token buckets by name. A new bucket is full, and so is one that was not used for the period of its limit."""
+    """Named token buckets. A new bucket is full, and so is one that was not used for the period of its limit."""
 
     @abstractmethod
     async def atake(self, name: str, limit: RateLimit) -> bool:
-        """Take a token from a bucket if it has one. Return whether it had.
+        """Take a token from a bucket if it has one. Return whether a token was taken.
 
         Args:
             name: the name of the bucket.
-            limit: how many tokens the bucket holds, and in which time it fills.
+            limit: how many tokens the bucket can hold, and how long it takes to fill.
 
         Raises:
             StoreError: the buckets cannot be reached.

@@ -10,12 +10,12 @@ from reliable_cable.conf import RateLimit
 
 from .base import Buckets
 
-#: The most buckets that are kept. One takes about 300 bytes.
+#: The maximum number of buckets. One bucket takes about 300 bytes.
 MAX_BUCKETS: Final = 10_000
 
 
 class MemoryBuckets(Buckets):
-    """Keeps the buckets that are not full. Beyond `MAX_BUCKETS`, those that were not used for longest are dropped.
+    """Keeps the buckets that are not full. Beyond `MAX_BUCKETS`, the least recently used ones are dropped.
 
     Args:
         clock: returns the time in seconds, by any monotonic clock.
@@ -30,7 +30,7 @@ class MemoryBuckets(Buckets):
         return len(self._buckets)
 
     async def atake(self, name: str, limit: RateLimit) -> bool:
-        """Take a token from a bucket if it has one. Return whether it had."""
+        """Take a token from a bucket if it has one. Return whether a token was taken."""
         now = self._clock()
         bucket = self._buckets.setdefault(name, TokenBucket(limit.rate, limit.count))
         self._buckets.move_to_end(name)

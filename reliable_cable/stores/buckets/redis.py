@@ -9,7 +9,7 @@ from .base import Buckets
 
 
 class RedisBuckets(RedisStore, Buckets):
-    """Keeps each bucket that is not full in a key, which Redis expires.
+    """Keeps each bucket that is not full in a key of its own, which Redis expires.
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
@@ -17,7 +17,7 @@ class RedisBuckets(RedisStore, Buckets):
     """
 
     async def atake(self, name: str, limit: RateLimit) -> bool:
-        """Take a token from a bucket if it has one. Return whether it had."""
+        """Take a token from a bucket if it has one. Return whether a token was taken."""
         key = bucket_key(self.settings.key_prefix, name)
         (taken,) = await self.client.arun(Call("take", [key], [self.script_time(), limit.count, limit.period]))
         return bool(taken)

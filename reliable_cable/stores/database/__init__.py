@@ -1,1 +1,1 @@
-"""Access to Django's database for all stores in it."""
+"""Access to Django's database for all stores that use it."""

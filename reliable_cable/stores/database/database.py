@@ -35,28 +35,28 @@ MAX_RETRY_DELAY = 0.02
 #: How long, in milliseconds, SQLite waits for the write lock in one attempt. In a longer wait, SQLite would check the
 #: lock only every 100 ms, and might not get it for many seconds while another process keeps writing.
 LOCK_TIMEOUT = 10
-#: The most rows that one transaction of a store numbers, deletes or examines.
+#: The maximum number of rows that one transaction of a store numbers, deletes or examines.
 ROWS_PER_TRANSACTION = 500
 
-#: What a caller can do if a call waits for a lock that the caller's own transaction holds.
+#: The advice in an error message if a call waits for a lock that the caller's own transaction holds.
 OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
 #: How long a process leaves SQLite's write lock free after a write, as a share of the write's duration. Without this
 #: pause, the project's own transactions would hardly ever get the lock while broadcasts are queued.
 PAUSE_SHARE = 0.25
-#: How long, in seconds, a process leaves the write lock free after a write, at most.
+#: The longest time, in seconds, for which a process leaves the write lock free after a write.
 MAX_PAUSE = 0.05
 
 #: The error codes of conflicts. A transaction with a conflict was rolled back, and may succeed when it is retried.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether to retry writes no longer than the database's own timeout, because the caller may hold the write lock itself.
+#: Whether to stop retrying writes after the database's own timeout, because the caller may hold the write lock itself.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
 class _WriteQueue:
-    """The queue of the writers of one process to an SQLite file."""
+    """The queue in which the threads of one process wait to write to an SQLite file."""
 
     def __init__(self) -> None:
         self._lock = FairLock()
@@ -69,7 +69,7 @@ class _WriteQueue:
         """Hold the queue's lock in a context, or run the context without it if it is not free within `timeout`."""
         thread = threading.get_ident()
         if self._owner == thread:
-            # This thread holds the lock: the call comes from an `on_commit` hook of its last write.
+            # This thread holds the lock, because the call comes from an `on_commit` hook of its last write.
             yield
             return
         with self._lock.hold(timeout) as held:
@@ -91,7 +91,7 @@ _queues: dict[tuple[int, str], _WriteQueue] = {}
 
 
 class _CommitUncertain(OperationalError):
-    """The connection broke during a commit. Whether the transaction was stored is unknown."""
+    """Raised if the connection broke during a commit. Whether the transaction was stored is unknown."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -117,7 +117,7 @@ class Database:
 
     Args:
         settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, everything runs in
-            the calling thread and in its transaction, so that tests in transactions work.
+            the calling thread and its transaction, so that tests in transactions work.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -155,7 +155,7 @@ class Database:
         return self._write_in_queue(partial(self._transact, call), connection)
 
     def _write_in_queue(self, call: Callable[[], T], connection: Any) -> T:
-        """Wait in the process's queue of writers, then run a call and retry it after conflicts."""
+        """Wait in the process's queue of writers. Then run a call, and retry it after conflicts."""
         key = (os.getpid(), str(connection.settings_dict["NAME"]))
         retry_time = (
             float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _short_wait.get() else WRITE_RETRY_TIME
@@ -193,9 +193,9 @@ class Database:
         """Run a call outside the caller's transaction. If a transaction is open, run the call in a store thread.
 
         Args:
-            call: the call.
-            error: the class of the error to raise if the caller's transaction holds SQLite's write lock. The call
-                cannot get the lock then, because the caller waits for the call.
+            call: the call, which is not part of the caller's transaction.
+            error: the class of the error to raise if the caller's transaction holds SQLite's write lock. The call could
+                never get the lock then, because the caller is waiting for the call.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -212,7 +212,7 @@ class Database:
     def delete_soon(self, call: Callable[[], object]) -> None:
         """Schedule a call that deletes old rows, in a store thread.
 
-        If it fails, or the process ends first, the rows stay until another call deletes them.
+        If the call fails, or the process ends first, the rows stay until another call deletes them.
         """
 
         def attempt() -> None:
@@ -274,7 +274,7 @@ class Database:
             raise StoreError(f"{message}: database {self.alias!r}: {reason(error)}.{_remedy(error)}") from error
 
     def _recover(self) -> None:
-        # Django replaces broken connections when a request begins, which never happens in commands, workers and shells.
+        # Django replaces broken connections when a request begins. Commands, workers and shells have no requests.
         connection = connections[self.alias]
         if not in_transaction(connection):
             connection.close_if_unusable_or_obsolete()
@@ -302,12 +302,12 @@ class Database:
                 else:
                     raise
                 _free_cursors(error)
-            # The delay is random, so that the same transactions do not conflict again.
+            # The delay is random, so that the same transactions do not conflict once more.
             time.sleep(random.uniform(0, MAX_RETRY_DELAY))  # noqa: S311
 
 
 def _with_short_wait(call: Callable[[], T]) -> T:
-    """Run a call, and retry its writes no longer than the database's own timeout."""
+    """Run a call whose writes are retried no longer than the database's own timeout."""
     token = _short_wait.set(True)
     try:
         return call()
@@ -337,9 +337,9 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
 def _free_cursors(error: BaseException | None) -> None:
     """Clear the frames of an error's tracebacks, so that the database cursors in them are freed now.
 
-    Django's errors and their tracebacks form reference cycles, which the garbage collector frees later. It may run in
-    the thread that holds SQLite's write lock. Freeing a cursor there waits for the statement that its connection is
-    running, and that statement waits for the write lock: a deadlock.
+    Django's errors and their tracebacks form reference cycles, which the garbage collector frees later. The garbage
+    collector may run in the thread that holds SQLite's write lock. Freeing a cursor there waits for the statement that
+    the cursor's connection is running. That statement waits for the write lock, so both threads are in a deadlock.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

@@ -8,17 +8,18 @@ from contextlib import contextmanager
 class FairLock:
     """A lock with a FIFO queue.
 
-    `threading.Lock` promises no order, so that a busy thread can keep all others waiting.
+    `threading.Lock` does not promise an order. A busy thread can keep all others waiting.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        #: One event for each thread, in order. The first one is set: its thread holds the lock. The others are waiting.
+        #: One event for each thread, in order. The first event is set, and its thread holds the lock. The other threads
+        #: are waiting.
         self._queue: dict[threading.Event, None] = {}
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Hold the lock in a context, if it is granted within `timeout` seconds; yield whether it was."""
+        """Hold the lock in a context, if it is granted within `timeout` seconds. Yield whether it was granted."""
         granted = threading.Event()
         with self._mutex:
             self._queue[granted] = None

@@ -13,7 +13,8 @@ from .database import Database
 class _PresentTime(Func):
     """The time at which PostgreSQL computes a row.
 
-    If the row changes while a statement is waiting for its lock, PostgreSQL computes the row again after the wait.
+    If the row changes while a statement is waiting for the row's lock, PostgreSQL computes the row again after the
+    wait.
     """
 
     template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
@@ -30,7 +31,7 @@ class _StatementTime(Func):
 class _Lineage(Func):
     """The identifier and the timeline of a PostgreSQL cluster.
 
-    A promoted standby and a recovered backup begin a new timeline. A cluster into which a dump is loaded has another
+    A promoted standby and a restored backup begin a new timeline. A cluster into which a dump is loaded has another
     identifier.
     """
 
@@ -49,14 +50,14 @@ class DatabaseServer:
     its processes use the clock of that host.
 
     Args:
-        database: the database.
+        database: the database whose server is asked.
         clock: replaces the clock in tests, in seconds since 1970.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
         self._database = database
         self._clock = clock
-        #: Whether the server reports its lineage. None: this is not known before `prepare`.
+        #: Whether the server reports its lineage; None before `prepare`, which finds out.
         self._reports_lineage: bool | None = None
 
     # -- the time -----------------------------------------------------------------------------------------------------

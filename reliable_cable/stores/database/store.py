@@ -62,7 +62,7 @@ class ModelStore(Store):
 
     @cached_property
     def blocking(self) -> Self:
-        """This store with async methods that block and never suspend their caller."""
+        """A copy of this store whose async methods block, and never suspend their caller."""
         store = copy(self)
         store._in_threads = False
         return store

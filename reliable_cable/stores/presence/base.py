@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from reliable_cable.stores.base import Listener, Store, async_twin
 
-#: How long, in seconds, a client may send nothing before the server closes its connection. Leaves are remembered this
+#: How long, in seconds, a client may be unreachable before the server closes its connection. Leaves are remembered this
 #: much longer than sessions, so that a restored client can be sent all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
@@ -19,7 +19,7 @@ OUTAGE_SHARE: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PresenceEvent:
-    """A member joined or left a stream (see Protocol: Presence)."""
+    """The event that a member joined or left a stream (see Protocol: Presence)."""
 
     stream: str
     type: Literal["join", "leave"]
@@ -29,7 +29,7 @@ class PresenceEvent:
 
 @dataclass(frozen=True, slots=True)
 class PresenceMissed:
-    """Events of a stream may have been missed. The receiver has to read the members again."""
+    """The event that presence events of a stream may have been missed. The receiver must read the members again."""
 
     stream: str
 
@@ -60,8 +60,8 @@ class Member:
         id: the id of the member.
         info: the info of the session.
         joined: whether the session joined before, so that the store should have it.
-        replaces: the key of the former session of the same client, or `""`. If that session has the same id, this
-            one takes its place in the order of joins, and the former one ends.
+        replaces: the key of the former session of the same client, or `""`. If the former session has the same member
+            id, the new session takes its place in the order of joins, and the former session ends.
     """
 
     stream: str
@@ -97,13 +97,13 @@ class PresenceStore(Store):
     `settings.presence_ttl` seconds have passed since its last `refresh`, or `settings.presence_grace` since `shorten`.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
-    last one ends. If a session joins with another id, it leaves the first id.
+    last session ends. If a session joins with another id, it leaves the first id.
 
-    Each session has its own info, and changes it by joining again. The info of a member is that of its earliest
-    session, so sessions that join later do not change it. Changes of a member's info are not announced.
+    Each session has its own info, which it changes by joining again. The info of a member is that of its earliest
+    session, so sessions that join later do not change the member's info. Changes of a member's info are not announced.
 
     Events are announced to the listeners of all processes that share the store. The call that caused an event also
-    returns it, so that exactly one process can act on it. If the response to the call is lost, no process gets it.
+    returns the event, so that exactly one process can act on it. If the response to the call is lost, no process can.
     """
 
     @property
@@ -137,8 +137,8 @@ class PresenceStore(Store):
         """Add sessions to streams, or refresh them, in this order; return the events that this caused.
 
         If the store has lost its data, the joins of members with `joined` are announced, so that all rosters become
-        complete again, but they are not returned, because no member has really joined. If the leave of such a member
-        was announced before, the member joins again, and the event is returned.
+        complete again. These events are not returned, because no member has really joined. If the leave of such a
+        member was announced before, the member does join again, and the event is returned.
         """
 
     @abstractmethod
@@ -148,8 +148,8 @@ class PresenceStore(Store):
     def shorten(self, stream: str, session: str) -> None:
         """Let a session expire after `settings.presence_grace` seconds, if it would expire later.
 
-        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. A store that
-        does not override this lets the session expire after the TTL.
+        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. In a store
+        that does not override this method, the session expires after the TTL.
         """
 
     @abstractmethod
@@ -157,16 +157,16 @@ class PresenceStore(Store):
         """Renew the TTL of sessions.
 
         Args:
-            held: the keys of the sessions, by stream. A stream without sessions is allowed, to get its
-                incarnation. If the store has no data of a stream, this begins an incarnation.
+            held: the keys of the sessions, by stream. A stream may have no sessions, if only its incarnation is
+                needed. If the store has no data of a stream, this call begins an incarnation.
         """
 
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
         """Remove the expired sessions of all streams; return the leave events that this caused.
 
-        Each process calls this after each `refresh`. If no process has called it for `outage` seconds, sessions could
-        not be refreshed either. Then no session is removed for the next `presence_ttl` seconds.
+        Each process calls this method after each `refresh`. If no process has called it for `outage` seconds, sessions
+        could not be refreshed either. Then no session is removed for the next `presence_ttl` seconds.
         """
 
     @abstractmethod

@@ -39,7 +39,7 @@ class _Stream:
 
 
 class MemoryPresenceListener(BusListener[PresenceEvent | PresenceMissed], PresenceListener):
-    """Announces the events of this process. Each listener delivers its own copies, which the receiver may change."""
+    """Announces the events of this process. Each listener delivers copies, which the receiver may change."""
 
     def __init__(self, bus: Bus[PresenceEvent | PresenceMissed], deliver: Deliver) -> None:
         super().__init__(bus, lambda event: deliver(deepcopy(event)))
@@ -60,11 +60,11 @@ class MemoryPresenceStore(PresenceStore):
         # (stream, session) -> (id, time of expiry), in the order of expiry: a new or refreshed session moves to the
         # end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        #: The earlier times of expiry of the sessions that `shorten` was called for, in their order.
+        #: When the sessions expire for which `shorten` was called, the earliest first.
         self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: The last time when `expire` was called and at least one session remained.
+        #: The time of the last call of `expire`; None if no session remained after it.
         self._expired_at: float | None = None
         #: The time before which `expire` removes nothing, after an outage.
         self._grace_end = 0.0
@@ -109,7 +109,7 @@ class MemoryPresenceStore(PresenceStore):
         with self._lock:
             now = self.clock()
             if self._expired_at is not None and now - self._expired_at > self.outage:
-                # The process was suspended, with all of its event loops.
+                # The process was suspended, so that no session could be refreshed.
                 self._grace_end = now + self.settings.presence_ttl
             if now >= self._grace_end:
                 for key in self._overdue():

@@ -1,4 +1,4 @@
-"""The presence store in Redis. Lua scripts change sorted sets and hashes for each stream, and publish the events."""
+"""The presence store in Redis. Lua scripts change the sorted sets and hashes of each stream, and publish the events."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .base import Member, PresenceEvent, PresenceInfo, PresenceListener, Presenc
 
 Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
-#: The most scripts in one round trip.
+#: The maximum number of scripts in one round trip.
 SCRIPTS_PER_ROUND_TRIP: Final = 200
-#: The most sessions that one script removes, because Redis executes nothing else during a script.
+#: The maximum number of sessions that one script removes, because Redis executes nothing else during a script.
 EXPIRE_SIZE: Final = 500
-#: The most rounds of one `expire`. The next call handles the remaining streams.
+#: The maximum number of rounds of one `expire`. The next call handles the remaining streams.
 EXPIRE_ROUNDS: Final = 50
 
 

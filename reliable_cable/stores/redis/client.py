@@ -40,8 +40,8 @@ from .keys import lineage_key
 from .lineage import LineageTracker
 from .scripts import script_sha, script_text
 
-#: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All are explicit, because
-#: the defaults differ between the versions of redis-py.
+#: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All options are explicit,
+#: because the defaults of redis-py differ between its versions.
 DEFAULT_OPTIONS: Final = {
     "socket_timeout": 5.0,
     "socket_connect_timeout": 2.0,
@@ -53,7 +53,7 @@ DEFAULT_OPTIONS: Final = {
 #: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
 CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 
-#: The most calls in one round trip of `arun_all`.
+#: The maximum number of calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
 #: Errors of a server that currently accepts no commands or no writes, and has executed nothing: a replica, a server
@@ -64,13 +64,13 @@ UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING
 
 
 class _Placeholder:
-    """An argument of a script whose value is not known before the script is sent."""
+    """An argument of a script whose value is unknown until the script is sent."""
 
 
-#: The lineage of the connection's data (see lineage.py). It can be the first argument only.
+#: The lineage of the connection's data (see lineage.py). It can only be the first argument.
 LINEAGE: Final = _Placeholder()
-#: A random token, which differs in each attempt. It can only be the second argument, after `LINEAGE`. A token is not
-#: used twice: an attempt whose reply was lost may have used it for data that a failover has replaced.
+#: A random token, which differs in each attempt. It can only be the second argument, after `LINEAGE`. No token is used
+#: twice, because an attempt whose reply was lost may have used it for data that a failover has replaced.
 NEW_TOKEN: Final = _Placeholder()
 
 Argument = str | int | float | bytes | _Placeholder
@@ -81,10 +81,10 @@ class Call:
     """One command, or one Lua script.
 
     Args:
-        name: a command in capitals, or the name of a file in `lua/`.
+        name: the name of a command in capitals, or the name of a script in `lua/`.
         keys: the keys. If the first argument of a script is `LINEAGE`, the key of the lineage record is added at the
             end.
-        args: the other arguments.
+        args: the arguments after the keys.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Call:
 
 
 class RedisUnavailable(StoreError):
-    """Redis could not be reached, did not respond, or accepts no commands at present.
+    """Raised if Redis could not be reached, did not respond, or accepts no commands at present.
 
     Args:
         message: the error message.
@@ -106,7 +106,7 @@ class RedisUnavailable(StoreError):
 
 
 class RedisRefused(StoreError):
-    """Redis responded with an error. The call did nothing."""
+    """Raised if Redis responded with an error. The call did nothing."""
 
     sent = False
 
@@ -128,7 +128,7 @@ class RedisClient:
         self.options = _options(settings)
         #: How long, in seconds, to try to open a connection.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
-        #: Tracks the server and the lineage that the connections lead to.
+        #: Tracks the server that the connections lead to, and the lineage of its data.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
             self.url,
@@ -179,7 +179,7 @@ class RedisClient:
 
         Raises:
             RedisUnavailable: Redis could not be reached, did not respond, or accepts no such calls at present.
-            RedisRefused: the reply to a call was an error. If there are other calls, they were executed.
+            RedisRefused: the reply to a call was an error. The other calls were executed.
         """
         return finish(BlockingClient(self).arun(*calls, idempotent=idempotent))
 
@@ -376,9 +376,9 @@ _lock = threading.Lock()
 
 
 def client_for(settings: CableSettings) -> RedisClient:
-    """Return the client that the stores of one engine share. A forked child gets its own."""
+    """Return the client that the stores of one engine share. A forked child gets a client of its own."""
     with _lock:
-        # A client refers to its settings, so that no other settings can have their id while the client exists.
+        # A client refers to its settings. While the client exists, no other settings can have the same id.
         key = (os.getpid(), id(settings))
         client = _clients.get(key)
         if client is None:

@@ -1,7 +1,7 @@
-"""Exchanges with Redis. Each is written once, as a generator, and runs over sync and async connections.
+"""Exchanges with Redis. An exchange is a generator, and runs over both sync and async connections.
 
-The generator yields the commands to send in one write, and receives their replies. The reply to a command that failed
-is the exception.
+The generator yields the commands to send in one write, and receives the replies. The reply to a failed command is an
+exception.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ERROR_REPLIES = (ResponseError, BusyLoadingError)
 
 
 def pack(commands: Sequence[Command]) -> bytes:
-    """Return commands as they are sent to Redis. This takes a third of the time that redis-py takes."""
+    """Return commands in the format in which they are sent to Redis. redis-py takes three times as long for this."""
     parts = []
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
@@ -35,8 +35,8 @@ def run_exchange(connection: Any, exchange: Exchange[T]) -> T:
     """Run an exchange over an open connection of redis-py, and return its result.
 
     Raises:
-        RedisError: the connection broke. The caller has to close it.
-        OSError: the connection broke. The caller has to close it.
+        RedisError: the connection broke. The caller must close it.
+        OSError: the connection broke. The caller must close it.
     """
     try:
         commands = next(exchange)
@@ -75,8 +75,8 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
 async def cancellable(sending: Awaitable[T]) -> T:
     """Wait for redis-py to send something, and raise `CancelledError` if the task was cancelled during the wait.
 
-    redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. An endless task could then
-    not be stopped.
+    redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. A task with an endless loop
+    could then not be stopped.
 
     Raises:
         ConnectionError: the connection has been closed.

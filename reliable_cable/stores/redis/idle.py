@@ -1,14 +1,14 @@
-"""Closes connections of redis-py's pools that have been idle for long.
+"""Closes connections of redis-py's pools that have been idle for a long time.
 
-Both pools are stacks: the connection that was released last is used next. So after a burst of calls, the connections at
-the bottom stay idle. A pool keeps a closed connection, and opens it again when it is needed.
+Both the sync and the async pool are stacks: the connection that was released last is used next. So after a burst of
+calls, the connections at the bottom stay idle. A pool keeps a closed connection, and opens it again when needed.
 """
 
 import time
 from queue import LifoQueue
 from typing import Any, Final
 
-#: How long, in seconds, a connection may be idle. Later ones are closed when another connection is released.
+#: How long, in seconds, a connection may be idle. After that, it is closed when another connection is released.
 MAX_IDLE_TIME: Final = 60.0
 
 
@@ -17,7 +17,7 @@ def _is_old(connection: Any, now: float) -> bool:
 
 
 class IdleQueue(LifoQueue[Any]):
-    """The idle connections of a pool for sync code. `None` stands for a connection that does not exist."""
+    """The idle connections of a pool for sync code. `None` stands for a connection that has not been opened yet."""
 
     def _put(self, item: Any) -> None:
         # The caller holds the lock of the queue, so no thread can take a connection out of it meanwhile.
@@ -32,7 +32,7 @@ class IdleQueue(LifoQueue[Any]):
 
 
 async def release(pool: Any, connection: Any) -> None:
-    """Return a connection to a pool of `redis.asyncio`, and close those that have been idle for long."""
+    """Return a connection to a pool of `redis.asyncio`, and close connections that have been idle for a long time."""
     now = time.monotonic()
     connection.idle_since = now
     await pool.release(connection)

@@ -22,13 +22,13 @@ def stream_tag(prefix: str, stream: str) -> str:
 def stream_channel(prefix: str, database: int, stream: str) -> str:
     """Return the pub/sub channel on which a stream's messages and presence events are announced.
 
-    It has the number of the database, because the pub/sub channels of a server are common to all its databases.
+    The name contains the number of the database, because all databases of a server share its pub/sub channels.
     """
     return f"{prefix}:stream@{database}:{stream}"
 
 
 def former_channel(channel: str) -> str:
-    """Return the name that the previous release gave to a channel: without the number of the database."""
+    """Return the name that the previous release gave to a channel. It lacks the number of the database."""
     return _DATABASE.sub(":stream:", channel, count=1)
 
 

@@ -1,12 +1,12 @@
-"""Finds out the role of a server and the lineage of its data when a connection opens.
+"""Finds out the role of a Redis server and the lineage of its data when a connection opens.
 
 An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
 streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
-lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has old data again.
+lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has older data again.
 
-A server may also be demoted, get older data and be promoted again while a connection to it is open and idle. The older
-data may have the same token. So scripts regularly compare the server's replication id with the one in the data (see
-lua/prelude.lua).
+A server may also be demoted, receive older data and be promoted again while a connection to it is open and idle. The
+older data may have the same token. So scripts regularly compare the server's replication id with the one in the data
+(see lua/prelude.lua).
 """
 
 import random
@@ -21,14 +21,14 @@ from redis.exceptions import RedisError
 from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
-#: How long, in seconds, to use a connection before it is reopened, so that its address is resolved again.
+#: How long, in seconds, to use a connection before it is reopened, so that the server's address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
 #: How often, in seconds, a script checks whether the server was demoted or promoted while the connection was open.
 CHECK_INTERVAL: Final = 1.0
 #: The shortest time, in seconds, between two reopenings of all connections because of refused commands.
 REOPEN_INTERVAL: Final = 0.5
-#: How long, in seconds, to keep the record after its last use. This is longer than the TTL of all data that are bound
-#: to it.
+#: How long, in seconds, Redis keeps the lineage record after its last use. This is longer than the TTL of all data that
+#: are bound to a lineage.
 RECORD_TTL: Final = 60 * 86400
 
 
@@ -40,7 +40,9 @@ class Identity(NamedTuple):
 
 
 class LineageTracker:
-    """Tracks the server and the lineage that the connections of one client lead to. All methods are thread-safe.
+    """Tracks the server that the connections of one Redis client lead to, and the lineage of its data.
+
+    All methods are thread-safe.
 
     Args:
         key: the key of the lineage record.
@@ -48,7 +50,7 @@ class LineageTracker:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        #: The server and the lineage that the newest connection leads to; None if no connection has been opened.
+        #: The server that the newest connection leads to, and its lineage; None if no connection has been opened.
         self.identity: Identity | None = None
         #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
@@ -67,7 +69,7 @@ class LineageTracker:
             connection.on_connect()
             run_exchange(connection, self._handshake(connection))
         except BaseException:
-            # The reply may still arrive, and must not be read as the reply to a later command.
+            # A late reply must not be read as the reply to a later command.
             connection.disconnect()
             raise
 
@@ -85,7 +87,7 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def argument(self, connection: Any) -> str:
-        """Return the lineage of a connection as an argument of a script, after a `?` if the script has to check it."""
+        """Return the lineage of a connection as an argument of a script. A leading `?` makes the script check it."""
         lineage: str = connection.identity.lineage
         now = time.monotonic()
         if now < connection.check_at:
@@ -100,7 +102,7 @@ class LineageTracker:
 
         Args:
             connection: the connection whose command was refused.
-            moved: whether the command was refused because the data have a new lineage. New connections find out which.
+            moved: whether the command was refused because the data have a new lineage. New connections find it out.
         """
         with self._lock:
             now = time.monotonic()
@@ -141,7 +143,7 @@ class LineageTracker:
     def _has_returned(self, lineage: str, generation: int) -> bool:
         """Return whether this process has seen this lineage before, and another one after it.
 
-        If so, other messages may have received the same offsets in the other lineage.
+        If so, the other lineage may have given the same offsets to other messages.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""
@@ -150,7 +152,7 @@ class LineageTracker:
     def _record_identity(self, identity: Identity, generation: int) -> int:
         """Record the server and the lineage of a new connection, and return the connection's generation."""
         with self._lock:
-            # If the generation has ended during the handshake, it is unknown which lineage is the newer one.
+            # If the generation ended during the handshake, it is unknown which lineage is the newer one.
             if generation == self._generation and identity != self.identity:
                 self._generation += 1
                 self.identity = identity

@@ -1,4 +1,4 @@
-"""The pub/sub connection to Redis. Each event loop has one, and it subscribes to each channel once."""
+"""The pub/sub connection to Redis. Each event loop has one connection, which subscribes to each channel once."""
 
 import asyncio
 import contextlib
@@ -31,9 +31,9 @@ FENCE_TIMEOUT: Final = 5.0
 MIN_RETRY_DELAY: Final = 0.05
 #: The longest delay, in seconds, before another attempt to connect.
 MAX_RETRY_DELAY: Final = 1.0
-#: The most channels that one command names, not counting their former names.
+#: The maximum number of channels that one command names, not counting their former names.
 CHANNELS_PER_COMMAND: Final = 500
-#: The end of a copy that a script publishes under the former name of a channel (see lua/prelude.lua).
+#: The last character of a copy that a script publishes under the former name of a channel (see lua/prelude.lua).
 COPY_MARK: Final = b" "
 
 
@@ -50,11 +50,11 @@ class _Channel:
 class PubSub:
     """Subscribes to channels, and reconnects after every loss of the connection.
 
-    It is connected while it has channels. `pubsub_of` returns one, and all its methods must be called on one event
-    loop.
+    It is connected while it has channels. `pubsub_of` returns the object of the running event loop, and all its methods
+    must be called on that loop.
 
-    For one release, it also subscribes to the former name of each channel, on which processes of the previous release
-    publish.
+    For one release, it also subscribes to the former name of each channel, because processes of the previous release
+    publish there.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -63,7 +63,7 @@ class PubSub:
         #: The names of the channels, by their former names.
         self._names: dict[str, str] = {}
         self._connection: Any = None
-        #: The subscriptions that this connection has not confirmed, by channel, in the order of the commands.
+        #: The subscriptions that Redis has not confirmed on this connection, by channel, in the order of the commands.
         self._unconfirmed: dict[str, deque[_Channel]] = {}
         #: The pending fences on this connection, by the payload of their PING.
         self._fences: dict[bytes, asyncio.Future[None]] = {}
@@ -80,8 +80,8 @@ class PubSub:
     async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
         """Start to call a function with the messages of each channel.
 
-        If Redis cannot be reached, this returns nevertheless. The function is then called with None as soon as its
-        channel is subscribed to. It is also called with None after each reconnect.
+        If Redis cannot be reached, this method returns nevertheless. The function is then called with None as soon as
+        its channel is subscribed to. It is also called with None after each reconnect.
 
         Args:
             delivers: the function for each channel.
@@ -161,8 +161,8 @@ class PubSub:
             channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
                 self._unconfirmed.setdefault(channel, deque()).append(self._channels[channel])
-        # The former name comes first, so that it is subscribed to when Redis confirms the channel. One command names
-        # both, because the scripts compare the numbers of their subscribers.
+        # The former name comes first, so that it is already subscribed to when Redis confirms the new name. One command
+        # has both names, because the scripts compare the numbers of their subscribers.
         names = [name for channel in channels for name in (former_channel(channel), channel)]
         try:
             if names:  # the channels may have been unsubscribed from meanwhile
@@ -255,7 +255,7 @@ class PubSub:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping Redis. Close the connection when it is silent, or when newer connections lead to another server.
+        """Ping Redis. Close the connection if it is silent, or if newer connections lead to another server.
 
         A server that has crashed, or is no longer the primary, may not close the connection itself.
         """
@@ -279,7 +279,7 @@ class ChannelListener(Listener):
     """Receives the messages on the channels of streams, over the pub/sub connection of the running event loop.
 
     Args:
-        client: the client of the store.
+        client: the Redis client of the store.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -312,7 +312,7 @@ class ChannelListener(Listener):
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:
-        """Announce the event in a message. None: messages may have been missed."""
+        """Announce the event in a message. `message` is None if messages may have been missed."""
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

@@ -23,8 +23,8 @@ def sync_twin(
 ) -> Callable[Concatenate[Any, P], T]:
     """Return the sync twin of an async method of a Redis store. The method must not await anything but the client.
 
-    The twin runs the method, or that of a subclass, with a client that blocks. So the method never suspends, and needs
-    no event loop.
+    The twin runs the method, or the one that overrides it in a subclass, with a client that blocks. So the method never
+    suspends, and needs no event loop.
     """
 
     @wraps(method)
@@ -43,6 +43,8 @@ class RedisStore(Store):
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
+    is_remote = True
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
         self._clock = clock
@@ -55,7 +57,7 @@ class RedisStore(Store):
 
     @cached_property
     def blocking(self) -> Self:
-        """This store with a client that blocks."""
+        """A copy of this store with a blocking Redis client, for sync code."""
         store = copy(self)
         store.client = BlockingClient(self.client)
         return store
@@ -65,7 +67,7 @@ class RedisStore(Store):
         return stream_channel(self.settings.key_prefix, self.client.database, stream)
 
     def script_time(self) -> str:
-        """Return the time argument of a Lua script: the time of a test's clock, or `""` for that of Redis's clock."""
+        """Return the time argument of a Lua script: the time by a test's clock, or `""` to use Redis's clock."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def atime(self) -> float:

@@ -9,10 +9,10 @@ from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
 #: A revocation also applies to connections that were authenticated up to this many seconds after it. The time of
-#: authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
+#: authentication is not exact (see clock.py), and Django deletes a Django session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
-#: The most characters of a session id.
+#: The maximum number of characters of a session id.
 MAX_SID_LENGTH: Final = 64
 
 
@@ -24,7 +24,7 @@ class SessionRecord:
         identity: the identity of the connection. Only a connection with an equal identity can restore the session.
         authenticated: the time when the connection was authenticated, by the store's clock, in seconds since 1970.
         data: the state, with JSON values only.
-        size: about how many bytes it has. It is not stored.
+        size: the approximate size of the record in bytes. It is not stored.
     """
 
     identity: Identity
@@ -65,8 +65,8 @@ class SessionStore(Store):
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Store records by session id, in few round trips. They replace existing records.
 
-        A client can cause saves of a record of 256 KiB as fast as they succeed. So write only what has changed in a
-        large record, if the store is shared with others.
+        A client can cause a record of 256 KiB to be saved again and again, as fast as the store can. If others use the
+        same server, write only what has changed in a large record.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class SessionStore(Store):
         """
 
     def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of several sessions, as `load` does. Override this if one round trip is enough."""
+        """Return the records of several sessions, as `load` does. Override this if one round trip can do it."""
         return [self.load(sid, identity) for sid, identity in wanted]
 
     @abstractmethod
@@ -101,7 +101,7 @@ class SessionStore(Store):
 
     @abstractmethod
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time at which matching sessions were revoked, or 0 if there is none."""
+        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:

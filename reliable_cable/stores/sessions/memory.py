@@ -31,7 +31,7 @@ class MemorySessionStore(SessionStore):
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
-        # Both are in the order of expiry, because a new or renewed item moves to the end.
+        # Both dicts are in the order of expiry, because a new or renewed item moves to the end.
         self._records: OrderedDict[str, _StoredRecord] = OrderedDict()
         self._revoked: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
@@ -93,7 +93,7 @@ class MemorySessionStore(SessionStore):
         return now
 
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time at which matching sessions were revoked, or 0."""
+        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
         with self._lock:
             return [max(self._revocation_times(identity), default=0.0) for identity in identities]
 

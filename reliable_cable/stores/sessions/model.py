@@ -23,8 +23,11 @@ from .record_parts import MAX_WHOLE_SIZE, KnownParts, PartsChange, RecordParts, 
 
 T = TypeVar("T")
 
-#: The most records that one SELECT reads.
+#: The maximum number of records that one SELECT reads.
 LOAD_SIZE: Final = 100
+
+#: The most parts that `prune` examines in search of those that have no record.
+PARTS_PER_SEARCH: Final = 5000
 
 #: The kinds of rows that `ModelSessionStore._select` returns.
 _HEAD, _PART, _REVOCATION = range(3)
@@ -46,13 +49,15 @@ class ModelSessionStore(ModelStore, SessionStore):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
         self._known = KnownParts()
+        #: The session id of the last part that `prune` has examined.
+        self._examined = ""
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Insert or replace records. Of a large record that this process has saved before, write what has changed.
+        """Insert or replace records. Write only what has changed in a large record that this process has saved before.
 
-        Small records take one statement together, and large ones at most four. If a record is not JSON, none is stored.
+        All small records take one statement, and large ones at most four. If a record is not JSON, none is stored.
         """
         if self.settings.sessions_ttl == 0 or not records:
             return
@@ -74,13 +79,14 @@ class ModelSessionStore(ModelStore, SessionStore):
     def _save(
         self, records: Mapping[str, SessionRecord], texts: Mapping[str, str | RecordParts]
     ) -> dict[str, StoredParts]:
-        """Write records, and return what is stored of the large ones."""
+        """Write records, and return what is now stored of the large ones."""
         large = {sid: text for sid, text in texts.items() if isinstance(text, RecordParts)}
         known = self._lock(texts)
-        # The heads come first: they lock the parts, which only the transaction that has locked the head may write.
+        # The heads are written first, because only the transaction that has locked a head may write its parts.
         expires = self._server.ago(-self.settings.sessions_ttl)
-        # The data is stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a surrogate
-        # pair. Clients can send both, and one such record would keep all records of the batch from being saved.
+        # The data are stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a
+        # surrogate pair. Clients can send both, and one such record would keep all records of the batch from being
+        # saved.
         self._rows.bulk_create(
             [
                 Session(
@@ -100,9 +106,9 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._save_parts(large, known) if large else {}
 
     def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
-        """Lock records, and return the hash values of the parts of those that are stored as this process knows.
+        """Lock records. Return the hash values of the parts of each record that is stored as this process wrote it.
 
-        If this process knows of none, lock nothing.
+        If this process has written none of the large records before, lock nothing.
         """
         known = {
             sid: stored
@@ -113,7 +119,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         }
         if not known:
             return {}
-        # Another process may have written the record, or it may have expired.
+        # Another process may have written a record since then, or the record may have expired.
         head = Case(When(sid__in=list(known), then="data"))
         heads = self._rows.select_for_update().filter(sid__in=list(texts)).order_by("sid").values_list("sid", head)
         return {sid: known[sid].hashes for sid, head in heads if sid in known and hash(head) == known[sid].head}
@@ -165,7 +171,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         times: dict[str, float] = {}
         for kind, key, number, text, at, identity in self._select(sids, conditions):
             if kind == _HEAD:
-                # This is a JSON string with JSON text.
+                # The column contains JSON text in a JSON string.
                 heads[key] = (json.loads(text), at, identity)
             elif kind == _PART:
                 parts[key][number] = text
@@ -174,7 +180,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return [_loaded(heads.get(sid), parts[sid], identity, times) for sid, identity in wanted]
 
     def _select(self, sids: Collection[str], conditions: Collection[str]) -> Iterable[tuple[Any, ...]]:
-        """Read records, their parts and revocations with one statement, and so from one snapshot."""
+        """Read records, their parts and revocations with one statement, so that all come from one snapshot."""
         no_number, no_text = Value(0, BigIntegerField()), Value("", TextField())
         heads = self._alive().filter(sid__in=sids)
         parts = self._parts.filter(sid__in=sids)
@@ -196,7 +202,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         alive = self._alive().filter(sid__in=sids)
 
         def touch() -> set[str]:
-            if alive.update(expires=expires) == len(set(sids)):
+            if alive.filter(sid__in=self._locked(sids)).update(expires=expires) == len(set(sids)):
                 return set()
             return set(sids) - set(alive.values_list("sid", flat=True))
 
@@ -205,7 +211,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     def delete(self, sids: Collection[str]) -> None:
         """Delete records, and then their parts.
 
-        The parts of a record that another process creates between the two statements stay.
+        If another process creates the record again between the two statements, its parts stay.
         """
         if not sids:
             return
@@ -213,7 +219,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             self._known.forget(sid)
 
         def delete() -> None:
-            self._rows.filter(sid__in=sids).delete()
+            self._rows.filter(sid__in=self._locked(sids)).delete()
             self._orphans.filter(sid__in=sids).delete()
 
         self._write("deleted", delete)
@@ -230,44 +236,56 @@ class ModelSessionStore(ModelStore, SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # This does not join the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
+            # This is not part of the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 
     @retried_read
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time at which matching sessions were revoked, or 0."""
+        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
         keys = {key for identity in identities for key in condition_keys(identity)}
         with self._errors("read"):
             times = dict(self._database.rows(Revocation).filter(condition__in=keys).values_list("condition", "at"))
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record.
+        """Delete expired records, the oldest first, and revocations that affect no record.
 
-        Then delete the parts that have no record, in short transactions. Records and parts that another process is
-        deleting are skipped.
+        Then delete the parts of these records, and other parts that have no record, in short transactions. Records and
+        parts that another process is deleting are skipped.
         """
         expired = self._rows.filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
-        oldest = expired.select_for_update(skip_locked=True).order_by("expires").values("sid")[:limit]
+        oldest = expired.select_for_update(skip_locked=True).order_by("expires").values_list("sid", flat=True)[:limit]
 
-        def prune() -> int:
-            pruned, _ = expired.filter(sid__in=oldest).delete()
+        def prune() -> list[str]:
+            sids = list(oldest)
+            if sids:
+                self._rows.filter(sid__in=sids).delete()
             self._database.rows(Revocation).filter(at__lte=outdated).delete()
-            return pruned
+            return sids
 
         pruned = self._write("pruned", prune)
-        self._prune_parts(limit)
-        return pruned
+        self._prune_parts([*pruned, *self._find_orphans()])
+        return len(pruned)
 
-    def _prune_parts(self, limit: int) -> None:
-        orphans = self._orphans
+    def _find_orphans(self) -> Collection[str]:
+        """Return the ids of deleted records whose parts remain: those of some parts that follow the last ones examined.
+
+        A process that ended during `prune`, or one of the previous release, leaves such parts. A search in the whole
+        table would read all parts of all sessions.
+        """
+        following = self._parts.filter(sid__gt=self._examined).order_by("sid", "number").values_list("sid", flat=True)
         with self._errors("read"):
-            sids = list(orphans.values_list("sid", flat=True).distinct()[:limit])
+            sids = dict.fromkeys(following[:PARTS_PER_SEARCH])
+            # The last one in the order of the database. After the end of the table, the next search begins anew.
+            self._examined = next(reversed(sids), "")
+            return sids.keys() - set(self._rows.filter(sid__in=sids).values_list("sid", flat=True)) if sids else ()
+
+    def _prune_parts(self, sids: Collection[str]) -> None:
         if not sids:
             return
-        some = orphans.filter(sid__in=sids).select_for_update(skip_locked=True, of=("self",))
+        some = self._orphans.filter(sid__in=sids).select_for_update(skip_locked=True, of=("self",))
         delete = self._parts.filter(id__in=some.values("id")[:ROWS_PER_TRANSACTION]).delete
         while self._write("pruned", delete)[0] == ROWS_PER_TRANSACTION:
             pass
@@ -278,6 +296,11 @@ class ModelSessionStore(ModelStore, SessionStore):
 
     def _errors(self, action: str) -> AbstractContextManager[None]:
         return self._database.store_errors(f"Session records could not be {action}")
+
+    def _locked(self, sids: Collection[str]) -> QuerySet[Session, str]:
+        """Return a subquery that locks records in the order of their ids, as `save` does."""
+        locked = self._rows.select_for_update().filter(sid__in=sids).order_by("sid")
+        return locked.values_list("sid", flat=True)
 
     def _alive(self) -> QuerySet[Session]:
         return self._rows.filter(expires__gt=self._server.ago(0))
@@ -299,7 +322,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 def _loaded(
     head: tuple[str, float, str] | None, parts: Mapping[int, str], identity: Identity, times: Mapping[str, float]
 ) -> SessionRecord | None:
-    """Return a record if it belongs to an identity, is not revoked and has all its parts."""
+    """Return a record if it belongs to an identity, is not revoked and has all its parts; otherwise None."""
     if head is None:
         return None
     text, authenticated, owner = head

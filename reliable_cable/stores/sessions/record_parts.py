@@ -1,6 +1,6 @@
 """Large session records in a database: a head, and a row for each item of the record's largest list.
 
-A change of one item then writes the head and that row only. Small records are one row.
+A change of one item then writes only the head and the row of this item. A small record is one row.
 """
 
 import json
@@ -15,24 +15,24 @@ from typing import Any, Final, Self
 
 from .base import SessionRecord
 
-#: The most bytes of a record that is always stored in one row.
+#: The maximum number of bytes of a record that is always stored in one row.
 MAX_WHOLE_SIZE: Final = 4096
 
-#: The difference between the numbers of two parts that are added one after the other. Later parts can get numbers in
+#: The difference between the numbers of two successive new parts. Parts that are inserted later can get numbers in
 #: between.
 STRIDE: Final = 1 << 20
 
-#: The most parts that one DELETE lists for one record. If more have to be deleted, all parts are written again. SQLite
-#: limits the parameters of a statement, and one statement deletes the parts of many records.
+#: The maximum number of parts that one DELETE lists for one record. If more have to be deleted, all parts are written
+#: again. SQLite limits the parameters of a statement, and one statement deletes the parts of many records.
 MAX_REMOVED: Final = 100
 
-#: About how many bytes `KnownParts` takes, at most.
+#: The approximate maximum number of bytes that `KnownParts` takes.
 MAX_KNOWN_SIZE: Final = 8 * 1024 * 1024
 
-#: About how many bytes `KnownParts` takes for a record, in addition to 16 bytes for each part.
+#: The approximate number of bytes that `KnownParts` takes for a record, in addition to 16 bytes for each part.
 _RECORD_SIZE: Final = 512
 
-#: The key of the head that says where the parts belong. A record must not have it.
+#: The key of the head that says where the parts belong. The data of a record must not have this key.
 _PARTS_KEY: Final = "parts"
 
 
@@ -42,7 +42,7 @@ class RecordParts:
 
     Args:
         list_key: the key of the list whose items are the parts.
-        head: all other data. For servers of the previous release, this is a record without items.
+        head: all other data. Servers of the previous release read it as a record without items.
         items: the items of the list.
     """
 
@@ -55,9 +55,9 @@ class RecordParts:
         """Encode a record. Return None if it has no list with items.
 
         Args:
-            record: the record.
+            record: the record to encode.
             list_key: the key of the list that was used for the session before. If the record has no such list, its
-                largest one is used.
+                largest list is used.
 
         Raises:
             TypeError: the record is not JSON.
@@ -67,7 +67,7 @@ class RecordParts:
             list_key = max(lists, key=lambda key: sum(map(len, lists[key])), default="")
             if not lists.get(list_key):
                 return None
-        version = secrets.token_hex(8)  # no other head of the session is equal to this one
+        version = secrets.token_hex(8)  # makes the head differ from every other head of the session
         layout = {_PARTS_KEY: [list_key, len(lists[list_key]), version]}
         return cls(list_key, json.dumps({**record.data, list_key: [], **layout}), lists[list_key])
 
@@ -78,7 +78,7 @@ def join(head: str, items: Sequence[str]) -> dict[str, Any] | None:
     Args:
         head: the text of a head, or of a record that is stored in one row.
         items: the texts of the stored parts, in their order. They are ignored if `head` is a whole record, because they
-            belong to an older one.
+            then belong to an older record.
     """
     data: dict[str, Any] = json.loads(head)
     layout = data.pop(_PARTS_KEY, None)
@@ -95,9 +95,9 @@ class PartsChange:
     """The difference between stored parts and new ones.
 
     Args:
-        whole: whether all stored parts have to be deleted first.
-        written: the texts of the parts that have to be written, by number.
-        removed: the numbers of other parts that have to be deleted.
+        whole: whether all stored parts must be deleted first.
+        written: the texts of the parts that must be written, by number.
+        removed: the numbers of other parts that must be deleted.
         hashes: the hash values of all new parts, by number, in their order.
     """
 
@@ -108,7 +108,7 @@ class PartsChange:
 
     @classmethod
     def between(cls, old: Mapping[int, int] | None, items: Sequence[str]) -> Self:
-        """Compare parts. Equal ones keep their numbers.
+        """Compare stored parts with new ones. Equal parts keep their numbers.
 
         Args:
             old: the hash values of the stored parts, by number, in their order; None if they are unknown.
@@ -130,7 +130,7 @@ class PartsChange:
 
 
 def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
-    """Return the numbers of new parts, in ascending order; None if there are too few between two equal parts."""
+    """Return the numbers of new parts, in ascending order; None if too few numbers are free between equal parts."""
     former = list(old)
     number_of = {old[number]: number for number in reversed(former)}
     numbers: list[int] = []
@@ -152,7 +152,10 @@ def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
 
 
 def _numbers_between(former: Sequence[int], low: int, high: int, count: int) -> Sequence[int] | None:
-    """Return numbers between two others: those of former parts, which are replaced, or else new ones."""
+    """Return `count` numbers between two others: those of former parts, which are then replaced, or else new ones.
+
+    The result is None if there are too few numbers.
+    """
     replaced = former[bisect_right(former, low) : bisect_left(former, high)]
     if len(replaced) >= count:
         return replaced[:count]
@@ -182,7 +185,7 @@ class StoredParts:
         """Return what is stored after a write.
 
         Args:
-            parts: the record.
+            parts: the record that was written.
             hashes: the hash values of the parts, by number, in their order.
         """
         return cls(parts.list_key, hash(parts.head), array("q", hashes), array("q", hashes.values()))
@@ -194,12 +197,12 @@ class StoredParts:
 
     @property
     def size(self) -> int:
-        """About how many bytes this takes in memory."""
+        """The approximate number of bytes that this object takes in memory."""
         return _RECORD_SIZE + 16 * len(self.numbers)
 
 
 class KnownParts:
-    """The large records that this process stored last. With these, only the changed parts have to be written.
+    """The large records that this process stored last, so that only changed parts must be written.
 
     When they take more than `MAX_KNOWN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
     """

@@ -10,10 +10,10 @@ from typing import Final, Self
 
 from .base import SessionRecord
 
-#: The most bytes of a record that is always written whole.
+#: The maximum number of bytes of a record that is always written whole.
 MAX_WHOLE_SIZE: Final = 4096
 
-#: The most bytes of the texts that `WrittenTexts` keeps.
+#: The maximum number of bytes of the texts that `WrittenTexts` keeps.
 MAX_WRITTEN_SIZE: Final = 8 * 1024 * 1024
 
 _VERSION_BITS: Final = 48
@@ -37,10 +37,10 @@ class TextChange:
 
     Args:
         kept: how many bytes of the beginning of the old text are used.
-        inserted: the text after that.
-        resumed: the position in the old text where its later part begins, counted from 1.
-        ended: the position in the old text of the last byte of that part.
-        end: the text after that.
+        inserted: the new text after this beginning.
+        resumed: the position in the old text, from 1, of the first byte of its later part.
+        ended: the position in the old text, from 1, of the last byte of its later part.
+        end: the new text after this later part.
     """
 
     kept: int
@@ -111,7 +111,7 @@ def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
 
 
 class WrittenTexts:
-    """The large texts that this process wrote last. With these, only the changed part of a record has to be written.
+    """The large texts that this process wrote last, so that only the changed part of a record must be written.
 
     When they have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest ones are forgotten. All methods are
     thread-safe.

@@ -53,7 +53,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return RecordText.of(record)
 
     def _write(self, sid: str, text: str | RecordText) -> Call:
-        """Return the call that writes a record: whole, or only what has changed."""
+        """Return the call that writes a record, or only what has changed in it."""
         old = self._written.get(sid)
         if old is None or isinstance(text, str):
             return self._write_whole(sid, text)
@@ -105,7 +105,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     revoke = sync_twin(arevoke)
 
     async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time at which matching sessions were revoked, or 0."""
+        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
         calls = self._revocations(identities)
         times = _times(dict(zip(calls, await self.client.arun_all(calls.values()), strict=True)))
         return [max(_matching(identity, times), default=0.0) for identity in identities]

@@ -17,14 +17,14 @@ from .failures import report_failure
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: A time before this one, in seconds since 1970, is not the time of a page or of a ping. A request since then asks for
-#: all messages that the stream has in its epoch, whatever was lost before the epoch.
+#: A time before this one, in seconds since 1970, cannot come from a web page or a ping. A request with such a time asks
+#: for all messages that the stream has in its epoch, whatever was lost before the epoch.
 LONG_AGO = 86400.0
 
 #: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
 #: history size. Such entries are called young, and such clients are called followers.
 YOUNG_TIME = 20.0
-#: The most bytes of young entries that a stream keeps beyond its history size.
+#: The maximum number of bytes of young entries that a stream keeps beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
 
 
@@ -35,8 +35,8 @@ class Message:
     Args:
         data: the payload as JSON text.
         exclude: the id of the session that must not receive the message, or `""`.
-        idempotency_key: if the stream keeps a message with the same key, an append stores nothing, and returns the
-            position of that message. `""` means no key.
+        idempotency_key: if the stream has a stored message with the same key, an append stores nothing, and returns the
+            position of the stored message. `""` means no key.
     """
 
     data: str
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A numbered message was stored. This event may come late, twice, out of order, or not at all."""
+    """The event that a numbered message was stored. It may come late, twice, out of order, or not at all."""
 
     stream: str
     epoch: str
@@ -60,13 +60,13 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Transient:
-    """A message without a position was sent. It is delivered now or never.
+    """The event that a message without a position was sent. The message is delivered now or never.
 
     Args:
         stream: the name of the stream.
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message; `""`: none.
-        whisper: whether a client sent it. A client whose socket is full misses it.
+        exclude: the id of the session that must not receive the message; `""` if there is none.
+        whisper: whether a client sent the message. A client whose socket is full misses a whisper.
     """
 
     stream: str
@@ -77,7 +77,7 @@ class Transient:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """A stream may have new messages or a new epoch. The receiver has to read the stream."""
+    """The event that a stream may have new messages or a new epoch. The receiver must read the stream."""
 
     stream: str
 
@@ -101,14 +101,14 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
 class StreamListener(Listener):
     """Receives the events of a stream store. `StreamStore.listen` returns one.
 
-    Each message that is appended after `subscribe` has returned causes an event: the message itself, or `Advanced`. In
-    the latter case, a read of the stream returns the message.
+    Each message that is appended after `subscribe` has returned causes an event: `Published` with the message, or
+    `Advanced`. After `Advanced`, a read of the stream returns the message.
     """
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams. Override this if one round trip is enough.
+        """Start to announce the events of several streams. Override this if one round trip can do it.
 
-        If this raises, the caller unsubscribes from all of the streams.
+        If this method raises an error, the caller unsubscribes from all of the streams.
         """
         for stream in streams:
             await self.subscribe(stream)
@@ -116,21 +116,21 @@ class StreamListener(Listener):
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost.
 
-        To find out whether missing messages are lost, read the store, and then call this. Messages that have not
-        arrived when this returns are lost.
+        To find out whether missing messages are lost, read the store, and then call this method. Messages that have not
+        arrived when it returns are lost.
         """
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next check, unless the stream does not exist.
+        """Make the next check announce `Advanced` for a stream, if the stream exists.
 
-        Call this when a repair has ended before it reached the announced position.
+        Call this when a repair has ended before the stream reached the announced position.
         """
 
 
 class StreamStore(Store):
     """Numbers, stores and announces messages.
 
-    The kept messages of a stream have the offsets 1, 2, 3, … without holes in each epoch. An epoch never gives an
+    The stored messages of a stream have the offsets 1, 2, 3, … without holes in each epoch. An epoch never gives an
     offset twice. Times are in seconds since 1970 by the store's clock. The times of a stream's entries never decrease.
 
     The store reads the history settings of a stream from `settings.policy(stream)`.
@@ -141,7 +141,7 @@ class StreamStore(Store):
 
     @abstractmethod
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, all or none, in this order, and announce them; return their positions.
+        """Store messages, all or none, in this order, and announce them. Return their positions.
 
         Use `publish_transient` for streams with a history size of 0.
 
@@ -164,11 +164,12 @@ class StreamStore(Store):
         """Store messages if the open transaction on database `using` commits.
 
         This implementation appends the messages after the commit. If the process crashes between the commit and the
-        append, they are lost. If the append fails, the error is logged, and the signal `broadcast_failed` is sent. A
-        store that uses the database of the transaction overrides this.
+        append, the messages are lost. If the append fails, the error is logged, and the signal `broadcast_failed` is
+        sent. A store that uses the database of the transaction overrides this method.
 
         Raises:
-            BroadcastError: the messages could not be added to the transaction, or it runs no `on_commit` hooks.
+            BroadcastError: the messages could not be added to the transaction, or Django runs no `on_commit` hooks for
+                it.
         """
         items = tuple(items)
         failed = partial(report_failure, type(self), [stream for stream, _ in items])
@@ -176,12 +177,12 @@ class StreamStore(Store):
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message to every process, without keeping it."""
+        """Announce a message to every process, without storing it."""
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper.
 
-        This is like `publish_transient`, but must be cheap, so the store may announce it to this process only.
+        A whisper is a transient message. It must cost little, so the store may announce it to this process only.
         """
         self.publish_transient(stream, message)
 
@@ -196,22 +197,22 @@ class StreamStore(Store):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
+        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state.
 
-        The entries are in the order of their offsets. If `after + 1` is no longer kept, they begin with the oldest
-        kept entry. A stream that does not exist has the epoch `""`.
+        The entries are in the order of their offsets. If `after + 1` is no longer stored, they begin with the oldest
+        stored entry. A stream that does not exist has the epoch `""`.
 
         Args:
             stream: the name of the stream.
             after: the offset after which the entries begin.
-            limit: the most entries to return.
-            max_size: the size in bytes, about, after which no further entry is returned. At least one entry is
-                returned. None: no such limit.
+            limit: the maximum number of entries to return.
+            max_size: the approximate size in bytes after which no further entry is returned. At least one entry is
+                returned. None means no such limit.
             following: whether the reader has followed the stream without a break. If so, it gets every entry that the
                 store still has. That includes at least the young entries, up to `YOUNG_SIZE` bytes beyond the history
                 size (see `YOUNG_TIME`). Other readers get only the entries that the history size and the TTL allow.
-            known: a position that the stream once had in its current epoch. A store with a fast copy that may lag may
-                return the state of that copy, if the copy has reached this position. None: return the current state.
+            known: a position that the stream once had in its current epoch. A store with a fast copy, which may lag,
+                may return the state of this copy if it has reached the position. None requests the current state.
         """
 
     @abstractmethod
@@ -221,17 +222,17 @@ class StreamStore(Store):
         All messages that were appended at or after `since` have greater offsets. Return None if some of them were
         trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist.
 
-        If the stream's `history_meta_ttl` is shorter than `IDLE_STREAM_TTL`, return None for an earlier time than that,
-        because the stream may have been deleted.
+        If the stream's `history_meta_ttl` is shorter than `IDLE_STREAM_TTL`, return None for a time that is longer ago
+        than `history_meta_ttl`, because the stream may have been deleted.
         """
 
     def deleted_after(self, stream: str) -> float | None:
-        """Return after how many idle seconds a stream is deleted; None if `offset_since` need not consider this."""
+        """Return after how many idle seconds a stream is deleted; None if `offset_since` need not consider it."""
         ttl = self.settings.policy(stream).history_meta_ttl
         return ttl if ttl < IDLE_STREAM_TTL else None
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data. Another lineage may lack messages that were stored in this one.
+        """Return the lineage of the data. Data of another lineage may lack messages that were stored in this one.
 
         Args:
             durable: whether to return the lineage of the data that contain the durable streams.
@@ -247,7 +248,7 @@ class StreamStore(Store):
         return StreamPosition(page.epoch, page.tail)
 
     async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
-        """Return the positions of several streams. Override this if one round trip is enough."""
+        """Return the positions of several streams. Override this if one round trip can do it."""
         return [await self.aposition(stream) for stream in streams]
 
     @abstractmethod
@@ -257,17 +258,17 @@ class StreamStore(Store):
         Args:
             stream: the name of the stream.
             epoch: forget the stream only if this is still its epoch (a compare-and-set). `""` means any epoch. A hub
-                passes the epoch of a stream when it has found out that the store lost messages.
+                that has found out that the store lost messages passes the epoch of the stream.
         """
 
     def forget_all(self) -> int:
-        """End the epoch of every stream, as `forget` does for one, in bounded steps; return the number of streams.
+        """End the epoch of every stream, as `forget` does for one, in bounded steps. Return the number of streams.
 
         Call this after every restore from a backup. Otherwise the store would give the offsets of lost messages to
-        other messages in the same epoch. Messages in an outbox survive.
+        other messages in the same epoch. Messages in the transactional outbox survive.
 
         Raises:
-            StoreError: the store could not be reached, or does not implement this.
+            StoreError: the store could not be reached, or does not implement this method.
         """
         raise StoreError(f"{type(self).__name__} cannot end the epochs of all streams: it does not have forget_all().")
 

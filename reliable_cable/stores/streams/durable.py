@@ -38,7 +38,7 @@ SLOW_POLL_INTERVAL: Final = 1.0
 REDIS_PAUSE: Final = 1.0
 #: How long, in seconds, an async read waits for the hot tail before it reads the database instead.
 HOT_TAIL_TIMEOUT: Final = 1.0
-#: The most bytes of pending messages for Redis. Beyond that, the oldest ones are dropped.
+#: The maximum number of bytes of pending messages for Redis. Beyond that, the oldest ones are dropped.
 MAX_PUSH_BYTES: Final = 16 * 1024 * 1024
 #: How long, in seconds, `close` and the exit of the interpreter wait until the pending messages are pushed.
 PUSH_TIMEOUT: Final = 1.0
@@ -65,7 +65,7 @@ class DurableStreamStore(RedisStreamStore):
 
     @cached_property
     def blocking(self) -> Self:
-        """This store with async methods that block."""
+        """A copy of this store whose async methods block."""
         store = super().blocking
         store._model = self._model.blocking
         return store
@@ -124,9 +124,10 @@ class DurableStreamStore(RedisStreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
+        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state.
 
-        The hot tail is used if it has all entries from `after` to the position `known`. Otherwise the database is read.
+        The hot tail is used if it has all entries after `after` up to the position `known`. Otherwise the database is
+        read.
         """
         if not self._is_durable(stream):
             return await super().aread(stream, after=after, limit=limit, max_size=max_size, following=following)
@@ -144,7 +145,7 @@ class DurableStreamStore(RedisStreamStore):
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the database for durable streams, and that of Redis for the others."""
+        """Return the lineage of the database if `durable` is True, and otherwise that of Redis."""
         return await (self._model.alineage() if durable else super().alineage())
 
     async def aposition(self, stream: str) -> StreamPosition:
@@ -162,7 +163,7 @@ class DurableStreamStore(RedisStreamStore):
         return [next(in_models if self._is_durable(stream) else in_redis) for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time, or None if some of them are gone."""
+        """Return the offset before the first message since a time; None if some messages since then are gone."""
         if self._is_durable(stream):
             return await self._model.aoffset_since(stream, since)
         return await super().aoffset_since(stream, since)
@@ -181,7 +182,7 @@ class DurableStreamStore(RedisStreamStore):
 
         A durable stream may be counted twice.
         """
-        # The durable streams are forgotten first. Then their hot tails are deleted from Redis in the background. A hot
+        # The durable streams are forgotten first. Their hot tails are then deleted from Redis in the background. A hot
         # tail that still exists counts as a stream of Redis.
         return self._model.forget_all() + super().forget_all()
 
@@ -190,7 +191,7 @@ class DurableStreamStore(RedisStreamStore):
         return self._model.prune(limit=limit)
 
     async def atime(self) -> float:
-        """Return the earlier of the times by Redis's and by the database's clock, so that it is ahead of neither."""
+        """Return the earlier of the times by Redis's and the database's clock, so that it is ahead of neither clock."""
         return min(await super().atime(), await self._model.atime())
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
@@ -260,17 +261,17 @@ def _half_stored(others: Sequence[Item]) -> Iterator[None]:
 
 
 def _size(event: StreamEvent) -> int:
-    """Return about how many bytes of memory an event takes."""
+    """Return the approximate number of bytes that an event takes in memory."""
     return sys.getsizeof(event.entry.data) if isinstance(event, Published) else 0
 
 
 def _covers(page: StreamPage, after: int, known: StreamPosition) -> bool:
-    """Return whether the hot tail has all entries between an offset and a known position."""
+    """Return whether a page of the hot tail can replace a read of the database (see `aread`)."""
     return page.epoch == known.epoch and page.tail >= max(known.offset, after) and page.low <= after + 1
 
 
 class _Listener(RedisStreamListener):
-    """Listens to Redis for all streams, and polls the tables for durable streams. It polls slowly if Redis works."""
+    """Listens to Redis for all streams, and polls the tables for durable streams, more slowly while Redis works."""
 
     def __init__(
         self, redis: RedisStreamStore, model: ModelStreamStore, deliver: Callable[[StreamEvent], None]
@@ -308,7 +309,7 @@ class _Listener(RedisStreamListener):
         await self._tables.unsubscribe(stream)
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next check, unless the stream does not exist."""
+        """Make the next check announce `Advanced` for a stream, if the stream exists."""
         super().doubt(stream)
         self._tables.doubt(stream)
 

@@ -13,7 +13,7 @@ def report_failure(store: type, streams: Iterable[str], error: Exception) -> Non
 
     Args:
         store: the class of the store that failed. It is the `sender` of the signal.
-        streams: the names of the streams.
+        streams: the names of the streams. A name may occur several times.
         error: the error that the store raised.
     """
     names = list(dict.fromkeys(streams))

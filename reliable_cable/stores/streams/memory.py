@@ -44,7 +44,7 @@ class _StoredEntry:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream. `kept` has the entries within its history size and TTL. `young` has earlier ones, for followers."""
+    """A stream. `kept` has the entries within the history size and TTL. `young` has earlier ones, for followers."""
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
@@ -52,7 +52,7 @@ class _Stream:
     #: The time of the newest entry that is no longer in `kept`.
     trimmed_at: float | None = None
     kept: deque[_StoredEntry] = field(default_factory=deque)
-    #: The offsets of the kept messages, by idempotency key.
+    #: The offsets of the messages in `kept`, by idempotency key.
     keys: dict[str, int] = field(default_factory=dict)
     young: deque[_StoredEntry] = field(default_factory=deque)
     young_size: int = 0
@@ -62,7 +62,7 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Move entries that exceed the size or TTL to `young`. Drop entries that are not young; return their number."""
+        """Move entries that exceed the size or TTL to `young`. Return how many entries of `young` were dropped."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created
@@ -89,7 +89,7 @@ class MemoryStreamStore(StreamStore):
         super().__init__(settings, clock=clock)
         self._bus: Bus[StreamEvent] = Bus()
         self._lock = threading.Lock()
-        #: When `forget_all` was last called. Messages from before may be lost.
+        #: The time of the last call of `forget_all`. Messages from before that time may be lost.
         self._began = 0.0
         self._streams: dict[str, _Stream] = {}
 
@@ -122,7 +122,7 @@ class MemoryStreamStore(StreamStore):
         return positions
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message without keeping it."""
+        """Announce a message without storing it."""
         self._bus.publish([Transient(stream, message.data, message.exclude)])
 
     def whisper(self, stream: str, message: Message) -> None:
@@ -139,7 +139,7 @@ class MemoryStreamStore(StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
+        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state."""
         with self._lock:
             state = self._trimmed(stream)
             if state is None:
@@ -154,7 +154,7 @@ class MemoryStreamStore(StreamStore):
             return StreamPage(state.epoch, state.tail, low, entries)
 
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time, or None if some of them are gone."""
+        """Return the offset before the first message since a time; None if some messages since then are gone."""
         with self._lock:
             if LONG_AGO < since < self._began:
                 return None
@@ -211,6 +211,6 @@ class MemoryStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         result = call()
-        # Without this, nothing would suspend the caller, and a loop of broadcasts would keep other tasks from running.
+        # Without this pause, a loop of broadcasts would never be suspended, and would keep other tasks from running.
         await asyncio.sleep(0)
         return result

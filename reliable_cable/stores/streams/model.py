@@ -23,11 +23,11 @@ from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListe
 from .model_lineage import Lineages
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
-from .model_reading import HOPS, PAGES_PER_HOP, PageReader, PageRequest
+from .model_reading import PageReader, PageRequest
 from .model_retention import Retention
 from .wakeup import Waker
 
-#: The most streams or rows that one query names.
+#: The maximum number of streams or rows that one query names.
 NAMES_PER_QUERY = 500
 #: How often, in seconds, a process that sends transient messages deletes old ones.
 TRANSIENT_DELETE_INTERVAL = 10.0
@@ -37,14 +37,14 @@ class ModelStreamStore(ModelStore, StreamStore):
     """Stores streams in the tables of `reliable_cable.models`, in the database `settings.database`.
 
     An append locks the rows of its streams in a short transaction of its own, which numbers the messages. Inside the
-    caller's transaction, nothing is locked: messages go to the outbox. After the commit, they are numbered
-    by an `on_commit` hook, by the next append, or by the next poll of any process.
+    caller's transaction, nothing is locked, and messages are inserted into the transactional outbox. After the commit,
+    they are numbered by an `on_commit` hook, by the next append, or by the next poll of any process.
 
     Args:
         settings: the settings; `database` and the history settings of the streams are used.
         clock: replaces the clock in tests. The default is the server's clock on PostgreSQL, and this host's clock on
             SQLite.
-        announce: called with the events after each commit. The default hands them to the listeners of this process,
+        announce: called with the events after each commit. The default passes them to the listeners of this process,
             and wakes the other processes.
     """
 
@@ -62,9 +62,9 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._retention = Retention(self._database, settings, self._server)
         self._lineages = Lineages(self._database, self._server)
         self._reader = PageReader(self._database, settings, self._server, self._lineages)
-        self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch, size=PAGES_PER_HOP, parallel=HOPS)
+        self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
-        #: The bus to the listeners of this process.
+        #: The bus that announces events to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
@@ -80,7 +80,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Store messages, all or none, in this order, and announce them; return their positions.
 
-        This never happens in the caller's transaction. If one is open, a store thread does it on another connection.
+        The caller's transaction is never used. If one is open, a store thread uses another connection.
         """
         items = tuple(items)
         if not items:
@@ -92,8 +92,8 @@ class ModelStreamStore(ModelStore, StreamStore):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages if the open transaction on database `using` commits.
 
-        If that is `settings.database`, the transaction itself inserts the messages into the outbox. If the transaction
-        runs no `on_commit` hooks (`set_autocommit(False)`), the next append or poll after the commit numbers them.
+        If `using` is `settings.database`, the transaction itself inserts the messages into the outbox. If Django runs
+        no `on_commit` hooks for it (`set_autocommit(False)`), the next append or poll after the commit numbers them.
         """
         names = sorted({name for name, _ in items})
         self.require_history(names)
@@ -126,7 +126,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         """Number the committed messages in the outbox.
 
         Args:
-            streams: the names of the streams whose messages to number; None: all streams.
+            streams: the names of the streams whose messages are numbered. None means all streams.
 
         Raises:
             BroadcastError: some messages could not be numbered. They stay in the outbox.
@@ -148,7 +148,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         while True:
             written = self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
-                # This takes a transaction of its own, because locking a new row among others can cause a deadlock.
+                # New rows get a transaction of their own, because locking a new row among others can cause a deadlock.
                 self._database.write_broadcast(partial(self._numbering.create, names))
                 continue
             self._announce(written.events)
@@ -169,7 +169,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
+        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state."""
         return self._reader.read([PageRequest(stream, after, limit, max_size, following)])[0]
 
     async def aread(
@@ -215,7 +215,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Return the positions of those streams that exist, with one query for each `NAMES_PER_QUERY` names.
+        """Return the positions of the streams that exist, with one query for each `NAMES_PER_QUERY` names.
 
         Raises:
             StoreError: the database could not be read.
@@ -225,7 +225,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time, or None if some of them are gone."""
+        """Return the offset before the first message since a time; None if some messages since then are gone."""
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
         # This is one statement, so that no append and no trim happens between reading the tail and the entry.
@@ -261,9 +261,9 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._waker.wake(self.origin, {event.stream for event in events})
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message without keeping it.
+        """Announce a message without numbering it.
 
-        Listeners of this process get it at once. Other processes find it in a table when they poll.
+        Listeners of this process get the message at once. Other processes find it in a table when they poll.
         """
 
         def insert() -> None:

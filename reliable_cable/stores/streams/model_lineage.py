@@ -1,7 +1,7 @@
 """Records when a database may have lost messages: after a failover, or after a backup was restored.
 
 The table `Lineage` has the time at which each lineage of the data was found (see stores/database/server.py). Messages
-from before that time may be lost, even messages of streams that no longer exist.
+that were stored before the present lineage was found may be lost, even messages of streams that no longer exist.
 """
 
 from django.db.models import FloatField, Value
@@ -16,8 +16,8 @@ class Lineages:
     """The lineages of one database.
 
     Args:
-        database: the database.
-        server: the server of the database.
+        database: the database that has the table.
+        server: reports the lineage of the database.
     """
 
     def __init__(self, database: Database, server: DatabaseServer) -> None:
@@ -26,7 +26,7 @@ class Lineages:
         self._recorded = False
 
     def prepare(self) -> None:
-        """Record the lineage once in each process, so that the next one is noticed.
+        """Record the lineage once in each process, so that a later change is noticed.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.
@@ -48,7 +48,7 @@ class Lineages:
         return self._server.is_foreign("lineage")
 
     def began(self) -> float:
-        """Return when the present lineage was found, by the server's clock; 0: no messages can be missing.
+        """Return when the present lineage was found, by the server's clock; 0 if no messages can be missing.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -62,12 +62,12 @@ class Lineages:
 
     def _record(self) -> None:
         rows = self._database.rows(Lineage)
-        # Before the first record, no data were lost as far as is known.
+        # As far as is known, no data were lost before the first record.
         began = self._server.now() if rows.exists() else Value(0, output_field=FloatField())
         rows.bulk_create([Lineage(name=self._server.lineage(), began=began)], ignore_conflicts=True)
 
     def renew(self) -> None:
-        """Record that messages from before the present time may be lost, because a backup was restored."""
+        """Record that messages that were stored before now may be lost, because a backup was restored."""
         rows = self._database.rows(Lineage)
         if not rows.filter(name=self._server.lineage()).update(began=self._server.now()):
             rows.create(name=self._server.lineage(), began=self._server.now())

@@ -1,4 +1,4 @@
-"""Numbers the messages of the model store: new messages, and those in the outbox, under locks on their streams."""
+"""Numbers messages of the model store, both new ones and those in the outbox, under locks on their streams."""
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,7 +56,7 @@ class Numbering:
         """Return the names of streams with messages in the outbox.
 
         Args:
-            names: the streams to look for; None: all streams.
+            names: the streams to look for. None means all streams.
         """
         rows = self._database.rows(OutboxEntry)
         if names is not None:
@@ -69,9 +69,9 @@ class Numbering:
         self._database.rows(Stream).bulk_create(rows, ignore_conflicts=True)
 
     def write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> Written | None:
-        """Lock the streams, number their outbox rows, then store `items`; return None if a stream's row is missing.
+        """Lock the streams, number their outbox rows, then store `items`. Return None if a stream's row is missing.
 
-        Streams whose epochs belong to another lineage of the database are deleted instead.
+        If the epochs of some streams belong to another lineage of the database, delete these streams instead.
         """
         outbox = OutboxEntry.objects.filter(name=OuterRef("name"))
         locked = self._database.rows(Stream).select_for_update().filter(name__in=names).order_by("name")
@@ -98,7 +98,7 @@ class Numbering:
         if len(streams) < len(names):
             return None
         if ended:
-            # The database may have lost entries of this epoch. Their offsets must not be used again.
+            # The database may have lost entries of these epochs. Their offsets must not be used again.
             self._database.rows(Stream).filter(name__in=ended).delete()
             return Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []
@@ -121,10 +121,10 @@ class Numbering:
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
         """Insert messages, move the tails, and return the messages' positions and the events to announce.
 
-        A message with the idempotency key of a kept entry is not inserted again. Its position is that of the entry.
+        A message with the idempotency key of a stored entry is not inserted again. Its position is that of the entry.
 
         Args:
-            streams: the locked rows of the streams, by name. This changes them.
+            streams: the locked rows of the streams, by name. They are changed.
             items: pairs of a stream's name and a message.
             now: the current time.
         """
@@ -161,7 +161,7 @@ class Numbering:
     def _repeats(
         self, streams: Mapping[str, Stream], items: Iterable[tuple[str, Message]], now: float
     ) -> dict[tuple[str, str], int]:
-        """Return the offsets of kept entries that have one of the items' idempotency keys."""
+        """Return the offsets of stored entries that have one of the items' idempotency keys."""
         keys = {message.idempotency_key for _, message in items if message.idempotency_key}
         if not keys:
             return {}

@@ -20,18 +20,19 @@ from reliable_cable.stores.bus import Bus, BusListener
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
-#: How long, in seconds, to look for rows with smaller ids than a visible row. Their transactions may commit later.
+#: How long, in seconds, to look for rows with smaller ids after a row has become visible. Their transactions may commit
+#: later.
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes its store.
 PRUNE_INTERVAL = 60.0
-#: The most rows that a listener deletes each time.
+#: The maximum number of rows that a listener deletes in one prune.
 PRUNE_LIMIT = 500
 
 
 class SeenIds:
     """Finds the new rows of a table, although rows may become visible out of the order of their ids.
 
-    After the restore of a backup, a database assigns the same ids again. So a row is identified by its id and its time.
+    After a backup was restored, a database assigns the same ids again. So a row is identified by its id and its time.
 
     Args:
         clock: a monotonic clock, in seconds.
@@ -39,13 +40,13 @@ class SeenIds:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
-        #: Queries can leave out rows up to this id if they are not newer than `newest`.
+        #: The id up to which queries can leave out rows that are not newer than `newest`.
         self.horizon = 0
         #: The time of the newest row, by the clock of the database.
         self.newest = 0.0
         self._clock = clock
         self._seen: dict[tuple[int, float], float] = {}
-        #: Whether the existing rows are known, so that further ones are new.
+        #: Whether the existing rows are known, so that any other row is new.
         self.primed = False
 
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -58,7 +59,7 @@ class SeenIds:
         """
         now = self._clock()
         new = [row for row in rows if row not in self._seen]
-        # Rows that are not visible were deleted, or the database has gone back.
+        # Rows that are no longer visible were deleted, or a backup of the database was restored.
         self._seen = {row: self._seen.get(row, now) for row in rows}
         old = [pk for (pk, _), since in self._seen.items() if since <= now - MAX_ROW_DELAY]
         self.horizon = min([max([self.horizon, *old]), *(pk - 1 for pk, _ in new)])
@@ -85,13 +86,13 @@ class Poll:
 
 
 class PolledStore(Protocol):
-    """The methods of the store that the listener calls, in the store threads."""
+    """The part of the store that the listener uses, in the store threads."""
 
     settings: CableSettings
 
     @property
     def origin(self) -> str:
-        """The name of the store in this process. Its own messages are announced without polling."""
+        """The name of the store in this process. Messages of this process are announced without polling."""
 
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         """Query the positions of streams."""
@@ -141,7 +142,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         #: The current poller, and earlier ones that are still cleaning up.
         self._tasks = BackgroundTasks()
         self._woken = asyncio.Event()
-        #: Streams whose wake-up arrived during their `subscribe`, before a poll could include them.
+        #: Streams whose wake-up arrived during `subscribe`, before a poll could include them.
         self._woken_early: set[str] = set()
         self._failing = False
 
@@ -195,7 +196,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await cancel(*self._tasks.pending)
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next poll, unless the stream does not exist."""
+        """Make the next poll announce `Advanced` for a stream, if the stream exists."""
         if stream in self._known:
             self._known[stream] = NOWHERE
 

@@ -1,4 +1,4 @@
-"""How the model store reads pages of streams: many streams with few queries and one thread hop."""
+"""Reads pages of entries for the model store: many streams with few queries and one thread hop."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,9 @@ from reliable_cable.stores.database.server import DatabaseServer
 
 from .model_lineage import Lineages
 
-#: How often to read a stream whose entries are missing. The stream may have changed between the queries: entries were
-#: trimmed, a backup of the database was restored, or a standby without the newest messages took over.
+#: How many times to read a stream whose entries are missing. The stream may have changed between the queries, because
+#: entries were trimmed, a backup was restored, or a standby without the newest messages took over.
 READ_ATTEMPTS: Final = 3
-#: The most pages that are read in one thread hop.
-PAGES_PER_HOP: Final = 50
-#: The most thread hops at the same time, for each event loop.
-HOPS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +37,8 @@ class _MissingStream:
     """Stands for the row of a stream that has had no message.
 
     Args:
-        present: the lineage of the database.
-        ended: whether the epoch has ended.
+        present: the present lineage of the database.
+        ended: whether the epoch has ended. A stream without an epoch is read like one whose epoch has ended.
     """
 
     present: str
@@ -50,13 +46,13 @@ class _MissingStream:
 
 
 class PageReader:
-    """Reads pages.
+    """Reads pages of entries.
 
     Args:
-        database: the database.
-        settings: the history settings of the streams are used.
-        server: the clock and the lineage of the database.
-        lineages: the lineages that the database had.
+        database: the database with the streams.
+        settings: the settings; the history settings of the streams are used.
+        server: reports the time and the lineage of the database.
+        lineages: the lineages that the database has had.
     """
 
     def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer, lineages: Lineages) -> None:
@@ -66,7 +62,7 @@ class PageReader:
         self._lineages = lineages
 
     def read(self, requests: Sequence[PageRequest]) -> list[StreamPage]:
-        """Read pages: the rows of all streams with one query, and then the entries of each stream that has some.
+        """Return pages. This reads the rows of the streams together, and then the entries of each stream that has some.
 
         Raises:
             StoreError: the database could not be read.
@@ -88,7 +84,7 @@ class PageReader:
                 expected = expected[: len(page.entries)]
             if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
                 return page
-        # Entries were trimmed during the last attempt, or somebody has deleted them.
+        # Entries were trimmed during the last attempt, or were deleted by someone else.
         first = page.entries[0].offset if page.entries else page.tail + 1
         return page if first == start else replace(page, low=first)
 

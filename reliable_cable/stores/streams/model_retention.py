@@ -16,7 +16,7 @@ from .base import YOUNG_SIZE, YOUNG_TIME
 
 M = TypeVar("M", bound=Model)
 
-#: The fewest appended entries after which a stream is trimmed. This must be a power of two.
+#: The minimum number of appended entries between two trims of a stream. This must be a power of two.
 TRIM_STEP = 64
 #: How long, in seconds, to keep a transient message so that other processes can find it.
 TRANSIENT_TTL = 30.0
@@ -36,8 +36,9 @@ class _ByteLength(Func):
 class Retention:
     """Deletes entries that exceed their stream's size or TTL.
 
-    `low` and `trimmed_at` of a stream change in the transaction that deletes the entries, under the lock on its row.
-    Entries younger than `YOUNG_TIME` are kept for followers, whatever the size and the TTL, up to `YOUNG_SIZE` bytes.
+    The transaction that deletes entries of a stream also changes the stream's `low` and `trimmed_at`, under the lock on
+    the stream's row. Entries younger than `YOUNG_TIME` are kept for followers, whatever the size and the TTL, up to
+    `YOUNG_SIZE` bytes.
     """
 
     def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
@@ -56,7 +57,7 @@ class Retention:
     def has_grown(self, stream: Stream, tail: int) -> bool:
         """Return whether enough was appended to a stream to trim it.
 
-        A trim does not delete young entries. If the number of kept entries decided, every append of a burst would
+        A trim does not delete young entries. If the number of stored entries decided, every append of a burst would
         cause a trim that deletes nothing. So the number of appended entries decides.
 
         Args:
@@ -78,7 +79,7 @@ class Retention:
             self._database.delete_soon(partial(self._trim_due, name))
 
     def _trim_due(self, name: str) -> None:
-        # This is done first, so that appends from now on can request another trim.
+        # The name is removed first, so that appends from now on can request another trim.
         with self._lock:
             self._trimming.discard(name)
         self.trim(name)
@@ -127,7 +128,7 @@ class Retention:
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
     def forget_all(self) -> Iterator[list[str]]:
-        """Delete the streams that exist now, with their entries, in bounded transactions; yield their names."""
+        """Delete the streams that exist now, with their entries, in bounded transactions. Yield their names."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
         while newest is not None:
             names = self._database.write(partial(self._forget_some, newest))
@@ -142,7 +143,7 @@ class Retention:
             return None
         deleted: list[Stream] = []
         rows = 0
-        # Appends lock streams in the order of their names, too. Transactions that lock in the same order cannot
+        # Appends also lock streams in the order of their names. Transactions that lock in the same order cannot cause a
         # deadlock.
         for stream in streams.select_for_update().filter(pk__in=ids).order_by("name"):
             rows += 1 + stream.tail - stream.low + 1
@@ -193,7 +194,7 @@ class Retention:
         if len(ttls) > 1:
             due = self._due(idle, limit)
             idle = self._database.rows(Stream).filter(low__gt=F("tail"), pk__in=due)
-        # The lock keeps the streams from getting messages now. Streams that another transaction has locked are skipped.
+        # The lock keeps messages from being added to the streams now. Streams that are locked elsewhere are skipped.
         return self._delete_some(idle.order_by("pk").select_for_update(skip_locked=True), limit)
 
     def _meta_ttl_of(self, pattern: str) -> float:

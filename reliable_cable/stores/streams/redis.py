@@ -21,10 +21,10 @@ from .redis_listener import WHISPER_SUFFIX, RedisStreamListener
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
-#: How long, in seconds, to wait before an append is retried.
+#: How long, in seconds, to wait before each retry of an append.
 RETRY_DELAY: Final = 0.05
 
-#: The most keys that one call reads.
+#: The maximum number of keys that one call reads.
 KEYS_PER_CALL: Final = 500
 
 
@@ -32,7 +32,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     """Stores streams in the Redis of `settings.redis_url`.
 
     Times come from Redis's clock, because the clocks of hosts differ. An epoch is bound to the lineage of the data (see
-    redis/lineage.py): after a restart or a failover of Redis, new epochs begin.
+    redis/lineage.py), so new epochs begin after a restart or a failover of Redis.
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are
@@ -83,7 +83,8 @@ class RedisStreamStore(RedisStore, StreamStore):
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
         """Return a function that builds the call for one attempt to append messages.
 
-        Its argument is the time, in seconds, since the first attempt, or `""` if no earlier one may have succeeded.
+        The argument of the function is the time, in seconds, since the first attempt, or `""` if no earlier attempt can
+        have succeeded.
         """
         names = list(dict.fromkeys(name for name, _ in items))
         self.require_history(names)
@@ -98,7 +99,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return lambda elapsed: Call("append", keys, [LINEAGE, NEW_TOKEN, self.script_time(), append_id, elapsed, *rest])
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message to every process, without keeping it."""
+        """Announce a message to every process, without storing it."""
         await self._publish(stream, message.exclude, message.data)
 
     async def awhisper(self, stream: str, message: Message) -> None:
@@ -130,7 +131,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
+        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state."""
         bounds = (after, max(limit, 0), int(following), "" if max_size is None else max_size)
         call = Call("read", self.keys(stream)[:2], [LINEAGE, self.script_time(), *self._limits(stream), *bounds])
         ((epoch, tail, low, items, lineage),) = await self.client.arun(call, idempotent=True)
@@ -140,7 +141,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     read = sync_twin(aread)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage that this process last found. This takes a round trip only before the first one."""
+        """Return the lineage that this process found last. Only the first call may take a round trip."""
         if self.client.lineage.identity is None:
             await self.client.arun(Call("PING"), idempotent=True)
         identity = self.client.lineage.identity
@@ -159,7 +160,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return [tails[stream] for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time, or None if some of them are gone."""
+        """Return the offset before the first message since a time; None if some messages since then are gone."""
         deleted_after = self.deleted_after(stream)
         args: list[Argument] = [LINEAGE, self.script_time(), *self._limits(stream), f"{since:.6f}"]
         args.append("" if deleted_after is None else deleted_after)
@@ -244,7 +245,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         """Store and announce messages that another store has numbered, in one round trip.
 
         Args:
-            events: the messages. Those of one stream are in the order of their offsets.
+            events: the messages. The messages of one stream are in the order of their offsets.
 
         Raises:
             StoreError: some messages may not have been announced.

@@ -15,8 +15,8 @@ from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
-#: Follows the session id of a client in the announcement of its whisper. A server of the previous release takes it as a
-#: part of the id, which excludes nobody there. The client itself is connected to the server that sent the whisper.
+#: The suffix of the session id in the announcement of a whisper. A server of the previous release takes it as a part of
+#: the id, and so excludes nobody. That is harmless, because the client is connected to the server of its whisper.
 WHISPER_SUFFIX: Final = " whisper"
 #: How often, in seconds, to check the streams' positions, in case pub/sub lost a message without an error.
 CHECK_INTERVAL: Final = 5.0
@@ -26,7 +26,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
     """Announces messages that are published in Redis, and `Advanced` after a connection or a message was lost.
 
     Args:
-        client: the client of the store.
+        client: the Redis client of the store.
         tails: returns the positions of streams.
         deliver: called with each event.
     """
@@ -67,7 +67,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await self._pubsub.fence()
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next check, unless the stream does not exist."""
+        """Make the next check announce `Advanced` for a stream, if the stream exists."""
         self._known.pop(stream, None)
 
     def _receive(self, stream: str, message: bytes | None) -> None:
@@ -97,7 +97,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
 
 
 def parse_event(stream: str, message: bytes) -> StreamEvent | None:
-    """Return the event in a message on a stream's channel; None if it is not about messages of the stream."""
+    """Return the event in a message on a stream's channel; None if it does not concern messages of the stream."""
     kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
     if kind == b"m":
         epoch, offset, exclude = head.decode().split(" ", 2)

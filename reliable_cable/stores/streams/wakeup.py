@@ -19,15 +19,15 @@ MESSAGE_TYPE = "cable.wake"
 
 NOT_WOKEN = "Other processes could not be woken over the channel layer. They find new messages when they poll."
 
-#: The most streams that one wake-up names.
+#: The maximum number of streams that one wake-up names.
 MAX_STREAMS = 500
 #: How long, in seconds, to try to send a wake-up.
 SEND_TIMEOUT = 5.0
 #: How long, in seconds, to try to leave the group.
 DISCARD_TIMEOUT = 1.0
-#: How often, in seconds, to try to listen to a layer that fails.
+#: How long, in seconds, to wait before listening again to a channel layer that failed.
 RETRY_INTERVAL = 5.0
-#: How often, in seconds, to renew the group membership, because layers let it expire.
+#: How often, in seconds, to renew the membership of the group, because channel layers let it expire.
 RENEW_INTERVAL = 3600.0
 
 
@@ -93,7 +93,7 @@ class _Sender:
 
 
 class Waker:
-    """Tells other processes which streams have new messages. It raises no errors and never blocks. It is fork-safe."""
+    """Tells other processes which streams have new messages. It raises no errors, never blocks, and is fork-safe."""
 
     def __init__(self) -> None:
         self._senders: dict[int, _Sender] = {}
@@ -129,7 +129,7 @@ async def receive_wakeups(origin: str, woken: Callable[[list[str]], None], joine
     Args:
         origin: the name of this process's sender, whose wake-ups are ignored.
         woken: called with the names of the streams of each wake-up.
-        joined: called whenever this begins to receive wake-ups. Earlier wake-ups were missed.
+        joined: called whenever receiving begins. Earlier wake-ups were missed.
     """
     failing = False
     while True:

@@ -1,0 +1,209 @@
+"""Tests of the transports of event readers. They fail if a release of daphne or uvicorn changes a used internal."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from daphne.http_protocol import HTTPFactory
+from daphne.server import Server
+from twisted.internet import tcp
+from twisted.internet.address import IPv4Address
+from twisted.python.failure import Failure
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from reliable_cable.protocol.events import Event
+from reliable_cable.servers import event_transport_for
+from reliable_cable.servers.events import EventTransport
+from reliable_cable.servers.server_events import DaphneEventTransport, UvicornEventTransport
+
+REQUEST = b"GET /events?stream=a HTTP/1.1\r\nHost: x\r\n\r\n"
+EVENT = Event.make("data: 1")
+
+
+class Application:
+    """An ASGI application that finds the transport of its only request, and returns when the reader has left."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Future[EventTransport] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def middleware(message: Any) -> None:
+            await send(message)
+
+        outermost = middleware if scope["headers"][0][1] == b"wrapped" else send
+        self.transport.set_result(event_transport_for(outermost, form=Event, identifiers=["a"], resumed={}))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+async def begin(transport: EventTransport) -> None:
+    """Begin the response."""
+    await transport.send({"type": "websocket.accept"})
+    transport.answered("a", confirmed=True)
+    await transport.send({"type": "websocket.send", "text": EVENT})
+
+
+# -- daphne ------------------------------------------------------------------------------------------------------------
+
+
+class Reactor:
+    """The part of Twisted's reactor that a transport uses. Tests call `doWrite` themselves."""
+
+    def __init__(self) -> None:
+        self.writers: set[Any] = set()
+        self.calls: list[Callable[[], None]] = []
+
+    def addReader(self, reader: Any) -> None: ...  # noqa: N802 - Twisted's names
+
+    def removeReader(self, reader: Any) -> None: ...  # noqa: N802
+
+    def addWriter(self, writer: Any) -> None:  # noqa: N802
+        self.writers.add(writer)
+
+    def removeWriter(self, writer: Any) -> None:  # noqa: N802
+        self.writers.discard(writer)
+
+    def callLater(self, delay: float, call: Callable[..., None], *args: Any) -> None:  # noqa: N802
+        self.calls.append(lambda: call(*args))
+
+
+class DaphneRequest:
+    """A request to daphne's protocol, over a real socket with a transport of Twisted."""
+
+    def __init__(self, request: bytes = REQUEST) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname())
+            self.client.settimeout(30)
+            near, address = listener.accept()
+        near.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.application = Application()
+        self.reactor = Reactor()
+        server = Server(application=self.application, endpoints=["tcp:0"])
+        server.connections = {}  # as `run` does
+        protocol: Any = HTTPFactory(server).buildProtocol(IPv4Address("TCP", *address))
+        self.connection: Any = tcp.Server(near, protocol, address, None, 1, self.reactor)  # type: ignore[arg-type]
+        protocol.makeConnection(self.connection)
+        protocol.dataReceived(request)
+
+    def flush(self) -> None:
+        """Write the buffer of the transport to the socket."""
+        while self.reactor.writers:
+            self.connection.doWrite()
+
+    def lose(self) -> None:
+        """Lose the connection."""
+        for call in self.reactor.calls:
+            call()
+        if self.connection.connected:
+            self.connection.connectionLost(Failure(ConnectionError()))  # type: ignore[no-untyped-call]
+        self.client.close()
+
+
+@pytest.fixture
+async def daphne() -> Any:
+    request = DaphneRequest()
+    yield request
+    request.lose()
+
+
+async def test_events_are_written_directly_to_an_idle_socket_of_daphne(daphne: DaphneRequest) -> None:
+    transport = await daphne.application.transport
+    assert isinstance(transport, DaphneEventTransport)
+    assert transport.drainable
+    await begin(transport)
+    daphne.flush()
+    start = daphne.client.recv(10_000)
+    assert start.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert start.endswith(b"\r\n\r\n%x\r\n%b\r\n" % (len(EVENT.wire), EVENT.wire))
+    await transport.send({"type": "websocket.send", "text": EVENT})
+    assert not daphne.reactor.writers
+    assert daphne.client.recv(10_000) == b"%x\r\n%b\r\n" % (len(EVENT.wire), EVENT.wire)
+    await transport.send({"type": "websocket.close"})
+    daphne.flush()
+    assert daphne.client.recv(10_000) == b"0\r\n\r\n"
+
+
+async def test_a_full_buffer_of_daphne_is_observed_until_the_reader_is_released(daphne: DaphneRequest) -> None:
+    transport = await daphne.application.transport
+    calls: list[str] = []
+    transport.attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
+    await begin(transport)
+    daphne.flush()
+    assert transport.unsent() is not None
+    large = Event.make("data: " + "x" * 1_000_000)
+    while not calls:
+        await transport.send({"type": "websocket.send", "text": large})
+    assert calls == ["pause"]
+    unsent = transport.unsent()
+    assert unsent is not None
+    assert unsent > 100_000
+    transport.release()
+    daphne.lose()
+    assert calls == ["pause"]
+
+
+async def test_an_aborted_reader_of_daphne_is_lost(daphne: DaphneRequest) -> None:
+    transport = await daphne.application.transport
+    await begin(transport)
+    assert not transport.lost
+    transport.abort()
+    daphne.lose()
+    assert transport.lost
+    assert transport.unsent() is None
+    transport.abort()
+    transport.attach(lambda: None, lambda: None)
+    await transport.send({"type": "websocket.send", "text": EVENT})  # writes nothing
+
+
+async def test_events_pass_through_the_middlewares_of_daphne() -> None:
+    request = DaphneRequest(REQUEST.replace(b"Host: x", b"Host: wrapped"))
+    try:
+        transport = await request.application.transport
+        assert isinstance(transport, DaphneEventTransport)
+        await begin(transport)
+        await transport.send({"type": "websocket.send", "text": EVENT})
+        request.flush()
+        assert request.client.recv(10_000).count(EVENT.wire) == 2
+    finally:
+        request.lose()
+
+
+# -- uvicorn -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def protocol(request: pytest.FixtureRequest) -> Iterator[str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+async def test_an_aborted_reader_of_uvicorn_is_lost(protocol: Any) -> None:
+    application = Application()
+    config = Config(application, log_config=None, http=protocol, timeout_graceful_shutdown=7)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    factory: Any = config.http_protocol_class
+    async with await loop.create_server(lambda: factory(config, state, {}, loop), "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(REQUEST)
+        transport = await application.transport
+        assert isinstance(transport, UvicornEventTransport)
+        assert transport.drainable
+        assert transport.grace == 7
+        await begin(transport)
+        assert (await reader.readuntil(b"data: 1")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert transport.unsent() is not None
+        assert not transport.lost
+        transport.abort()
+        assert transport.lost
+        assert transport.unsent() is None
+        assert not (await reader.read()).endswith(b"0\r\n\r\n"), "the body must not be ended"
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.gather(*state.tasks)
