@@ -42,17 +42,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealing
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
-#: The combinations of server and engine that are tested by default, and the only ones on which slow tests run.
+#: The combinations of server and engine that are tested by default. On the others, slow tests run only if `-m` says so.
 COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests on combinations that are not in `COMBINATIONS`, and deselect slow tests there."""
+    """Mark the tests on combinations that are not in `COMBINATIONS`, and deselect slow tests there.
+
+    Those slow tests run only if the expression of `-m` contains `slow`.
+    """
     others = [item for item in items if not _is_chosen(item)]
     for item in others:
         item.add_marker("other_combination")
     left_out = {item for item in others if item.get_closest_marker("slow")}
-    if left_out:
+    if left_out and "slow" not in config.option.markexpr:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 

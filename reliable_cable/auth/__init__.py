@@ -1,4 +1,4 @@
-"""Authentication of WebSockets: by the Django session of a browser, or by a token. See Authentication: Tokens."""
+"""Authenticates WebSockets by the Django session of a browser, or by a token. See Authentication: Tokens."""
 
 from reliable_cable.exceptions import InvalidToken as InvalidToken
 from reliable_cable.exceptions import TokenExpired as TokenExpired

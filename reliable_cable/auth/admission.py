@@ -1,4 +1,4 @@
-"""What a consumer takes over from the authentication of its client, before `connect` runs."""
+"""Gives a consumer the user, the token and the identifiers of its client, before `connect` runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from .verification import SCOPE_KEY, TokenAuthentication
 
 
 class Consumer(Protocol):
-    """The attributes of `CableConsumer` that this module sets."""
+    """The attributes of `CableConsumer` that this module reads or sets."""
 
-    #: The names of the identifiers.
+    #: The names of the attributes that identify the owner of the connection.
     identified_by: ClassVar[tuple[str, ...]]
     scope: dict[str, Any]
     user: Any
-    #: The verified claims of the token; None: the client has sent no token.
+    #: The verified claims of the token. None means that the client has sent no token.
     token: Mapping[str, Any] | None
 
     @property
     def namespace(self) -> str:
-        """The namespace, or `""`."""
+        """The namespace of the connection, or `""` if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,11 @@ class Admission:
     """The result of the authentication of a client.
 
     Attributes:
-        login: the login whose validity is checked during the connection, or None.
-        expires_at: when the token expires, in seconds since 1970, or None.
-        refusal: why the client is refused, or None.
+        login: the login of the client, which is checked repeatedly while the connection is open. None means that there
+            is no login to check.
+        expires_at: when the token expires, in seconds since 1970. None means that there is no token, or that it does
+            not expire.
+        refusal: why the client is refused. None means that the client may connect.
     """
 
     login: AnyLogin | None = None
@@ -44,14 +46,14 @@ class Admission:
 
 
 def admit(consumer: Consumer) -> Admission:
-    """Set the user, the token and the identifiers of a consumer, as the authentication middleware has found them."""
+    """Set the user, token and identifiers of a consumer from its scope. Return the result of the authentication."""
     scope = consumer.scope
     found: TokenAuthentication | None = scope.get(SCOPE_KEY)
     if found is not None:
         return _admit_by_token(consumer, found)
     consumer.user = scope.get("user")
     if consumer.user is None and SCOPE_KEY in scope:
-        # A middleware has looked for a token, and no other middleware has set a user.
+        # `TokenAuthMiddleware` has found no token, and no other middleware has set a user.
         consumer.user = anonymous()
     if not get_settings().jwt_required:
         return Admission(find_login(scope))

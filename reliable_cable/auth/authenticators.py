@@ -1,4 +1,4 @@
-"""Authenticators for the tokens of other packages. Name them in the setting `AUTHENTICATORS`."""
+"""Functions that verify the tokens of other packages. List their paths in the setting `AUTHENTICATORS`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from reliable_cable.exceptions import InvalidToken, TokenExpired
 
 
 def simplejwt(token: str, scope: Mapping[str, Any]) -> Any:
-    """Return the user of an access token of djangorestframework-simplejwt, according to the settings `SIMPLE_JWT`.
+    """Return the user whom an access token of djangorestframework-simplejwt names. The settings `SIMPLE_JWT` apply.
 
     Args:
-        token: the token.
-        scope: the scope of the handshake.
+        token: the token that the client sent.
+        scope: the scope of the handshake, which is not used.
 
     Returns:
-        None if the token was not signed with the key of that package.
+        The user. None if the token was not signed with the key of djangorestframework-simplejwt.
 
     Raises:
         TokenExpired: the token has expired.
@@ -26,7 +26,7 @@ def simplejwt(token: str, scope: Mapping[str, Any]) -> Any:
     from rest_framework_simplejwt.state import token_backend
 
     try:
-        token_backend.decode(token)  # type: ignore[arg-type]  # it is annotated as an object, and is a text
+        token_backend.decode(token)  # type: ignore[arg-type]  # it takes a string, despite its annotation
     except exceptions.TokenBackendExpiredToken as error:
         raise TokenExpired("has expired") from error
     except exceptions.TokenBackendError:

@@ -1,4 +1,4 @@
-"""The public keys that verify tokens of other services: a JSON Web Key Set in a file or at a URL (`JWT_JWKS`)."""
+"""Reads the public keys that verify tokens from other services: the JSON Web Key Set that `JWT_JWKS` names."""
 
 import asyncio
 import json
@@ -16,38 +16,40 @@ from reliable_cable.exceptions import StoreError
 
 from .tokens import import_jwt
 
-#: How long, in seconds, keys are used before they are read again, so that removed keys are no longer accepted.
+#: How long, in seconds, keys are used before they are read again. A removed key is accepted for up to this time.
 MAX_AGE: Final = 600.0
-#: The shortest time, in seconds, between two reads. Clients can send unknown key ids as often as they like.
+#: The minimum time, in seconds, between two reads of the keys. It limits how many reads clients can cause by sending
+#: unknown key ids.
 MIN_INTERVAL: Final = 10.0
-#: How long, in seconds, a read may take.
+#: How long, in seconds, a read of the keys may take.
 TIMEOUT: Final = 5.0
-#: How long, in seconds, a client whose key is known waits for keys that are read again because of their age.
+#: How long, in seconds, a client waits while keys are read again because of their age. After that, the old key verifies
+#: its token.
 PATIENCE: Final = 1.0
-#: The maximum number of bytes of a key set.
+#: The maximum size of a key set, in bytes.
 MAX_SIZE: Final = 256 * 1024
 
-#: The types of keys by the first letters of the algorithms that use them. The type "oct", a secret, is not among them:
-#: otherwise a public key set could contain a secret.
+#: The key type for an algorithm, by the first two letters of the algorithm. The type "oct" is left out, because such a
+#: key is a secret, and a key set is public.
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 
-#: The most unknown key ids that are remembered until the next read.
+#: The maximum number of unknown key ids that a `KeySet` remembers.
 MAX_UNKNOWN: Final = 1000
 
 
 class KeysUnavailable(StoreError):
-    """A key set cannot be read, or not again so soon, so it is not known whether a token is valid."""
+    """The key for a token is unknown, and the key set cannot be read now. So the token cannot be verified."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key of a key set.
+    """A public key from a key set.
 
     Attributes:
-        id: the key id, or None.
+        id: the key id. None means that the key has no id.
         type: "RSA", "EC" or "OKP".
-        algorithm: the only algorithm with which it may be used; None: any one for its type.
+        algorithm: the only algorithm with which the key may be used. None means every algorithm for keys of this type.
         key: the key as an object of the package `cryptography`.
     """
 
@@ -62,7 +64,7 @@ class PublicKey:
 
 
 class KeySet:
-    """A key set, which is read in a thread of its own when it is needed.
+    """A set of public keys. It is read when a key is unknown, and when the keys are old. A separate thread reads it.
 
     Args:
         source: the path of a file, or an http or https URL.
@@ -77,23 +79,25 @@ class KeySet:
         #: When the latest read ended, with or without success.
         self._attempted_at = -math.inf
         self._failed = False
-        #: The numbers of the latest read that has begun, and of the latest that has succeeded.
+        #: Reads are numbered. These are the numbers of the latest read that began and of the latest one that succeeded.
         self._begun = self._succeeded = 0
-        #: By the hash of a key id and an algorithm: the number of the latest read that had begun when it was first
-        #: found to be unknown. Only a later read can tell that there is no such key.
+        #: The unknown keys, by the hash of key id and algorithm. The value is the number of the latest read that had
+        #: begun when the key was first requested. Only a later read can show that the set does not have the key.
         self._unknown: dict[int, int] = {}
 
     async def find(self, key_id: str | None, algorithm: str) -> Any:
-        """Return the key for a token, or None if there is none. For an unknown key id, the set is read again.
+        """Return the key that verifies a token, or None if the set does not have it.
 
-        It is not read twice in `MIN_INTERVAL`. A key may have been added since, so the client has to try again.
+        If the key is unknown, the set is read again, but only once in `MIN_INTERVAL`. Until then, `KeysUnavailable` is
+        raised, because the key may have been added since the last read. The client tries again later.
 
         Args:
-            key_id: the id of the key. None: the token names none, so the key must be the only one for the algorithm.
-            algorithm: the algorithm of the token.
+            key_id: the id of the key. None means that the token names no key. The set must then have exactly one key
+                for the algorithm.
+            algorithm: the algorithm with which the token was signed.
 
         Raises:
-            KeysUnavailable: no such key is known, and the set cannot be read, or not yet again.
+            KeysUnavailable: the key is unknown, and the set cannot be read, or was read too recently.
         """
         now = self._clock()
         found = self._find(key_id, algorithm)
@@ -107,13 +111,13 @@ class KeySet:
                 async with asyncio.timeout(TIMEOUT + 1 if found is None else PATIENCE):
                     await run_fetch(self._refresh)
             except TimeoutError:
-                # The thread may be looking up the address, which can take long. Others do not wait for it.
+                # The thread may be resolving the host name, which can take long. Other clients do not wait for it.
                 self._failed, self._attempted_at = True, self._clock()
             found = self._find(key_id, algorithm)
         if found is None and self._failed:
             raise KeysUnavailable("the keys of JWT_JWKS cannot be read")
         if found is None and self._succeeded <= read:
-            raise KeysUnavailable("its key may have been added to JWT_JWKS since the keys were read")
+            raise KeysUnavailable("the key of the token may have been added to JWT_JWKS since the keys were read")
         self._unknown.pop(unknown, None)
         return found
 
@@ -122,7 +126,7 @@ class KeySet:
         return fitting[0].key if len(fitting) == 1 else None
 
     def _refresh(self) -> None:
-        """Read the set, unless another call has just done so. This runs in a thread, one call after another."""
+        """Read the set, unless it was read less than `MIN_INTERVAL` ago. Calls run in a thread, one after another."""
         if self._clock() - self._attempted_at <= MIN_INTERVAL:
             return
         self._begun += 1
@@ -131,7 +135,8 @@ class KeySet:
             self._read_at, self._failed, self._succeeded = self._clock(), False, self._begun
         except Exception as error:
             self._failed = True
-            # The URL is not logged, because it may have a password. The text of an `InvalidURL` has a part of it.
+            # The URL is not logged, because it may contain a password. The text of an `InvalidURL` contains a part of
+            # the URL.
             handshake_log.warning(
                 "The keys of JWT_JWKS could not be read: %s",
                 "the URL is not valid, or has a password" if isinstance(error, InvalidURL) else error,
@@ -140,15 +145,15 @@ class KeySet:
 
 
 def is_url(source: str) -> bool:
-    """Return whether a key set is at a URL. Otherwise it is in a file."""
+    """Return whether the source of a key set is a URL. Otherwise, it is the path of a file."""
     return source.startswith(("https://", "http://"))
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Follows no redirects, which could lead from https to http."""
+    """A handler that refuses all redirects, because a redirect could lead from https to http."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse a redirect."""
+        """Return None, which refuses the redirect."""
 
 
 def _read(source: str) -> bytes:
@@ -166,14 +171,14 @@ def _limited(read: Callable[[int], bytes], until: float = math.inf) -> bytes:
     while part := read(MAX_SIZE + 1 - len(content)):
         content += part
         if len(content) > MAX_SIZE:
-            raise ValueError(f"it is longer than {MAX_SIZE} bytes")
+            raise ValueError(f"the key set is longer than {MAX_SIZE} bytes")
         if time.monotonic() > until:
-            raise TimeoutError(f"it took longer than {TIMEOUT:g} s")
+            raise TimeoutError(f"the response took longer than {TIMEOUT:g} s")
     return content
 
 
 def _parse(content: bytes) -> Iterator[PublicKey]:
-    """Yield the keys that can verify tokens.
+    """Yield the keys of a key set that can verify tokens.
 
     Raises:
         ValueError: the content is not a key set.
@@ -181,7 +186,7 @@ def _parse(content: bytes) -> Iterator[PublicKey]:
     keys = json.loads(content)
     keys = keys.get("keys") if isinstance(keys, dict) else None
     if not isinstance(keys, list):
-        raise ValueError("it is not a JSON object with a list of keys")
+        raise ValueError("the key set is not a JSON object with a list of keys")
     jwt = import_jwt()
     for each in keys:
         if not isinstance(each, dict) or each.get("kty") not in _KEY_TYPES.values() or each.get("use") == "enc":
@@ -189,7 +194,7 @@ def _parse(content: bytes) -> Iterator[PublicKey]:
         try:
             key = jwt.PyJWK(each).key
         except Exception as error:
-            # A key of a kind that PyJWT does not know must not make the others unusable.
-            handshake_log.warning("A key of JWT_JWKS is left out: %s", error)
+            # A key that PyJWT cannot read must not make the other keys unusable.
+            handshake_log.warning("A key in JWT_JWKS is ignored: %s", error)
             continue
         yield PublicKey(each.get("kid"), each["kty"], each.get("alg"), key)

@@ -1,4 +1,4 @@
-"""The ASGI middlewares that authenticate a WebSocket: by the Django session of a browser, or by a token."""
+"""ASGI middlewares that authenticate a WebSocket by the Django session of a browser, or by a token."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -25,33 +25,35 @@ class CableAuthMiddlewareStack:
 
     It differs from Channels' stack as follows:
 
-    * A client without a session costs no thread hop and no query.
-    * Users of clients that connect at the same time are looked up in one thread hop, over one database connection.
-    * It keeps one copy of the scope and one suspended coroutine for each connection instead of three.
-    * It accepts a session whose hash was made with one of `SECRET_KEY_FALLBACKS`, as Django does. Channels' middleware
-      flushes such a session. This one does not change it.
+    * A client without a Django session causes no thread hop and no query.
+    * If many clients connect at the same time, one thread hop looks up all their users over one database connection.
+    * For each connection, it keeps one copy of the scope and one suspended coroutine in memory. Channels' stack keeps
+      three of each.
+    * It accepts a Django session whose hash was made with one of `SECRET_KEY_FALLBACKS`, as Django does. Channels'
+      stack flushes such a session.
     * If the settings contain `AUTHENTICATORS`, or a key that begins with `JWT_`, a client may send a token instead of a
-      session cookie, see `TokenAuthMiddleware`.
+      session cookie (see `TokenAuthMiddleware`).
 
-    Scopes of other types are passed to `AuthMiddlewareStack`, which also saves sessions.
+    Scopes of other types are passed to Channels' stack.
 
     Args:
-        inner: the application to call.
+        inner: the ASGI application that is called with the new scope.
 
     Raises:
-        ImproperlyConfigured: the settings of tokens cannot be used.
+        ImproperlyConfigured: the settings for tokens need a package that is not installed, or name an authenticator
+            that cannot be imported.
     """
 
     def __init__(self, inner: Application) -> None:
         self.inner = inner
         self._stack: Application = AuthMiddlewareStack(inner)
-        #: Whether it was reported that a token was ignored.
+        #: Whether a warning about an ignored token was logged.
         self._reported = False
         if get_settings().reads_tokens:
             get_verifier()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Add the session and the user to the scope, and call the application with it."""
+        """Add the Django session and the user to the scope, and call the application with the new scope."""
         if scope["type"] != "websocket":
             return await self._stack(scope, receive, send)
         scope = {**scope, "cookies": read_cookies(scope)}
@@ -61,7 +63,7 @@ class CableAuthMiddlewareStack:
             elif SCOPE_KEY not in scope and not self._reported and _looks_like_token(find_token(scope)):
                 self._reported = True
                 handshake_log.warning(
-                    "A client sent a token, which is ignored. To let clients authenticate by tokens, set JWT_SECRET."
+                    "A client sent a token, which was ignored. To authenticate clients by tokens, set JWT_SECRET."
                 )
             if "session" not in scope:
                 scope["session"] = open_session(session_key(scope["cookies"]))
@@ -73,18 +75,20 @@ class CableAuthMiddlewareStack:
 
 
 class TokenAuthMiddleware:
-    """Authenticates WebSockets whose clients send a token (JWT), see Authentication: Tokens.
+    """Authenticates WebSocket clients that send a token (JWT). See Authentication: Tokens.
 
-    The token is in the subprotocol `anycable-token.<token>`, the header `X-JID` or the query parameter `jid`. Its user
-    replaces that of a session. `CableConsumer` refuses a client whose token is not valid, even if there is a session.
-    Other consumers get an anonymous user then. They have to check the namespace and the expiry of a valid token by
-    themselves. Clients without a token are passed on.
+    A client sends its token in the subprotocol `anycable-token.<token>`, the header `X-JID` or the query parameter
+    `jid`. The user of the token replaces the user of a Django session. If the token is not valid, `CableConsumer`
+    refuses the client, even if the client has a Django session. Other consumers get an anonymous user. Such consumers
+    also have to check the namespace and the expiry of a valid token themselves. The scope of a client without a token
+    keeps its user.
 
     Args:
-        inner: the application to call.
+        inner: the ASGI application that is called with the new scope.
 
     Raises:
-        ImproperlyConfigured: the settings of tokens cannot be used.
+        ImproperlyConfigured: the settings for tokens need a package that is not installed, or name an authenticator
+            that cannot be imported.
     """
 
     def __init__(self, inner: Application) -> None:
@@ -92,7 +96,7 @@ class TokenAuthMiddleware:
         get_verifier()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Verify the token, if there is one, and call the application with its user."""
+        """Verify the token, if the client sent one, and call the application with the new scope."""
         if scope["type"] == "websocket":
             try:
                 scope = await _with_token(scope)
@@ -102,7 +106,7 @@ class TokenAuthMiddleware:
 
 
 async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a scope with the result of the authentication by its token, or with None if it has no token.
+    """Verify the token of a handshake. Return a copy of the scope with the result, which is None without a token.
 
     Raises:
         Exception: the user or the keys could not be looked up, or an authenticator failed.
@@ -121,19 +125,21 @@ async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
         else:
             handshake_log.warning("A client was refused, because its token %s.", error)
             found = TokenAuthentication(refusal=DisconnectReason.UNAUTHORIZED)
-    # The session of the browser may belong to another user.
+    # The browser's Django session may belong to another user, so it is replaced by an empty one.
     return {**scope, "session": open_session(None), "user": found.user, SCOPE_KEY: found}
 
 
 async def _close_after(error: Exception, send: Send) -> None:
-    """Close a WebSocket after an outage. No `disconnect` frame is sent, so that the client reconnects.
+    """Close a WebSocket that cannot be authenticated during an outage.
+
+    No `disconnect` frame is sent, so that the client reconnects.
 
     Raises:
-        Exception: the error, if it is not caused by an outage.
+        Exception: the error was not caused by an outage.
     """
     if not is_outage(error):
         raise error
-    handshake_log.warning("A connection was not accepted because its user could not be looked up: %s", error)
+    handshake_log.warning("A client was not accepted, because it could not be authenticated: %s", error)
     await send({"type": "websocket.close", "reason": TRY_AGAIN})
 
 

@@ -1,4 +1,4 @@
-"""The Django session of a WebSocket, and the user who is logged in there."""
+"""Finds the Django session of a WebSocket, and the user who is logged in to that session."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -14,21 +14,21 @@ from reliable_cable.logins import has_valid_hash
 
 
 async def get_user(session: SessionBase) -> Any:
-    """Return the user of a session, or an `AnonymousUser`."""
+    """Return the user who is logged in to a Django session, or an `AnonymousUser`."""
     user = await _users(session) if session.session_key else None
     return anonymous() if user is None else user
 
 
 def anonymous() -> Any:
     """Return a new `AnonymousUser`."""
-    # This is imported late, because that module has models, and the apps may not be ready when `auth` is imported.
+    # This is not imported with the module, because models cannot be imported before the apps are ready.
     from django.contrib.auth.models import AnonymousUser
 
     return AnonymousUser()
 
 
 def open_session(key: str | None) -> Any:
-    """Return the Django session with a key, not loaded yet. Without a key, return a new one, which needs no query."""
+    """Return the Django session with a key, without loading it. If the key is None, return a new session."""
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
 
 
@@ -41,9 +41,9 @@ def read_cookies(scope: Mapping[str, Any]) -> dict[str, str]:
 
 
 def session_key(cookies: Mapping[str, str]) -> str | None:
-    """Return the session key in a handshake's cookies, or None."""
+    """Return the key of the Django session from the cookies of a handshake, or None if there is none."""
     key = cookies.get(settings.SESSION_COOKIE_NAME)
-    # No session key contains a NUL, and PostgreSQL refuses a query with one. A quoted cookie can contain it as "\000".
+    # A quoted cookie can contain a NUL as "\000". No session key has one, and PostgreSQL refuses a query with it.
     return None if key is None or "\0" in key else key
 
 

@@ -1,7 +1,4 @@
-"""Tokens (JSON Web Tokens) of AnyCable's format: where a handshake has one, and how to make one.
-
-See Authentication: Tokens.
-"""
+"""Makes JSON Web Tokens in AnyCable's format, and finds the token in a handshake. See Authentication: Tokens."""
 
 import json
 import math
@@ -19,27 +16,30 @@ from reliable_cable.exceptions import InvalidIdentifier
 from reliable_cable.identity import identify, is_row, reason_against, root_label
 from reliable_cable.namespaces import current_namespace
 
-#: The beginning of an offered subprotocol that contains a token. No server selects it.
+#: The prefix of a subprotocol that contains a token. A client offers this subprotocol, but no server selects it.
 SUBPROTOCOL_PREFIX: Final = "anycable-token."
-#: The header of the handshake that contains a token.
+#: The name of the handshake's header that may contain a token.
 HEADER: Final = b"x-jid"
-#: The query parameter that contains a token.
+#: The name of the query parameter that may contain a token.
 PARAMETER: Final = "jid"
 
-#: The claim with the identifiers: a string of JSON, as in AnyCable.
+#: The name of the claim for the identifiers. Its value is a JSON text, as in AnyCable.
 IDENTIFIERS_CLAIM: Final = "ext"
-#: The claim with the namespace (the setting `NAMESPACE`). A token is valid for connections of its namespace only.
+#: The name of the claim for the namespace (see the setting `NAMESPACE`). A token is valid only in its namespace.
 NAMESPACE_CLAIM: Final = "namespace"
 
-#: The fewest bytes of a secret that signs tokens with HS256 (RFC 7518, section 3.2).
+#: The minimum size, in bytes, of a secret that signs tokens with HS256 (RFC 7518, section 3.2).
 MIN_SECRET_SIZE: Final = 32
 
-#: How long, in seconds, a token is valid unless the caller says otherwise.
+#: How long, in seconds, a token is valid by default.
 DEFAULT_TTL: Final = 3600.0
 
 
 def find_token(scope: Mapping[str, Any]) -> str | None:
-    """Return the token of a handshake: of a subprotocol, else of the header, else of the query; None if it has none."""
+    """Return the token of a handshake, or None if it has none.
+
+    The subprotocols are searched first, then the header, then the query.
+    """
     for name in scope.get("subprotocols") or ():
         if name.startswith(SUBPROTOCOL_PREFIX) and name != SUBPROTOCOL_PREFIX:
             return str(name.removeprefix(SUBPROTOCOL_PREFIX))
@@ -56,11 +56,11 @@ def find_token(scope: Mapping[str, Any]) -> str | None:
 def cable_token(identifiers: Any, ttl: float | timedelta = DEFAULT_TTL) -> str:
     """Return a token for a client without a Django session, such as a mobile app: `cable_token(user)`.
 
-    It is signed with `JWT_SECRET`. With the setting `NAMESPACE`, it is valid for the current namespace only.
+    The token is signed with `JWT_SECRET`. If `NAMESPACE` is set, the token is valid only in the current namespace.
 
     Args:
-        identifiers: the user, or a dict of identifiers by their names in `identified_by`: `{"user": user, "room": 7}`.
-            The values are the user object, strings, whole numbers, True or False.
+        identifiers: the user, or a dict of values by the names in `identified_by`, such as `{"user": user, "room": 7}`.
+            A value is the user object, a string, a whole number, True or False.
         ttl: how long the token is valid, in seconds or as a timedelta.
 
     Raises:
@@ -73,7 +73,7 @@ def cable_token(identifiers: Any, ttl: float | timedelta = DEFAULT_TTL) -> str:
     if algorithm is None:
         raise ImproperlyConfigured(
             f"cable_token() signs with a secret, but {NAME}['JWT_ALGORITHMS'] is {list(settings.jwt_algorithms)!r}. "
-            "Add 'HS256', or get tokens from the service that has the keys of JWT_JWKS."
+            "Add 'HS256', or get tokens from the service whose public keys are in JWT_JWKS."
         )
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if not 0 < seconds < math.inf:
@@ -91,10 +91,10 @@ def secret_of(settings: CableSettings) -> str:
 
 
 def import_jwt() -> Any:
-    """Return the package PyJWT, which is optional.
+    """Import and return the package PyJWT, which is an optional dependency.
 
     Raises:
-        ImproperlyConfigured: it is not installed.
+        ImproperlyConfigured: PyJWT is not installed.
     """
     try:
         import jwt

@@ -24,7 +24,7 @@ def _find_user(reference: str | int) -> Any:
 
 
 def _primary_key(reference: str | int) -> str | int:
-    """Return the primary key in `auth.user:1`, or the whole reference if it has no label of the user model."""
+    """Return the primary key in a reference such as `auth.user:1`. Return other references unchanged."""
     if isinstance(reference, int):
         return reference
     if "\0" in reference:
@@ -34,6 +34,6 @@ def _primary_key(reference: str | int) -> str | int:
     return key if separator and label in (root_label(meta), meta.label_lower) else reference
 
 
-#: Returns the active user that a token names by the text of a row (`auth.user:1`) or by a primary key. Users of clients
-#: that connect at the same time are looked up in one thread hop. `InvalidToken` is raised if there is no such user.
+#: Returns the active user whom a token names, by a text such as `auth.user:1` or by a primary key. It raises
+#: `InvalidToken` if there is no such user. Several calls at the same time share one thread hop.
 find_user = BatchedCalls(_find_user)

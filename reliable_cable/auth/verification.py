@@ -1,4 +1,4 @@
-"""Verifies tokens, and says who is authenticated by one."""
+"""Verifies tokens, and finds the users whom they authenticate."""
 
 import inspect
 import json
@@ -25,13 +25,14 @@ from .sessions import anonymous
 from .tokens import IDENTIFIERS_CLAIM, NAMESPACE_CLAIM, import_jwt, secret_of
 from .users import find_user
 
-#: The maximum number of characters of a token. A longer one is refused before anything else is done with it.
+#: The maximum number of characters of a token. A longer token is refused before it is decoded.
 MAX_TOKEN_SIZE: Final = 8192
 
-#: The key of a scope with the `TokenAuthentication` of the client, which is None if the client has sent no token.
+#: The key under which a middleware stores the client's `TokenAuthentication` in the scope. The value is None if the
+#: client has sent no token.
 SCOPE_KEY: Final = "cable_token"
 
-#: The latest time, in seconds since 1970, at which a token can expire.
+#: The latest expiry of a token, in seconds since 1970. A later expiry is replaced by this one.
 _LATEST: Final = 2**53
 
 Authenticator = Callable[[str, Mapping[str, Any]], Any]
@@ -42,12 +43,14 @@ class TokenAuthentication:
     """The result of the verification of a token.
 
     Attributes:
-        user: the user; an anonymous user if the token names none, or if it was refused.
+        user: the user whom the token names. It is an anonymous user if the token names none or was refused.
         claims: the verified claims. They are empty if an authenticator has accepted a token that is not a JWT.
-        identifiers: the identifiers by name, without the user.
-        expires_at: when the connection ends, in seconds since 1970; None: the token does not expire.
-        namespace: the namespace for which the token is valid; None: an authenticator has decided that.
-        refusal: why the client is refused; None: the token is valid.
+        identifiers: the identifiers in the token by name, except for the user.
+        expires_at: when the token expires and the connection ends, in seconds since 1970. None means that the token
+            does not expire.
+        namespace: the only namespace in which the token is valid. None means that the namespace is not checked, because
+            an authenticator has accepted the token.
+        refusal: why the client is refused. None means that the token is valid.
     """
 
     user: Any = field(default_factory=anonymous)
@@ -59,7 +62,7 @@ class TokenAuthentication:
 
     @property
     def login(self) -> TokenLogin | None:
-        """The login of the user, which is checked during the connection; None if it is no row of the user model."""
+        """The login to check while the connection is open, or None if the user is not a row of the user model."""
         return TokenLogin(user_id(self.user)) if isinstance(self.user, get_user_model()) else None
 
 
@@ -71,10 +74,10 @@ class TokenVerifier:
     """Verifies tokens according to the settings.
 
     Args:
-        settings: the settings.
+        settings: the settings with the algorithms, the keys and the authenticators.
 
     Raises:
-        ImproperlyConfigured: a package is not installed, or an authenticator cannot be imported.
+        ImproperlyConfigured: a package that the settings need is not installed, or an authenticator cannot be imported.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -88,7 +91,7 @@ class TokenVerifier:
         self._authenticators = [_import_authenticator(path) for path in settings.authenticators]
 
     async def authenticate(self, token: str, scope: Mapping[str, Any]) -> TokenAuthentication:
-        """Verify the token of a handshake, and look up its user.
+        """Verify the token of a handshake, and look up the user whom it names.
 
         Raises:
             InvalidToken: the token is not valid. The message completes the sentence "The token …".
@@ -98,7 +101,7 @@ class TokenVerifier:
         if len(token) > MAX_TOKEN_SIZE:
             raise InvalidToken(f"is longer than {MAX_TOKEN_SIZE} characters")
         if not (token.isascii() and token.isprintable()):
-            # An authenticator may look it up, and PostgreSQL refuses a query with a NUL.
+            # An authenticator may look up the token in PostgreSQL, which refuses a query with a NUL.
             raise InvalidToken("has characters that are not printable ASCII")
         for authenticator in self._authenticators:
             user = await run_handler(_ask, authenticator, token, scope)
@@ -115,7 +118,7 @@ class TokenVerifier:
         )
 
     def _namespace(self, claims: Mapping[str, Any]) -> str:
-        """Return the namespace for which a token is valid. A claim that is null counts as none."""
+        """Return the namespace in which a token is valid, or `""` if it names none. A null counts as no namespace."""
         namespace = claims.get(NAMESPACE_CLAIM)
         if isinstance(namespace, str):
             return namespace
@@ -166,17 +169,18 @@ class TokenVerifier:
         return key
 
     def _refuse_if_expired(self, token: str) -> None:
-        """Refuse a token whose key is not known as expired if it says so itself.
+        """Raise `TokenExpired` if a token with an unknown key has expired, according to its own claim.
 
-        A key is removed some time after its last token was made. A client that has slept meanwhile needs a new token.
-        The claim is not verified, but the token is refused in any case.
+        A service removes a key some time after it signed the last token with the key. A client that was offline
+        meanwhile still has such a token, and has to learn that it needs a new one. The claim is not verified, but the
+        token is refused in any case.
         """
         options = {"verify_signature": False, "verify_exp": True}
         try:
             self._jwt.decode(token, options=options, leeway=self.settings.jwt_leeway)
         except self._jwt.ExpiredSignatureError as error:
             raise TokenExpired("has expired") from error
-        except Exception:  # noqa: S110 - it is refused for another reason
+        except Exception:  # noqa: S110 - the caller refuses the token
             pass
 
     def _decode(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
@@ -216,12 +220,12 @@ class TokenVerifier:
     def _expiry(self, claims: Mapping[str, Any]) -> float | None:
         if "exp" not in claims:
             return None
-        # PyJWT reads the claim in the same way. A float cannot have every whole number.
+        # PyJWT reads the claim in the same way. A float cannot represent every whole number above `_LATEST`.
         return min(int(claims["exp"]), _LATEST) + self.settings.jwt_leeway
 
 
 def _read_identifiers(claims: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identifiers of a token by name. Those that are null are left out."""
+    """Return the identifiers in a token by name. Identifiers that are null are left out."""
     text = claims.get(IDENTIFIERS_CLAIM, "{}")
     try:
         identifiers = json.loads(text, parse_constant=_refuse_constant) if isinstance(text, str) else None
@@ -241,7 +245,7 @@ def _refuse_constant(name: str) -> None:
 
 def _is_identifier(value: object) -> bool:
     if isinstance(value, str):
-        # Databases cannot store other texts.
+        # Databases cannot store a text with a NUL or a surrogate.
         return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
     return value is None or isinstance(value, int | float)
 
@@ -250,7 +254,7 @@ def _ask(authenticator: Authenticator, token: str, scope: Mapping[str, Any]) -> 
     """Return the user whom an authenticator finds, or None.
 
     Raises:
-        TypeError: it returns anything else, such as False. Otherwise, the client would be let in.
+        TypeError: the authenticator returned another value, such as False. Such a value must not count as a user.
     """
     user = authenticator(token, scope)
     if user is None or getattr(user, "is_anonymous", False) is True:

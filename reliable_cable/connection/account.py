@@ -1,33 +1,33 @@
-"""The account of a connection: how many bytes its client makes the server keep, and how often it joins and fails."""
+"""The account of a connection. It counts the bytes, the joins and the faults of one client."""
 
 from typing import Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
 
-#: The part of `MAX_PENDING_SIZE` that the subscriptions of a connection may fill, with their states and members.
+#: The share of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, with their states and members.
 LASTING_SHARE: Final = 0.25
-#: The subscriptions may fill at least `MAX_SUBSCRIPTIONS` times this number of bytes.
+#: The subscriptions of a connection may always use `MAX_SUBSCRIPTIONS` times this number of bytes.
 SUBSCRIPTION_SIZE: Final = 512
-#: How many joins a second a client may request.
+#: How many joins per second a client may request.
 JOIN_RATE: Final = 2.0
-#: How many joins a client may request at once, besides one for each of `MAX_SUBSCRIPTIONS`.
+#: How many joins a client may request at once, in addition to one for each of `MAX_SUBSCRIPTIONS`.
 JOIN_BURST: Final = 20
 
-#: The maximum number of faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
+#: The maximum number of faults that a client may cause within `FAULTS_TIME`. A client that causes more is disconnected.
 MAX_FAULTS: Final = 200
-#: After how long, in seconds, the count of faults begins again.
+#: After how long, in seconds, the count of a client's faults begins again at 0.
 FAULTS_TIME: Final = 60.0
 
 
 class Account:
-    """Counts the bytes that one client makes the server keep, its joins and its faults.
+    """Counts the bytes that one client makes the server keep in memory, and the joins and faults of the client.
 
-    Queued commands, queued frames and held messages have one limit. The identifiers, states and members of
-    subscriptions have another one, because they are kept for as long as the subscriptions exist.
+    Queued commands, queued frames and held messages share one limit. The identifiers, states and members of
+    subscriptions share another limit, because they stay in memory for as long as the subscriptions exist.
 
     Args:
-        limit: the maximum number of bytes that may be queued and held, the setting `MAX_PENDING_SIZE`.
-        subscriptions: the maximum number of subscriptions.
+        limit: the maximum number of bytes that may be queued or held (the setting `MAX_PENDING_SIZE`).
+        subscriptions: the maximum number of subscriptions (the setting `MAX_SUBSCRIPTIONS`).
     """
 
     __slots__ = (
@@ -45,15 +45,15 @@ class Account:
     def __init__(self, limit: int, subscriptions: int = 1) -> None:
         self.limit = limit
         self.subscriptions = subscriptions
-        #: While more bytes are used than this, no commands of the client are read.
+        #: While more bytes than this are queued or held, the server reads no commands of the client.
         self.half = limit // 2
-        #: How many bytes are queued and held.
+        #: How many bytes are queued or held.
         self.used = 0
-        #: How many bytes the subscriptions fill.
+        #: How many bytes the subscriptions use.
         self.lasting = 0
-        #: The maximum number of bytes that the subscriptions may fill.
+        #: The maximum number of bytes that the subscriptions may use.
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
-        # Most connections need none.
+        #: Limits the joins. It is created for the first join, because most clients request none.
         self._joins: TokenBucket | None = None
         #: The number of faults since `_faults_since`.
         self._faults = 0
@@ -72,7 +72,7 @@ class Account:
         return True
 
     def may_join(self, now: float) -> bool:
-        """Count a join that the client requests. Return whether the rate of its joins allows it.
+        """Count a join that the client requests. Return False if the client requests joins too often.
 
         Args:
             now: the time in seconds, by a monotonic clock.

@@ -1,4 +1,4 @@
-"""Answers to calls: actions whose client asks for the result, see Protocol: Calls."""
+"""Answers calls. A call is an action whose client asks for the result, see Protocol: Calls."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,15 +17,15 @@ from .handlers import finished, is_async
 
 
 def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Callable[[], Any]:
-    """Return a handler that runs an action, and then transmits its result as the answer to a call.
+    """Return a handler that runs an action, and then transmits the result as the answer to a call.
 
-    The result is encoded where the action runs, and is a part of the handler's reply. So the client gets it only if all
-    other effects of the action are applied, and after them.
+    The answer becomes the last transmission in the reply of the action. So the client gets no answer if the reply
+    cannot be applied. A result that cannot be encoded counts as an error of the action.
 
     Args:
         handler: runs the action.
         channel: the channel of the action.
-        call: the id that the client gave the call.
+        call: the id that the client gave to the call.
     """
     return partial(_await_answer if is_async(handler) else _answer, handler, channel, call)
 
@@ -50,16 +50,17 @@ def _transmit(channel: Channel, call: str, result: Any) -> None:
 
 
 def answer_failure(connection: Connection, command: Perform, failure: CallFailure) -> None:
-    """Tell the client why an action has no result, if it asked for the result."""
+    """Tell the client why an action has no result. Do nothing if the client did not ask for the result."""
     if command.call is not None:
         answer = messages.failed_answer(command.call, failure)
         connection.outbox.push(messages.transmission(command.identifier, answer))
 
 
 def answer_unsubscribed(connection: Connection, command: Command) -> None:
-    """Answer a command that has no subscription, because it may have been sent before an `unsubscribe` took effect.
+    """Answer a `presence` command or a call whose subscription does not exist. Ignore other commands.
 
-    Only `presence` and calls are answered.
+    This is not a violation of the protocol, because the client may have sent the command before its `unsubscribe` took
+    effect.
     """
     if isinstance(command, Presence):
         connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))

@@ -1,4 +1,4 @@
-"""Finds what a command names: the channel of an identifier, and the action of a `perform`."""
+"""Finds the channel that an identifier names, and the action that a command calls."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,16 +13,16 @@ from .connection import Connection
 
 
 def make_channel(connection: Connection, identifier: str) -> Channel | None:
-    """Return a channel object for an identifier; None if there is no such channel."""
+    """Return a new channel object for an identifier, or None if there is no such channel."""
     try:
         name, params = parse_identifier(identifier)
     except ProtocolError as error:
         connection.bad_frame(error)
         return None
     if (cls := find_channel(name)) is None:
-        # As with an unknown action, the page may be older or newer than this server.
+        # This does not count as a bad frame, because the web page may be older or newer than this server.
         known = ", ".join(sorted(known for known in registry if not known.startswith("$"))) or "none"
-        connection.log.warning("There is no channel %.80r. The installed apps' modules `cable` have: %s.", name, known)
+        connection.log.warning("There is no channel %.80r. The modules `cable` of the apps define: %s.", name, known)
         return None
     return cls(connection.consumer, params, identifier)
 
@@ -30,16 +30,16 @@ def make_channel(connection: Connection, identifier: str) -> Channel | None:
 def find_action(
     connection: Connection, channel: Channel, command: Perform
 ) -> tuple[str, Callable[[], Any], Callable[[], Any]] | None:
-    """Return the name of an action, a function that runs it, and one that runs its check `before_action`.
+    """Return the name of an action, a function that runs the action, and a function that runs `before_action`.
 
-    If the client asks for the result, the first function also adds the answer to the reply. An unknown action is
-    logged, and None is returned.
+    If the client asks for the result, the first function also adds the answer to the reply. If the channel has no such
+    action, a warning is logged, and the result is None.
     """
-    # As in Rails, data without an action is for `receive`.
+    # As in Rails, data without an action is passed to the action `receive`.
     name = command.data.get("action", "receive")
     method = channel.find_action(name) if isinstance(name, str) else None
     if method is None:
-        # This does not count as a bad frame, because a page from before a deployment may know other actions.
+        # This does not count as a bad frame, because the web page may be older or newer than this server.
         known = ", ".join(channel.action_names()) or "none"
         connection.log.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
         return None

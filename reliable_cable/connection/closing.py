@@ -14,11 +14,11 @@ from reliable_cable.protocol.constants import DisconnectReason
 class SessionFate(Enum):
     """What happens to the session when its connection is closed."""
 
-    #: The client may restore it.
+    #: The client may restore the session.
     KEPT = "kept"
-    #: Another connection has taken it over.
+    #: Another connection has taken over the session.
     HANDED_OVER = "handed over"
-    #: No client may restore it.
+    #: No client may restore the session.
     FORGOTTEN = "forgotten"
 
 
@@ -37,9 +37,10 @@ class Closing:
     Attributes:
         session: what happens to the session.
         notified: which clients are sent a `disconnect` frame.
-        reconnect: whether the client is to reconnect, unless the caller of `close` decides that.
-        abort: whether the socket is dropped at once. Otherwise the queued frames are sent first.
-        reading: whether the server still waits for the client to close the socket. Otherwise it reads nothing more.
+        reconnect: whether the client is told to reconnect. The caller of `close` can override this.
+        abort: whether the socket is dropped at once. Otherwise, the queued frames are sent first.
+        reading: whether the server goes on reading until the client closes the socket. Otherwise, it reads nothing
+            more.
     """
 
     session: SessionFate

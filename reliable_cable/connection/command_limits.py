@@ -1,4 +1,4 @@
-"""Delays the commands of a client that sends more of them than `RATE_LIMITS` allows.
+"""Delays the commands of a client that sends more commands than `RATE_LIMITS` allows.
 
 See Protocol: Fast clients.
 """
@@ -9,13 +9,13 @@ from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.conf import CableSettings, RateLimit
 from reliable_cable.protocol import commands
 
-#: How long, in seconds, commands may wait for the limits without interruption. After that, the client is disconnected.
+#: How long, in seconds, commands may be delayed without interruption. After that, the client is disconnected.
 WAITING_TIME: Final = 10.0
-#: How long, in seconds, commands may wait while a `subscribe` among them is unanswered. Clients repeat it after 5
-#: seconds, and give it up after 10.
+#: How long, in seconds, commands may be delayed while a `subscribe` is unanswered. Clients repeat a `subscribe` after 5
+#: seconds, and give up after 10.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
-#: A delay shorter than this, in seconds, is a rounding error.
+#: A delay that is shorter than this, in seconds, counts as a rounding error.
 _TOLERANCE: Final = 0.001
 
 #: The commands that a client sends for each of its subscriptions when it connects.
@@ -23,14 +23,14 @@ _CONNECTING: Final = (commands.Subscribe, commands.History, commands.Join)
 
 
 class CommandLimits:
-    """The limits of one connection: `RATE_LIMITS["command"]` for all commands, and `["whisper"]` for whispers.
+    """The rate limits of one connection: the keys "command" and "whisper" of `RATE_LIMITS`.
 
-    A client that connects sends a few commands for each of its subscriptions. These do not count, up to a number, so
-    that they are answered in time.
+    After connecting, a client sends a few commands for each of its subscriptions. Up to a maximum number, these
+    commands do not count, so that they are answered in time.
 
     Args:
-        command: the limit of all commands, or None.
-        whisper: the limit of whispers, or None.
+        command: the limit for all commands. None means no limit.
+        whisper: the limit for whispers. None means no limit.
         subscriptions: the maximum number of subscriptions.
     """
 
@@ -41,12 +41,12 @@ class CommandLimits:
         self._whispers = _bucket(whisper)
         #: How many further commands of the types in `_CONNECTING` do not count.
         self._free = len(_CONNECTING) * subscriptions
-        #: Since when commands have been waiting without interruption; None: none is waiting.
+        #: Since when commands have been delayed without interruption. None means that no command is delayed.
         self._waiting_since: float | None = None
 
     @classmethod
     def of(cls, settings: CableSettings) -> Self | None:
-        """Return the limits that the settings have; None if they have none."""
+        """Return the limits according to the settings, or None if the settings limit neither commands nor whispers."""
         command, whisper = settings.rate_limit("command"), settings.rate_limit("whisper")
         if command is None and whisper is None:
             return None
@@ -73,13 +73,16 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that the queue is empty. If commands were handled too early, the next ones are still waiting."""
+        """Record that the queue is empty, so that no command is delayed.
+
+        Commands may have been handled before the end of their delay. Then the next commands still count as delayed.
+        """
         buckets = (self._commands, self._whispers)
         if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):
             self._waiting_since = None
 
     def exceeded(self, now: float) -> bool:
-        """Return whether commands have been waiting for so long that the client is to be disconnected."""
+        """Return whether commands have been delayed for so long that the client must be disconnected."""
         return self._waiting_since is not None and now - self._waiting_since > WAITING_TIME
 
 

@@ -22,15 +22,16 @@ from reliable_cable.protocol import commands
 from .account import Account
 from .command_limits import SUBSCRIBE_WAITING_TIME, CommandLimits
 
-#: The maximum number of commands that may be queued. When so many are queued, no frames of the client are read until
-#: half of the commands have been handled.
+#: The maximum number of queued commands. When it is reached, the server reads no frames of the client until half of the
+#: commands have been handled.
 MAX_QUEUED_COMMANDS: Final = 256
 
 #: The commands that clients often send several times in a row.
 _REPEATED = (commands.Perform, commands.Whisper)
 
 
-#: A call that the server queues between two commands of the client. It is not dropped when the connection closes.
+#: A coroutine function that the server queues between the client's commands. It is called even if the connection has
+#: been closed.
 InternalCall = Callable[[], Awaitable[None]]
 
 
@@ -38,17 +39,17 @@ InternalCall = Callable[[], Awaitable[None]]
 class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
-    #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
+    #: The queued commands. Each has the size of its frame and, if it is a `subscribe`, the time of its arrival.
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
     #: Whether the task waits for more commands after the last one.
     lingers: bool = True
-    #: Whether commands wait for the limits of the connection.
+    #: Whether the rate limits delay commands.
     limited: bool = True
-    #: Whether no more commands are read, because the client has exceeded the limits for too long.
+    #: Whether the server has stopped reading commands, because the client exceeded the rate limits for too long.
     exceeded: bool = False
-    #: What the task is waiting for; None while it handles commands.
+    #: The future that the task is waiting for. None while the task is handling commands.
     parked: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -58,16 +59,16 @@ class _Backlog:
 
 
 class CommandQueue(ABC):
-    """The commands of one connection. A subclass handles them.
+    """The queue of the commands of one connection. A subclass handles the commands.
 
-    The task lingers until the next ping. So a client that sends many messages costs one task for each ping interval,
-    not one for each message. An idle client has no task.
+    A task handles the queue. After the last command, it waits for more commands until the next ping. So a client that
+    sends many messages needs one task per ping interval, not one per message. An idle client has no task.
 
     Args:
         tasks: the background tasks of the event loop.
-        account: counts the frames of the queued commands.
+        account: counts the bytes of the queued commands.
         context: the context of the connection. Commands run in copies of it.
-        limits: delays the commands; None: nothing does.
+        limits: delays the commands. None means that commands are never delayed.
     """
 
     __slots__ = ("_account", "_backlog", "_context", "_limits", "_room", "_task", "_tasks", "full")
@@ -79,41 +80,43 @@ class CommandQueue(ABC):
         self._account = account
         self._context = context
         self._limits = limits
-        #: Whether no more commands may be read until about half of the queued ones have been handled.
+        #: Whether reading must stop until about half of the queued commands have been handled.
         self.full = False
-        #: Gets its result when the queue is no longer full; None while nothing waits for that.
+        #: The future that `has_room` awaits. It is done when the queue is no longer full.
         self._room: asyncio.Future[None] | None = None
         self._backlog: _Backlog | None = None
         self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def execute(self, command: commands.Command, arrived: float) -> None:
-        """Handle one command. Call `answered` when a `subscribe` has been answered, perhaps after this has returned.
+        """Handle one command.
+
+        When a `subscribe` has been answered, call `answered`. This may happen after the method has returned.
 
         Args:
-            command: the command.
+            command: the command to handle.
             arrived: for a `subscribe`, the time of its arrival, by the clock of the event loop.
         """
 
     @abstractmethod
     def limits_exceeded(self) -> None:
-        """Disconnect the client after the queued commands, because commands have waited too long for the limits."""
+        """Disconnect the client after its queued commands, because it exceeded the rate limits for too long."""
 
     @property
     @abstractmethod
     def log(self) -> ClientLog:
-        """The logger for everything that is logged on behalf of the client."""
+        """The logger for all lines that the client can cause repeatedly."""
 
     @abstractmethod
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
         """End subscriptions, and send the client the reason."""
 
     def add(self, command: commands.Command, size: int) -> None:
-        """Queue a command. If the queue is `full` after that, wait for `has_room` before the next one.
+        """Queue a command. If the queue is `full` afterwards, await `has_room` before the next call of this method.
 
         Args:
-            command: the command.
-            size: the size of its frame, in bytes.
+            command: the command to queue.
+            size: the size of the command's frame, in characters.
         """
         backlog = self._start()
         arrived = 0.0
@@ -137,14 +140,14 @@ class CommandQueue(ABC):
             await asyncio.shield(self._room)
 
     def call_next(self, call: InternalCall) -> None:
-        """Call a coroutine function after the command that is being handled, even if the connection is closed."""
+        """Add a coroutine function to the front of the queue. It is called even if the connection has been closed."""
         self._start().commands.appendleft((call, 0, 0.0))
 
     def _start(self) -> _Backlog:
-        """Return the backlog, with a running task. Commands must be added in this iteration of the event loop."""
+        """Return the backlog, and start or wake its task. The caller must add a command before its next `await`."""
         if self._backlog is None:
             self._backlog = _Backlog()
-            # A revocation starts the task too, and the control bus runs in the context of another connection.
+            # The control bus starts this task for a revocation, and it may run in the context of another connection.
             self._task = self._tasks.spawn(self._run(self._backlog), context=self._context.copy())
         else:
             self._backlog.wake()
@@ -158,29 +161,29 @@ class CommandQueue(ABC):
             self._make_room()
 
     def end_if_idle(self) -> None:
-        """End the lingering task if no command is queued."""
+        """End the task if no command is queued."""
         if self._backlog is not None:
             self._backlog.wake()
 
     async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the timeout cancels nothing
         """Wait until the queued commands have been handled, for at most `timeout` seconds."""
         if self._backlog is not None and self._task is not None:
-            # The queue is bounded, so the rest of it need not wait for the limits.
+            # The number of queued commands is limited, so the rate limits need not delay them.
             self._backlog.lingers = self._backlog.limited = False
             self._backlog.wake()
             await asyncio.wait([self._task], timeout=timeout)
 
     @property
     def next_command(self) -> commands.Command | InternalCall | None:
-        """The next command to handle; None if no command is queued."""
+        """The next command to handle, or None if no command is queued."""
         return self._backlog.commands[0][0] if self._backlog is not None and self._backlog.commands else None
 
     def is_wanted(self, identifier: str, arrived: float) -> bool:
-        """Return whether the `subscribe` that arrived at this time still has to be answered."""
+        """Return whether the `subscribe` with this identifier and time of arrival still has to be answered."""
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     def answered(self, identifier: str, arrived: float) -> None:
-        """Record that the `subscribe` that arrived at this time has been answered. Repeats are no longer ignored."""
+        """Record that a `subscribe` has been answered, so that a repeated one is no longer ignored."""
         if self._backlog is not None and self.is_wanted(identifier, arrived):
             del self._backlog.subscribing[identifier]
 
@@ -216,7 +219,7 @@ class CommandQueue(ABC):
             self._make_room()
 
     async def _wait_for_limits(self, limits: CommandLimits, backlog: _Backlog) -> None:
-        """Wait until the next command may be handled. Calls that the server itself queued are not limited."""
+        """Wait until the rate limits allow the next command. Calls that the server itself queued are not delayed."""
         loop = asyncio.get_running_loop()
         command = backlog.commands[0][0]
         if not isinstance(command, commands.Command):
@@ -226,7 +229,7 @@ class CommandQueue(ABC):
         if limits.exceeded(now) and not backlog.exceeded:
             self.full = backlog.exceeded = True
             self.limits_exceeded()
-        # New commands, calls and `finished` wake the task.
+        # The task is woken by new commands, by calls that the server queues, and by `finished`.
         while backlog.limited and backlog.commands and backlog.commands[0][0] is command:
             oldest = next(iter(backlog.subscribing.values()), math.inf)
             delay = min(until, oldest + SUBSCRIBE_WAITING_TIME) - loop.time()

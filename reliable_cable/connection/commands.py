@@ -1,4 +1,4 @@
-"""Handles the commands of a connection: runs handlers of channels, and applies their replies.
+"""Handles the commands of a connection: runs the handlers of channels, and applies the replies of the handlers.
 
 See Architecture: The way of a command.
 """
@@ -31,14 +31,14 @@ from .started import Started, check_joins
 from .streams import RevokedError
 from .subscription import Subscription
 
-#: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
-#: reached. The client gives up after 10 seconds.
+#: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
+#: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-#: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
+#: The streams of a `subscribe` may always take this long, in seconds, to open, even after `SUBSCRIBE_TIMEOUT`.
 MIN_OPEN_TIME: Final = 1.0
 
 
-#: Commands that matter only to their own client. They are skipped after the connection has ended.
+#: The commands that have no effect without a connection. They are skipped after the connection has ended.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
 
@@ -46,7 +46,7 @@ class Commands(CommandQueue):
     """Handles the commands of one connection.
 
     Args:
-        connection: the connection.
+        connection: the connection from which the commands come.
     """
 
     __slots__ = ("_openings", "connection", "subscriptions")
@@ -56,19 +56,19 @@ class Commands(CommandQueue):
         super().__init__(connection.hub.tasks, connection.account, connection.context, limits)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
-        #: The `subscribe` commands that are handled in tasks of their own; None if there are none.
+        #: The `subscribe` commands that are handled in tasks of their own, or None if there are none.
         self._openings: Openings | None = None
         connection.commands = self
         connection.subscriptions = self.subscriptions
 
     @property
     def log(self) -> ClientLog:
-        """The logger for everything that is logged on behalf of the client."""
+        """The logger for all lines that the client can cause repeatedly."""
         return self.connection.log
 
     def limits_exceeded(self) -> None:
-        """Disconnect the client after the queued commands."""
-        logger.warning("A client sent more commands than RATE_LIMITS allows for %g s.", WAITING_TIME)
+        """Disconnect the client after its queued commands."""
+        logger.warning("A client is disconnected: its commands exceeded RATE_LIMITS for %g s.", WAITING_TIME)
         self.connection.hub.tasks.spawn(self.connection.drain(0, DisconnectReason.RATE_LIMITED))
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
@@ -114,7 +114,7 @@ class Commands(CommandQueue):
     # -- subscribing --------------------------------------------------------------------------------------------------
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
-        """Handle a `subscribe`, and if another one is queued, return before its streams are open (see openings.py)."""
+        """Handle a `subscribe`. If another one follows, return before the streams are open (see `openings.py`)."""
         running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
@@ -139,7 +139,7 @@ class Commands(CommandQueue):
         """Wait until the queued commands have been handled, for at most `timeout` seconds."""
         await super().finished(timeout)
         if self._openings is not None:
-            # If the connection has ended, the commands after these `subscribe` commands have been dropped.
+            # The next command of the queue would wait for these tasks, but it may have been dropped.
             await self._openings.wait(timeout)
 
     async def _subscribe(self, command: commands.Subscribe, arrived: float) -> None:
@@ -168,7 +168,7 @@ class Commands(CommandQueue):
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
         """Subscribe. Retry while a database or store cannot be reached.
 
-        Retry also if the subscription is revoked meanwhile, because the handler may have decided before that. The
+        Also retry if the subscription is revoked meanwhile, because the handler may have run before the revocation. The
         client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
@@ -192,7 +192,7 @@ class Commands(CommandQueue):
             candidate = make_channel(self.connection, identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
-        """Run the handler and apply its reply. If this raises, nothing was sent to the client."""
+        """Run `subscribed` and apply its reply. If this raises an error, the client has been sent nothing."""
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
@@ -215,7 +215,7 @@ class Commands(CommandQueue):
         if not reply.rejected and subscription.revocation() is not None:
             raise RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
-            self.log.warning("A subscription was rejected: the subscriptions, states and members are too large.")
+            self.log.warning("A subscription was rejected: its client's subscriptions and members are too large.")
             reply = REFUSED
         await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
@@ -235,7 +235,7 @@ class Commands(CommandQueue):
         self.connection.changed()
 
     def _one_handler(self) -> AbstractAsyncContextManager[Any]:
-        """Return a context in which no handler of another `subscribe` runs."""
+        """Return a context manager. While it is entered, no handler of another `subscribe` runs."""
         return nullcontext() if self._openings is None else self._openings.handlers
 
     async def _wait_for_earlier(self, identifier: str) -> None:
@@ -256,10 +256,10 @@ class Commands(CommandQueue):
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
-        await self._wait_for_openings()  # after a revocation
+        await self._wait_for_openings()  # after a revocation, openings may still be running
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
-        # Save first: otherwise a restore could bring the subscription back after others saw the member leave.
+        # This is saved before the member leaves: a restore must not bring back a member that others saw leave.
         await self.connection.save()
         try:
             await subscription.presence.leave()
@@ -270,7 +270,7 @@ class Commands(CommandQueue):
     # -- revoking -----------------------------------------------------------------------------------------------------
 
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
-        """End subscriptions at once, and send the client the reason. Their members leave after the running handler."""
+        """End subscriptions at once, and send the client the reason. After the running handler, their members leave."""
         for identifier in identifiers:
             subscription = self.subscriptions.pop(identifier)
             subscription.revoked = True
@@ -280,7 +280,7 @@ class Commands(CommandQueue):
         self.connection.changed()
 
     def end_if_revoked(self, identifier: str) -> bool:
-        """End a restored subscription if it was revoked meanwhile. Return whether it was ended."""
+        """End a restored subscription if it was revoked during the restore. Return whether it was ended."""
         subscription = self.subscriptions[identifier]
         if subscription.revocation() is None:
             return False
@@ -296,9 +296,10 @@ class Commands(CommandQueue):
             try:
                 await subscription.apply_streams(reply)
             except Exception:
-                # The reply cannot be applied in part. The client comes back, and subscribes to this channel again.
+                # A reply must not be applied in part. So the client has to reconnect and subscribe again.
                 self.log.exception(
-                    "A stream of %r could not be opened. Its client reconnects.", subscription.identifier
+                    "A stream of the subscription %r could not be opened. Its client is disconnected.",
+                    subscription.identifier,
                 )
                 await self._unsubscribe(subscription)
                 self.connection.close(DisconnectReason.SERVER_RESTART)
@@ -308,7 +309,7 @@ class Commands(CommandQueue):
             if revocation is not None and not subscription.revoked:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         if (reply.streams or reply.changed) and not subscription.reserve(subscription.member):
-            self.log.warning("A session cannot be restored: its subscriptions, states and members are too large.")
+            self.log.warning("A session cannot be restored later: its subscriptions and members are too large.")
             self.connection.forget_session()
         # A restore, on any server, must bring back every change whose effect the client has seen.
         saved = not (reply.streams or reply.changed) or await self.connection.save()
@@ -321,7 +322,7 @@ class Commands(CommandQueue):
                 await self._unsubscribe(subscription)
                 self.connection.reject(subscription.identifier)
             elif not subscription.revoked:
-                # The client ignores a rejection that it did not ask for. It subscribes again, as after `revoke()`.
+                # An extended client ignores an unasked rejection. So it has to reconnect, as after `revoke()`.
                 self.connection.revoke([subscription.identifier], REVOKED, float("inf"))
             return
         if reply.presence:
@@ -341,26 +342,26 @@ class Commands(CommandQueue):
         retried: bool = False,
         decides: bool = False,
     ) -> Reply | None:
-        """Run a handler after its check. If one of them raises, apply the reply of `handle_error`.
+        """Run a handler after its check. If one of them raises an error, apply the reply of `handle_error`.
 
         Args:
             channel: the channel that the handler belongs to.
             name: the name of the handler, for the log and for `handle_error`.
-            handler: the handler.
-            check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage. If so, such an error is raised, and
+            handler: a function without arguments that runs the handler.
+            check: a function that runs the check. If the check refuses, the handler is not called.
+            retried: whether the caller retries after an outage. If so, an error that an outage caused is raised, and
                 `handle_error` is not called.
-            decides: whether a false result of the handler, except None, rejects the subscription.
+            decides: whether the handler rejects the subscription by returning a false value other than None.
 
         Returns:
-            The reply; `REFUSED` if the handler or the check refused the client; None if one of them failed.
+            The reply. It is `REFUSED` if the handler or the check refused the client, and None if one of them failed.
         """
         saved = channel.begin()
         try:
             calls = overridden(Channel, check, handler)
             outcome: object = None
             if calls:
-                # The tasks of a connection run in its context, which only `connect` changes. A handler runs in a copy.
+                # Only `connect` may change the context of the connection. So handlers run in copies of it.
                 running = run_calls(channel.connection.around_command, calls, check, channel)
                 outcome = await run_in_context(copy_context(), running)
             if outcome is REFUSED:
@@ -391,7 +392,7 @@ class Commands(CommandQueue):
         subscription = self.subscriptions.get(channel.identifier)
         if subscription is not None and subscription.channel is channel and not self.connection.closed:
             await self._apply(subscription, reply, began)
-        # After a failed restore, the client subscribes again, and gets the messages then.
+        # During a restore, nothing is sent. A client whose subscription cannot be restored subscribes again.
         elif self.connection.state is not ConnectionState.OPENING:
             await self.connection.outbox.transmit(channel.identifier, reply.transmissions)
         return REFUSED if refused else None

@@ -1,6 +1,7 @@
-"""The server side of a WebSocket connection: its session ids, its state, how it reads frames, and how it is closed.
+"""The server side of a WebSocket connection. It has the session ids and the state, reads frames, and closes the socket.
 
-See Architecture: The life of a connection. `lifecycle.py` opens and ends one; `commands.py` handles its commands.
+See Architecture: The life of a connection. `lifecycle.py` opens and ends connections, and `commands.py` handles their
+commands.
 """
 
 import asyncio
@@ -37,25 +38,25 @@ from .subscribed import Subscribed
 
 T = TypeVar("T")
 
-#: The number of faults that a frame counts as if it violates the protocol.
+#: How many faults are counted for a frame that violates the protocol.
 FRAME_FAULT: Final = 10
-#: The number of faults that a call of a handler counts as if it fails or refuses the client.
+#: How many faults are counted for a handler that fails or refuses the client.
 HANDLER_FAULT: Final = 1
 #: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, to wait until queued frames are sent before a socket is closed. Draining first waits for the
-#: queued commands, up to the same time.
+#: How long, in seconds, to wait until the queued frames are sent before a socket is closed. Before that, `drain` waits
+#: up to the same time for the queued commands.
 CLOSE_TIMEOUT: Final = 2.0
 
 
 class ConnectionState(Enum):
-    """The stages of a connection."""
+    """The states of a connection, in their order."""
 
-    #: The client has not been welcomed.
+    #: The client has not yet been sent the welcome.
     OPENING = "opening"
     #: Commands are read and handled.
     OPEN = "open"
-    #: Nothing more is read. Queued frames are still sent.
+    #: Frames of the client are ignored. Queued frames are still sent.
     CLOSING = "closing"
     #: The socket is closed.
     CLOSED = "closed"
@@ -69,12 +70,12 @@ class Connection:
         hub: the hub of this event loop.
         consumer: the consumer, which channels see as `self.connection`.
         subprotocol: the subprotocol that was negotiated.
-        identity: the values that identify the connection's owner, as texts.
+        identity: the values that identify the owner of the connection, as texts.
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
         transport: writes to the socket and aborts it.
-        login: the login of the client; None: it was authenticated in another way, or not at all.
-        expires_at: when the client's token expires, in seconds since 1970; None: never.
+        login: the login of the client. None means that it was authenticated in another way, or not at all.
+        expires_at: when the client's token expires, in seconds since 1970. None means never.
     """
 
     hub: Hub
@@ -87,12 +88,12 @@ class Connection:
     transport: Transport
     login: AnyLogin | None = None
     expires_at: float | None = None
-    #: A copy of the context in which the connection was made. Calls of `run_isolated` run in it.
+    #: The context of the connection, a copy of the one in which it was made. Handlers run in copies of this context.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
-    #: Whether the server closes the connection for a reason after which no client may restore its session.
+    #: Whether the server has closed the connection for a reason after which no client may restore the session.
     refused: bool = False
-    #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
+    #: The ids by which the session is known: its own id, then the ids of the sessions that it continues, latest first.
     sids: tuple[str, ...] = field(default_factory=lambda: (secrets.token_urlsafe(18),))
     #: Whether the client speaks the extended protocol.
     extended: bool = field(init=False)
@@ -102,20 +103,21 @@ class Connection:
     #: Counts the bytes that the client makes the server keep.
     account: Account = field(init=False)
     outbox: Outbox = field(init=False)
-    #: Handles the commands; set while the connection is open.
+    #: Handles the commands. It is deleted when the connection has ended.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: The tick at which the connection is pinged next. Only the heartbeat uses this.
+    #: The tick of the heartbeat at which the connection is pinged next. Only the heartbeat uses this.
     ping_due: int = 0
-    #: Called with each error of a handler, also if it refuses the client. Only `reliable_cable.testing` sets this.
+    #: Called with each error that a handler raises, even one that refuses the client. Only the test kit sets this.
     on_error: Callable[[BaseException], object] = lambda error: None
-    #: Whether frames of the client are not read for now (see `reading.Reading`).
+    #: Whether the server has stopped reading frames of the client for now (see `reading.Reading`).
     reading_paused: bool = False
     _last_pong: float | None = None
-    #: How many pings were sent, and how many were answered.
+    #: How many pings were sent.
     _pings: int = 0
+    #: How many pings were answered.
     _pongs: int = 0
-    #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
+    #: The number of the first ping after the latest notice of a loss. Its answer shows that the client read the notice.
     _notice_ping: int = 0
     _log: ClientLog | None = None
 
@@ -139,17 +141,17 @@ class Connection:
 
     @property
     def authenticated(self) -> float:
-        """When the client was authenticated, by the session store's clock, according to its newest measurement."""
+        """When the client was authenticated, by the session store's clock."""
         return self.hub.engine.session_clock.at(self.authenticated_at)
 
     @property
     def namespace(self) -> str:
-        """The namespace, or `""`."""
+        """The namespace of the connection, or `""` if it has none."""
         return namespace_of(self.consumer)
 
     @property
     def sid(self) -> str:
-        """The id of the session."""
+        """The session id that the client is sent in the welcome."""
         return self.sids[0]
 
     @property
@@ -173,7 +175,7 @@ class Connection:
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": self.hub.engine.session_clock.now(),
-                # The client itself subscribes to the others again, and requests their history.
+                # After a restore, the client subscribes again to the other identifiers, and requests their history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
             self.account.lasting,
@@ -188,7 +190,7 @@ class Connection:
         """Save the session record before the client sees the effect of a change.
 
         Returns:
-            Whether the client may see the effect. If False, the change could not be saved. The client is then
+            Whether the client may see the effect. False means that the change could not be saved. The client is then
             disconnected and forgets its session, because a restore on another server would bring back the older state.
         """
         if not self.resumable:
@@ -208,7 +210,7 @@ class Connection:
     # -- handlers -----------------------------------------------------------------------------------------------------
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
-        """Run sync code like a sync handler: in a thread, in the connection's context, inside of `around_command`."""
+        """Run sync code like a sync handler: in a thread, in a copy of the context, inside of `around_command`."""
         result: T = await run_in_context(self.context, invoke_isolated(self.consumer, call))
         return result
 
@@ -242,7 +244,7 @@ class Connection:
             self.commands.add(command, len(text))
 
     def pause_reading(self) -> None:
-        """Read no frames for now. The client need not answer pings meanwhile, because the answers are not read."""
+        """Stop reading frames for now. Meanwhile, the client need not answer pings, because no answers are read."""
         self.reading_paused = True
         self.transport.pause_reading()
 
@@ -255,18 +257,18 @@ class Connection:
 
     @property
     def log(self) -> ClientLog:
-        """The logger for everything that the client can cause repeatedly."""
+        """The logger for all lines that the client can cause repeatedly."""
         if self._log is None:
             self._log = ClientLog()
         return self._log
 
     def end_log(self) -> None:
-        """Log how many lines were left out, because the connection has ended."""
+        """Log how many lines were left out. Call this when the connection has ended."""
         if self._log is not None:
             self._log.report(ended=True)
 
     def bad_frame(self, error: ProtocolError) -> None:
-        """Log a violation of the protocol, and count it."""
+        """Log a frame that violates the protocol, and count its faults."""
         self.log.warning("A frame was refused: %s.", error)
         self.count_fault(FRAME_FAULT)
 
@@ -277,7 +279,7 @@ class Connection:
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def may_join(self) -> bool:
-        """Count a join that the client requests. Return whether the rate of its joins allows it."""
+        """Count a join that the client requests. Return False if the client requests joins too often."""
         if self.account.may_join(time.monotonic()):
             return True
         self.log.warning("A join was refused: the client joins more often than %g times a second.", JOIN_RATE)
@@ -317,7 +319,7 @@ class Connection:
             self.changed()
 
     def notice_sent(self) -> None:
-        """Call `notice_read` of all subscriptions when the client has answered a ping that is sent after this call."""
+        """Record that a notice of a loss was sent. The answer to the next ping shows that the client has read it."""
         self._notice_ping = self._pings + 1
 
     # -- closing ------------------------------------------------------------------------------------------------------
@@ -325,17 +327,17 @@ class Connection:
     def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
         """End subscriptions, and send the client the reason.
 
-        An extended client ignores a `reject_subscription` that it did not ask for. So it has to reconnect, and then
-        subscribes again. So does a base client if it may have subscribed after the revocation, because clocks are not
-        exact.
+        An extended client ignores an unasked `reject_subscription`. So it has to reconnect, and then subscribes again.
+        A base client is sent a `reject_subscription`. It has to reconnect only if it may have subscribed after the
+        revocation, which is uncertain because clocks are not exact.
 
         Args:
             identifiers: the identifiers of the subscriptions.
-            reason: the reason.
+            reason: the text that tells the client why its subscriptions ended.
             at: the time of the revocation, by the session store's clock.
         """
         if self.closed:
-            return  # the session store has the revocation, which a restore applies
+            return  # a restore finds the revocation in the session store
         uncertain = any(self.subscriptions[identifier].authorized > at for identifier in identifiers)
         self.commands.revoke(identifiers, reason)
         if self.extended or uncertain:
@@ -345,14 +347,14 @@ class Connection:
                 self.reject(identifier)
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """Close the connection. A further call can only be stricter: it forgets the session, or aborts the socket.
+        """Close the connection. A further call can only add to this: forget the session, or abort the socket.
 
         Args:
-            reason: decides everything else (see `closing.CLOSINGS`).
-            reconnect: whether the client is to reconnect. None: the reason decides.
+            reason: why the connection is closed. This decides how it is closed (see `closing.CLOSINGS`).
+            reconnect: whether the client is told to reconnect. None means that the reason decides.
         """
         closing = CLOSINGS[reason]
-        # After a takeover, only the successor writes records of this session.
+        # After a takeover, only the new connection writes records of this session.
         if closing.session is SessionFate.FORGOTTEN:
             self.refused = True
             self.forget_session()
@@ -374,7 +376,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish(reading=closing.reading))
 
     async def drain(self, delay: float, reason: DisconnectReason = DisconnectReason.SERVER_RESTART) -> None:
-        """Close the connection for a reason, `delay` seconds from now and after its queued commands."""
+        """Wait for `delay` seconds, then for the queued commands, and then close the connection for a reason."""
         await asyncio.sleep(delay)
         if not self.ending:
             await self.commands.finished(CLOSE_TIMEOUT)

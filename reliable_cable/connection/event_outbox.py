@@ -1,4 +1,4 @@
-"""The outbox of a reader of server-sent events: it sends frames as events, with ids. See Events: Ids."""
+"""The outbox of a reader of server-sent events. It sends frames as events with ids. See Events: Ids."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from .subscribed import Subscribed
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class EventOutbox(Outbox):
-    """An outbox that changes frames into events.
+    """An outbox that sends frames as server-sent events.
 
     Args:
-        transport: the transport of the reader.
+        transport: the transport that sends the events to the reader.
         subscriptions: returns the subscriptions of the connection.
     """
 
     transport: EventTransport
     subscriptions: Callable[[], Iterable[Subscribed]]
-    #: The positions after the last event; None if they must be read from the subscriptions.
+    #: The reader's positions after the last event. None means that they must be read from the subscriptions.
     _positions: ReaderPositions | None = None
 
     def push(self, text: str, *, droppable: bool = False) -> bool:
-        """Send a frame as an event, see `Outbox.push`. Frames that the reader is not to get are left out."""
+        """Send a frame as an event (see `Outbox.push`). Leave out a frame whose event would be empty."""
         if self.closed:
             return True
         transport = self.transport
@@ -46,16 +46,20 @@ class EventOutbox(Outbox):
         return False
 
     def send_positions(self) -> None:
-        """Send an id alone, because the next connection has another `sid`, which the messages do not exclude."""
+        """Send an event id without data, because messages that exclude the reader were left out.
+
+        The next connection of the reader has another session id, so these messages would not exclude it. The event id
+        tells the server that they need not be sent.
+        """
         self.push(self.transport.form.make("").with_id(self._read_positions().make_id()))
 
     def _number(self, event: Event) -> Event:
-        """Return a broadcast with the positions of the reader after it."""
+        """Return a broadcast with an id that contains the reader's positions after the broadcast."""
         positions = self._positions
         if positions is None or event.stream_id not in positions:
             positions = self._read_positions()
         positions.move(event.stream_id, StreamPosition(event.epoch, event.offset))
-        # With one stream, the event itself has this id, and is encoded once for all readers.
+        # For a reader with one stream, the event already has the right id, and is encoded once for all such readers.
         return event if len(positions) == 1 else event.with_id(positions.make_id())
 
     def _read_positions(self) -> ReaderPositions:
@@ -67,7 +71,7 @@ class EventOutbox(Outbox):
                 position = known or resumed.get(stream_id)
                 if position is not None:
                     found[stream_id] = position
-        # Until all subscriptions have been answered, the positions in the others are kept.
+        # While subscriptions are unanswered, the id also has the former positions, which are needed for their streams.
         former: Mapping[str, StreamPosition] = {} if self.transport.settled else resumed.by_digest
         self._positions = ReaderPositions(found, former)
         return self._positions

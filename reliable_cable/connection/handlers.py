@@ -1,6 +1,6 @@
-"""Runs handlers, in a thread if they are sync.
+"""Runs the handlers of channels. Sync handlers run in a thread.
 
-Each call of a handler has its own copy of the connection's context.
+Each call of a handler runs in its own copy of the connection's context.
 """
 
 import asyncio
@@ -23,23 +23,24 @@ from reliable_cable.reply import Reply
 
 T = TypeVar("T")
 
-#: The reply of a handler that was not called because its check returned a false value.
+#: The reply of a handler that was not called, because its check refused the client.
 REFUSED = Reply(rejected=True, refused=True)
 
-#: The errors with which a handler refuses what its client asked for. They are logged without a traceback.
+#: The errors by which a handler refuses a request of its client. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
-#: Otherwise, a check that raised an error would count as one that allows the call.
+#: The text of the error for an `around_command` that suppresses errors. Without this error, a check that failed would
+#: count as one that passed.
 _SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
 
 
 def cancelled(error: BaseException) -> bool:
-    """Return whether this task was cancelled. If not, something that a handler awaited was cancelled."""
+    """Return whether the current task was cancelled, and not only something that its handler awaited."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-#: `inspect.iscoroutinefunction` is slow, and each command needs it.
+#: The result is cached, because `inspect.iscoroutinefunction` is slow and each command needs it.
 _is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
 
 
@@ -50,7 +51,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
 
 
 def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
-    """Return the handlers without those that `base` itself defines, which do nothing."""
+    """Return the handlers that a subclass of `base` defines. The handlers of `base` itself do nothing."""
     overridden = []
     for handler in handlers:
         target = handler.func if isinstance(handler, partial) else handler
@@ -61,10 +62,10 @@ def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable
 
 
 async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler, in a thread if it is sync. One that is not overridden is skipped.
+    """Run a handler, in a thread if it is sync. Do nothing if no subclass overrides the handler.
 
     Args:
-        handler: the handler, a method of an object, or a partial call of it.
+        handler: a bound method, or a `partial` of it that needs no arguments.
         base: the class that declares the handler.
     """
     calls = overridden(base, handler)
@@ -117,10 +118,10 @@ async def run_calls(
     """Run a check, if any, and then its handler, if any. If both are sync, both run in the same thread hop.
 
     Args:
-        around: returns the context manager in which they run, sync or async.
+        around: returns the sync or async context manager in which the calls run.
         calls: the check, the handler, or both.
         check: the check. If it refuses, the handler is not called.
-        channel: the channel of the check, which also refuses if it calls `reject()`.
+        channel: the channel of the check. A check that calls `reject()` of the channel also refuses.
 
     Returns:
         The result of the last call, or `REFUSED` if the check refused.
@@ -163,7 +164,7 @@ def _run_in_thread(
 
 
 def refuses(verdict: object) -> bool:
-    """Return whether the result of a check refuses the client. None allows it, because a check may return nothing."""
+    """Return whether the result of a check refuses the client. None does not, because a check may return nothing."""
     return verdict is not None and not verdict
 
 
@@ -190,10 +191,10 @@ def finished(call: Callable[[], Any], result: Any) -> Any:
 
 
 async def run_error_handler(channel: Channel, cause: BaseException, name: str, log: ClientLog) -> Reply:
-    """Run `handle_error` of a channel. Return the reply that it recorded.
+    """Run `handle_error` of a channel, and return its reply.
 
     Args:
-        channel: the channel whose handler raised.
+        channel: the channel whose handler raised the error.
         cause: the error that the handler raised.
         name: the name of the handler.
         log: the logger of the connection.

@@ -22,7 +22,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
 
     Args:
         commands: the commands of a new connection, whose handshake the server has accepted.
-        sid: the id of the session that the client names; None: it names none.
+        sid: the id of the session that the client names. None means that it names none.
     """
     connection, hub = commands.connection, commands.connection.hub
     hub.control.acquire()
@@ -30,8 +30,8 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
         hub.connections.report_base_client()
     connection.transport.attach(connection.outbox.pause, connection.outbox.resume)
     restored = await restore(commands, sid) if sid and connection.resumable else None
-    # From here to the welcome there is no `await`, so no revocation or takeover can arrive before the connection is
-    # added.
+    # There is no `await` between the end of the restore and the welcome. So a revocation or takeover arrives either
+    # before the check for revocations, or after the connection was added.
     hub.connections.add(connection)
     if connection.ending or hub.control.close_if_revoked(connection):
         return
@@ -63,7 +63,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
 
     Args:
         commands: the commands of the connection.
-        page_closed: whether the client has closed its page. Its members then leave after `PRESENCE_GRACE`.
+        page_closed: whether the client has closed its web page. Its members then leave after `PRESENCE_GRACE`.
     """
     connection, hub = commands.connection, commands.connection.hub
     if connection.closed:

@@ -1,8 +1,8 @@
-"""The `subscribe` commands of one connection whose streams are opened together.
+"""Handles several `subscribe` commands of one connection together, so that their streams are opened together.
 
-Opening many streams together takes one query, as opening one stream does. So while the streams of a `subscribe` are
-being opened, the handlers of further `subscribe` commands run, one after another. All other commands wait. The answers
-are sent in the order of the commands.
+Opening many streams takes one query, and so does opening one stream. So while the streams of a `subscribe` are being
+opened, the handlers of further `subscribe` commands run, one after another. All other commands wait. The answers are
+sent in the order of the commands.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from reliable_cable.concurrency.tasks import BackgroundTasks
 
-#: The most `subscribe` commands of one connection whose streams are opened together.
+#: The maximum number of `subscribe` commands of one connection that are handled together.
 MAX_OPENINGS: Final = 16
 
 
@@ -27,9 +27,9 @@ class Openings:
 
     def __init__(self, tasks: BackgroundTasks) -> None:
         self._spawn = tasks.spawn
-        #: Lets one handler run at a time, in the order of the commands.
+        #: The lock that lets one handler run at a time, in the order of the commands.
         self.handlers = asyncio.Lock()
-        #: The tasks since the last wait, by identifier. Some may have ended.
+        #: The tasks that were started since the last `wait`, by identifier. Some of them may have ended.
         self.running: dict[str, asyncio.Task[None]] = {}
 
     def add(self, identifier: str, subscribe: Coroutine[Any, Any, None]) -> None:
@@ -38,7 +38,7 @@ class Openings:
 
     @property
     def full(self) -> bool:
-        """Whether no more tasks may be started before a `wait`."""
+        """Whether the caller must `wait` before it starts another task."""
         return len(self.running) >= MAX_OPENINGS
 
     async def wait_for_earlier(self, identifier: str) -> None:

@@ -21,11 +21,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, a full socket may accept nothing before its client counts as too slow.
 STALL_TIME = 10.0
-#: The same time for servers that do not know how much the kernel has buffered. The kernel may have several megabytes,
-#: and a slow client takes longer to read them.
+#: `STALL_TIME` for servers that do not know how much the kernel has buffered. The kernel may have buffered several
+#: megabytes, and a slow client takes longer to read them.
 BLIND_STALL_TIME = 60.0
 
-#: The queue of each outbox that has nothing queued. All of them share this deque, which is never filled.
+#: The queue of every outbox that has nothing queued. It always stays empty.
 _EMPTY: deque[str] = deque(maxlen=0)
 
 
@@ -33,7 +33,7 @@ def wire(text: str, form: type[Frame] = Frame) -> bytes:
     """Return a message as the bytes of a WebSocket frame. A `Frame` is encoded once for all clients.
 
     Args:
-        text: the text of the message. A `Frame` of another class is encoded again.
+        text: the text of the message. A `Frame` of a class that the client cannot read is encoded again.
         form: the class of frames that the client can read.
     """
     if isinstance(text, Frame) and type(text) in (Frame, form):
@@ -42,7 +42,7 @@ def wire(text: str, form: type[Frame] = Frame) -> bytes:
 
 
 def _do_nothing() -> None:
-    """Take the place of `overflow` after the connection has ended."""
+    """Do nothing. This function replaces `overflow` after the connection has ended."""
 
 
 def _unknown() -> None:
@@ -51,16 +51,16 @@ def _unknown() -> None:
 
 @coroutine
 def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
-    """Await the rest of a coroutine that was started by hand.
+    """Await the rest of a coroutine whose first step was made without a task.
 
     Args:
-        started: the coroutine.
-        waited: what it is waiting for.
+        started: the coroutine after its first step.
+        waited: the object that the first step has yielded.
     """
     while True:
         try:
             value = yield waited
-        except BaseException as error:  # the coroutine handles it
+        except BaseException as error:  # it is passed on to the coroutine
             step = partial(started.throw, error)
         else:
             step = partial(started.send, value)
@@ -74,21 +74,23 @@ def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, A
 class Outbox:
     """Sends frames to one client, in order.
 
-    Fan-out never waits for a socket. `push` runs the server's `send` once. If that suspends, a task of this connection
-    finishes it, and further frames are queued. Frames are also queued while the server's buffer is full (`pause`).
+    Fan-out never waits for a socket. `push` starts the server's `send`. If `send` has to wait, a task of this
+    connection finishes it, and further frames are queued. Frames are also queued while the server's buffer is full
+    (`pause`).
 
-    The connection's account limits the queue. Messages that can be read from the store later may fill half of it, and
-    messages that subscribers hold until they are live may fill a quarter. The rest is left for frames that cannot be
-    read again.
+    The connection's account limits the size of the queue. Messages that can be read from the store later may use half
+    of the limit. Messages that subscribers hold until they are live may use a quarter of it. The rest is left for
+    frames that cannot be read again.
 
     Args:
         send: the ASGI `send`.
-        account: counts the queued frames. Beyond its limit, `overflow` is called once.
-        overflow: called when the client is too slow: too much is queued, or the socket accepted nothing for
-            `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
-        write: writes the bytes of a frame without waiting; None if the server cannot (see `servers.base.Transport`).
+        account: counts the bytes of the queued frames. Beyond its limit, `overflow` is called once.
+        overflow: called when the client is too slow. This means that too much is queued, or that the socket accepted
+            nothing for `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
+        write: writes the bytes of a frame without waiting. None means that the server cannot do this (see
+            `servers.base.Transport`).
         form: the class of frames that the client can read.
-        unsent: returns how many written bytes the client has not acknowledged; None if that is unknown.
+        unsent: returns how many written bytes the client has not acknowledged, or None if that is unknown.
     """
 
     send: Send
@@ -98,9 +100,9 @@ class Outbox:
     write: Callable[[bytes], None] | None = None
     form: type[Frame] = Frame
     unsent: Callable[[], int | None] = _unknown
-    #: Writes a frame at once; None while that is impossible, so that `push` must be used.
+    #: Writes the bytes of a frame at once. While that is impossible, it is None, and `push` must be used.
     ready: Callable[[bytes], None] | None = field(init=False)
-    #: The size, in bytes, of the messages and pages that subscribers of this connection hold until they are live.
+    #: The size, in bytes, of the messages and entries that subscribers of this connection hold until they are live.
     held: int = 0
     #: Whether sending has ended.
     closed: bool = False
@@ -113,7 +115,7 @@ class Outbox:
     _watch: asyncio.TimerHandle | None = None
     #: Whether the socket has accepted a frame since the last check.
     _moved: bool = False
-    #: The number of unsent bytes at the last check; None if it was unknown.
+    #: The number of unsent bytes at the last check, or None if it was unknown.
     _unsent_then: int | None = None
     _reading: asyncio.Lock | None = None
     _task: asyncio.Task[None] | None = None
@@ -127,8 +129,8 @@ class Outbox:
 
         Args:
             text: the text of the frame.
-            droppable: whether to drop the frame if much is queued, because its message can be read from the store
-                later, or is a whisper.
+            droppable: whether the frame may be dropped if much is queued. This is so for whispers, and for messages
+                that can be read from the store later.
 
         Returns:
             False if the frame was dropped.
@@ -165,12 +167,12 @@ class Outbox:
         self.account.used += size
 
     def can_hold(self, size: int) -> bool:
-        """Return whether `size` more bytes may be held."""
+        """Return whether subscribers may hold `size` more bytes of messages."""
         account = self.account
         return self.held + size <= account.limit // 4 and account.used + size <= account.limit
 
     def can_hold_page(self, size: int) -> bool:
-        """Return whether entries of `size` bytes may be held. They leave room, because they can be read again."""
+        """Return whether `size` more bytes of entries may be held. The limit is low, because they can be read again."""
         account = self.account
         return self.held + size <= account.limit // 8 and account.used + size <= account.half
 
@@ -199,7 +201,7 @@ class Outbox:
             self.failed()
 
     def send_positions(self) -> None:
-        """Do nothing: the session of the client knows by which ids messages exclude it."""
+        """Do nothing. Only readers of server-sent events need their positions, because they have no session."""
 
     def pause(self) -> None:
         """Queue frames from now on, because the server's buffer is full."""
@@ -231,14 +233,14 @@ class Outbox:
             self._wake()
 
     def failed(self) -> None:
-        """Stop sending because the socket is closed. The server tells the application through `receive`."""
+        """Stop sending, because the socket is closed. The consumer learns of it from the ASGI `receive`."""
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
     async def transmit(self, identifier: str, transmissions: Iterable[str]) -> None:
         """Send the transmissions of a handler. After each of them, wait until the socket accepts more.
 
-        So the client gets all of them however slowly it reads.
+        So even a client that reads slowly gets all of them.
 
         Args:
             identifier: the identifier of the subscription.
@@ -260,7 +262,7 @@ class Outbox:
 
     @property
     def reading(self) -> asyncio.Lock:
-        """The lock that is held while entries are read for this connection and written to it."""
+        """The lock that is held while entries are read from the store and written to this connection."""
         if self._reading is None:
             self._reading = asyncio.Lock()
         return self._reading
@@ -275,7 +277,7 @@ class Outbox:
         if not self.blocked:
             return
         unsent, then = self.unsent(), self._unsent_then
-        # The number may have increased although the client reads nothing, because the server itself sends pings.
+        # Even if the client reads nothing, the number may have increased, because the server itself sends pings.
         if self._moved or (unsent is not None and then is not None and unsent < then):
             self._watch_socket()
         else:

@@ -18,12 +18,12 @@ from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
 
-#: An incarnation that no stream has.
+#: An incarnation that no stream has. A session record with it makes the client subscribe again.
 OTHER_INCARNATION: Final = "-"
 
 
 def member_key(sid: str, identifier: str) -> str:
-    """Return the key under which a subscription of a session is a member."""
+    """Return the key of a subscription's member in the presence store."""
     return f"{sid}:{hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()}"
 
 
@@ -33,15 +33,15 @@ def blank_record(sid: str, identifier: str) -> dict[str, Any]:
 
 
 def recorded_presence_stream(record: Mapping[str, Any]) -> str:
-    """Return the presence stream in the record of a subscription; empty if it has no streams."""
+    """Return the presence stream in the record of a subscription, or `""` if the record has no streams."""
     return choose_presence_stream((stream["name"], stream["presence"]) for stream in record["streams"]) or ""
 
 
 class SubscriptionPresence:
-    """The member that a subscription joined as, and its client's list of all members.
+    """The member that belongs to one subscription, and its client's list of all members.
 
     Args:
-        subscription: the subscription.
+        subscription: the subscription to which this presence belongs.
     """
 
     __slots__ = (
@@ -58,18 +58,18 @@ class SubscriptionPresence:
 
     def __init__(self, subscription: SubscriptionStreams) -> None:
         self._subscription = subscription
-        #: The id and info of the member; None while the subscription is not a member.
+        #: The id and info of the member, or None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
         #: Whether the client itself requested the last join. A restore then asks `authorize_presence` again.
         self.claimed = False
         self._key = member_key(subscription.connection.sid, subscription.identifier)
-        #: Joins to make after the history has been sent.
+        #: The joins to make after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
-        #: The stream of that former member.
+        #: The stream in which the former session had its member.
         self._former_stream = ""
-        #: The roster that the client's list belongs to; None before the client has requested the members.
+        #: The roster that the client's list belongs to, or None before the client has requested the members.
         self._roster: Roster | None = None
         #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
         self._restored_incarnation: str | None = None
@@ -142,18 +142,18 @@ class SubscriptionPresence:
         former = self._former_key if stream == self._former_stream else None
         try:
             if not self._subscription.reserve(self.member):
-                self._log.warning("A join was refused: the subscriptions, states and members are too large.")
+                self._log.warning("A join was refused: its client's subscriptions and members are too large.")
                 self.member, self.claimed = before
                 self._send(messages.presence_error())
                 return
             await self._service.join(stream, self._key, id_, info, replaces=former or "")
         except Exception:
-            self.member = None  # the info is not JSON, and would not be JSON in the session record either
+            self.member = None  # the info cannot be encoded as JSON, and would be in the session record
             raise
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
-        """Add joins, which `join_pending` will make."""
+        """Add joins to the pending ones, which `join_pending` makes."""
         self._pending_joins += joins
 
     async def join_pending(self) -> None:
@@ -172,7 +172,7 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if self.member is not None and stream is not None:
             self.member = None
-            if self._subscription.reserved:  # a subscription that has ended reserves nothing
+            if self._subscription.reserved:  # otherwise, the subscription has ended
                 self._subscription.reserve(None)
             self._connection.changed()
             await self._service.leave(stream, self._key)
@@ -189,7 +189,7 @@ class SubscriptionPresence:
             await self.join(*member, claimed=self.claimed)
 
     def release(self) -> None:
-        """Let the member expire, because the connection has ended. A restored session can take it over before that."""
+        """Let the member expire, because the connection has ended. Before that, a restored session can take it over."""
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
 
@@ -211,7 +211,9 @@ class SubscriptionPresence:
             try:
                 info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
-                self._log.exception("The presence of %r could not be read; the client is sent an error.", stream)
+                self._log.exception(
+                    "The presence of the stream %r could not be read. The client is sent an error.", stream
+                )
             else:
                 message = messages.presence_info(
                     info.total, list(info.records.items()) if info.records is not None else None
@@ -290,7 +292,7 @@ class SubscriptionPresence:
         self.member = member
         self.claimed = member is not None and list(member) == record["member"] and bool(record.get("claimed"))
         self._restored_incarnation = record["watching"]
-        # Without a member in the record, there is none to remove. A member that joined just before its server died may
-        # be missing in the record. It leaves when it expires.
+        # A record without a member has no former member to replace. A member that joined just before its server died
+        # may be missing in the record. It leaves when it expires.
         self._former_key = record["key"] if record["member"] is not None else None
         self._former_stream = recorded_presence_stream(record)

@@ -16,14 +16,14 @@ from .connection import Connection
 
 #: The maximum number of frames of one client that are read before other tasks of the event loop run.
 FRAMES_PER_ITERATION: Final = 8
-#: A long frame counts as one more frame for each of its parts with this number of characters.
+#: A long frame counts as several frames: one more for each part of this number of characters.
 FRAME_SIZE: Final = 8 * 1024
 #: How long, in seconds, a client may send frames faster than `MAX_FRAME_RATE`. After that, it is disconnected.
 FLOOD_TIME: Final = 10.0
-#: How many seconds' worth of frames, at `MAX_FRAME_RATE`, a client may send at once. One more frame is allowed for each
-#: of its `MAX_SUBSCRIPTIONS`.
+#: A client may send as many frames at once as `MAX_FRAME_RATE` allows in this time, in seconds. It may send one more
+#: frame for each of `MAX_SUBSCRIPTIONS`.
 BURST_TIME: Final = 2.0
-#: How often, in seconds, a connection that is not read checks whether its socket is lost.
+#: The interval, in seconds, at which a connection checks whether its socket is lost, while reading is paused.
 CHECK_INTERVAL: Final = 1.0
 
 
@@ -34,7 +34,7 @@ class Reading:
     the server keep too many bytes. The server's buffers then fill, and the client has to wait.
 
     Args:
-        connection: the connection.
+        connection: the connection whose frames are read.
     """
 
     __slots__ = ("_bucket", "_connection", "_frames", "_over_since")
@@ -44,16 +44,16 @@ class Reading:
         rate = settings.max_frame_rate
         self._connection = connection
         self._bucket = TokenBucket(rate, rate * BURST_TIME + settings.max_subscriptions) if rate is not None else None
-        #: The frames that were read since the last pause.
+        #: The number of frames that were read since the last pause.
         self._frames = 0
-        #: Since when the client has sent frames faster than `MAX_FRAME_RATE`; None while it does not.
+        #: Since when the client has sent frames faster than `MAX_FRAME_RATE`. None means that it does not.
         self._over_since: float | None = None
 
     def count(self, message: Mapping[str, Any]) -> bool:
         """Count a frame that was read. Return whether to await `pause` before the next one.
 
         Args:
-            message: the message of the ASGI server.
+            message: the ASGI message that contains the frame.
         """
         text = message.get("text")
         self._frames += 1 if text is None else 1 + len(text) // FRAME_SIZE
@@ -73,7 +73,7 @@ class Reading:
         connection.resume_reading()
 
     def _next_wait(self) -> Callable[[], Awaitable[None]] | None:
-        """Return what to await before the next frame may be read; None if it may be read now."""
+        """Return a function to await before the next frame is read, or None if the frame may be read now."""
         connection = self._connection
         if connection.commands.full:
             return connection.commands.has_room
@@ -83,7 +83,7 @@ class Reading:
         return None
 
     def _delay(self, now: float) -> float:
-        """Return how long, in seconds, to read nothing. Disconnect a client that has sent too much for too long."""
+        """Return how long, in seconds, to read nothing. Disconnect a client that sends too fast for too long."""
         frames, self._frames = self._frames, 0
         delay = 0.0 if self._bucket is None else self._bucket.take(frames, now)
         if not delay:
@@ -91,6 +91,6 @@ class Reading:
         elif self._over_since is None:
             self._over_since = now
         elif now - self._over_since > FLOOD_TIME and not self._connection.ending:
-            logger.warning("A client sent more frames than MAX_FRAME_RATE allows for %g s.", FLOOD_TIME)
+            logger.warning("A client is disconnected: its frames exceeded MAX_FRAME_RATE for %g s.", FLOOD_TIME)
             self._connection.close(DisconnectReason.RATE_LIMITED)
         return delay

@@ -1,4 +1,4 @@
-"""Sends a subscription the entries that it missed, then marks its streams live.
+"""Sends the entries that a subscription has missed, and then marks its streams live.
 
 See Architecture: Delivery to a subscriber, and Protocol: History.
 """
@@ -29,15 +29,15 @@ SNAPSHOT_DELAYS: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 class Replay:
     """Handles the requests of one subscription, one after another, in a task that ends with the last one.
 
-    A request is a client's `HistoryRequest`, or None if the subscription started streams, joined presence or fell
-    behind. If it started them after positions of a page, it is handled like a request for the messages after these.
-    After each request, all streams are live. At most one request is waiting. A further one is merged into it, and the
-    client gets the same answer for each of them.
+    A request is a `HistoryRequest` of the client, or None if the subscription started streams, joined presence or fell
+    behind. A stream that starts at the position of a web page is handled as if the client had requested the messages
+    after this position. After each request, all streams are live. At most one request is waiting. Further requests are
+    merged into it, and the client gets the same answer for each of them.
 
     Args:
-        subscription: the subscription.
+        subscription: the subscription that has the streams.
         before_live: called after the history has been sent, before the streams go live.
-        ended: called when all requests have been handled, or one has failed.
+        ended: called when all requests have been handled, or when one has failed.
     """
 
     __slots__ = ("_answers", "_before_live", "_ended", "_held", "_pending", "_request", "_subscription", "_task")
@@ -53,16 +53,16 @@ class Replay:
         self._ended = ended
         #: Whether a request is pending.
         self._pending = False
-        #: The pending requests of the client, merged into one; None if the client has made none.
+        #: The pending requests of the client, merged into one, or None if the client has made none.
         self._request: HistoryRequest | None = None
-        #: How many answers the pending requests of the client need.
+        #: The number of pending requests of the client, each of which is answered.
         self._answers = 0
-        #: The size, in bytes, of the pages that are held until they are sent.
+        #: The size, in bytes, of the pages of entries that are held until they are sent.
         self._held = 0
         self._task = subscription.connection.hub.tasks.spawn(self._run())
 
     def add(self, request: HistoryRequest | None) -> None:
-        """Handle a request after the one that is being handled."""
+        """Add a request, which is handled after the current one."""
         self._pending = True
         if request is None:
             return  # a pending request of the client has the same effect
@@ -84,7 +84,7 @@ class Replay:
         await asyncio.wait([self._task])
 
     def cancel(self) -> None:
-        """Stop, and drop the queued requests."""
+        """Stop the task, and drop the pending requests."""
         self._task.cancel()
         self._release_pages()
 
@@ -97,8 +97,10 @@ class Replay:
                 answers, self._answers = self._answers, 0
                 await self._handle(request, answers)
         except Exception:
-            # Live messages would now leave a gap, so the client has to reconnect.
-            subscription.connection.log.exception("The history of %r could not be sent.", subscription.identifier)
+            # If the streams went live now, the client would miss messages. So it has to reconnect.
+            subscription.connection.log.exception(
+                "The history of the subscription %r could not be sent.", subscription.identifier
+            )
             subscription.connection.close(DisconnectReason.SERVER_RESTART)
         finally:
             self._ended()
@@ -124,10 +126,10 @@ class Replay:
     # -- a request for history ----------------------------------------------------------------------------------------
 
     async def _send_history(self, request: HistoryRequest, answers: int) -> None:
-        """Send the entries after the positions of the page or of the client.
+        """Send the entries after the positions of the web page or of the client.
 
-        For each request, the client is told whether they are complete. Without a request, it is told only if they are
-        not.
+        As the answer to each request, tell the client whether the entries are complete. Without a request, tell it only
+        if entries are missing.
         """
         subscription = self._subscription
         streams = self._streams_with_history()
@@ -138,7 +140,9 @@ class Replay:
             if pages is not None:
                 complete = await self._send_pages(streams, pages)
         except Exception:
-            subscription.connection.log.exception("The history of %r could not be read.", subscription.identifier)
+            subscription.connection.log.exception(
+                "The history of the subscription %r could not be read.", subscription.identifier
+            )
         finally:
             self._release_pages()
         if not complete:
@@ -167,8 +171,8 @@ class Replay:
         """Set the cursor of each stream to the client's position.
 
         Returns:
-            The first pages of the streams, as far as the connection may hold them; None if the entries after one of
-            the positions are not all kept.
+            The first page of entries of each stream, unless the page is too large to be held. None if entries after one
+            of the positions are missing in the store.
         """
         self._release_pages()
         pages: dict[SubscribedStream, StreamPage] = {}
@@ -194,9 +198,9 @@ class Replay:
         return pages
 
     def _hold(self, page: StreamPage) -> bool:
-        """Return whether a page may be held until it is sent. If not, it is read again.
+        """Hold a page of entries until it is sent. Return False if it is too large, so that it must be read again.
 
-        Otherwise a client with many subscriptions, which all ask for history, could make the server hold as many pages.
+        Without this limit, a client with many subscriptions could make the server hold a page for each of them.
         """
         size = sum(len(entry.data) for entry in page.entries)
         outbox = self._subscription.connection.outbox
@@ -211,7 +215,7 @@ class Replay:
         self._held = 0
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
-        """Return the position that the client named for a stream, or else that of its page or in its session."""
+        """Return the position that the client named for a stream, or else the one of its web page or its session."""
         name = subscribed.stream.name
         if self._subscription.left_at is None:
             position = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
@@ -222,21 +226,21 @@ class Replay:
         return position if position is not None or subscribed.has_snapshots else subscribed.first
 
     def _since(self, subscribed: SubscribedStream, request: HistoryRequest) -> float | None:
-        """Return the time for a stream without a named position: that of its page, or else that of the request."""
+        """Return the time from which to replay a stream without a position: the web page's, or else the request's."""
         return request.since if subscribed.page_since is None else subscribed.page_since
 
     async def _first_page(
         self, subscribed: SubscribedStream, position: StreamPosition | None, since: float | None
     ) -> tuple[StreamPosition, StreamPage] | None:
-        """Read the first page after a position, or after a time if there is no position.
+        """Read the first page of entries after a position, or after a time if there is no position.
 
         Returns:
-            The position and the page; None if entries after it are missing.
+            The position and the page. None if entries after the position are missing.
         """
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            # A page that has just been loaded gets what clients get that were never away.
+            # A web page that has just been loaded gets the same entries as a client that was never away.
             page = await self._read(stream, position, following=position is subscribed.page)
         else:
             cursor = subscribed.cursor
@@ -244,7 +248,7 @@ class Replay:
             if offset is None:
                 return None
             if cursor.epoch in ("", known.epoch):
-                # The entries after the cursor were not sent, so they are needed even if they are older than the time.
+                # The entries after the cursor were not sent. So they are needed even if they are older than `since`.
                 offset = min(offset, cursor.offset)
             page = await self._read(stream, StreamPosition("", offset))
             if known.epoch not in ("", page.epoch) or cursor.epoch not in ("", page.epoch):
@@ -255,16 +259,16 @@ class Replay:
         return (position, page) if recoverable(position, page) else None
 
     async def _read(self, stream: HubStream, position: StreamPosition, *, following: bool = False) -> StreamPage:
-        """Read the first page after a position. Request a repair if the hub has not noticed the page's epoch."""
+        """Read the first page of entries after a position. If its epoch is new to the hub, request a repair."""
         hub = self._subscription.connection.hub
         page = await hub.history.read(stream.name, position, stream.position, following=following)
         if page.epoch != stream.position.epoch:
-            # Until then, the hub could still deliver late announcements of an epoch that has ended.
+            # Until the repair, the hub could still deliver late announcements of an epoch that has ended.
             hub.repairs.request(stream)
         return page
 
     def _server_time(self, since: float) -> float:
-        """Return a client's `since`, moved back if the client's clock is ahead of the store's."""
+        """Return a client's `since`. If it is later than the store's time, return the time one ping interval ago."""
         connection = self._subscription.connection
         now = connection.hub.engine.stream_clock.now()
         return since if since <= now else now - connection.ping_interval
@@ -272,7 +276,7 @@ class Replay:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     async def _send_pages(self, streams: Sequence[SubscribedStream], pages: dict[SubscribedStream, StreamPage]) -> bool:
-        """Send pages until all streams are caught up. Return whether no entry was missing."""
+        """Send pages of entries until all streams are caught up. Return False if entries were missing."""
         complete = True
         for subscribed in streams:
             if subscribed.needs_snapshot:
@@ -332,5 +336,5 @@ class Replay:
 
     def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Repeat a read until the store answers. Live messages that arrive meanwhile are read afterwards, too."""
-        problem = f"A stream of {self._subscription.identifier} could not be read"
+        problem = f"A stream of the subscription {self._subscription.identifier} could not be read"
         return retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

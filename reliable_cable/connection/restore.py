@@ -21,7 +21,7 @@ from .presence import recorded_presence_stream
 from .started import Started, compare_member, compare_streams, member_after
 from .subscription import Subscription
 
-#: The maximum number of ids by which a session is known. A broadcast "to others" excludes all of them.
+#: The maximum number of ids by which a session is known. A broadcast that excludes one of them excludes the session.
 MAX_SIDS: Final = 8
 
 #: How long, in seconds, a restore may run handlers, and retry them while a database or store cannot be reached.
@@ -54,7 +54,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         sid: the id of the session that the client names.
 
     Returns:
-        None if no session of this user has that id.
+        The result. None if no session of this user has that id, or if the session cannot be restored.
     """
     connection = commands.connection
     hub = connection.hub
@@ -74,9 +74,9 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         # too.
         record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
         old.close(DisconnectReason.SUPERSEDED)
-    # A client that does not receive the welcome returns with the same session id, so the former record stays until it
-    # expires. It contains the id of this connection. By this id, a takeover that is announced late is recognised as an
-    # old one, and does not close the connection of the client that has returned.
+    # A client that does not receive the welcome returns with the same session id. So the former record stays until it
+    # expires, and it contains the id of this connection. If this takeover is announced late, that id shows that the
+    # announcement is old. Then it does not close the connection of the client that has returned.
     sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
     former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:
@@ -94,7 +94,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         commands.subscriptions.clear()
         connection.sids = (connection.sid,)
         return None
-    # If the connection was closed meanwhile, its session may have to be forgotten.
+    # If the connection was closed meanwhile, its session may have been forgotten.
     if connection.resumable:
         await hub.sessions.take_over(connection, sid, former)
     await hub.pacer.wait()
@@ -125,7 +125,8 @@ async def _restore_each(
             continue  # the presence data were lost: the client subscribes again, and requests the members
         if loop.time() > until:
             commands.connection.log.warning(
-                "Restoring a session took longer than %g s; the client has to subscribe again from %r on.",
+                "Restoring a session took longer than %g s. The client has to subscribe again to %r, and to all "
+                "identifiers after it.",
                 RESTORE_TIMEOUT,
                 item["identifier"],
             )
@@ -135,7 +136,7 @@ async def _restore_each(
 
 
 def _take_stream_ids(commands: Commands, items: Iterable[Mapping[str, Any]]) -> None:
-    """Take all stream ids of the former session first: a stream that is new in one subscription must not get them."""
+    """Reserve all stream ids of the former session, so that no new stream gets one of them."""
     for item in items:
         for stream in item["streams"]:
             commands.connection.stream_ids.take(stream["name"], item["identifier"], stream["id"])
@@ -159,11 +160,11 @@ async def _incarnations(commands: Commands, items: Iterable[Mapping[str, Any]]) 
 async def _restore_one(
     commands: Commands, restored: Restored, item: Mapping[str, Any], left_at: float, until: float
 ) -> bool:
-    """Restore one subscription. Return whether it was restored.
+    """Restore one subscription. Return False if the client has to subscribe again.
 
     Args:
         commands: the commands of the new connection.
-        restored: receives the transmissions.
+        restored: the object to which the transmissions are added.
         item: the record of the subscription.
         left_at: when the client left, by the session store's clock.
         until: when to stop retrying if a database or store cannot be reached, by the clock of the event loop.
@@ -223,17 +224,17 @@ async def _open(
         subscription.started = Started.by(reply)
         member = await _allowed_member(subscription, compare_member(item, reply), item, reply)
         await subscription.restore(item, streams, member, left_at, until=until)
-    # A client's list of members cannot be corrected to that of another stream.
+    # The client's list of members cannot be corrected if it belongs to another stream.
     return item["watching"] is None or subscription.presence_stream == recorded_presence_stream(item)
 
 
 async def _allowed_member(
     subscription: Subscription, member: tuple[str, Any] | None, record: Mapping[str, Any], reply: Reply
 ) -> tuple[str, Any] | None:
-    """Return the member that a subscription has after its restore.
+    """Return the member that a subscription has after its restore, or None if it has none.
 
-    If the client itself had requested the join, `authorize_presence` decides again. If it refuses, the subscription has
-    only the member that the handler joins as, if any.
+    If the client itself had requested the join, `authorize_presence` decides again. If it refuses, the subscription
+    gets only the member that the handler joined as, if any.
 
     Raises:
         Exception: `authorize_presence` failed because of an outage.

@@ -1,4 +1,4 @@
-"""What `subscribed` started, and the comparison with what it starts when a session is restored.
+"""Compares what `subscribed` started for a subscription with what it starts when the session is restored.
 
 See Protocol: Restore.
 """
@@ -18,13 +18,13 @@ from .streams import SubscriptionStreams
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The streams and the member with which the last call of `subscribed` began the subscription.
+    """The streams and the member that the last call of `subscribed` started.
 
-    Actions may have stopped some of these streams since, or changed the member.
+    Since then, actions may have stopped some of these streams, or changed the member.
 
     Args:
         streams: the names of the streams.
-        member: the id and info of the member; None if `subscribed` did not join.
+        member: the id and info of the member, or None if `subscribed` did not join.
     """
 
     streams: tuple[str, ...]
@@ -37,31 +37,31 @@ class Started:
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> Started | None:
-        """Load this from the record of a subscription; None if an earlier release wrote the record without it."""
+        """Read an object from the record of a subscription. Return None if an earlier release wrote the record."""
         data = record.get("subscribed")
         if data is None:
             return None
         return cls(tuple(data["streams"]), tuple(data["member"]) if data["member"] is not None else None)
 
     def dump(self) -> dict[str, Any]:
-        """Return this as JSON values, for the record of the subscription."""
+        """Return the streams and the member as JSON values, for the record of the subscription."""
         return {"streams": list(self.streams), "member": list(self.member) if self.member is not None else None}
 
 
 def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, Any]] | None:
-    """Return the streams of a subscription that is being restored after a new call of `subscribed`.
+    """Return the streams of a restored subscription after a new call of `subscribed`.
 
-    A stream that `subscribed` started before and does not start now is gone. One that it starts for the first time is
-    new. What actions started or stopped remains so.
+    A stream that `subscribed` started last time but not now is left out. A stream that it starts only now is new.
+    Streams that actions started are still there, and streams that actions stopped are not.
 
     Args:
         record: the record of the subscription.
         reply: the reply of `subscribed`.
 
     Returns:
-        The records of the streams; new streams have `after` in place of `id` and `first`. None if the record does not
-        say which streams `subscribed` started, and its streams are not those that `subscribed` starts now: then it is
-        unknown which of them the client may have.
+        The records of the streams. New streams have `after` in place of `id` and `first`. None if it is unknown which
+        streams the client may have: the record does not say which ones `subscribed` started, and has other streams than
+        `subscribed` starts now.
     """
     starts = _starts(reply)
     recorded = {stream["name"]: stream for stream in record["streams"]}
@@ -85,10 +85,10 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 
 
 def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
-    """Return the member of a subscription that is being restored after a new call of `subscribed`.
+    """Return the member of a restored subscription after a new call of `subscribed`, or None if it has none.
 
-    The member stays as it is if `subscribed` joins with the same id and info as in its last call. If an action has
-    removed the member, a change of its info alone does not bring it back.
+    The member stays as it is if `subscribed` joins with the same id and info as last time. If an action has removed the
+    member, and only the info differs from last time, the member is not added again.
     """
     recorded = tuple(record["member"]) if record["member"] is not None else None
     started, member = Started.load(record), _member(reply)
@@ -100,7 +100,7 @@ def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] |
 
 
 def member_after(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
-    """Return the member of a subscription after the joins and leaves of a reply."""
+    """Return the member of a subscription after the joins and leaves of a reply, or None if it has none."""
     if reply.presence:
         return _member(reply)
     return tuple(record["member"]) if record["member"] is not None else None
@@ -120,7 +120,7 @@ def _starts(reply: Reply) -> dict[str, StreamStart]:
 
 
 def _stopped(reply: Reply, names: set[str]) -> set[str]:
-    """Return which of these streams a reply stops."""
+    """Return the names of the streams that a reply stops."""
     stops = {operation.name for operation in reply.streams if not isinstance(operation, StreamStart)}
     return names if None in stops else names & stops
 
@@ -138,11 +138,11 @@ def check_joins(channel: Channel, handler: str, reply: Reply, subscription: Subs
         channel: the channel of the handler.
         handler: the name of the handler.
         reply: the reply of the handler.
-        subscription: the subscription. None: it is being made or restored, or has ended. Then, only a reply of
-            `subscribed` is checked, because it starts all streams.
+        subscription: the subscription. None means that it is being made or restored, or has ended. Then only a reply of
+            `subscribed` is checked, because no other handler starts all streams.
 
     Raises:
-        ChannelError: it has no stream after the reply.
+        ChannelError: the handler joins presence, and the subscription has no stream after the reply.
     """
     if reply.rejected or (subscription is None and handler != "subscribed"):
         return

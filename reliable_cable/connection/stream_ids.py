@@ -9,7 +9,7 @@ from reliable_cable.protocol.positions import HistoryRequest
 
 
 def stream_alias(stream: str, identifier: str) -> str:
-    """Return the stream id for an identifier of a connection that has another identifier on the same stream."""
+    """Return the stream id for an identifier, if another identifier of its connection is on the same stream."""
     digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
     return f"{stream}#{digest}"
 
@@ -29,11 +29,11 @@ class StreamIds:
         self._owners: dict[str, str] = {}
 
     def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
-        """Return the stream id that an identifier gets; None for a base client.
+        """Return the stream id that an identifier gets, or None for a base client.
 
-        The first identifier on a stream gets the name of the stream, and each other one gets an alias. An identifier
-        keeps the alias that the client already has for it, because under the name of the stream the client may have the
-        position of another identifier.
+        The first identifier on a stream gets the name of the stream, and each other one gets an alias. If the client
+        already has an alias for the identifier, the identifier keeps it, because the client may have the position of
+        another identifier under the name of the stream.
         """
         if not self._extended:
             return None
@@ -45,7 +45,7 @@ class StreamIds:
         return alias
 
     def take(self, stream: str, identifier: str, stream_id: str) -> None:
-        """Set the stream id that a restored subscription had."""
+        """Give a restored subscription the stream id that it had in the former session."""
         if stream_id == stream:
             self._owners[stream] = identifier
 

@@ -1,4 +1,4 @@
-"""The streams of a subscription."""
+"""The streams of a subscription, and how far its client has received them."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -18,15 +18,18 @@ from reliable_cable.stores.streams.base import NOWHERE
 
 from .connection import Connection
 
-#: About how many bytes of a session record each stream takes, besides its name.
+#: About how many bytes a stream takes in a session record, in addition to its name.
 STREAM_SIZE: Final = 128
 
 
 def choose_presence_stream(streams: Iterable[tuple[str, bool]]) -> str | None:
-    """Return the presence stream among streams: the first one that a handler has marked, or else the first one.
+    """Return the presence stream: the first stream that a handler has marked, or else the first stream.
 
     Args:
         streams: the name of each stream, and whether it is marked.
+
+    Returns:
+        The name of the stream. None if there are no streams.
     """
     # `min` returns the first of equal items.
     name, _ = min(streams, key=lambda stream: not stream[1], default=(None, False))
@@ -39,16 +42,18 @@ class RevokedError(Exception):
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class SubscribedStream(Subscriber):
-    """A subscriber, with its stream and the options with which a handler started it.
+    """A subscriber with its stream, and with the options that the handler gave when it started the stream.
 
     Args:
-        start: the stream's name and options.
+        start: the name and the options of the stream.
     """
 
     start: StreamStart
-    #: The position at which the data of the client's page were read; None after the first replay, or without a page.
+    #: The position at which the data of the client's web page were read. None after the first replay, or if the web
+    #: page did not pass it.
     page: PagePosition | None = None
-    #: When the request of the client's page began; None after the first replay, or if the page did not pass it.
+    #: When the request for the client's web page began. None after the first replay, or if the web page did not pass
+    #: it.
     page_since: float | None = None
     #: Whether the channel gives snapshots of the stream.
     has_snapshots: bool = False
@@ -56,9 +61,9 @@ class SubscribedStream(Subscriber):
     needs_snapshot: bool = False
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
-    #: The value that `first` gets when the client has read the latest notice of a loss; None if it has read them all.
+    #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
     after_notice: StreamPosition | None = None
-    #: The stream; set when it is open.
+    #: The stream in the hub. It is set when the stream is open.
     stream: HubStream = field(init=False)
 
     @property
@@ -68,31 +73,31 @@ class SubscribedStream(Subscriber):
 
     @property
     def starts_with_page(self) -> bool:
-        """Whether the first replay begins where the data of the client's page end."""
+        """Whether the first replay starts at the position or the time of the client's web page."""
         return self.page is not None or self.page_since is not None
 
     @property
     def needs_replay(self) -> bool:
-        """Whether the subscriber cannot go live at once."""
-        return self.is_behind or self.begins_elsewhere
+        """Whether the subscriber needs a replay before it can go live."""
+        return self.is_behind or self.page_since is not None or self.needs_snapshot
 
     @property
     def begins_elsewhere(self) -> bool:
-        """Whether a replay must find where the stream begins for the client: after its page, or after a snapshot."""
+        """Whether a replay must find where the stream begins: after the client's web page, or after a snapshot."""
         return self.starts_with_page or self.needs_snapshot
 
     @property
     def named_position(self) -> StreamPosition:
-        """The position of the last message that was written, as a client can name it later.
+        """The position of the last message that was written, in the form in which a client can name it later.
 
-        If the stream had no message yet, the position has the lineage of the store in place of an epoch. Otherwise it
-        would not be noticed that all messages were stored and lost while the client was away.
+        If the stream has no message yet, the position contains the lineage of the store in place of an epoch. The
+        lineage shows later whether messages were stored and lost while the client was away.
         """
         return self._with_lineage(self.stream.position_of(self))
 
     @property
     def recorded_start(self) -> tuple[str, int]:
-        """Epoch and offset of `first`, as `resolve` reads them from a session record."""
+        """The epoch and offset of `first`, in the form for session records, which `resolve` reads."""
         first = self._with_lineage(self.first)
         return first.epoch, first.offset
 
@@ -100,9 +105,10 @@ class SubscribedStream(Subscriber):
         return beginning_of(self.stream.lineage) if position == NOWHERE else position
 
     def resolve(self, position: StreamPosition) -> StreamPosition:
-        """Return a position that was named or recorded earlier, or `LOST`.
+        """Translate a position that was named or recorded earlier into a position in the stream.
 
-        If it is the beginning in another lineage, all messages of the stream may have been stored and lost since then.
+        The result is `LOST` for the beginning of the stream in another lineage, because messages may have been stored
+        and lost since then.
         """
         if not is_beginning(position):
             return position
@@ -120,7 +126,7 @@ class SubscribedStream(Subscriber):
             self.stream.stop_live(self)
 
     def start_after_page(self, page: PagePosition) -> None:
-        """Catch up from the position at which the data of the client's page were read."""
+        """Catch up from the position at which the data of the client's web page were read."""
         if self.resolve(page.named) == LOST:
             page = PagePosition(LOST.epoch, LOST.offset, page.stream)
         self.page = page
@@ -135,7 +141,8 @@ class SubscribedStream(Subscriber):
     def start_at_end(self) -> None:
         """Skip entries that cannot be replayed: catch up from the stream's current position.
 
-        `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
+        `first` is not changed. If the client does not receive the notice of the loss, the next restore has to send it
+        again.
         """
         self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
@@ -147,9 +154,9 @@ class SubscriptionStreams:
     """The streams of a subscription, and how far its client has received them.
 
     Args:
-        connection: the connection.
+        connection: the connection to which the subscription belongs.
         identifier: the identifier, as the client wrote it.
-        channel: the channel object of the application.
+        channel: the channel object, whose class the application defines.
     """
 
     connection: Connection
@@ -160,13 +167,13 @@ class SubscriptionStreams:
     #: Whether the client knows the subscription: it was confirmed, or its history was sent after a restore.
     known: bool = False
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
-    #: Whether a session record may contain the subscription. It may not while the start of its first replay is unknown.
+    #: Whether a session record may contain the subscription. It may not while the start of the first replay is unknown.
     restorable: bool = True
-    #: When the client left the restored session; None after it has received what it missed.
+    #: When the client left the session that was restored. None without a restore, or after the replay.
     left_at: float | None = None
     #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
     authorized_at: float = 0.0
-    #: The value of `authorized` in the session that was restored; None if the subscription was not restored.
+    #: The value of `authorized` in the session that was restored. None means that the subscription was not restored.
     recorded_authorized: float | None = None
     #: Whether a revocation has ended the subscription, perhaps while a handler was running.
     revoked: bool = False
@@ -177,12 +184,12 @@ class SubscriptionStreams:
         """Reserve the bytes that the subscription takes in a session record. Return False if the account has too few.
 
         Args:
-            member: the id and info of its member; None: it has none.
+            member: the id and info of its member. None means that it has no member.
         """
         limit = self.connection.transport.max_streams
         others = (each for name, each in self.connection.subscriptions.items() if name != self.identifier)
         if limit is not None and len(self.streams) + sum(len(list(each.positions())) for each in others) > limit:
-            self.connection.log.warning("A reader of events has more than %d streams.", limit)
+            self.connection.log.warning("A reader of server-sent events has more than %d streams.", limit)
             return False
         size = len(self.identifier.encode()) + self.channel.state_size
         size += sum(len(name) + STREAM_SIZE for name in self.streams)
@@ -195,12 +202,12 @@ class SubscriptionStreams:
 
     @property
     def presence_stream(self) -> str | None:
-        """The presence stream; None if there are no streams."""
+        """The name of the presence stream, or None if there are no streams."""
         return choose_presence_stream((name, each.start.presence) for name, each in self.streams.items())
 
     @property
     def whisper_stream(self) -> str | None:
-        """The stream to which the client's whispers are sent."""
+        """The name of the stream for the client's whispers, or None if the handler has chosen none."""
         return next((name for name, each in self.streams.items() if each.start.whisper), None)
 
     @property
@@ -211,14 +218,15 @@ class SubscriptionStreams:
         return self.connection.hub.engine.session_clock.at(self.authorized_at)
 
     def scopes(self) -> list[Identity]:
-        """Return the conditions that select the subscription: its channel, and each of its streams."""
+        """Return the conditions by which a revocation can select the subscription: its channel and its streams."""
         return subscription_scopes(type(self.channel).name, self.streams)
 
     def revocation(self, authorized: float | None = None) -> SubscriptionRevocation | None:
-        """Return a recent revocation that ends the subscription; None if there is none.
+        """Return a recent revocation that ends the subscription, or None if there is none.
 
         Args:
-            authorized: when the channel began to decide, by the session store's clock. None: the time of `authorized`.
+            authorized: when the channel began to decide, by the session store's clock. None means the property
+                `authorized`.
         """
         since = self.authorized if authorized is None else authorized
         return self.connection.hub.control.recent.find(self.connection.identity, self.scopes, since)
@@ -226,20 +234,20 @@ class SubscriptionStreams:
     def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
         """Yield the stream id of each open stream, and the position of the last message that was sent to the client.
 
-        The position is None while it is not known where the history that the client requested begins.
+        The position is None until it is known where the requested history begins.
         """
         for subscribed in self.streams.values():
             if subscribed.stream_id is not None and subscribed.state is not SubscriberState.OPENING:
                 yield subscribed.stream_id, subscribed.named_position if self.restorable else None
 
     def mark_confirmed(self) -> None:
-        """Allow presence events and other messages that a client understands only if it knows the subscription."""
+        """Record that the client knows the subscription. From now on, it can be sent presence events, for example."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True
 
     def acknowledge(self, type_: MessageType) -> None:
-        """Send the answer to a request."""
+        """Send an acknowledgement that names the subscription, such as `confirm_history`."""
         self.connection.outbox.push(messages.acknowledgement(type_, self.identifier))
 
     def report_loss(self) -> None:

@@ -1,4 +1,4 @@
-"""The part of a subscription that its connection uses."""
+"""The interface through which a connection uses its subscriptions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ class Subscribed(Protocol):
         """When the channel began to decide about the subscription, by the session store's clock."""
 
     def scopes(self) -> Sequence[Identity]:
-        """Return the conditions that select the subscription: its channel, and each of its streams."""
+        """Return the conditions by which a revocation can select the subscription: its channel and its streams."""
 
     def record(self) -> dict[str, Any]:
         """Return the subscription's part of the session record, as JSON values."""

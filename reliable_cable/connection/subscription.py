@@ -24,25 +24,25 @@ class Subscription(SubscriptionStreams):
     """The subscription of one connection to one identifier."""
 
     _presence: SubscriptionPresence | None = None
-    #: Handles the requests for a replay; None while there are none.
+    #: Handles the requests for a replay. None means that there are no requests.
     _replay: Replay | None = None
-    #: Closes the connection if the client does not request the history of a restored subscription.
+    #: The timer that closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
     #: Whether a `subscribe` was repeated after the last confirmation.
     repeated: bool = False
-    #: What the last call of `subscribed` started; None if the subscription was restored from a record without this.
+    #: What the last call of `subscribed` started. None if a session record without this was restored.
     started: Started | None = None
 
     @property
     def presence(self) -> SubscriptionPresence:
-        """The presence of this subscription. The object is created when it is first needed."""
+        """The presence of the subscription. The object is created when it is first used."""
         if self._presence is None:
             self._presence = SubscriptionPresence(self)
         return self._presence
 
     @property
     def member(self) -> tuple[str, Any] | None:
-        """The id and info of the member that the subscription has joined as; None if it has not joined."""
+        """The id and info of the member that the subscription has joined as, or None if it has not joined."""
         return None if self._presence is None else self._presence.member
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ class Subscription(SubscriptionStreams):
     async def apply_streams(
         self, reply: Reply, request: HistoryRequest | None = None, *, until: float | None = None
     ) -> None:
-        """Start and stop the streams that a handler asked for. New streams do not go live before `catch_up` is called.
+        """Start and stop the streams in the reply of a handler. New streams go live only after a call of `catch_up`.
 
         Args:
             reply: the reply of the handler.
@@ -107,13 +107,13 @@ class Subscription(SubscriptionStreams):
         name = subscribed.start.name
         if subscribed.stream_id is None:
             self.connection.log.warning(
-                "A page passed a position of the stream %r, but its client speaks the base protocol, which has none. "
-                'Give the client the option protocol: "actioncable-v1-ext-json".',
+                "A web page passed a position in the stream %r, but its client uses the base protocol, which has no "
+                'positions. Give the client the option protocol: "actioncable-v1-ext-json".',
                 name,
             )
         elif self.connection.hub.settings.policy(name).history_size:
             if page == UNKNOWN_POSITION:
-                self.connection.log.warning("A client named a position that is not one of the stream %r.", name)
+                self.connection.log.warning("A client named a position that is not in the stream %r.", name)
             subscribed.start_after_page(page)
 
     def _stop(self, name: str) -> None:
@@ -134,7 +134,7 @@ class Subscription(SubscriptionStreams):
     # -- delivery -----------------------------------------------------------------------------------------------------
 
     def confirm(self) -> None:
-        """Send the confirmation."""
+        """Send `confirm_subscription`. From now on, the client knows the subscription."""
         self.confirmed = True
         self.acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
         self.mark_confirmed()
@@ -142,8 +142,9 @@ class Subscription(SubscriptionStreams):
     def repeat(self) -> None:
         """Handle a repeated `subscribe`: ignore the first repeat, and confirm the second one.
 
-        `@anycable/core` unsubscribes at a second confirmation, and repeats a `subscribe` at most once. For a second
-        subscription object, `@rails/actioncable` repeats it until it is confirmed. See Protocol: Subscriptions.
+        `@anycable/core` unsubscribes at a second confirmation, and repeats a `subscribe` at most once.
+        `@rails/actioncable` repeats the `subscribe` of a second subscription object until it is confirmed. See
+        Protocol: Subscriptions.
         """
         self.repeated = not self.repeated
         if not self.repeated:
@@ -155,13 +156,13 @@ class Subscription(SubscriptionStreams):
         """Send the missing messages, acknowledge the history request, join presence, then go live.
 
         Args:
-            request: a history request of the client.
+            request: a history request of the client, or None if it has made none.
             joins: the joins to make before the streams go live.
         """
         if request is not None:
             self.cancel_deadline()
         elif self.deadline is not None:
-            return  # after a restore, the client's own request for history sends everything
+            return  # the subscription was restored, and will catch up when the client requests its history
         if joins:
             self.presence.join_later(joins)
         if self._replay is None:
@@ -191,7 +192,7 @@ class Subscription(SubscriptionStreams):
             await self._replay.finished()
 
     async def whisper(self, data: str) -> None:
-        """Send a whisper of the client to the other subscribers of the stream for whispers, if there is one."""
+        """Send a whisper of the client to the other subscribers of `whisper_stream`, if there is such a stream."""
         stream = self.whisper_stream
         # Clients drop falsy messages.
         if stream is not None and not is_falsy(data):
@@ -289,9 +290,9 @@ class Subscription(SubscriptionStreams):
         """Start the streams of a restored subscription. They go live when the client has requested its history.
 
         Args:
-            record: what `record` returned in the former session.
-            streams: the streams in the form of that record. Streams without an `id` are new.
-            member: the member of the subscription.
+            record: what the method `record` returned in the former session.
+            streams: the streams to start, in the form that the record has. Streams without an `id` are new.
+            member: the member that the subscription has after the restore, or None.
             left_at: when the client left, by the session store's clock.
             until: when to give up opening a stream, by the clock of the event loop.
 

@@ -1,4 +1,4 @@
-"""HTTP endpoints: broadcasts, disconnects and presence for other programs, as in AnyCable, and health checks."""
+"""HTTP endpoints for broadcasts, disconnects, presence, server-sent events and health checks."""
 
 from .asgi import CableHTTP
 

@@ -1,4 +1,4 @@
-"""`CableHTTP`: the endpoints as an ASGI application, without Django's request machinery."""
+"""The ASGI application `CableHTTP`, which serves the HTTP endpoints without Django's middlewares, URLs and views."""
 
 import re
 from contextlib import AbstractContextManager
@@ -18,28 +18,29 @@ from .events import serve_events
 from .health import HEALTH
 from .presence import USERS
 
-#: The part of a path that stands for the name of a stream.
+#: The placeholder for the name of a stream in a path.
 STREAM: Final = "<stream>"
-#: A path that can be equal to the decoded path of a request.
+#: The pattern of the paths at which an endpoint can be served.
 _PATH: Final = re.compile(r"/[^?#%<>\s]*")
 
 
 class CableHTTP:
     """An ASGI application that serves the HTTP endpoints, and passes everything else to another application.
 
-    Use it in `asgi.py`: `"http": CableHTTP(get_asgi_application())`. Django's middlewares, URLs and views do not see
-    the requests to the endpoints. A path is served for all methods. The status is 405 if a method is not allowed.
+    Use it in `asgi.py`: `"http": CableHTTP(get_asgi_application())`. Requests to the endpoints do not pass Django's
+    middlewares, URLs and views. If an endpoint does not allow the method of a request, the status is 405. An endpoint
+    whose path is None is not served.
 
     Args:
         application: the ASGI application for everything else, such as `get_asgi_application()`.
-        broadcast: the path of `POST /_broadcast`. For each path, None means that the endpoint is not served.
+        broadcast: the path of `POST /_broadcast`.
         publish: the path of `POST /api/publish`.
-        presence: the path of `GET /api/presence/<stream>/users`. It contains `<stream>` once.
+        presence: the path of `GET /api/presence/<stream>/users`. It must contain `<stream>` once.
         health: the path of `GET /health`.
-        events: the path of `GET /events`. It is served only if `consumer` is given.
-        consumer: who may read server-sent events, and which: a subclass of `CableConsumer`, which gets the user in the
-            way of `CableAuthMiddlewareStack`, or the ASGI application that serves its WebSockets, with middlewares. If
-            that is a `URLRouter`, it needs a route for the path `events`.
+        events: the path of `GET /events`. This endpoint is served only if `consumer` is given.
+        consumer: the subclass of `CableConsumer` that serves the readers of server-sent events.
+            `CableAuthMiddlewareStack` authenticates these readers. To use other middlewares, pass the ASGI application
+            that serves the WebSockets. If it is a `URLRouter`, it needs a route for the path `events`.
 
     Raises:
         TypeError: the application or the consumer cannot be called, or a path is neither a string nor None.
@@ -87,7 +88,7 @@ class CableHTTP:
                 raise ValueError(f"CableHTTP(events={events!r}): this path is used twice.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or pass it to the other application."""
+        """Serve a request to an endpoint. Pass all other requests to the other application."""
         if scope["type"] == "http" and self._consumer is not None and _path_in_application(scope) == self._events:
             await serve_events(self._consumer, scope, receive, send)
             return
@@ -104,7 +105,7 @@ class CableHTTP:
         await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
-        """Return the endpoint at the path of a request, and the stream name in the path, or None without one."""
+        """Return the endpoint that a request asks for, with the stream name in its path. None if there is none."""
         path = _path_in_application(scope)
         endpoint = self._endpoints.get(path)
         if endpoint is not None:
@@ -117,7 +118,7 @@ class CableHTTP:
 
 
 def _make_consumer(consumer: Any) -> Application:
-    """Return the application that serves readers of events.
+    """Return the ASGI application that serves the readers of server-sent events.
 
     Raises:
         TypeError: the consumer is neither a subclass of `CableConsumer` nor an ASGI application.
@@ -137,7 +138,7 @@ def _check_path(name: str, path: Any, text: Any) -> None:
         raise TypeError(f"CableHTTP({name}={path!r}): the path must be a string, or None.")
     if not _PATH.fullmatch(text):
         raise ValueError(
-            f"CableHTTP({name}={path!r}): the path must begin with a slash, without any of ?#%<> and white space."
+            f"CableHTTP({name}={path!r}): the path must begin with a slash, and contain none of ?#%<> and white space."
         )
 
 
@@ -158,7 +159,7 @@ def _read_head(scope: Scope, stream: str) -> Request:
     return Request(
         method=scope["method"].upper(),
         path=scope["path"],
-        # Django joins repeated headers, too. So no key is valid that is not the only one.
+        # Repeated headers are joined, as in Django. The result is not a valid key, so a request with two keys fails.
         authorization=b",".join(authorization).decode("latin-1"),
         content_length=content_length.decode("latin-1"),
         stream=stream,

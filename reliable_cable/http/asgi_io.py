@@ -1,4 +1,4 @@
-"""Reads requests from an ASGI server, and sends responses."""
+"""Reads the bodies of requests from an ASGI server, and sends responses to it."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,14 +12,14 @@ Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 class ClientDisconnected(Exception):
-    """The client disconnected before its whole body was received."""
+    """The client disconnected before the whole body of its request was received."""
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
-    """Receive the body until it has ended or has `limit` bytes.
+    """Return the body of a request, or its first `limit` bytes if it is longer.
 
     Raises:
-        ClientDisconnected: the client disconnected.
+        ClientDisconnected: the client disconnected before that.
     """
     parts: list[bytes] = []
     size = 0
@@ -36,7 +36,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
 
 async def send_response(response: Response, send: Send, *, with_body: bool) -> None:
-    """Send a response."""
+    """Send a response. If `with_body` is False, leave out the body, as the answer to a HEAD request requires."""
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
     headers.append((b"content-length", b"%d" % len(response.body)))
     await send({"type": "http.response.start", "status": int(response.status), "headers": headers})

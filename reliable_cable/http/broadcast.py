@@ -1,4 +1,4 @@
-"""`POST /_broadcast` and `POST /api/publish`: a message, an array of messages, or a command, in AnyCable's format."""
+"""The endpoints `POST /_broadcast` and `POST /api/publish`. They receive messages or a command in AnyCable's format."""
 
 import json
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ from .commands import FORMAT as COMMAND
 from .commands import run_command
 from .core import API_KEY, BROADCAST_KEY, PAUSE, POST, Call, Endpoint, Refusal, Request, Response, Steps, read_body
 
-#: The maximum number of messages in one array. They are stored together, and other messages have to wait meanwhile.
+#: The maximum number of messages in one array. While an array is being stored, other broadcasts have to wait.
 MAX_MESSAGES = 1000
 
 FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket": "<session id>", "transient": true}}'
 
-#: The types of the keys that `meta` may have. Other keys are ignored, as in AnyCable.
+#: The keys that `meta` may have, with the types of their values. Other keys are ignored, as in AnyCable.
 META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempotency_key": str}
 
 
 def receive(request: Request) -> Steps[Response]:
-    """Broadcast the messages in the body, or run its command. The response has the status 201 after a success."""
+    """Broadcast the messages in the body, or run the command in it. Return a response with the status 201."""
     body = yield from read_body(request)
     try:
         parsed = _parse(body)
@@ -51,8 +51,8 @@ def receive(request: Request) -> Steps[Response]:
         logger.exception("It is not known whether the messages posted to %r were stored.", request.path)
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            'Whether the messages were stored is unknown. Posting them again is safe if the "meta" of each has the '
-            'same "idempotency_key" both times.',
+            'It is unknown whether the messages were stored. It is safe to post them again if the "meta" of each '
+            'message has the same "idempotency_key" both times.',
             stored=None,
         ) from error
     except BroadcastError as error:
@@ -63,8 +63,9 @@ def receive(request: Request) -> Steps[Response]:
     return Response(HTTPStatus.CREATED)
 
 
-#: The endpoints that receive messages and commands with the broadcast key, and with the API key.
+#: The endpoint for messages and commands that requires the broadcast key.
 BROADCAST = Endpoint(POST, BROADCAST_KEY, receive)
+#: The endpoint for messages and commands that requires the API key.
 PUBLISH = Endpoint(POST, API_KEY, receive)
 
 
@@ -132,5 +133,5 @@ def _decode(stream: str, text: str) -> Any:
 def _invalid(problem: str) -> Refusal:
     return Refusal(
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        f'{problem}. Allowed are {FORMAT}, where "meta" is optional, an array of such objects, or a single {COMMAND}.',
+        f'{problem}. Send {FORMAT} ("meta" is optional), an array of such objects, or {COMMAND}.',
     )

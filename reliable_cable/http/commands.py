@@ -1,4 +1,4 @@
-"""Commands that are posted in place of messages, in AnyCable's format. The only one is `disconnect`."""
+"""Runs commands that are posted in place of messages, in AnyCable's format. The only command is `disconnect`."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def run_command(command: Mapping[str, Any]) -> Steps[None]:
     """Run a posted command.
 
     Args:
-        command: the posted object. It has the key `command`.
+        command: the posted JSON object, which has the key `command`.
 
     Raises:
         Refusal: the command is not valid, or a store failed.
@@ -43,7 +43,9 @@ def run_command(command: Mapping[str, Any]) -> Steps[None]:
     except BroadcastUncertain as error:
         logger.exception("It is not known whether a posted command closed any connections.")
         raise Refusal(
-            HTTPStatus.SERVICE_UNAVAILABLE, "Whether any connection was closed is unknown. Post it again.", stored=None
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "It is unknown whether any connection was closed. Post the command again.",
+            stored=None,
         ) from error
     except (BroadcastError, StoreError) as error:
         logger.exception("A posted command could not close connections.")
@@ -53,7 +55,7 @@ def run_command(command: Mapping[str, Any]) -> Steps[None]:
 
 
 def _condition(text: Any) -> Identity:
-    """Return the identifiers of a payload. They are a JSON text in the payload, as in AnyCable."""
+    """Return the identifiers from the `identifier` of a payload, which is a JSON text, as in AnyCable."""
     if not isinstance(text, str):
         raise _invalid('The payload has no "identifier" that is a string')
     if is_too_deep(text):
@@ -78,4 +80,4 @@ def _condition(text: Any) -> Identity:
 
 
 def _invalid(problem: str) -> Refusal:
-    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{problem}. Allowed is {FORMAT}.")
+    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{problem}. Send {FORMAT}.")

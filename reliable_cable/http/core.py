@@ -1,7 +1,8 @@
-"""The code that all endpoints share, without a web framework: keys, errors as JSON, and limits for bodies.
+"""The code that all endpoints share: keys, errors as JSON, and limits for bodies. It uses no web framework.
 
-An endpoint is a generator function. It yields the calls that have to wait, and is sent their results. `run` makes these
-calls in sync code, and `arun` on an event loop. So sync views and the ASGI application share everything else.
+An endpoint is a generator function. It yields a step for each operation that has to wait, and is sent the result. `run`
+performs the steps in sync code, and `arun` performs them on an event loop. So Django's views and the ASGI application
+share all other code.
 """
 
 import asyncio
@@ -19,25 +20,26 @@ from reliable_cable.signing import accepted_keys
 
 T = TypeVar("T")
 
-#: The size limit of a body, as a multiple of `MAX_BROADCAST_SIZE`. A body may contain many payloads, with escapes.
+#: The maximum size of a body, as a multiple of `MAX_BROADCAST_SIZE`. A body may contain several payloads, and escape
+#: sequences make them longer.
 BODY_FACTOR = 8
 
-#: The value of `Cache-Control` in all responses of endpoints, as Django's `never_cache` sets it.
+#: The value of `Cache-Control` in all responses. Django's `never_cache` sets the same value.
 _NEVER_CACHE = "max-age=0, no-cache, no-store, must-revalidate, private"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, without its body.
+    """The parts of an HTTP request that endpoints use, except for the body.
 
     Args:
         method: the method, in upper case.
-        path: the path in the URL, for log lines.
-        authorization: the header `Authorization`, decoded as Latin-1; `""` if there is none.
-        content_length: the header `Content-Length`; `""` if there is none, or if the body is to be read in any case.
-        stream: the name of a stream in the path, for endpoints that have one there.
-        namespace: returns the context manager that sets the namespace of the request. It is called after the key was
-            checked, so that a stranger cannot cause the errors of a project's own function.
+        path: the path in the URL, which is used in log lines.
+        authorization: the header `Authorization`, decoded as Latin-1, or `""`.
+        content_length: the header `Content-Length`. If it is `""`, the size is checked only while the body is read.
+        stream: the name of the stream in the path, or `""` if the path contains none.
+        namespace: returns the context manager that sets the namespace of the request. It may call a function of the
+            project, so it is called only after the key was checked.
     """
 
     method: str
@@ -50,11 +52,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response.
+    """An HTTP response, in the form that all endpoints return.
 
     Args:
-        status: the status.
-        body: the body. It is JSON, or empty.
+        status: the HTTP status.
+        body: a JSON text, or nothing.
         headers: the headers, except for `Content-Length`.
     """
 
@@ -69,12 +71,12 @@ class Response:
 
 
 class Refusal(Exception):
-    """An error to be sent as the response.
+    """An error that the client is sent as the response.
 
     Args:
-        status: the status of the response.
-        message: says what was wrong and what is allowed.
-        details: additional keys of the JSON response.
+        status: the HTTP status of the response.
+        message: tells the client what was wrong and what is allowed.
+        details: further keys of the JSON object in the response.
     """
 
     def __init__(self, status: HTTPStatus, message: str, **details: Any) -> None:
@@ -83,7 +85,7 @@ class Refusal(Exception):
         self.details = details
 
     def response(self) -> Response:
-        """Return the response."""
+        """Return the response, whose body is a JSON object with the message."""
         response = Response.json(self.status, json.dumps({"error": str(self), **self.details}))
         if self.status == HTTPStatus.UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
@@ -95,18 +97,18 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadBody:
-    """The step that reads the body. Its result has at most `limit` bytes: the beginning of a larger body."""
+    """The step that reads the body of the request. Its result is the body, cut to `limit` bytes if it is longer."""
 
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The step that makes a call.
+    """The step that calls a function, or its async twin.
 
     Args:
-        asynchronous: makes the call on an event loop.
-        sync: makes the call in sync code. None: the endpoint is served by `CableHTTP` only.
+        asynchronous: the function that `arun` awaits.
+        sync: the function that `run` calls. None means that no Django view serves the endpoint.
     """
 
     asynchronous: Callable[[], Awaitable[object]]
@@ -118,7 +120,7 @@ async def _yield() -> None:
 
 
 def _do_nothing() -> None:
-    """Return at once: sync code has no event loop to which it could give way."""
+    """Return at once, because in sync code there are no other tasks to run."""
 
 
 #: The step that lets other tasks of the event loop run.
@@ -129,26 +131,26 @@ Steps = Generator[ReadBody | Call, Any, T]
 
 
 def run(steps: Steps[T], read: Callable[[int], bytes]) -> T:
-    """Run a generator in sync code: perform each operation that it yields, and return what it returns.
+    """Perform the steps that a generator yields, in sync code. Return the value that the generator returns.
 
     Args:
-        steps: the generator.
-        read: reads up to a number of bytes of the body.
+        steps: the generator of an endpoint.
+        read: reads the body, up to a number of bytes.
     """
 
     async def take(step: ReadBody | Call) -> object:
         if isinstance(step, ReadBody):
             return read(step.limit)
-        assert step.sync is not None  # noqa: S101 - no view serves such an endpoint
+        assert step.sync is not None  # noqa: S101 - no view serves an endpoint with such a step
         return step.sync()
 
     try:
-        # The coroutine awaits nothing, so it ends at once.
+        # The coroutine never waits, so one `send` runs it to its end.
         _take_all(steps, take).send(None)
     except StopIteration as stop:
         value: T = stop.value
         return value
-    raise AssertionError("a step of sync code has waited")
+    raise AssertionError("a step in sync code awaited something")
 
 
 async def arun(steps: Steps[T], read: Callable[[int], Awaitable[bytes]]) -> T:
@@ -161,13 +163,13 @@ async def arun(steps: Steps[T], read: Callable[[int], Awaitable[bytes]]) -> T:
 
 
 async def _take_all(steps: Steps[T], take: Callable[[ReadBody | Call], Coroutine[Any, Any, object]]) -> T:
-    """Take steps until the generator returns, and return its value.
+    """Perform the steps that a generator yields. Return the value that the generator returns.
 
     Args:
-        steps: the generator.
-        take: takes one step, and returns its result.
+        steps: the generator of an endpoint.
+        take: performs one step, and returns its result.
     """
-    with closing(steps):  # a cancelled generator would otherwise be closed later, in another context
+    with closing(steps):  # otherwise, a cancelled generator would be closed later, in another context
         try:
             step = next(steps)
             while True:
@@ -192,7 +194,7 @@ def read_body(request: Request) -> Steps[bytes]:
     try:
         too_large = int(request.content_length or 0) > limit
     except ValueError:
-        too_large = False  # the body is limited while it is read, too
+        too_large = False  # the step `ReadBody` also limits the size
     body = b""
     if not too_large:
         body = yield ReadBody(limit + 1)
@@ -209,27 +211,27 @@ def read_body(request: Request) -> Steps[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The key that an endpoint requires.
+    """The secret key that an endpoint requires.
 
     Args:
-        purpose: the purpose for which the key is derived if the settings have none.
-        setting: the name of the setting with the key, in lower case.
+        purpose: the purpose for which a key is derived if the setting is empty (see `signing.derived_key`).
+        setting: the name of the setting that contains the key, in lower case.
     """
 
     purpose: str
     setting: str
 
     def check(self, authorization: str) -> None:
-        """Check the header `Authorization`.
+        """Check the key in the header `Authorization`.
 
         Raises:
             Refusal: the header does not contain the key.
         """
         scheme, _, token = authorization.partition(" ")
-        # Servers decode headers as Latin-1, whatever their encoding is.
+        # Servers decode headers as Latin-1, even if they are encoded differently.
         given = token.strip().encode("latin-1", "replace")
         accepted = accepted_keys(self.purpose, getattr(get_settings(), self.setting))
-        # Every key is compared, so that the response time does not reveal which one was right.
+        # Every accepted key is compared, so that the response time does not reveal which of them was sent.
         if not sum(hmac.compare_digest(given, key.encode()) for key in accepted) or scheme.lower() != "bearer":
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED,
@@ -247,12 +249,13 @@ GET = (HTTPMethod.GET, HTTPMethod.HEAD)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An HTTP endpoint: the methods and the key that it requires, and how it answers a request.
+    """An HTTP endpoint, with the methods that it allows and the key that it requires.
 
     Args:
         methods: the allowed methods.
-        key: the key that it requires; None: it requires none, and has no namespace.
-        answer: returns the steps of a request. They may raise `Refusal`.
+        key: the key that a request must contain. None means that everybody may use the endpoint, and that it runs
+            without a namespace.
+        answer: returns a generator that answers a request. The generator may raise `Refusal`.
     """
 
     methods: tuple[HTTPMethod, ...]
@@ -260,7 +263,7 @@ class Endpoint:
     answer: Callable[[Request], Steps[Response]]
 
     def respond(self, request: Request) -> Steps[Response]:
-        """Return the response to a request: that of `answer`, or an error."""
+        """Yield the steps that answer a request. Return the response, which may be an error."""
         if request.method not in self.methods:
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(self.methods)})
         try:

@@ -1,4 +1,4 @@
-"""Decides by the setting `CORS_ORIGINS` which pages of other origins may read server-sent events."""
+"""Decides by the setting `CORS_ORIGINS` which web pages of other origins may read server-sent events."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -14,12 +14,12 @@ _PREFLIGHT: Final = {
     "Access-Control-Allow-Headers": "Cache-Control, Content-Type, Last-Event-ID, X-JID",
     "Access-Control-Max-Age": "600",
 }
-#: The values of `Sec-Fetch-Site` of requests that a page of another origin has caused.
+#: The values of `Sec-Fetch-Site` in requests that a web page of another origin has caused.
 _OTHER_SITES: Final = (b"cross-site", b"same-site")
 
 
 def cors_headers(scope: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers with which the page that made a request may read the response, if it may."""
+    """Return the headers that let a web page read the response, if `CORS_ORIGINS` allows the origin of the page."""
     allowed = get_settings().cors_origins
     if not allowed:
         return {}
@@ -42,10 +42,10 @@ def preflight(headers: Mapping[str, str]) -> Response:
 
 
 def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers of a request for the consumer.
+    """Return the headers of a request, without `Origin` if the consumer need not check the origin.
 
-    The consumer checks the origin, since a page of another site could use the cookies of its visitor. A request without
-    cookies needs no such check if the page may read the response.
+    The consumer checks the origin, because a web page of another site could use the cookies of its visitor. A request
+    without cookies needs no such check if the web page may read the response.
 
     Args:
         scope: the scope of the request.
@@ -58,9 +58,10 @@ def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequ
 
 
 def is_forged(scope: Mapping[str, Any]) -> bool:
-    """Return whether a page of another site has caused the request with the cookies of its visitor.
+    """Return whether a web page of another site has caused the request, with the cookies of its visitor.
 
-    A browser sends no `Origin` with an image, for example. The page cannot read the response, but a member would join.
+    Browsers send no `Origin` when they load an image, for example, so the consumer cannot check it. The web page could
+    not read the response, but the visitor could become a member of a stream.
     """
     found = dict(scope["headers"])
     return b"cookie" in found and b"origin" not in found and found.get(b"sec-fetch-site") in _OTHER_SITES

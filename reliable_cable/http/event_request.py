@@ -1,4 +1,4 @@
-"""Reads what a reader of server-sent events requests: from its query, its headers and its body."""
+"""Parses the requests for server-sent events, with their query strings, headers and bodies."""
 
 import json
 import re
@@ -16,10 +16,11 @@ from reliable_cable.protocol.events import Event, FrameEvent, RawEvent, RawFrame
 
 from .core import Refusal
 
-#: The maximum number of bytes of the commands in the body of a POST, as in AnyCable.
+#: The maximum size of the body of a POST, in bytes. AnyCable has the same limit.
 MAX_BODY_SIZE: Final = 64 * 1024
 
-#: The built-in channels by the query parameters that subscribe to them, with the name of the param in the identifier.
+#: The query parameters that subscribe to a built-in channel. Each one is mapped to the name of the channel, and to the
+#: key under which the identifier contains the value of the parameter.
 _STREAM_PARAMETERS: Final = {
     "stream": ("$pubsub", "stream_name"),
     "signed_stream": ("$pubsub", "signed_stream_name"),
@@ -31,13 +32,13 @@ _SECONDS: Final = re.compile("[0-9]{1,12}")
 
 @dataclass(frozen=True, slots=True)
 class EventRequest:
-    """What a reader requests.
+    """A parsed request for server-sent events.
 
     Args:
-        frames: the commands, as frames of the protocol.
-        identifiers: the identifiers to which they subscribe.
-        form: the class of events.
-        resumed: the positions in the last id that the reader has received.
+        frames: the commands that the request stands for, as frames of the WebSocket protocol.
+        identifiers: the identifiers of the subscriptions that these commands make.
+        form: the class of the events that the reader is sent.
+        resumed: the positions in the last event id that the reader has received.
     """
 
     frames: Sequence[str]
@@ -47,13 +48,13 @@ class EventRequest:
 
 
 def read_request(method: str, query_string: bytes, last_event_id: str, body: bytes) -> EventRequest:
-    """Read a request.
+    """Parse a request for server-sent events.
 
     Args:
         method: GET or POST.
-        query_string: the query.
-        last_event_id: the header `Last-Event-ID`; `""` if there is none.
-        body: the body. It is read only for POST.
+        query_string: the part of the URL after the question mark.
+        last_event_id: the header `Last-Event-ID`, or `""` if there is none.
+        body: the body of a POST. The body of a GET is ignored.
 
     Raises:
         Refusal: the request is not valid.
@@ -85,7 +86,7 @@ def read_request(method: str, query_string: bytes, last_event_id: str, body: byt
         raise Refusal(
             HTTPStatus.BAD_REQUEST,
             "The request has no subscription. GET needs 'channel', 'identifier', 'stream' or 'signed_stream' in the "
-            "query, and POST a command 'subscribe' in the body.",
+            "query. POST needs a command 'subscribe' in the body.",
         )
     if len(set(identifiers)) > MAX_STREAMS:
         raise Refusal(HTTPStatus.BAD_REQUEST, f"The request has more than {MAX_STREAMS} subscriptions.")
@@ -118,7 +119,7 @@ def _read_since(text: str) -> dict[str, Any]:
 
 
 def _commands_in(body: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the commands in a body, which has one JSON object in each line."""
+    """Yield the commands from a body that contains one JSON object per line."""
     if len(body) > MAX_BODY_SIZE:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {MAX_BODY_SIZE} bytes.")
     for line in body.split(b"\n"):
@@ -128,5 +129,5 @@ def _commands_in(body: bytes) -> Iterator[dict[str, Any]]:
             commands.parse(line.decode(), get_settings().max_identifier_size)
             command = json.loads(line)
         except (UnicodeDecodeError, ProtocolError) as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"A line of the body is no command: {error}.") from None
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"A line of the body is not a command: {error}.") from None
         yield command

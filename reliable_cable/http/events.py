@@ -1,7 +1,7 @@
-"""`GET /events`: server-sent events. See Events.
+"""The endpoint `GET /events`, which sends server-sent events. See Events.
 
-The consumer of the project serves a reader as it serves a client with a WebSocket, so that everything that protects the
-WebSockets protects the readers. It gets the commands that the request stands for, and then nothing more.
+The consumer of the project serves a reader of events in the same way as a WebSocket client. So the same checks and
+limits apply. The consumer receives the commands that the request stands for, and nothing after them.
 """
 
 import asyncio
@@ -21,18 +21,19 @@ from .event_request import MAX_BODY_SIZE, EventRequest, read_request
 
 _METHODS: Final = (HTTPMethod.GET, HTTPMethod.POST)
 _SCHEMES: Final = {"http": "ws", "https": "wss"}
-#: The close code that the consumer gets. It is not known whether a reader left its page or lost its connection.
+#: The close code that the consumer gets. The server cannot know whether a reader left the web page or lost its
+#: connection.
 _CONNECTION_LOST: Final = 1006
 
 
 async def serve_events(application: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a reader until it disconnects, or is disconnected.
+    """Serve a reader of server-sent events until the connection ends.
 
     Args:
         application: the consumer with its middlewares.
-        scope: the scope of the request.
-        receive: the ASGI `receive`.
-        send: the ASGI `send`.
+        scope: the scope of the HTTP request.
+        receive: the ASGI `receive` of the HTTP request.
+        send: the ASGI `send` of the HTTP request.
     """
     headers = cors_headers(scope)
     try:
@@ -64,12 +65,12 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
 
 
 async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> EventRequest | Response:
-    """Read the request, or return the response if it does not subscribe.
+    """Parse an HTTP request. If the request does not ask for events, return the response to it.
 
     Args:
-        scope: the scope of the request.
-        receive: the ASGI `receive`.
-        headers: the headers of the response by which other origins may read it.
+        scope: the scope of the HTTP request.
+        receive: the ASGI `receive` of the HTTP request.
+        headers: the result of `cors_headers`.
 
     Raises:
         Refusal: the request is not valid.
@@ -81,7 +82,7 @@ async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> E
     if method not in _METHODS:
         return Response(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join((*_METHODS, HTTPMethod.OPTIONS))})
     if is_forged(scope):
-        raise Refusal(HTTPStatus.FORBIDDEN, "A page of another site has made this request.")
+        raise Refusal(HTTPStatus.FORBIDDEN, "A web page of another site has made this request.")
     body = await read_body(receive, MAX_BODY_SIZE + 1)
     last_event_id = b""
     for name, value in scope["headers"]:
@@ -91,7 +92,7 @@ async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> E
 
 
 def _as_websocket(scope: Scope, transport: EventTransport) -> Scope:
-    """Return the scope in which the consumer serves the reader."""
+    """Return the scope of a WebSocket, with which the consumer is called."""
     return {
         **scope,
         "type": "websocket",
@@ -102,12 +103,12 @@ def _as_websocket(scope: Scope, transport: EventTransport) -> Scope:
 
 
 class _Commands:
-    """Gives the consumer the commands of a reader.
+    """Gives the consumer the commands of a request for events, as if a WebSocket client had sent them.
 
     Args:
-        request: the request.
-        transport: the transport of the reader.
-        receive: the ASGI `receive` of the request, whose body was read.
+        request: the request with the commands.
+        transport: sends events to the reader.
+        receive: the ASGI `receive` of the HTTP request, after its body was read.
     """
 
     def __init__(self, request: EventRequest, transport: EventTransport, receive: Receive) -> None:
@@ -117,7 +118,7 @@ class _Commands:
         self._receive = receive
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next message, or wait until the connection has ended."""
+        """Return the next ASGI message. After the last command, wait until the connection has ended."""
         for message in self._messages:
             return message
         task = asyncio.ensure_future(self._until_disconnected())

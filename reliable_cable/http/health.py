@@ -1,4 +1,4 @@
-"""`GET /health`: whether this server can serve clients, for load balancers and orchestrators."""
+"""The endpoint `GET /health`, which tells load balancers and orchestrators whether this server can serve clients."""
 
 import asyncio
 from functools import partial
@@ -13,22 +13,22 @@ from reliable_cable.stores.engine import Engine, get_engine
 
 from .core import GET, Call, Endpoint, Refusal, Request, Response, Steps
 
-#: How long, in seconds, the stream store may take to answer.
+#: How long, in seconds, a request waits for an answer from the stream store. After that, it gets the status 503.
 ANSWER_TIMEOUT: Final = 1.5
-#: How long, in seconds, after the beginning of a check its result is used for further requests.
+#: How long, in seconds, the result of a check is used for further requests. The time starts with the check.
 CHECK_INTERVAL: Final = 1.0
-#: After how long, in seconds, a check without an answer is given up, so that another one can begin.
+#: How long, in seconds, a check goes on waiting for the stream store. After that, another check can begin.
 CHECK_TIMEOUT: Final = 10.0
 
-#: The logger of failed checks. Everybody can cause checks.
+#: The logger for failed checks. It limits the number of lines, because everybody can cause checks.
 _log = ClientLog("health checks")
 
 
 class StoreCheck:
-    """Checks whether the stream store answers, for one event loop. Concurrent requests share one check.
+    """Checks whether the stream store answers. Concurrent requests of one event loop share one check.
 
     Args:
-        engine: the stores.
+        engine: the engine whose stream store is checked.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -43,7 +43,7 @@ class StoreCheck:
         if task is None or (task.done() and loop.time() - self._began >= CHECK_INTERVAL):
             self._began = loop.time()
             task = self._task = loop.create_task(self._check())
-        # The check continues after the time-out: cancelling it would not free a thread that waits for a database.
+        # The check continues after the timeout. A cancellation would not free a thread that is waiting for a database.
         await asyncio.wait({task}, timeout=max(self._began + ANSWER_TIMEOUT - loop.time(), 0))
         return task.done() and not task.cancelled() and task.result()
 
@@ -70,7 +70,7 @@ async def find_problem() -> str | None:
 
 
 def report(request: Request) -> Steps[Response]:
-    """Return the status 200, or 503 with a problem."""
+    """Return a response with the status 200. If there is a problem, refuse the request with the status 503."""
     problem: str | None = yield Call(find_problem)
     if problem is not None:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem)

@@ -1,4 +1,4 @@
-"""`GET /api/presence/<stream>/users`: the members of a stream, in AnyCable's format."""
+"""The endpoint `GET /api/presence/<stream>/users`, which lists the members of a stream in AnyCable's format."""
 
 from http import HTTPStatus
 

@@ -1,4 +1,4 @@
-"""The endpoints as Django views."""
+"""The Django views of the HTTP endpoints."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,16 @@ View = Callable[..., HttpResponse]
 
 
 def make_view(endpoint: Endpoint) -> View:
-    """Return the view of an endpoint.
+    """Return a Django view that serves an endpoint.
 
     The view is sync, so Django runs it in a thread under ASGI. It never runs in a transaction of `ATOMIC_REQUESTS`.
-    Otherwise, a broadcast would be sent after the commit, and the response could not tell whether it succeeded.
+    Otherwise, a broadcast would be sent after the commit, and the response could not say whether the broadcast
+    succeeded.
     """
 
     def view(request: HttpRequest, stream: str = "") -> HttpResponse:
-        # The length of the body is left out, so that the body is read up to the limit: WSGI servers reset a connection
-        # whose body was not read, and the client then gets no response.
+        # Without `content_length`, a body that is too large is read up to the limit. WSGI servers reset a connection
+        # whose body was not read, and the client would get no response.
         asked = Request(
             method=request.method or "",
             path=request.path,

@@ -97,9 +97,10 @@ class HistoryReader:
         if not hub.epoch:
             return await self._ask(stream, start.offset, hub, following)
         loop = asyncio.get_running_loop()
-        cached = self._pages.get((stream, following))
-        if cached is not None and cached.expires > loop.time() and _can_use(cached.page, cached.after, start, hub):
-            return cached.page
+        # Only entries before the page can be readable for a subscriber that was never away, but not for others.
+        for cached in (self._pages.get((stream, following)), self._pages.get((stream, False))):
+            if cached is not None and cached.expires > loop.time() and _can_use(cached.page, cached.after, start, hub):
+                return cached.page
         key = (stream, start.offset, following)
         reading = self._reads.get(key)
         if reading is not None:

@@ -1,4 +1,4 @@
-"""Presence for Django code: the members of a stream."""
+"""Lets Django code read the members of a stream."""
 
 from reliable_cable.concurrency.threads import sync_only
 from reliable_cable.namespaces import split_namespace
@@ -8,10 +8,10 @@ from reliable_cable.validation import resolve_stream
 
 
 class StreamPresence:
-    """The presence of one stream. `presence_for` returns one.
+    """Reads the members of one stream. `presence_for` returns an instance of this class.
 
-    All methods raise `StoreError` if the store cannot be read. In a thread with a running event loop, the sync methods
-    raise `AsyncContextError`.
+    All methods raise `StoreError` if the presence store cannot be read. In a thread with a running event loop, the sync
+    methods raise `AsyncContextError`.
     """
 
     __slots__ = ("_name", "_store", "stream")
@@ -24,12 +24,12 @@ class StreamPresence:
 
     @sync_only("ainfo")
     def info(self, *, records: bool = True) -> PresenceInfo:
-        """Return the members and their number. With `records=False`, return the number only."""
+        """Return the members and their number. With `records=False`, return only the number."""
         return self._store.info(self._name, records=records, overdue=False)
 
     @sync_only("atotal")
     def total(self) -> int:
-        """Return the number of members. A member has one id, and may have several connections."""
+        """Return the number of members. An id with several connections counts as one member."""
         return self._store.info(self._name, records=False, overdue=False).total
 
     async def ainfo(self, *, records: bool = True) -> PresenceInfo:
@@ -42,10 +42,10 @@ class StreamPresence:
 
 
 def presence_for(stream: str) -> StreamPresence:
-    """Return the presence of a stream: `presence_for("chat:1").total()`.
+    """Return an object that reads the members of a stream, for example with `presence_for("chat:1").total()`.
 
-    With the engines "memory" and "database", the members are those that are connected to this process. With "redis",
-    they are those that are connected to any process.
+    The engines "memory" and "database" know only the members that are connected to this process. The engine "redis"
+    knows the members that are connected to any process.
 
     Raises:
         InvalidStreamName: the name is not valid. For a target of a channel, use `ChatChannel.broadcasting_for(target)`.

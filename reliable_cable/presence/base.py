@@ -1,4 +1,4 @@
-"""The former path of the interface of presence stores, for settings and engines that name it."""
+"""The former import path of the interface of presence stores. Settings and engines may still use it."""
 
 from reliable_cable.stores.presence.base import OUTAGE_SHARE
 from reliable_cable.stores.presence.base import UNHEARD_TIME as UNHEARD_TIME

@@ -1,4 +1,4 @@
-"""The former path of `MemoryPresenceStore`, for settings that have this path in `ENGINE`."""
+"""The former import path of `MemoryPresenceStore`. The setting `ENGINE` of a project may still contain it."""
 
 from reliable_cable.stores.presence.memory import MemoryPresenceListener as MemoryPresenceListener
 from reliable_cable.stores.presence.memory import MemoryPresenceStore as MemoryPresenceStore

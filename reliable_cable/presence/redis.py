@@ -1,4 +1,4 @@
-"""The former path of `RedisPresenceStore`, for settings that have this path in `ENGINE`."""
+"""The former import path of `RedisPresenceStore`. The setting `ENGINE` of a project may still contain it."""
 
 from reliable_cable.stores.presence.redis import RedisPresenceListener as RedisPresenceListener
 from reliable_cable.stores.presence.redis import RedisPresenceStore as RedisPresenceStore

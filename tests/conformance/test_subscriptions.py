@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from tests.conformance.conftest import Connect
-from tests.support.client import BASE, EXTENDED, identify, unique
-from tests.support.server import CallFailed, Server
+from tests.support.client import BASE, EXTENDED, Client, identify, unique
+from tests.support.server import CallFailed, Kind, Server, ServerPool
 
 
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
@@ -94,6 +94,20 @@ async def test_subscribed_runs_once_if_subscribe_is_repeated_meanwhile(
     await client.expect({"type": "confirm_subscription", "identifier": identifier})
     await client.nothing()
     assert await server.call("open_gate", gate) == 1
+
+
+async def test_more_than_a_thousand_subscribes_at_once_are_confirmed(servers: ServerPool, kind: Kind) -> None:
+    server = servers.get(kind, MAX_SUBSCRIPTIONS=2000)
+    names = [unique("room") for _ in range(1100)]
+    identifiers = [identify("StreamChannel", streams=[name]) for name in names]
+    async with Client(server.url) as client:
+        for identifier in identifiers:
+            await client.send("subscribe", identifier)
+        for identifier in identifiers:
+            await client.expect({"type": "confirm_subscription", "identifier": identifier})
+        for name, identifier in ((names[0], identifiers[0]), (names[-1], identifiers[-1])):
+            await server.call("broadcast", name, {"n": 1})
+            assert await client.messages(identifier, 1) == [{"n": 1}]
 
 
 async def test_a_slow_subscribe_delays_no_other_connection(connect: Connect, server: Server) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.client import unique
+from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
@@ -29,6 +30,23 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     """The kind of server."""
     kind: Kind = request.param
     return kind
+
+
+@pytest.fixture(scope="session")
+def postgres_host() -> Iterator[str]:
+    """The HOST of a PostgreSQL that tests share. They must be marked `postgres`, and must not stop it."""
+    binaries = find_postgres()
+    assert binaries is not None
+    with running_postgres(binaries) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def postgres_servers(postgres_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
+    """The shared servers whose database is that PostgreSQL."""
+    pool = ServerPool(tmp_path_factory.mktemp("servers"), CABLE_TEST_POSTGRES=postgres_host)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

@@ -311,11 +311,13 @@ class ServerPool:
     Args:
         folder: the folder for the files of all servers.
         defaults: called for each server; returns keys of `RELIABLE_CABLE` that apply unless a test sets them.
+        variables: environment variables of the servers. If they name a PostgreSQL, the servers share its database.
     """
 
-    def __init__(self, folder: Path, defaults: Callable[[], Mapping[str, Any]] = dict) -> None:
+    def __init__(self, folder: Path, defaults: Callable[[], Mapping[str, Any]] = dict, **variables: str) -> None:
         self._folder = folder
         self._defaults = defaults
+        self._variables = variables
         self._template: Path | None = None
         self._stack = contextlib.ExitStack()
         self._servers: dict[tuple[Kind, str], Server] = {}
@@ -330,11 +332,11 @@ class ServerPool:
     def make(self, kind: Kind, **settings: Any) -> Server:
         """Return a new server that is not shared and not started."""
         if self._template is None:
-            self._template = make_database(self._folder)
+            self._template = make_database(self._folder, **self._variables)
         self._count += 1
         folder = self._folder / f"{kind}-{self._count}"
         folder.mkdir()
-        return Server(kind, folder, self._template, {**self._defaults(), **settings})
+        return Server(kind, folder, self._template, {**self._defaults(), **settings}, shared=False, **self._variables)
 
     def get(self, kind: Kind, **settings: Any) -> Server:
         """Return the running server with these settings."""

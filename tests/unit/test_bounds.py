@@ -13,6 +13,7 @@ from reliable_cable.channel import MAX_STATE_SIZE, registry
 from reliable_cable.connection.account import JOIN_BURST
 from reliable_cable.connection.streams import STREAM_SIZE
 from reliable_cable.protocol.constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
+from reliable_cable.stores.engine import get_engine
 
 from .wire import Client, connection_of, identifier, run_event_loop
 
@@ -289,3 +290,28 @@ class TestPagesOfHistory:
                     received[frame["identifier"]].append(frame["message"]["n"])
             assert all(numbers == list(range(self.MESSAGES)) for numbers in received.values())
             assert outbox.held == 0
+
+    async def test_a_first_page_that_is_too_large_to_be_held_is_read_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reads: list[str] = []
+        read = get_engine().streams.aread
+
+        async def counted(stream: str, **options: Any) -> Any:
+            reads.append(stream)
+            return await read(stream, **options)
+
+        monkeypatch.setattr(get_engine().streams, "aread", counted)
+        room = identifier("Followed", number=0)
+        for message in range(self.MESSAGES):
+            await abroadcast("followed 0", {"n": message, "text": "x" * 2 * self.SIZE})
+        epoch = (await aposition("followed 0")).epoch
+        async with Client() as client:
+            await client.subscribe(room)
+            assert not connection_of(client).outbox.can_hold_page(2 * self.SIZE * self.MESSAGES)
+            reads.clear()
+            await client.send("history", room, history={"streams": {"followed 0": {"epoch": epoch, "offset": 0}}})
+            frames = await client.receive_many(self.MESSAGES + 1)
+            assert [frame["message"]["n"] for frame in frames[:-1]] == list(range(self.MESSAGES))
+            assert frames[-1]["type"] == "confirm_history"
+            assert reads == ["followed 0"]

@@ -269,8 +269,9 @@ def test_commands_name_programs_options_and_files_that_exist(words: list[str]) -
     program, *arguments = words[len(variables) :] or ["export"]
     match program:
         case ".venv/bin/pytest":
-            for variable in variables:
-                assert f'"{variable.partition("=")[0]}"' in (ROOT / "tests/conftest.py").read_text()
+            files = [ROOT / path for path in ("tests/conftest.py", *arguments) if (ROOT / path).is_file()]
+            source = "".join(path.read_text() for path in files)
+            assert all(f'"{variable.partition("=")[0]}"' in source for variable in variables)
             check_pytest(arguments)
         case ".venv/bin/python" | "python" if arguments[0] == "-m":
             check_module(arguments[1], arguments[2:])

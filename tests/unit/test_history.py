@@ -81,6 +81,26 @@ async def test_a_request_for_less_that_comes_soon_after_gets_the_same_page() -> 
     assert store.reads == [1]
 
 
+async def test_the_second_read_of_a_first_page_gets_the_same_page() -> None:
+    """Such a page was too large to be held until it is sent."""
+    store = Store()
+    position = store.add(5)
+    history = HistoryReader(store)
+    start = StreamPosition(position.epoch, 2)
+    first = await history.read("s", start, position)
+    assert await history.read("s", start, position, following=True) is first
+    assert store.reads == [2]
+
+
+async def test_a_subscriber_that_was_away_gets_no_page_of_one_that_was_not() -> None:
+    store = Store(HISTORY_SIZE=3)
+    position = store.add(5)
+    history = HistoryReader(store)
+    start = StreamPosition(position.epoch, 1)
+    assert offsets(await history.read("s", start, position, following=True)) == [2, 3, 4, 5]
+    assert offsets(await history.read("s", start, position)) == [3, 4, 5]
+
+
 async def test_a_request_for_more_or_for_another_epoch_or_ahead_of_the_stream_reads_the_store() -> None:
     store = Store()
     position = store.add(5)
@@ -258,6 +278,7 @@ STEPS = st.lists(
         st.tuples(st.just("forget"), st.just(0)),
         st.tuples(st.just("read"), st.integers(0, 12)),
         st.tuples(st.just("read without an epoch"), st.integers(0, 12)),
+        st.tuples(st.just("read without a break"), st.integers(0, 12)),
     ),
     max_size=40,
 )
@@ -272,7 +293,7 @@ def test_a_cached_page_never_has_less_than_a_fresh_read(steps: list[tuple[str, i
         history = HistoryReader(store)
         log: dict[tuple[str, int], str] = {}
         for step, number in steps:
-            for entry in store.read("s", after=0, limit=1000).entries:
+            for entry in store.read("s", after=0, limit=1000, following=True).entries:
                 log[store.position("s").epoch, entry.offset] = entry.data
             if step == "add":
                 store.add(number)
@@ -281,9 +302,10 @@ def test_a_cached_page_never_has_less_than_a_fresh_read(steps: list[tuple[str, i
             elif step == "forget":
                 store.forget("s")
             else:
-                start = StreamPosition(position.epoch if step == "read" else "", number)
-                page = await history.read("s", start, position)
-                fresh = store.read("s", after=number, limit=PAGE_LENGTH)
+                start = StreamPosition("" if step == "read without an epoch" else position.epoch, number)
+                following = step == "read without a break"
+                page = await history.read("s", start, position, following=following)
+                fresh = store.read("s", after=number, limit=PAGE_LENGTH, following=following)
                 if page.epoch != fresh.epoch:
                     # The hub does not know the new epoch yet: the result is as if the epoch had begun a moment later.
                     assert page.epoch == position.epoch

@@ -190,7 +190,7 @@ async def test_an_unknown_channel_is_logged_with_the_known_ones(caplog: pytest.L
         await answers(client)
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith("There is no channel 'Rooom'. The installed apps' modules `cable` have: ")
+    assert message.startswith("There is no channel 'Rooom'. The modules `cable` of the apps define: ")
     assert {"Explaining", "Room"} <= set(message.partition(": ")[2].rstrip(".").split(", "))
     assert "$pubsub" not in message
 
