@@ -3,6 +3,11 @@
 import uuid
 from typing import Any
 
+from django.utils.module_loading import import_string
+
+from reliable_cable.conf import get_settings
+from reliable_cable.namespaces import current_namespace
+
 from .models import Run
 
 
@@ -21,6 +26,12 @@ class RunPermissions:
         return self.may_read(user, run)
 
 
+def permissions() -> RunPermissions:
+    """Return an object of the class that `RUN_PERMISSIONS` names."""
+    found: RunPermissions = import_string(get_settings().run_permissions)()
+    return found
+
+
 def readable_run(run: object, user: Any) -> Run:
     """Return a run that a user may read.
 
@@ -32,7 +43,7 @@ def readable_run(run: object, user: Any) -> Run:
         Run.DoesNotExist: there is no such run, or the user may not read it.
     """
     found = _find(run)
-    if found is None or not RunPermissions().may_read(user, found):
+    if found is None or found.namespace != current_namespace() or not permissions().may_read(user, found):
         raise Run.DoesNotExist("There is no such run.")
     return found
 
@@ -40,7 +51,7 @@ def readable_run(run: object, user: Any) -> Run:
 def stoppable_run(run: object, user: Any) -> Run:
     """Return a run that a user may stop. It raises what `readable_run` raises."""
     found = readable_run(run, user)
-    if not RunPermissions().may_stop(user, found):
+    if not permissions().may_stop(user, found):
         raise Run.DoesNotExist("There is no such run.")
     return found
 

@@ -1,5 +1,7 @@
 """One attempt to write a run: its changes of the database and its broadcasts. All methods block."""
 
+from __future__ import annotations
+
 import logging
 import secrets
 import threading
@@ -7,12 +9,15 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from django.db.models.functions import Now
 
 from reliable_cable.broadcasting import broadcast_batch, position
 from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.conf import get_settings
+from reliable_cable.namespaces import use_namespace
 from reliable_cable.protocol.positions import PagePosition
 
 from . import events
@@ -21,14 +26,26 @@ from .exceptions import RunNotQueued
 from .models import Run, Status, lease
 from .parts import Content
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, the answer is saved and the lease is renewed.
 SAVE_INTERVAL: Final = 1.0
-#: How long, in seconds, a writer counts as alive after it has renewed its lease.
-LEASE: Final = 15.0
 #: How long, in seconds, to wait after an error of the database or the store.
 RETRY_DELAY: Final = 0.5
+
+
+def in_namespace_of_run(method: Callable[Concatenate[Attempt, P], T]) -> Callable[Concatenate[Attempt, P], T]:
+    """Make a method of an attempt run in the namespace in which its run was started."""
+
+    @wraps(method)
+    def wrapped(self: Attempt, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with use_namespace(self.run.namespace):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class Attempt:
@@ -41,7 +58,10 @@ class Attempt:
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
-        self.coalescer = Coalescer(run.attempt)
+        settings = get_settings()
+        self.coalescer = Coalescer(run.attempt, settings.run_broadcast_interval, settings.run_broadcast_size)
+        #: How long, in seconds, this writer counts as alive after it has renewed its lease.
+        self._lease = settings.run_lease
         #: Set when the run was stopped.
         self.stopped = False
         #: Set when the row no longer belongs to this writer.
@@ -61,6 +81,7 @@ class Attempt:
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
+    @in_namespace_of_run
     def begin(self) -> None:
         """Take the run, and tell its readers that the attempt starts.
 
@@ -76,7 +97,7 @@ class Attempt:
             writer=self._writer,
             position=str(self._position),
             started_at=Now(),
-            lease_until=lease(LEASE),
+            lease_until=lease(self._lease),
         ):
             run.refresh_from_db()
             if run.status != Status.STOPPED:
@@ -97,6 +118,7 @@ class Attempt:
         flush = self.coalescer.due() if not self._unsent else self._retry_at
         return max(min(flush, self._saved_at + SAVE_INTERVAL), self._retry_at)
 
+    @in_namespace_of_run
     def step(self) -> None:
         """Broadcast and save what is due. An outage is not an error: it is tried again at the next step."""
         with self._lock:
@@ -104,7 +126,7 @@ class Attempt:
             if self.lost or self.due() > now:
                 return
             try:
-                if self._saved_at + LEASE <= now:
+                if self._saved_at + self._lease <= now:
                     self._save()  # the run may have been taken from this writer
                 if not self.lost and (self._unsent or self.coalescer.due() <= now):
                     self._flush()
@@ -146,7 +168,7 @@ class Attempt:
     def _save(self) -> None:
         """Save the content and renew the lease. Notice whether the run was stopped, or was taken from this writer."""
         began = self._clock()
-        values: dict[str, Any] = {"lease_until": lease(LEASE)}
+        values: dict[str, Any] = {"lease_until": lease(self._lease)}
         if self._changed:
             values |= self._values()
         if self._own().update(**values):
@@ -168,6 +190,7 @@ class Attempt:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
+    @in_namespace_of_run
     def end(self, status: Status, error: str = "") -> None:
         """Broadcast and save everything, and end the attempt.
 
@@ -181,7 +204,7 @@ class Attempt:
             Exception: the error of the last try.
         """
         with self._lock:
-            until = self._clock() + LEASE
+            until = self._clock() + self._lease
             while not self.lost:
                 try:
                     self._flush()

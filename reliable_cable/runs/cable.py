@@ -3,11 +3,13 @@
 from reliable_cable.actions import action
 from reliable_cable.broadcasting import aposition
 from reliable_cable.channel import Channel
+from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.protocol.positions import PagePosition
 from reliable_cable.reply import Snapshot
 
 from .access import readable_run, stoppable_run
 from .models import Run
+from .watching import Reader, watcher
 
 
 class RunChannel(Channel):
@@ -17,9 +19,12 @@ class RunChannel(Channel):
     is rejected, as if there were no such run.
     """
 
-    def subscribed(self) -> None:
+    async def subscribed(self) -> None:
         """Stream from the run."""
-        self.stream_from(readable_run(self.params.get("id"), self.connection.user).stream)
+        run = await run_handler(readable_run, self.params.get("id"), self.connection.user)
+        self._reader = Reader(run.pk)
+        watcher().add(self._reader)
+        self.stream_from(run.stream)
 
     async def snapshot(self, stream: str) -> Snapshot | None:
         """Return the answer as it was saved last."""

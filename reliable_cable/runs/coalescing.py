@@ -3,15 +3,10 @@
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from . import events
 from .parts import REASONING
-
-#: The shortest time, in seconds, between two broadcasts of a run.
-INTERVAL: Final = 0.03
-#: How many characters of text are broadcast at once, even if the last broadcast was less than `INTERVAL` ago.
-MAX_LENGTH: Final = 2048
 
 
 class Coalescer:
@@ -27,7 +22,7 @@ class Coalescer:
 
     __slots__ = ("_attempt", "_interval", "_length", "_lock", "_max_length", "_taken_at", "_written")
 
-    def __init__(self, attempt: int, interval: float = INTERVAL, max_length: int = MAX_LENGTH) -> None:
+    def __init__(self, attempt: int, interval: float = 0.03, max_length: int = 2048) -> None:
         self._attempt = attempt
         self._interval = interval
         self._max_length = max_length

@@ -16,6 +16,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from reliable_cable.broadcasting import broadcast
+from reliable_cable.namespaces import current_namespace, use_namespace
 
 from . import events
 
@@ -85,7 +86,11 @@ class RunManager(models.Manager["Run"]):
             subject: the saved object to which the run belongs, such as a conversation.
             input: what the task needs, as JSON values.
         """
-        run = self.model(owner_id=None if owner is None else owner.pk, input={} if input is None else dict(input))
+        run = self.model(
+            owner_id=None if owner is None else owner.pk,
+            input={} if input is None else dict(input),
+            namespace=current_namespace(),
+        )
         if subject is not None:
             run.subject = subject
         run.save(using=self.db, force_insert=True)
@@ -153,6 +158,8 @@ class Run(models.Model):
     subject_id = models.CharField(max_length=255, blank=True, default="")
     #: The object to which the run belongs.
     subject = GenericForeignKey("subject_type", "subject_id")
+    #: The namespace in which the run was started, or "".
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
     #: What the task needs.
     input = models.JSONField(default=dict, blank=True)
     status = models.CharField(max_length=9, choices=Status, default=Status.QUEUED)
@@ -231,7 +238,8 @@ class Run(models.Model):
 
     def announce_end(self) -> None:
         """Broadcast the event with which the attempt ended. Repeating this sends nothing, as long as it is kept."""
-        broadcast(self.stream, self.end_event(), idempotency_key=f"{self.attempt}:end")
+        with use_namespace(self.namespace):
+            broadcast(self.stream, self.end_event(), idempotency_key=f"{self.attempt}:end")
 
     def end_event(self) -> dict[str, Any]:
         """Return the event with which the attempt ended."""

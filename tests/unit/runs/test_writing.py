@@ -14,8 +14,11 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from reliable_cable import history
+from reliable_cable.runs import watching
+from reliable_cable.runs.access import RunPermissions
+from reliable_cable.runs.attempt import Attempt
 from reliable_cable.runs.exceptions import RunFailed, RunLost, RunNotQueued, RunStopped
-from reliable_cable.runs.models import Run, Status
+from reliable_cable.runs.models import WRITER_DIED, Run, Status
 from reliable_cable.runs.writing import awriting, writing
 from tests.unit.wire import Client, identifier
 
@@ -229,7 +232,7 @@ class Reader:
         async with asyncio.timeout(30):
             while not until(self):
                 frame = await client.receive()
-                if "message" in frame and "event" in frame["message"]:
+                if isinstance(frame.get("message"), dict):
                     self.add(frame["message"])
 
     def add(self, event: dict[str, Any]) -> None:
@@ -288,3 +291,54 @@ async def test_a_reader_stops_a_run(run: Run, owner: User) -> None:
         reader = Reader()
         await reader.read(client, lambda reader: reader.status == "stopped")
     assert reader.text == "a"
+
+
+async def test_readers_are_told_that_the_writer_died(
+    run: Run, owner: User, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    monkeypatch.setattr(watching, "INTERVAL", 0.05)
+    attempt = Attempt(run)
+    await sync_to_async(attempt.begin)()
+    attempt.coalescer.add("a")
+    await sync_to_async(attempt.step)()
+    reader = Reader()
+    async with Client(scope={"user": owner}) as client:
+        await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
+        await reader.read(client, lambda reader: reader.text == "a")
+        await sync_to_async(expire)(run)
+        await reader.read(client, lambda reader: reader.status == "error")
+    assert reader.text == "a"
+    assert (await Run.objects.aget(pk=run.pk)).error == WRITER_DIED
+
+
+async def test_readers_are_told_of_an_end_that_the_writer_could_not_broadcast(
+    run: Run, owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "INTERVAL", 0.05)
+    reader = Reader()
+    async with Client(scope={"user": owner}) as client:
+        await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
+        with monkeypatch.context() as broken:
+            broken.setattr(Run, "announce_end", lambda run: None)
+            async with awriting(run.pk) as out:
+                out.write("a")
+        await reader.read(client, lambda reader: reader.status == "complete")
+    assert reader.text == "a"
+
+
+class Everyone(RunPermissions):
+    def may_read(self, user: Any, run: Run) -> bool:
+        return True
+
+    def may_stop(self, user: Any, run: Run) -> bool:
+        return False
+
+
+async def test_a_project_decides_who_may_read_and_stop(run: Run, settings: Any) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "RUN_PERMISSIONS": f"{__name__}.Everyone"}
+    async with Client() as client:
+        await client.subscribe(identifier("RunChannel", id=str(run.pk)))
+        await client.perform(identifier("RunChannel", id=str(run.pk)), "stop")
+        assert (await client.receive())["message"]["event"] == "snapshot"
+        assert await client.quiet()
+    assert not (await Run.objects.aget(pk=run.pk)).stop_requested
