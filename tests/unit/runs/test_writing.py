@@ -20,6 +20,7 @@ from reliable_cable.runs.attempt import Attempt
 from reliable_cable.runs.exceptions import RunFailed, RunLost, RunNotQueued, RunStopped
 from reliable_cable.runs.models import WRITER_DIED, Run, Status
 from reliable_cable.runs.writing import awriting, writing
+from tests.support.run_reader import RunReader
 from tests.unit.wire import Client, identifier
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -218,55 +219,22 @@ def test_a_part_that_is_not_json_is_refused_at_once(run: Run, part: Any) -> None
     assert run.status == Status.COMPLETED
 
 
-class Reader:
-    """What a reader has of a run, as it computes it from the events."""
-
-    def __init__(self) -> None:
-        self.attempt = 0
-        self.text = ""
-        self.status = ""
-        self.events: list[str] = []
-
-    async def read(self, client: Client, until: Callable[[Reader], object]) -> None:
-        """Read frames until a condition is true."""
-        async with asyncio.timeout(30):
-            while not until(self):
-                frame = await client.receive()
-                if isinstance(frame.get("message"), dict):
-                    self.add(frame["message"])
-
-    def add(self, event: dict[str, Any]) -> None:
-        self.events.append(event["event"])
-        if event["event"] == "snapshot":
-            self.attempt, self.text, self.status = event["attempt"], event["content"], event["status"]
-        elif event["attempt"] > self.attempt:
-            self.attempt, self.text, self.status = event["attempt"], "", "running"
-        elif event["attempt"] < self.attempt or self.status not in ("queued", "running"):
-            return
-        if event["event"] == "start":
-            self.status = "running"
-        elif event["event"] == "chunk":
-            self.text += event["content"]
-        elif event["event"] in ("complete", "stopped", "error"):
-            self.status = event["event"]
-
-
 async def test_a_late_reader_gets_one_message_and_then_the_rest(run: Run, owner: User) -> None:
-    reader = Reader()
+    reader = RunReader()
     async with awriting(run.pk) as out:
         out.write("a" * 10_000)
         await sync_to_async(wait_until)(lambda: Run.objects.get(pk=run.pk).text)
         out.write("b")
         async with Client(scope={"user": owner}) as client:
             await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
-            await reader.read(client, lambda reader: reader.text)
+            await reader.read(client.receive, lambda reader: reader.text)
             out.write("c")
-            await reader.read(client, lambda reader: reader.text.endswith("c"))
+            await reader.read(client.receive, lambda reader: reader.text.endswith("c"))
             out.write("d")
-            pass_on = asyncio.create_task(reader.read(client, lambda reader: reader.text.endswith("d")))
+            pass_on = asyncio.create_task(reader.read(client.receive, lambda reader: reader.text.endswith("d")))
             await pass_on
-    assert reader.events[0] == "snapshot"
-    assert reader.events.count("snapshot") == 1
+    assert reader.names[0] == "snapshot"
+    assert reader.names.count("snapshot") == 1
     assert reader.text == "a" * 10_000 + "bcd"
 
 
@@ -288,8 +256,8 @@ async def test_a_reader_stops_a_run(run: Run, owner: User) -> None:
             out.write("a")
             await client.perform(identifier("RunChannel", id=str(run.pk)), "stop")
             await asyncio.Event().wait()
-        reader = Reader()
-        await reader.read(client, lambda reader: reader.status == "stopped")
+        reader = RunReader()
+        await reader.read(client.receive, lambda reader: reader.status == "stopped")
     assert reader.text == "a"
 
 
@@ -301,12 +269,12 @@ async def test_readers_are_told_that_the_writer_died(
     await sync_to_async(attempt.begin)()
     attempt.coalescer.add("a")
     await sync_to_async(attempt.step)()
-    reader = Reader()
+    reader = RunReader()
     async with Client(scope={"user": owner}) as client:
         await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
-        await reader.read(client, lambda reader: reader.text == "a")
+        await reader.read(client.receive, lambda reader: reader.text == "a")
         await sync_to_async(expire)(run)
-        await reader.read(client, lambda reader: reader.status == "error")
+        await reader.read(client.receive, lambda reader: reader.status == "error")
     assert reader.text == "a"
     assert (await Run.objects.aget(pk=run.pk)).error == WRITER_DIED
 
@@ -315,14 +283,14 @@ async def test_readers_are_told_of_an_end_that_the_writer_could_not_broadcast(
     run: Run, owner: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "INTERVAL", 0.05)
-    reader = Reader()
+    reader = RunReader()
     async with Client(scope={"user": owner}) as client:
         await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
         with monkeypatch.context() as broken:
             broken.setattr(Run, "announce_end", lambda run: None)
             async with awriting(run.pk) as out:
                 out.write("a")
-        await reader.read(client, lambda reader: reader.status == "complete")
+        await reader.read(client.receive, lambda reader: reader.status == "complete")
     assert reader.text == "a"
 
 
