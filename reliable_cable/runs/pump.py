@@ -7,13 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
 from typing import Any, Final
 
-from reliable_cable.concurrency.daemon_executor import DaemonExecutor
 from reliable_cable.concurrency.outages import is_outage
-from reliable_cable.concurrency.threads import IDLE_TIME, submit_store
+from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
 
 from .attempt import Attempt, stop_requests
 
@@ -57,7 +54,6 @@ class Pump:
         self._woken = False
         self._running = False
         self._asked_at = 0.0
-        self._thread = DaemonExecutor("cable-runs", 1, idle_time=IDLE_TIME, at_end=lambda: None)
 
     def add(self, attempt: Attempt, ended: Callable[[], object]) -> None:
         """Serve an attempt.
@@ -70,7 +66,7 @@ class Pump:
             self._attempts[attempt.run.pk] = _Served(attempt, ended)
             if not self._running:
                 self._running = True
-                self._thread.submit(self._run)
+                submit_alone("runs", self._run)
             self._wake()
 
     def remove(self, attempt: Attempt) -> None:
@@ -99,21 +95,16 @@ class Pump:
                 self._changed.wait_for(lambda: self._woken, max(0.0, due - self._clock()))
                 self._woken = False
                 attempts = dict(self._attempts)
-            now = self._clock()
-            steps = [
-                (served, submit_store(served.attempt.step))
-                for served in attempts.values()
-                if served.attempt.due() <= now
-            ]
-            for served, step in steps:
-                self._finish_step(served, step)
-            if self._asked_at + STOP_INTERVAL <= now:
-                self._asked_at = now
+            for served in attempts.values():
+                if served.attempt.due() <= self._clock():
+                    self._step(served)
+            if self._asked_at + STOP_INTERVAL <= self._clock():
+                self._asked_at = self._clock()
                 self._find_stopped(attempts)
 
-    def _finish_step(self, served: _Served, step: Future[None]) -> None:
+    def _step(self, served: _Served) -> None:
         try:
-            step.result()
+            with_kept_connections(served.attempt.step)
         except Exception:
             # The other attempts must still be served.
             logger.exception("The run %s could not be written.", served.attempt.run.pk)
@@ -123,10 +114,10 @@ class Pump:
 
     def _find_stopped(self, attempts: dict[Any, _Served]) -> None:
         try:
-            stopped = submit_store(partial(stop_requests, list(attempts))).result()
+            stopped = with_kept_connections(stop_requests, list(attempts))
         except Exception as error:
             if not is_outage(error):
-                raise
+                logger.exception("Stopped runs could not be looked for.")
             return  # `step` logs outages
         for pk in stopped:
             attempts[pk].attempt.stopped = True
