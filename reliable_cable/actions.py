@@ -1,11 +1,11 @@
-"""The decorator of actions: the methods of a channel that clients may call."""
+"""The decorator `action`, which marks the methods of a channel that clients may call."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The attribute of a method that has the name by which clients call it.
+#: The name of the attribute in which a decorated method has the name of the action for clients.
 ACTION: Final = "_cable_action"
 
 
@@ -14,12 +14,12 @@ def action(method: F, /) -> F: ...
 @overload
 def action(*, name: str) -> Callable[[F], F]: ...
 def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F]:
-    """Allow clients to call a method of a channel, and to get what it returns.
+    """Allow clients to call a method of a channel, and to receive its return value.
 
     Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. Its
-            name must differ from the names of the attributes and hooks of `Channel`.
-        name: the name that clients use. The default is the method's name.
+        method: a sync or async method. It is called with the client's data as a dict, or without arguments if it has
+            no parameter. Its name must differ from the names of all attributes and handlers of `Channel`.
+        name: the name of the action for clients. The default is the method's name.
     """
 
     def mark(target: F) -> F:

@@ -1,7 +1,7 @@
-"""Read-only admin pages for streams and their messages.
+"""Admin pages that show streams and their messages.
 
-Messages cannot be changed or deleted one by one, because the offsets of a stream must have no holes. Sessions are
-not shown, because a session id is a secret.
+Single messages cannot be deleted, because the offsets of a stream must have no holes. They cannot be changed, because
+clients may have received them. Sessions are not shown, because session ids are secrets.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from .namespaces import current_namespace, qualify, split_namespace
 
 
 class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for type checkers only
-    #: The field with the name of the stream.
+    #: The model field that contains the name of the stream.
     name_field = "name"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
@@ -31,21 +31,21 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic fo
         return rows.exclude(**{f"{self.name_field}__contains": NAMESPACE_SEPARATOR})
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Return False: a message must be broadcast, so that subscribers receive it."""
+        """Return False, because subscribers receive a message only if it is broadcast."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False, because clients may have received the message."""
+        """Return False, because clients may already have received the message."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False, because a deleted entry would leave a hole in its stream."""
+        """Return False, because the offsets of a stream must have no holes."""
         return False
 
 
 @admin.register(Stream)
 class StreamAdmin(_ReadOnly):
-    """Lists the streams and their positions. An action forgets the selected streams."""
+    """Lists the streams and their positions. An admin action forgets streams."""
 
     list_display = ("name", "epoch", "low", "tail")
     search_fields = ("name",)
@@ -53,14 +53,14 @@ class StreamAdmin(_ReadOnly):
 
     @admin.action(description="Forget the selected streams", permissions=["forget"])
     def forget_streams(self, request: HttpRequest, queryset: QuerySet[Stream]) -> None:
-        """Delete the messages of the streams and end their epochs. Tell subscribers that their positions are lost."""
+        """Delete the messages of the selected streams and begin new epochs. Subscribers are told of this."""
         names = list(queryset.values_list("name", flat=True))
         for name in names:
             forget(split_namespace(name)[1])
         self.message_user(request, f"Streams forgotten: {len(names)}.")
 
     def has_forget_permission(self, request: HttpRequest) -> bool:
-        """Return whether the user may delete streams."""
+        """Return whether the user has the permission to delete streams."""
         return request.user.has_perm("reliable_cable.delete_stream")
 
 
@@ -76,7 +76,7 @@ class StreamEntryAdmin(_ReadOnly):
 
 @admin.register(OutboxEntry, TransientEntry)
 class UnnumberedAdmin(_ReadOnly):
-    """Lists the messages of the outbox, which are numbered later, and transient messages, which have no numbers."""
+    """Lists messages without an offset, which are the entries of the transactional outbox and transient messages."""
 
     list_display = ("name", "id")
     search_fields = ("=name",)

@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class ReliableCableConfig(AppConfig):
-    """Imports the channels of all installed apps, registers the system checks, and keeps secrets out of logs."""
+    """The app configuration. It imports the channels of all installed apps when Django starts."""
 
     name = "reliable_cable"
     verbose_name = "Reliable cable"
@@ -13,9 +13,8 @@ class ReliableCableConfig(AppConfig):
     def ready(self) -> None:
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
-        This also registers the system checks and the built-in channel, and connects the receivers that close or check a
-        user's connections when a login ends, and the one that notes when a request began. Before that, it adds what
-        keeps secrets out of logs, and what reports mistakes that servers hide.
+        This also registers the system checks and the built-in channels, installs the log filters, and connects signal
+        receivers. These close connections when a login ends, and record when a request began.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules

@@ -1,6 +1,6 @@
-"""Broadcasts from anywhere: views, signals, tasks, the shell.
+"""Functions that broadcast messages from any code, such as views, signal receivers, tasks and the shell.
 
-This module writes to the stores only. The hubs of the server processes receive the messages from the stores.
+They only write to the stores. The hubs of the server processes receive the messages from the stores.
 """
 
 import json
@@ -21,7 +21,7 @@ from .stores.streams.base import NOWHERE, StreamStore
 from .stores.streams.failures import report_failure
 from .validation import BatchItem, BatchOptions, Outgoing, aprepare_batch, prepare_batch, resolve_stream
 
-#: Functions that are called with the messages of each batch after it was sent. Only `reliable_cable.testing` adds some.
+#: Functions that are called with the messages of each batch after it was sent. Only `reliable_cable.testing` uses this.
 observers: list[Callable[[Sequence[Outgoing]], object]] = []
 
 
@@ -50,25 +50,25 @@ def broadcast(
     idempotency_key: str | None = None,
     using: str | None = None,
 ) -> StreamPosition | None:
-    """Send a message to everyone who is subscribed to a stream, now or after a reconnect.
+    """Send a message to all subscribers of a stream. Disconnected clients receive it when they reconnect.
 
-    Inside transactions, the message is sent after all of them have committed. If one is rolled back, it is never sent.
-    The payload is encoded immediately, so later changes to `data` have no effect.
+    Inside transactions, the message is sent after all of them have committed. If one of them is rolled back, the
+    message is not sent. The payload is encoded immediately, so later changes of `data` have no effect.
 
     Args:
-        stream: the stream's name, of 1 to 255 characters, none of them a control character.
+        stream: the stream's name. It has 1 to 255 characters, and no control characters.
         data: any value that `DjangoJSONEncoder` can encode, unless it is falsy in JavaScript (None, False, 0, "").
-        transient: send only to the clients that are connected now. The message is neither stored nor numbered.
-        immediate: send without waiting for the commit of an open transaction.
-        to_others: exclude the connection that the current request names in `X-Socket-ID`, if it names one; in an
-            action, exclude the client that called it.
+        transient: send only to clients that are connected now. The message is neither stored nor numbered.
+        immediate: send now, even if a transaction is open.
+        to_others: exclude the connection whose session id is in the header `X-Socket-ID` of the current request. In an
+            action, exclude the client that called the action.
         exclude_socket: exclude the connection with this session id.
-        idempotency_key: a string of 1 to 255 characters. Repeating a broadcast with the same key sends nothing and
-            returns the first one's position, for as long as the stream keeps that message.
-        using: wait for a transaction on this database only.
+        idempotency_key: a string of 1 to 255 characters. If the stream still keeps a message with the same key, nothing
+            is sent, and the position of that message is returned.
+        using: wait only for a transaction on the database with this alias.
 
     Returns:
-        The position of the message; None if it is transient, or is sent after a commit.
+        The position of the message; None if it is transient, or will be sent after a commit.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `abroadcast`.
@@ -76,8 +76,8 @@ def broadcast(
         InvalidPayload: the payload cannot be sent.
         InvalidOption: the options contradict each other, or cannot be used with this stream.
         BroadcastError: nothing was sent. This is also the base class of the three `Invalid…` errors.
-        BroadcastUncertain: a `BroadcastError` that leaves open whether the message was stored. Repeating the broadcast
-            with the same `idempotency_key` is safe.
+        BroadcastUncertain: a `BroadcastError` after which the message may have been stored. The broadcast can safely be
+            repeated with the same `idempotency_key`.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
     return Batch.of_one(stream, data, idempotency_key, options).send()[0]
@@ -96,8 +96,8 @@ async def abroadcast(
 ) -> StreamPosition | None:
     """Async twin of `broadcast`.
 
-    It waits for transactions around `async_to_sync`, and for those in a `ThreadSensitiveContext`, as in an async view.
-    Elsewhere, for example in a consumer, it sends the message immediately.
+    It waits for a transaction in which `async_to_sync` was called, and for transactions in a `ThreadSensitiveContext`,
+    such as those of an async view. In other async code, such as a consumer, it sends the message immediately.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
     return (await Batch.of_one(stream, data, idempotency_key, options).asend())[0]
@@ -115,18 +115,18 @@ def broadcast_batch(
 ) -> list[StreamPosition | None]:
     """Broadcast several messages.
 
-    First, the messages of streams with a history are stored, either all of them or none, in the given order. Then the
-    transient messages are sent in the given order. The options are the same as those of `broadcast`.
+    First, the messages of streams with a history are stored, in the given order. Either all of them are stored, or
+    none. Then the transient messages are sent, in the given order. The options are those of `broadcast`.
 
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
-            for this item: `transient`, `exclude_socket`, `idempotency_key`.
+            for this item, which may be `transient`, `exclude_socket` and `idempotency_key`.
 
     Returns:
-        What `broadcast` returns, for each item.
+        A list with the return value of `broadcast` for each item.
 
     Raises:
-        CableError: as for `broadcast`. Nothing was sent.
+        CableError: nothing was sent, for a reason listed at `broadcast`.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
     return Batch(prepare_batch(items, options), options).send()
@@ -148,11 +148,11 @@ async def abroadcast_batch(
 
 @sync_only("aposition")
 def position(stream: str) -> PagePosition:
-    """Return the position of a stream's newest message, or `("", 0)` if the stream never had one.
+    """Return the position of a stream's newest message, or `("", 0)` if the stream never had a message.
 
-    A view calls this *before* it reads the data of its page. The page passes the position to its client, which is then
-    sent exactly the messages after it (see Pages: The position comes first). On the database engine, this reads in the
-    transaction that is open in this thread.
+    A view calls this *before* it reads the data of the web page, and passes the position to the client in that page.
+    The client then receives exactly the messages after this position (see Pages: The position comes first). With the
+    database engine, the position is read in the transaction that is open in this thread.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `aposition`.
@@ -167,7 +167,7 @@ def position(stream: str) -> PagePosition:
 
 
 async def aposition(stream: str) -> PagePosition:
-    """Async twin of `position`. On the database engine, it reads outside the caller's transaction."""
+    """Async twin of `position`. With the database engine, the position is read outside of the caller's transaction."""
     name, store = resolve_stream(stream), get_engine().streams
     found = await store.aposition(name)
     if found != NOWHERE:
@@ -176,18 +176,18 @@ async def aposition(stream: str) -> PagePosition:
 
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
-    """Return the position at the end of a page of a stream that may not exist."""
+    """Return the position at the end of a page of entries. The stream may not exist."""
     return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else beginning_of(page.lineage).epoch)
 
 
 @sync_only("ahistory")
 def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEntry]:
-    """Return the messages in a stream's history, oldest first.
+    """Return the messages in a stream's history, the oldest one first.
 
     Args:
         stream: the stream's name.
         limit: the maximum number of messages to return.
-        after: return only messages whose offsets are greater than this.
+        after: an offset. Only messages with greater offsets are returned.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `ahistory`.
@@ -208,19 +208,19 @@ def _decode(page: StreamPage) -> list[HistoryEntry]:
 
 @sync_only("aforget")
 def forget(stream: str, *, using: str | None = None) -> None:
-    """Delete a stream's history and begin a new epoch. Its subscribers are told that their positions are lost.
+    """Delete a stream's history and begin a new epoch. Subscribers are told that their positions are lost.
 
     Inside transactions, this happens after all of them have committed, as for broadcasts.
 
     Args:
         stream: the stream's name.
-        using: wait for a transaction on this database only.
+        using: wait only for a transaction on the database with this alias.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `aforget`.
         InvalidStreamName: the name is not valid.
         InvalidOption: `using` names no database.
-        BroadcastError: autocommit is off on a database, so there is no way to wait for its commit.
+        BroadcastError: autocommit is off on a database, so that Django does not call functions after a commit.
         StoreError: the store could not be changed.
     """
     store, name, forget_on_commit = _prepare_forget(stream, using)
@@ -236,7 +236,7 @@ async def aforget(stream: str, *, using: str | None = None) -> None:
 
 
 def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, on_commit.Schedule]:
-    """Check the arguments. Return the store, the name of the stream, and the call that schedules `store.forget`."""
+    """Check the arguments. Return the store, the full name of the stream, and a function for `defer_to_commit`."""
     on_commit.check_using(using)
     name = resolve_stream(stream)
     store = get_engine().streams
@@ -251,11 +251,11 @@ def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, o
 
 
 class Batch:
-    """Messages that are sent together: first those of streams with a history, then the transient ones.
+    """Messages that are sent by one call. Stored messages are sent first, and transient messages after them.
 
     Args:
         items: the checked messages.
-        options: the options with which they were checked.
+        options: the options of the call.
     """
 
     def __init__(self, items: Sequence[Outgoing], options: BatchOptions) -> None:
@@ -268,7 +268,7 @@ class Batch:
 
     @classmethod
     def of_one(cls, stream: str, data: Any, idempotency_key: str | None, options: BatchOptions) -> Self:
-        """Return a batch of one message.
+        """Return a batch with one message.
 
         Raises:
             BroadcastError: the message or an option is not valid.
@@ -276,7 +276,7 @@ class Batch:
         return cls(prepare_batch([(stream, data, {"idempotency_key": idempotency_key})], options), options)
 
     def send(self) -> list[StreamPosition | None]:
-        """Send the messages now or after the commit. Return their positions."""
+        """Send the messages now or after the commit, and return their positions, as `broadcast` does."""
         if not self._immediate and on_commit.defer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         positions = self._store.append(self._kept) if self._kept else []
@@ -323,14 +323,14 @@ class Batch:
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
-        """Log a `BroadcastError` if messages were stored. If it were raised, the caller would send them again."""
+        """Log a `BroadcastError` if messages were stored. If it were raised, the caller might send these again."""
         try:
             yield
         except BroadcastError:
             if not self._kept:
                 raise
             logger.warning(
-                "Transient messages of a batch were not sent; its other messages were stored.", exc_info=True
+                "The transient messages of a batch could not be sent. Its other messages were stored.", exc_info=True
             )
 
     def _all_positions(self, kept: Iterable[StreamPosition]) -> list[StreamPosition | None]:

@@ -1,4 +1,7 @@
-"""Channels. A handler records changes and messages in a reply, which the connection applies after the handler."""
+"""The base class of channels.
+
+A handler of a channel only records changes and messages in a reply. The connection applies them after the handler.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +24,33 @@ from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .states import state as state
 from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
 
-#: The channel classes by the name that clients use. A system check reports names with more than one class.
+#: The channel classes, by the name for clients. If a name has several classes, a system check reports this.
 registry: dict[str, list[type[Channel]]] = {}
 
-#: The names of all channel classes, including those that are declared with `abstract=True`.
+#: The names of all channel classes, including classes with `abstract=True`.
 _names: set[str] = set()
 
-#: The maximum number of bytes of the state of a subscription, as JSON.
+#: The maximum size of a subscription's state as JSON, in bytes.
 MAX_STATE_SIZE = 16 * 1024
 
-#: The optional hooks, which `Channel` itself does not define.
+#: The handlers that a subclass may define, although `Channel` does not define them.
 _OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
 def find_channel(name: str) -> type[Channel] | None:
-    """Return the channel class that clients call `name`, or None if there is none."""
+    """Return the channel class with this name for clients; None if there is no such class."""
     classes = registry.get(name)
     return classes[0] if classes else None
 
 
 def channel_prefix(stream: str) -> str:
-    """Return the prefix of a stream of a channel, such as `ChatChannel:`. Return `""` for other streams."""
+    """Return the prefix of a stream's name that names a channel, such as `ChatChannel:`; `""` if it has none."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
 
 
 class ChannelPresence:
-    """The attribute `presence` of a channel. It records joins and leaves in the subscription's presence stream."""
+    """Lets a channel's handlers join and leave presence, through the attribute `presence` of the channel."""
 
     __slots__ = ("_channel",)
 
@@ -55,7 +58,15 @@ class ChannelPresence:
         self._channel = channel
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
-        """Join as the member `str(id)`, of up to 255 printable characters. `info` can be any JSON value up to 4 KiB."""
+        """Join the presence of the subscription's presence stream as a member.
+
+        Args:
+            id: the id of the member. It is converted to a string, of at most 255 printable characters.
+            info: a JSON value of at most 4 KiB.
+
+        Raises:
+            ChannelError: the id or the info is not allowed.
+        """
         # Lone surrogates are replaced, because they cannot be sent to clients.
         text = str(id).encode(errors="replace").decode()
         if id is None or not text:
@@ -67,28 +78,28 @@ class ChannelPresence:
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(encoded)))
 
     def leave(self) -> None:
-        """End the membership. Nothing happens if the subscription has not joined."""
+        """Leave presence. Nothing happens if the subscription has not joined."""
         self._channel.reply.presence.append(PresenceLeave())
 
 
 class Channel:
-    """Base class of channels. An instance is one subscription of one client.
+    """Base class of channels. Each subscription of a client has an instance of its own.
 
     Handlers (`subscribed`, `unsubscribed`, `resubscribed`, actions and hooks) can be sync or async. The handlers of one
-    connection run one after another. The changes and messages that they ask for are recorded in `reply`, and applied
-    when they return.
+    connection run one after another. Their changes and messages are recorded in `reply`. They are applied after the
+    handler has returned.
 
     Args:
-        connection: the consumer. It has `user`, and the attributes that its `connect` set.
+        connection: the consumer. It has `user`, and the attributes that `connect` has set.
         params: the parameters of the subscription, without the name of the channel.
-        identifier: the subscription's identifier, as the client sent it.
+        identifier: the subscription's identifier, as the client has sent it.
     """
 
-    #: The name that clients use for this channel. The default is the name of the class.
+    #: The name of this channel for clients. The default is the name of the class.
     name: ClassVar[str] = "Channel"
     _actions: ClassVar[Mapping[str, tuple[str, bool]]] = {}
 
-    # To save memory, a channel gets a `__dict__` only when an attribute is set that is not listed here.
+    # Slots save memory. An instance gets a `__dict__` only when another attribute is set.
     __slots__ = ("__dict__", "__weakref__", "_reply", "_state", "connection", "identifier", "params", "state_size")
 
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
@@ -97,7 +108,7 @@ class Channel:
         self.identifier = identifier
         self._reply: Reply | None = None
         self._state: dict[str, Any] | None = None
-        #: The size of the state, in bytes, when it was dumped last.
+        #: The size of the state, in bytes, at the last call of `dump_state`.
         self.state_size = 0
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
@@ -124,52 +135,59 @@ class Channel:
             return
         classes = registry.setdefault(cls.name, [])
         path = (cls.__module__, cls.__qualname__)
-        # A module that is imported again replaces its classes.
+        # If a module is imported again, its new classes replace the former ones.
         classes[:] = [other for other in classes if (other.__module__, other.__qualname__) != path]
         classes.append(cls)
 
     # -- handlers, for subclasses to override --------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """Handle a new or restored subscription: start streams, join presence, or `reject()` or return False.
+        """Handle a new or restored subscription. Start streams and join presence here.
 
-        A restore calls this again, with the saved state, before the client is welcomed. Streams that
-        the last call started are stopped, unless this call starts them again. The others keep their positions. Streams
-        that actions started stay started, and streams that actions stopped stay stopped. A member that is already
-        present causes no event.
+        To reject the subscription, call `reject()` or return False.
+
+        A restore calls this again, with the saved state, before the client is welcomed. A stream that the former call
+        started is stopped, unless this call starts it again. In that case, it continues at its position. Streams that
+        were started or stopped by actions remain so. If the member is still present, joining causes no event.
 
         If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
         to 8 seconds. After that, the client is disconnected, so that it reconnects and subscribes again.
         """
 
     def unsubscribed(self) -> Any:
-        """Handle the end of the subscription, once: the client unsubscribed, or its connection ended."""
+        """Handle the end of the subscription. This is called once, after an unsubscribe or the connection's end."""
 
     def resubscribed(self) -> Any:
-        """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe again.
+        """Handle a restored subscription, in place of `subscribed`.
 
-        If a channel overrides this, a restored subscription keeps all its streams and its member, and `subscribed` is
-        not called. This handler then has to check whether the client may still receive the streams.
+        If a channel overrides this, `subscribed` is not called for a restored subscription, which keeps all its streams
+        and its member. So this handler must check whether the client may still receive the streams. After `reject()`,
+        the client subscribes again.
         """
 
     def before_subscribe(self) -> Any:
         """Decide whether `subscribed` or `resubscribed` may be called.
 
-        It refuses by a false value except None, or by `reject()`. The subscription is then rejected.
+        To reject the subscription, return a false value other than None, or call `reject()`.
         """
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called. Refuse as in `before_subscribe`.
+        """Decide whether an action may be called.
 
-        `reject()` refuses the action, and also ends the subscription.
+        To refuse the action, return a false value other than None. `reject()` refuses the action, and also ends the
+        subscription.
+
+        Args:
+            action: the name of the action for clients.
+            data: the data that the client has sent.
         """
 
     def handle_error(self, error: Exception, handler: str) -> Any:
-        """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
+        """Handle an error that another handler raised. It was logged, and the reply of that handler was dropped.
 
-        The reply of this handler is applied, so it can send a message to the client. After an error of `subscribed`,
-        only its messages are sent, because the subscription is rejected. While `subscribed` is retried because a
-        database or store cannot be reached, this is called after the last attempt only.
+        The reply of this method is applied. So it can send a message to the client. After an error of `subscribed`, the
+        subscription is rejected, and only the messages of the reply are sent. If `subscribed` is retried because a
+        database or store cannot be reached, this is called only after the last attempt.
 
         Args:
             error: the error.
@@ -179,16 +197,15 @@ class Channel:
     def snapshot(self, stream: str) -> Any:
         """Return the content of a stream as a `Snapshot`, or None if there is none. May be async.
 
-        If a channel overrides this, a client gets the snapshot of each of its streams with a history when it
-        subscribes without a position, and whenever messages after its position are lost. The messages after the
-        snapshot's position follow. This runs beside other handlers, so it may neither change state nor use `reply`,
-        `transmit()` and the like.
+        If a channel overrides this, a client is sent the snapshot of each of its streams that has a history: on a first
+        subscribe, and when messages after its position are lost. The messages after the snapshot follow. This runs
+        beside other handlers, so it can neither change state nor call `transmit()` and the like.
 
         Args:
             stream: the name of the stream, without its namespace.
         """
 
-    # To let clients join presence by themselves, a channel defines
+    # A channel allows clients to join presence by themselves if it defines this method:
     #     def authorize_presence(self, id: str, info: Any) -> bool
 
     # -- for use in handlers -------------------------------------------------------------------------------------------
@@ -202,12 +219,12 @@ class Channel:
 
     @property
     def user(self) -> Any:
-        """The connection's user."""
+        """The user of the connection; None if the consumer has no user."""
         return getattr(self.connection, "user", None)
 
     @property
     def presence(self) -> ChannelPresence:
-        """The presence of this subscription."""
+        """The object by which handlers join and leave presence."""
         return ChannelPresence(self)
 
     def stream_from(
@@ -217,13 +234,13 @@ class Channel:
 
         Args:
             stream: the stream's name.
-            whisper: use this stream for the whispers of the client.
+            whisper: send the whispers of the client to this stream.
             presence: use this stream for presence. The default is the first stream of the subscription.
-            after: also send the messages after this position. It is what `position()` returned for this stream, or the
-                text of that, as in `after=self.params.get("after")`. If these messages are not all stored, or the text
-                is not a position of this stream, the client is sent `reject_history`. A client that names a position
-                of its own is sent the messages after that one. Base clients have no positions, and neither have streams
-                without a history.
+            after: first send the stored messages after this position, which `position()` has returned for this stream.
+                It can be a text, as in `after=self.params.get("after")`. If some of these messages are no longer
+                stored, or the text is not a position of this stream, the client receives `reject_history`. If the
+                client itself requests messages after a position, that position is used. The argument has no effect for
+                base clients and for streams without a history.
 
         Raises:
             InvalidStreamName: the name is not valid.
@@ -235,15 +252,15 @@ class Channel:
     def stream_for(
         self, target: Any, *, whisper: bool = False, presence: bool = False, after: PagePosition | str | None = None
     ) -> None:
-        """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
+        """Send the broadcasts of a target's stream to the client. `broadcasting_for` explains targets."""
         self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence, after=after)
 
     def stop_stream_from(self, stream: str) -> None:
-        """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""
+        """Stop sending the broadcasts of a stream. Nothing happens if the stream was not started."""
         self.reply.streams.append(StreamStop(qualify(namespace_of(self.connection), stream)))
 
     def stop_stream_for(self, target: Any) -> None:
-        """Stop sending the broadcasts of a target on this channel."""
+        """Stop sending the broadcasts of a target's stream. Nothing happens if the stream was not started."""
         self.stop_stream_from(self.broadcasting_for(target))
 
     def stop_all_streams(self) -> None:
@@ -254,27 +271,27 @@ class Channel:
         """Send a message to this client only.
 
         Raises:
-            ChannelError: the data cannot be encoded as JSON, or is falsy in JavaScript. Clients drop such messages.
+            ChannelError: the data cannot be encoded as JSON, or is falsy in JavaScript. Clients drop falsy messages.
         """
         text, _ = encode_channel_value(data, f"{type(self).__name__}: the message")
         if is_falsy(text):
             raise ChannelError(
-                f"{type(self).__name__}.transmit({data!r}): clients drop falsy messages; wrap it in a dict."
+                f"{type(self).__name__}.transmit({data!r}): clients drop falsy messages; wrap the value in a dict."
             )
         self.reply.transmissions.append(text)
 
     def reject(self) -> None:
-        """Refuse the subscription. In an action or its check, end it: the client is told, and may subscribe again."""
+        """Reject the subscription, or end it in an action. The client is told, and may subscribe again."""
         self.reply.rejected = True
 
     # -- broadcasting --------------------------------------------------------------------------------------------------
 
     @classmethod
     def broadcasting_for(cls, target: Any) -> str:
-        """Return the name of a target's stream on this channel: `ChatChannel:chat.room:1` for a model instance.
+        """Return the name of the stream of a target in this channel, such as `ChatChannel:chat.room:1`.
 
-        An instance of a proxy model has the same name as that of the concrete model. With multi-table inheritance, a
-        child and its parent have different names.
+        For an instance of a proxy model, the name is that of the concrete model's instance. With multi-table
+        inheritance, the names for a child and its parent differ.
 
         Args:
             target: a saved model instance, a string, a number, or a list or tuple of these.
@@ -295,7 +312,7 @@ class Channel:
         idempotency_key: str | None = None,
         using: str | None = None,
     ) -> StreamPosition | None:
-        """Broadcast to a target's stream on this channel. The options are those of `broadcast`."""
+        """Broadcast to the stream of a target in this channel. The options are those of `broadcast`."""
         options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
         return Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).send()[0]
 
@@ -325,12 +342,12 @@ class Channel:
 
     @classmethod
     def is_registered(cls) -> bool:
-        """Return whether clients can subscribe to a channel of this name."""
+        """Return whether clients can subscribe to a channel with this name."""
         return bool(registry.get(cls.name))
 
     @classmethod
     def find_action(cls, name: str) -> tuple[str, bool] | None:
-        """Return the name of an action's method, and whether it takes data. Return None for an unknown action."""
+        """Return the name of an action's method, and whether the method takes data; None for an unknown action."""
         return cls._actions.get(name)
 
     @classmethod
@@ -339,10 +356,10 @@ class Channel:
         return sorted(cls._actions)
 
     def begin(self) -> Mapping[str, Any]:
-        """Begin a new reply. Return the state as JSON values, for `undo`.
+        """Begin a new reply, and return a copy of the state, for `undo` and `take_reply`.
 
         Raises:
-            ChannelError: a value is not a JSON value.
+            ChannelError: a value of the state is not a JSON value.
         """
         self._reply = None
         return self.dump_state()
@@ -353,7 +370,7 @@ class Channel:
         self._state = dict(saved) or None
 
     def take_reply(self, saved: Mapping[str, Any]) -> Reply:
-        """Remove and return the reply, which says whether the state differs from the one that `begin` returned.
+        """Remove and return the reply. Set its `changed` by a comparison with the state that `begin` returned.
 
         Raises:
             ChannelError: a value of the state is not a JSON value.
@@ -364,10 +381,10 @@ class Channel:
         return reply
 
     def dump_state(self) -> dict[str, Any]:
-        """Return the state as JSON values.
+        """Return a copy of the state, and measure its size.
 
         Raises:
-            ChannelError: a value is not a JSON value, or the values are nested too deeply or too large.
+            ChannelError: a value of the state is not a JSON value, or the state is nested too deeply or too large.
         """
         if not self._state:
             self.state_size = 0
@@ -383,14 +400,14 @@ class Channel:
         return copy
 
     def load_state(self, values: Mapping[str, Any]) -> None:
-        """Load a state that `dump_state` returned. Values that the class does not declare are dropped."""
+        """Set the state to a dict from `dump_state`. Drop values that the class does not declare by `state`."""
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None
 
 
 def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
-    """Raise `ChannelError` if a declaration of a class replaces an attribute or a hook of `Channel`."""
+    """Raise `ChannelError` if an action or a state has the name of an attribute or handler of `Channel`."""
     if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
         raise ChannelError(
             f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "

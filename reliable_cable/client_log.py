@@ -1,7 +1,8 @@
-"""Limits what is logged on behalf of one client, and about all refused handshakes, so that no client fills the log.
+"""Limits the number of log lines that a client can cause, so that no client can fill the log.
 
-Everything that a client can cause repeatedly is logged by the `ClientLog` of its connection. A line that says why a
-connection is ended is logged by `logger`: there is only one such line for each connection, and it must not be left out.
+A connection has a `ClientLog` for everything that its client can cause repeatedly. Refused handshakes share another.
+The line that says why a connection was closed goes to `logger` itself, so that it is never left out. A connection has
+only one such line.
 """
 
 import logging
@@ -13,20 +14,20 @@ from django.conf import settings
 
 from reliable_cable.logs import logger
 
-#: The maximum number of lines that are logged on behalf of one client in each `INTERVAL`.
+#: The maximum number of lines that are logged for a client in each `INTERVAL`.
 MAX_LINES: Final = 20
-#: The maximum number of tracebacks that are logged on behalf of one client in each `INTERVAL`.
+#: The maximum number of tracebacks that are logged for a client in each `INTERVAL`.
 MAX_TRACEBACKS: Final = 5
-#: After how long, in seconds, the counts of lines and tracebacks begin again.
+#: How long an interval is, in seconds. At its end, the counts of lines and tracebacks are reset.
 INTERVAL: Final = 60.0
 
 
 class ClientLog(logging.LoggerAdapter[logging.Logger]):
-    """The logger of a connection. In each `INTERVAL`, it logs the first lines, and then the number of the others.
+    """The logger of a connection. In each `INTERVAL`, it logs at most `MAX_LINES`, and counts the others.
 
     Args:
-        subject: what the lines are about.
-        clock: returns the time in seconds, by any monotonic clock.
+        subject: the end of the line "And … more lines about …", which reports the count.
+        clock: a function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, subject: str = "the same client", clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,11 +38,11 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         self._lines = self._tracebacks = 0
 
     def refusal(self, msg: str, *args: object) -> None:
-        """Log that a handler refused the client: at INFO, or at WARNING while `DEBUG` is on, which is shown."""
+        """Log that a handler refused the client. The level is INFO; with `DEBUG`, it is WARNING, which is shown."""
         self.log(logging.WARNING if settings.DEBUG else logging.INFO, msg, *args, stacklevel=2)
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name in logging
-        """Return whether a line of this level is logged, and count it."""
+        """Count a line, and return whether it will be logged."""
         if not super().isEnabledFor(level):
             return False
         self.report()
@@ -49,10 +50,10 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         return self._lines <= MAX_LINES
 
     def report(self, *, ended: bool = False) -> None:
-        """Log how many lines were left out, if the `INTERVAL` is over.
+        """If the interval is over, log how many lines were left out, and begin the next interval.
 
         Args:
-            ended: whether the connection has ended, so that nothing more will be logged.
+            ended: whether the connection has ended. The number is then logged before the end of the interval.
         """
         now = self._clock()
         if now - self._began < INTERVAL and not ended:
@@ -63,7 +64,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
             self.logger.warning("And %d more lines about %s.", omitted, self._subject)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Leave out the traceback of a line if `MAX_TRACEBACKS` were logged before."""
+        """Remove the traceback of a line if `MAX_TRACEBACKS` have been logged in this interval."""
         if kwargs.get("exc_info"):
             self._tracebacks += 1
             if self._tracebacks > MAX_TRACEBACKS:
@@ -71,5 +72,5 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
-#: The logger for handshakes that are refused or fail. They have no connection with a logger of its own.
+#: The logger for refused and failed handshakes, which have no connection.
 handshake_log: Final = ClientLog("handshakes")

@@ -1,4 +1,4 @@
-"""`CableConsumer`: the only place that handles ASGI WebSocket messages."""
+"""`CableConsumer`, which handles the ASGI messages of WebSockets."""
 
 import asyncio
 import inspect
@@ -40,38 +40,38 @@ from .servers import transport_for
 from .servers.base import Transport
 from .servers.drain import Drain
 
-#: The context manager in which handlers run if `around_command` is not overridden.
+#: The context manager for handlers if `around_command` is not overridden. It does nothing.
 _UNCHANGED = nullcontext()
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: How long, in seconds, `connect` may take. The handshake is refused then, and the client reconnects.
+#: How long, in seconds, `connect` may take. If it takes longer, the handshake is refused, and the client reconnects.
 CONNECT_TIMEOUT: Final = 10.0
 
 _drains: PerLoop[Drain] = PerLoop()
 
-#: The reasons for which `connect` can refuse a client. After these, clients do not reconnect by themselves.
+#: The reasons with which `connect` can refuse a client. Clients that receive one do not reconnect automatically.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
 
 
 class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     """A Channels consumer that speaks the extended Action Cable protocol. Subclass it to authenticate connections.
 
-    `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse the
+    `connect` may set attributes such as `self.user`, which channels read as `self.connection.user`. It may refuse the
     connection with `self.reject_connection()`.
 
-    A subclass that sets `channel_layer_alias` receives messages of that channel layer, as any Channels consumer does.
-    It has `self.channel_layer` and `self.channel_name` from `connect` on, and an `async def` method for each message
-    type.
+    A subclass that sets `channel_layer_alias` receives messages from that channel layer, as other Channels consumers
+    do. It then has `self.channel_layer` and `self.channel_name` in `connect` and later. For each message type, it must
+    define an `async def` method.
     """
 
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
-    #: The origins of the pages that may connect: a list such as `["https://example.com", "https://*.example.com"]`, or
-    #: `"*"` for all. None: only the origins of this site, see `reliable_cable.origins.is_allowed`.
+    #: The origins of web pages that may connect. This is a list such as `["https://example.com",
+    #: "https://*.example.com"]`, `"*"` for all origins, or None for this site (see `origins.is_allowed`).
     allowed_origins: Sequence[str] | None = None
-    #: The alias of the channel layer from which the consumer receives messages; None if it uses no layer.
+    #: The alias of the channel layer from which the consumer receives messages; None if it uses no channel layer.
     channel_layer_alias: str | None = None
 
     scope: dict[str, Any]
@@ -81,14 +81,14 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     _namespace = ""
     _session: Connection | None = None
-    #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
+    #: The time when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     #: The reason for which `connect` refused the connection; None if it was not refused.
     _rejection: DisconnectReason | None = None
-    #: Whether `connect` has returned without a refusal.
+    #: Whether the client was accepted after `connect`.
     _accepted = False
-    #: A future for the connection's context, which is set when the client has been welcomed. Messages of the channel
-    #: layer are handled only after that.
+    #: A future whose result is the connection's context. It is set after the welcome. Messages from the channel layer
+    #: are handled only after that.
     _connected: asyncio.Future[Context] | None = None
 
     def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:
@@ -107,7 +107,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     @property
     def namespace(self) -> str:
-        """The namespace that the setting `NAMESPACE` gives the connection, or `""`."""
+        """The namespace of the connection, from the setting `NAMESPACE`; `""` if it has none."""
         return self._namespace
 
     @property
@@ -118,51 +118,53 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
     def connect(self) -> Any:
-        """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it.
+        """Authenticate the client, and set the attributes in `identified_by`. This can be `def` or `async def`.
 
-        If the client has sent a token, its identifiers are set, and `self.token` has its claims. Clients whose tokens
-        are not valid are refused before.
+        To refuse the client, call `reject_connection()`, return False, or raise `ObjectDoesNotExist`,
+        `PermissionDenied`, `ValidationError` or `Http404`.
 
-        To refuse it, call `reject_connection()` or return False. If this raises `ObjectDoesNotExist`,
-        `PermissionDenied`, `ValidationError` or `Http404`, the client is refused, too.
+        If the client has sent a token, its identifiers are already set, and `self.token` contains its claims. Clients
+        with an invalid token are refused before this is called.
         """
 
     def disconnect(self, code: int) -> Any:
-        """Clean up after the connection has ended and its channels were unsubscribed (`def` or `async def`).
+        """Clean up after the connection has ended and `unsubscribed` of its channels has been called.
+
+        This can be `def` or `async def`.
 
         Args:
             code: the WebSocket close code.
         """
 
     def around_command(self) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
-        """Return the context manager in which handlers run, to set a tenant or a language for them.
+        """Return a context manager for handlers, which can set a tenant or a language for them.
 
-        Decorate a generator method with `contextmanager` or `asynccontextmanager`. It is entered once for each
-        call of a handler, around the handler and its check (`before_subscribe` or `before_action`). It is also entered
-        around `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer, and checks of
-        logins. `connect` runs without it, and may set the attributes that it needs.
+        Override this with a generator method that is decorated with `contextmanager` or `asynccontextmanager`. It is
+        entered once for each call of a handler, together with its check (`before_subscribe` or `before_action`). It is
+        also entered for `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer, and checks
+        of logins. `connect` runs without it, and may set the attributes that it needs.
 
-        Around a sync handler, a sync manager runs in the thread of the handler, so it can change the thread's database
-        connections and undo the change. Around an async handler, it runs on the event loop. An async manager always
-        runs on the event loop. There, a manager should change context variables only.
+        For a sync handler, a sync manager runs in the thread of the handler. So it can change the thread's database
+        connections and undo the change. For an async handler, it runs on the event loop. An async manager always runs
+        on the event loop. On the event loop, a manager should change only context variables.
         """
         return _UNCHANGED
 
     def reject_connection(self, reason: str = DisconnectReason.UNAUTHORIZED) -> None:
-        """Refuse the connection. Call this in `connect`. The client is sent the reason, and does not reconnect.
+        """Refuse the connection. Call this in `connect`. The client receives the reason, and does not reconnect.
 
         Args:
-            reason: `"unauthorized"`, or `"token_expired"`. After the latter, the function `tokenRefresher` of an npm
-                client gets a new token, and the client connects once more.
+            reason: `"unauthorized"` or `"token_expired"`. After `"token_expired"`, an npm client with the option
+                `tokenRefresher` gets a new token, and connects again.
 
         Raises:
-            ValueError: the reason is neither of these.
-            RuntimeError: `connect` has returned, so that the client has been accepted.
+            ValueError: the reason is not one of these two.
+            RuntimeError: `connect` has already returned, and the client has been accepted.
         """
         if self._accepted:
             raise RuntimeError(
-                f"{type(self).__name__}.reject_connection: call this in `connect`. A channel rejects a subscription by "
-                "`self.reject()`; `disconnect()` of `reliable_cable` closes connections."
+                f"{type(self).__name__}.reject_connection: call this in `connect`. To reject a subscription, call "
+                "`self.reject()` in the channel. To close connections, call `reliable_cable.disconnect()`."
             )
         if reason not in REJECTION_REASONS:
             allowed = " or ".join(repr(str(each)) for each in REJECTION_REASONS)
@@ -175,24 +177,24 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     @classmethod
     def as_asgi(cls, **initkwargs: Any) -> Any:
-        """Return the ASGI application.
+        """Return an ASGI application that serves WebSockets with this consumer.
 
         Args:
-            allowed_origins: replaces the attribute of the class.
+            allowed_origins: overrides the attribute `allowed_origins` of the class.
 
         Raises:
             ImproperlyConfigured: `allowed_origins` is not valid, or `reliable_cable` is not in `INSTALLED_APPS`.
         """
         if apps.apps_ready and not apps.is_installed("reliable_cable"):
             raise ImproperlyConfigured(
-                "'reliable_cable' is not in INSTALLED_APPS, so no channels would be found. Add it there."
+                "'reliable_cable' is not in INSTALLED_APPS. Add it, because channels would not be found otherwise."
             )
         origins.check_allowed_origins(cls.__name__, initkwargs.get("allowed_origins", cls.allowed_origins))
         return super().as_asgi(**initkwargs)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        # The authentication middleware has just run.
+        """Serve a connection until it ends."""
+        # The client counts as authenticated now, because the authentication middleware has just run.
         self._authenticated = get_hub().engine.session_clock.moment()
         self.scope = scope
         self._namespace = enter_namespace(scope)
@@ -218,13 +220,13 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is None:
                 return
             connection = self._session = commands.connection
-            # Broadcasts of its handlers can exclude the client by `to_others`.
+            # With this, broadcasts of the handlers can exclude the client by `to_others`.
             connection.context.run(set_socket_id, connection.sid)
             if self._connected is not None:
                 self._connected.set_result(copy_context())
             reading = Reading(connection)
             while True:
-                # Keep no message in memory while the connection is idle.
+                # An idle connection must not keep its last message in memory.
                 del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
@@ -237,7 +239,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                     return
         finally:
             if commands is not None:
-                # A server that stops cancels this task. The session must be saved nevertheless.
+                # A server cancels this task when it stops. The shield lets the session be saved in any case.
                 await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
                 self._session = None
             if layer_task is not None:
@@ -301,7 +303,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
-            # `connect` may have authenticated another user by itself, who does not own the login.
+            # `connect` may have set another user than the one of the login.
             login=admission.login if admission.login is not None and admission.login.is_of(self.user) else None,
             expires_at=admission.expires_at,
         )
@@ -331,17 +333,17 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.channel_layer = get_channel_layer(self.channel_layer_alias)
         if self.channel_layer is None:
             raise ValueError(
-                f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
+                f"{type(self).__name__}.channel_layer_alias: there is no channel layer {self.channel_layer_alias!r}."
             )
         self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
-        # A channel layer cleans up when its receiver is cancelled, but only if the receiver has begun.
+        # A channel layer cleans up when the task is cancelled, but only if the task has begun.
         await asyncio.sleep(0)
         return task
 
     async def _receive_from_layer(self) -> None:
-        assert self._connected is not None  # noqa: S101 - for the type checker: it was set before this task began
+        assert self._connected is not None  # noqa: S101 - for the type checker
         receive = partial(self.channel_layer.receive, self.channel_name)
         while True:
             message = await retry(receive, "The channel layer cannot be read", delay=BACKGROUND_RETRY_DELAY)
@@ -352,7 +354,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 return
             except Exception:
                 log = logger if self.session is None else self.session.log
-                log.exception("A message of the channel layer could not be handled.")
+                log.exception("A message from the channel layer could not be handled.")
 
     async def _handle_layer_message(self, message: dict[str, Any]) -> None:
         handler = getattr(self, get_handler_name(message), None)
@@ -362,12 +364,12 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
 
 async def _refuse_for_now(send: Send, reason: str = constants.TRY_AGAIN) -> None:
-    """Refuse a handshake. Without a disconnect message, the client reconnects."""
+    """Refuse a handshake without a `disconnect` frame, so that the client reconnects."""
     await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL, "reason": reason})
 
 
 def _check_attributes(cls: type[CableConsumer]) -> None:
-    """Raise `TypeError` if `identified_by` is not valid, or if a class replaces an attribute that the consumer sets."""
+    """Raise `TypeError` if `identified_by` of a class is invalid, or if the class overrides attributes of the base."""
     names: Any = cls.identified_by
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise TypeError(

@@ -1,7 +1,7 @@
-"""Disconnects and revocations from anywhere: views, signals, tasks, the shell.
+"""`disconnect` and `revoke`, which any code can call, such as views, signal receivers, tasks and the shell.
 
-This module writes to the stores only. The hubs of the server processes are notified by the stores, and close their
-connections or end subscriptions.
+They only write to the stores. The stores notify the hubs of the server processes, which close connections or end
+subscriptions.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from .stores.engine import get_engine
 from .stores.streams.base import Message
 from .validation import encode_json, resolve_stream
 
-#: How long, in seconds, the exit of the interpreter waits for disconnects that are being retried.
+#: How long, in seconds, the interpreter delays its exit to finish the disconnects that are being retried.
 EXIT_TIMEOUT: Final = 5.0
 
-#: How long, in seconds, a logout or a commit waits for Redis. If that takes longer, it goes on in the background.
+#: How long, in seconds, a logout or a commit waits for Redis. After that, the disconnect is retried in the background.
 REQUEST_TIMEOUT: Final = 0.5
 
 
 @sync_only("adisconnect")
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
-    """Close every connection that has all the given identifiers, on every server process: `disconnect(user=user)`.
+    """Close all connections with the given identifiers in all server processes, as in `disconnect(user=user)`.
 
-    The sessions of matching clients that are not connected now become invalid, too. All of these clients can connect
-    again; to prevent this, reject them in `connect`.
+    Sessions with these identifiers cannot be restored any more. This includes the sessions of clients that are not
+    connected now. The clients can connect again. To prevent this, refuse them in `connect`.
 
-    Inside transactions, the connections are closed after all of them have committed. If a store fails then, the
-    disconnect is retried in the background until it succeeds.
+    Inside transactions, the connections are closed after all of them have committed. If a store fails after the commit,
+    the disconnect is retried in the background until it succeeds.
 
     Args:
-        reconnect: whether the clients reconnect, and are authenticated again. If False, they stay disconnected until
-            the page is reloaded.
-        using: wait for a transaction on this database only.
-        identifiers: values by the names in `identified_by`, of the same types as the values that `connect` sets.
+        reconnect: whether the clients reconnect automatically, and are authenticated again. Otherwise, they stay
+            disconnected until the web page is reloaded.
+        using: wait only for a transaction on the database with this alias.
+        identifiers: a value for one or more names in `identified_by`. A value must have the type that `connect` sets.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `adisconnect`.
-        InvalidIdentifier: there are no identifiers, no connection has one of that name, or no connection can have the
-            value, for example because it is a primary key in place of a user.
+        InvalidIdentifier: no identifier was given, no connection has an identifier with this name, or no connection can
+            have this value. An example is a primary key in place of a user.
         InvalidOption: `using` names no database.
-        StoreError: no connection was closed. Clients that were not connected may have lost their sessions.
-        BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any connection was
-            closed. Calling this function again is safe.
+        StoreError: no connection was closed. Clients that are not connected may have lost their sessions.
+        BroadcastError: as for `StoreError`. After the subclass `BroadcastUncertain`, connections may have been closed.
+            This function can safely be called again.
     """
     call = _prepare(identifiers, reconnect, using)
     if not defer_to_commit(call.store_on_commit, using):
@@ -84,14 +84,14 @@ def _prepare(identifiers: dict[str, Any], reconnect: bool, using: str | None) ->
 
 
 class NamedChannel(Protocol):
-    """A channel class (see `channel.Channel`)."""
+    """The part of a channel class that `revoke` uses (see `channel.Channel`)."""
 
     @property
     def name(self) -> str:
-        """The name that clients use for the channel."""
+        """The name of the channel for clients."""
 
     def is_registered(self) -> bool:
-        """Return whether clients can subscribe to a channel of this name."""
+        """Return whether clients can subscribe to a channel with this name."""
 
 
 @sync_only("arevoke")
@@ -103,31 +103,33 @@ def revoke(
     using: str | None = None,
     **identifiers: Any,
 ) -> None:
-    """End subscriptions, on every server process: `revoke(user=user, channel=ChatChannel)`.
+    """End subscriptions in all server processes, as in `revoke(user=user, channel=ChatChannel)`.
 
-    This ends all subscriptions to a channel, or all that receive a stream. Without identifiers, it ends those of all
-    connections. They end at once, and each client is sent the reason. A client of the extended protocol then has to
-    reconnect. When it subscribes again, the channel's `subscribed` decides. Sessions of clients that are not connected
-    now are restored without these subscriptions. If `subscribed` is called after this call, the subscription remains.
+    This ends all subscriptions to a channel, or all subscriptions that receive a stream. If identifiers are given, only
+    the subscriptions of these connections end. They end immediately, and their clients receive the reason. Clients of
+    the extended protocol must then reconnect. When a client subscribes again, `subscribed` of the channel decides.
 
-    Inside transactions, this happens after all of them have committed. If a store fails then, the call is retried in
-    the background until it succeeds.
+    Clients that are not connected now will be restored without these subscriptions. A subscription is not ended if its
+    `subscribed` was called after this function.
+
+    Inside transactions, the subscriptions are ended after all of them have committed. If a store fails after the
+    commit, this is retried in the background until it succeeds.
 
     Args:
         channel: the channel class. Give either a channel or a stream.
         stream: the name of a stream. `ChatChannel.broadcasting_for(room)` returns the name for a target.
-        reason: a text that the clients are sent: `{"type": "revoked", "reason": reason}`.
-        using: wait for a transaction on this database only.
+        reason: a text for the clients, which receive `{"type": "revoked", "reason": reason}`.
+        using: wait only for a transaction on the database with this alias.
         identifiers: the identifiers of the connections, as for `disconnect`.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `arevoke`.
-        InvalidIdentifier: no connection has an identifier of that name, or no connection can have the value.
-        InvalidOption: there is neither a channel nor a stream, or there are both, or an option has a wrong type.
+        InvalidIdentifier: no connection has an identifier with this name, or no connection can have this value.
+        InvalidOption: not exactly one of `channel` and `stream` was given, or an option has a wrong type.
         InvalidStreamName: the name of the stream is not valid.
-        StoreError: no subscription was ended. Sessions of clients that were not connected may have lost subscriptions.
-        BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any subscription was
-            ended. Calling this function again is safe.
+        StoreError: no subscription was ended. Clients that are not connected may have lost subscriptions.
+        BroadcastError: as for `StoreError`. After the subclass `BroadcastUncertain`, subscriptions may have been ended.
+            This function can safely be called again.
     """
     call = _prepare_revoke(channel, stream, reason, identifiers, using)
     if not defer_to_commit(call.store_on_commit, using):
@@ -157,7 +159,7 @@ def _prepare_revoke(
     except ValueError:
         reason = ""
     if not isinstance(reason, str) or not reason:
-        raise InvalidOption("revoke() needs a reason that is a string without surrogates.")
+        raise InvalidOption("revoke() needs a reason, which must be a non-empty string without surrogates.")
     if (channel is None) == (stream is None):
         raise InvalidOption("revoke() needs either a channel or a stream: revoke(user=user, channel=ChatChannel).")
     if stream is not None:
@@ -175,11 +177,11 @@ def _prepare_revoke(
 
 
 def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
-    """Close connections as `disconnect` does, without waiting for a commit.
+    """Close connections now, in all server processes. Unlike `disconnect`, this does not wait for a commit.
 
     Args:
-        condition: the identifiers as texts (identity.py).
-        reconnect: as for `disconnect`.
+        condition: the identifiers as texts (see identity.py).
+        reconnect: whether the clients reconnect automatically.
     """
     _Disconnect(condition, reconnect=reconnect).store()
 
@@ -190,10 +192,10 @@ async def adisconnect_identity(condition: Identity, *, reconnect: bool) -> None:
 
 
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a user who logged out, and let the user's other devices reconnect.
+    """Close the connections of a user who logged out. The user's other devices reconnect.
 
-    This is the receiver of `user_logged_out`. Errors of stores are not raised, because users must be able to log
-    out while a store fails. After a failure, the disconnect is retried. A Redis that hangs delays the logout by
+    This is a receiver of `user_logged_out`. It raises no errors of stores, because users must be able to log out while
+    a store fails. After a failure, the disconnect is retried. If Redis does not respond, the logout is delayed by
     `REQUEST_TIMEOUT` at most.
     """
     text = identify(user)
@@ -207,10 +209,10 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 
 
 class _Disconnect:
-    """One call of `disconnect` in the current namespace, and its retries.
+    """A call of `disconnect` in the current namespace, and its retries.
 
-    All attempts use the time of the first one that reached the session store. So a retry does not close connections
-    that were opened after that time.
+    The time of a disconnect is that of the first attempt that reached the session store. Retries use the same time. So
+    they do not close connections that were opened later.
     """
 
     def __init__(self, condition: Identity, *, reconnect: bool) -> None:
@@ -222,7 +224,7 @@ class _Disconnect:
         self.error: Exception | None = None
 
     def store(self) -> None:
-        """Make the sessions invalid, and announce the disconnect to all processes."""
+        """Invalidate the sessions in the session store, then send the disconnect to all server processes."""
         if self._at is None:
             self._at = self._engine.sessions.revoke(self.condition)
         self._engine.streams.append([self._announcement(self._at)])
@@ -245,10 +247,11 @@ class _Disconnect:
         call_after_commit(self.store_soon, databases, failed=self.store_later)
 
     def store_soon(self) -> None:
-        """Call `store`. If a remote store does not respond within `REQUEST_TIMEOUT`, go on in the background.
+        """Call `store`. If Redis does not respond within `REQUEST_TIMEOUT`, retry in the background.
 
         Raises:
-            StoreError, BroadcastError: a store that is not remote has failed.
+            StoreError: a store other than Redis has failed.
+            BroadcastError: a store other than Redis has failed.
         """
         if not self._engine.may_block:
             self.store()
@@ -256,11 +259,7 @@ class _Disconnect:
             logger.warning("The %s are not closed yet; trying again: %s", self, self.error or "Redis does not respond")
 
     def store_later(self, error: Exception) -> None:
-        """Retry in the background until an attempt succeeds.
-
-        Args:
-            error: the error of the first attempt.
-        """
+        """Log the error of the first attempt, and retry in the background until an attempt succeeds."""
         logger.warning("The %s are not closed yet; trying again: %s", self, error)
         _pending.put([self])
 
@@ -269,9 +268,9 @@ class _Disconnect:
 
 
 class _Revoke(_Disconnect):
-    """One call of `revoke` and its retries.
+    """A call of `revoke`, and its retries.
 
-    Its condition includes the channel or the stream, so that session stores can store it as they store a disconnect.
+    The condition includes the channel or the stream. So session stores can store it in the same way as a disconnect.
     """
 
     def __init__(self, condition: Identity, reason: str) -> None:
@@ -280,7 +279,7 @@ class _Revoke(_Disconnect):
 
     def _encode(self, at: float) -> str:
         scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
-        # These include the namespace, which is a part of the identity of a connection.
+        # The rest includes the namespace, which is a part of a connection's identity.
         connections = {name: text for name, text in self.condition.items() if name not in scope}
         return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
 
@@ -289,7 +288,7 @@ class _Revoke(_Disconnect):
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until one fails. Return those that were not stored, with the failed one last."""
+    """Store disconnects until one fails. Return those that were not stored. The failed one is the last of them."""
     for number, call in enumerate(calls):
         try:
             call.store()
@@ -306,7 +305,7 @@ def _give_up(calls: Sequence[_Disconnect]) -> None:
         logger.error("The %s were not closed, because the process exits.", call)
 
 
-#: Disconnects and revocations that failed after a commit or at a logout, where no error may be raised.
+#: The worker that retries disconnects and revocations after a commit or a logout, where errors must not be raised.
 _pending: BackgroundWorker[_Disconnect] = BackgroundWorker(
     "cable-disconnects", _store_all, exit_timeout=EXIT_TIMEOUT, on_abandoned=_give_up
 )
@@ -322,7 +321,7 @@ def _condition(function: str, identifiers: dict[str, Any]) -> dict[str, str]:
 
 
 def check_names(names: Collection[str]) -> None:
-    """Check that connections have identifiers of these names.
+    """Check that connections can have identifiers with these names.
 
     Raises:
         InvalidIdentifier: no consumer has one of the names in `identified_by`.
@@ -332,13 +331,13 @@ def check_names(names: Collection[str]) -> None:
     for name in names:
         if name not in identifier_names:
             raise InvalidIdentifier(
-                f"Nothing was done: no connection is identified by {name!r}. The names in `identified_by` of "
+                f"Nothing was done, because no connection is identified by {name!r}. The names in `identified_by` of "
                 f"the consumers in this process are {', '.join(map(repr, sorted(identifier_names)))}."
             )
 
 
 def _import_consumers() -> None:
-    """Import the ASGI application, which imports the consumers. A shell or a worker may not have imported it."""
+    """Import the consumers, through the ASGI application. In a shell or a worker, they may not have been imported."""
     path = getattr(django_settings, "ASGI_APPLICATION", None)
     if path:
         with contextlib.suppress(ImportError):

@@ -1,4 +1,4 @@
-"""Identities of connections: the values of `identified_by`, as texts that are the same in every process."""
+"""Converts the identifiers of connections to texts, which are the same in every process."""
 
 import hashlib
 import inspect
@@ -12,14 +12,14 @@ from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 
-#: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
-#: A condition has the same form. It matches every connection that has all of its identifiers.
+#: The identifiers of a connection, by name, as in `{"user": "auth.user:1"}`. The text for an anonymous user is empty.
+#: A condition has the same form. It matches a connection that has all identifiers of the condition.
 Identity = Mapping[str, str]
 
-#: Every name in `identified_by` of the consumer classes that were defined in this process.
+#: The names in `identified_by` of all consumer classes in this process.
 identifier_names: set[str] = {"user"}
 
-# No identifier can have one of the following names.
+# The following keys cannot be names of identifiers, because these are Python identifiers.
 
 #: The key of a condition that selects subscriptions by their channel.
 CHANNEL: Final = "@channel"
@@ -28,20 +28,20 @@ STREAM: Final = "@stream"
 #: The key of the namespace in an identity or a condition.
 _NAMESPACE: Final = "@namespace"
 
-#: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
+#: The types of primary keys. They are refused as values of `user`, because a user is identified by the user object.
 _PRIMARY_KEYS: Final = (int, UUID)
 _PRIMARY_KEY_NAMES: Final = frozenset(each.__name__ for each in _PRIMARY_KEYS)
-#: The collections that are passed by mistake, to name several users at once.
+#: The types of collections. A caller may pass one by mistake, to name several users at once.
 _COLLECTIONS: Final = (list, tuple, set, frozenset, dict)
 
 
 def row_name(instance: Any) -> str:
-    """Return the name of a saved model instance: `auth.user:1`. The instances of a proxy model have the same name."""
+    """Return the name of a saved model instance, such as `auth.user:1`. A proxy model has its concrete model's name."""
     return f"{instance._meta.concrete_model._meta.label_lower}:{instance.pk}"
 
 
 def root_label(meta: Any) -> str:
-    """Return the label of the model whose table all parents and children of a model share the primary keys of."""
+    """Return the label of a model's topmost parent in multi-table inheritance, which has the same primary keys."""
     meta = meta.concrete_model._meta
     while (link := meta.pk.remote_field) is not None and link.parent_link:
         meta = link.model._meta.concrete_model._meta
@@ -49,15 +49,15 @@ def root_label(meta: Any) -> str:
 
 
 def is_row(value: Any) -> bool:
-    """Return whether a value is an instance of a model, perhaps a lazy one such as `request.user`."""
-    # Some classes answer every attribute that they do not know with None, such as simplejwt's `TokenUser`.
+    """Return whether a value is a model instance. A lazy object such as `request.user` counts as one."""
+    # Some classes return None for all unknown attributes, for example `TokenUser` of simplejwt.
     return isinstance(value, Model) or (getattr(value, "_meta", None) is not None and hasattr(value, "pk"))
 
 
 def identify(value: Any) -> str:
-    """Return the text of an identifier's value. It is `""` for None and for anonymous users.
+    """Return the text for the value of an identifier. It is `""` for None and for anonymous users.
 
-    With multi-table inheritance, a child has the text of its parent, because both are the same user.
+    With multi-table inheritance, a child has the same text as its parent, because both are the same user.
     """
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
@@ -67,11 +67,11 @@ def identify(value: Any) -> str:
 
 
 def reason_against(name: str, value: Any) -> str:
-    """Return why no connection can have this value as an identifier, or `""` if one can.
+    """Return the reason for which no connection can have an identifier with this value; `""` if one can have it.
 
     Args:
         name: the name of the identifier.
-        value: its value.
+        value: the value of the identifier.
     """
     if isinstance(value, type | QuerySet | Iterator) or type(value) in _COLLECTIONS:
         return "a class, a queryset or a collection is not one value"
@@ -82,21 +82,22 @@ def reason_against(name: str, value: Any) -> str:
     if name == "user" and isinstance(value, _PRIMARY_KEYS):
         return "a primary key matches no connection; give the user object"
     if str(value) == object.__repr__(value):
-        return f"the type {type(value).__name__} has no text of its own; define its `__str__`"
+        return f"the type {type(value).__name__} does not define `__str__`"
     return ""
 
 
 def parse_identifier(name: str, text: object) -> str:
-    """Return the text of an identifier in the form that `identify` returns.
+    """Convert the text of an identifier to the form that `identify` returns.
 
-    The label of a proxy model or of a child becomes that of the model or parent, and a primary key gets its usual form.
+    The label of a proxy model is replaced by that of the concrete model, and the label of a child by that of its
+    parent. Primary keys are normalized.
 
     Args:
         name: the name of the identifier.
-        text: the text, from outside: `auth.user:1` for a row, `<type>:<value>` for another value.
+        text: a text from an HTTP request: `auth.user:1` for a model instance, `<type>:<value>` for another value.
 
     Raises:
-        ValueError: no connection can have this identifier. The message says why.
+        ValueError: no connection can have this identifier. The message contains the reason.
     """
     if not isinstance(text, str) or not text.partition(":")[2]:
         raise ValueError('is neither "<app>.<model>:<primary key>" nor "<type>:<value>"')
@@ -116,49 +117,49 @@ def parse_identifier(name: str, text: object) -> str:
 
 
 def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
-    """Return the identity of a consumer.
+    """Return the identity of a connection.
 
     Args:
-        owner: the consumer.
-        names: its attributes that identify the connection.
+        owner: the consumer of the connection.
+        names: the names of the attributes that identify the connection.
     """
     return {name: identify(getattr(owner, name, None)) for name in names}
 
 
 def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
-    """Return a copy of an identity or a condition, with a namespace unless that is `""`."""
+    """Return a copy of an identity or condition with a namespace. The namespace `""` is not added."""
     return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
 
 
 def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
-    """Return the conditions that select a subscription: one for its channel, and one for each of its streams.
+    """Return the conditions that match a subscription. There is one for the channel, and one for each stream.
 
     Args:
         channel: the name of the channel.
-        streams: the names of the streams, with their namespace.
+        streams: the names of the subscription's streams, with their namespace.
     """
     return [{CHANNEL: channel}, *({STREAM: stream} for stream in streams)]
 
 
 def matches(condition: Identity, identity: Identity) -> bool:
-    """Return whether an identity has all the identifiers of a condition, and the same namespace."""
+    """Return whether an identity has all identifiers of a condition and the same namespace."""
     return condition.get(_NAMESPACE) == identity.get(_NAMESPACE) and all(
         identity.get(name) == text for name, text in condition.items()
     )
 
 
 def canonical(identity: Identity) -> str:
-    """Return an identity as text. Equal identities have equal texts."""
+    """Convert an identity to JSON text. The texts of equal identities are equal."""
     return json.dumps(dict(identity), sort_keys=True)
 
 
 def condition_key(condition: Identity) -> str:
-    """Return a short key for a condition. It is a hash, so it does not show the identifiers."""
+    """Return the hash of a condition, under which it is stored. The hash does not reveal the identifiers."""
     return hashlib.blake2b(canonical(condition).encode(), digest_size=16).hexdigest()
 
 
 def condition_keys(identity: Identity) -> list[str]:
-    """Return the keys of all conditions that an identity matches. Empty identifiers match no condition."""
+    """Return the keys of all conditions that match an identity. Empty identifiers match no condition."""
     namespace = identity.get(_NAMESPACE, "")
     pairs = [(name, text) for name, text in sorted(identity.items()) if text and name != _NAMESPACE]
     return [

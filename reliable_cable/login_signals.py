@@ -1,11 +1,12 @@
 """Receivers of the signals that Django sends when a login may have ended.
 
-A logout also closes all connections that are identified by the user (see `disconnecting.disconnect_logged_out`).
+Each receiver sends one control message after the commit. The hubs of the server processes then check the logins of the
+user, or close the connections of the Django session. Other changes are found by the regular checks (hub.login_checks).
 
-Each of them sends one control message after the commit. The hubs of the server processes then check the logins of the
-user, or close the connections of the session. Other changes are found by the regular checks (`hub.login_checks`).
+After a logout, `disconnecting.disconnect_logged_out` also closes all connections that are identified by the user.
 
-The session model has no receiver. If `post_delete` had one, `clearsessions` would have to load all expired sessions.
+The model of Django sessions has no receiver for `post_delete`, because `clearsessions` would then have to load all
+expired sessions.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,15 +28,15 @@ from .protocol.control import LoginChange, encode_login_change
 from .stores.engine import get_engine
 from .stores.streams.base import Message
 
-#: How long, in seconds, a request waits for Redis. If that takes longer, it goes on in the background.
+#: How long, in seconds, a request waits for Redis. After that, the message is sent in the background.
 REQUEST_TIMEOUT: Final = 0.5
 
-#: How long, in seconds, the exit of the interpreter waits for changes that are being announced.
+#: How long, in seconds, the interpreter delays its exit to send the remaining messages.
 EXIT_TIMEOUT: Final = 5.0
 
 
 def connect_receivers() -> None:
-    """Connect the receivers of this module. Signals of the user model are also sent by its proxies and children."""
+    """Connect the receivers of this module, for the user model and for its proxy models and children."""
     user_logged_in.connect(end_replaced_session, dispatch_uid="reliable_cable.login")
     user_logged_out.connect(end_logged_out_session, dispatch_uid="reliable_cable.session_logout")
     try:
@@ -49,18 +50,17 @@ def connect_receivers() -> None:
 
 
 def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a browser's former user after another user has logged in with that browser."""
+    """Close the connections of a browser's former user, after another user has logged in with this browser."""
     if not hasattr(request, "session"):
         return
     former = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-    # If the former user was another one, `login()` has flushed the session. A flushed session has no key until it is
-    # saved.
+    # `login()` flushes the session of another user. A flushed session has no key until it is saved.
     if former and request.session.session_key is None:
         _announce(LoginChange({SESSION: session_digest(former)}))
 
 
 def end_logged_out_session(sender: object, request: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a session whose user logs out, whatever identifies these connections."""
+    """Close the connections of a Django session whose user logs out, even if they are not identified by the user."""
     key = getattr(getattr(request, "session", None), "session_key", None)
     if key:
         _announce(LoginChange({SESSION: session_digest(key)}))
@@ -69,16 +69,16 @@ def end_logged_out_session(sender: object, request: Any = None, **kwargs: Any) -
 def check_saved_user(
     sender: object, instance: Any, created: bool = False, update_fields: Collection[str] | None = None, **kwargs: Any
 ) -> None:
-    """Check the logins of a user who was saved with another password, or who is not active.
+    """Request a check of a saved user's logins, if the password has changed or the user is not active.
 
-    Other changes cause no message, because projects may save a user at each request.
+    Other changes cause no message, because a project may save its user in each request.
     """
     if not created and _may_end_logins(instance, update_fields):
         _announce(LoginChange({USER: user_id(instance)}))
 
 
 def check_deleted_user(sender: object, instance: Any, **kwargs: Any) -> None:
-    """Check the logins of a user who was deleted."""
+    """Request a check of a deleted user's logins."""
     _announce(LoginChange({USER: user_id(instance)}))
 
 
@@ -86,12 +86,12 @@ def _may_end_logins(user: Any, saved: Collection[str] | None) -> bool:
     if saved is not None and "password" in saved:
         return True
     if saved is None and getattr(user, "_password", None) is not None:
-        return True  # `set_password` sets this attribute, and `save` removes it after this signal
+        return True  # `set_password` sets this attribute, and `save` removes it after the signal
     return (saved is None or "is_active" in saved) and not getattr(user, "is_active", True)
 
 
 def _announce(change: LoginChange) -> None:
-    """Send a change to all processes, after the commit. Raise nothing, because the regular checks also find it."""
+    """Send a change to all processes after the commit. Only log errors, because regular checks find the change, too."""
     send = partial(_send, change)
     try:
         if not defer_to_commit(partial(call_after_commit, send, failed=_report), None):
@@ -101,10 +101,10 @@ def _announce(change: LoginChange) -> None:
 
 
 def _send(change: LoginChange) -> None:
-    """Append a change to the control stream. If a remote store does not respond soon, go on in the background."""
+    """Append a change to the control stream. If Redis does not respond soon, retry in the background."""
     if get_engine().may_block:
         if not _pending.put_and_wait([change], REQUEST_TIMEOUT):
-            _report("Redis does not respond, this is retried")
+            _report("Redis does not respond; the message will be retried")
     else:
         _append([change])
 
@@ -114,7 +114,7 @@ def _append(changes: Sequence[LoginChange]) -> None:
 
 
 def _append_all(changes: Sequence[LoginChange]) -> Sequence[LoginChange]:
-    """Announce changes. Return those to retry. An announcement that is repeated does no harm."""
+    """Append changes to the control stream, and return those to retry. A message may safely be sent twice."""
     try:
         _append(changes)
     except (BroadcastError, StoreError):
@@ -122,11 +122,15 @@ def _append_all(changes: Sequence[LoginChange]) -> Sequence[LoginChange]:
     return ()
 
 
-#: Changes that are to be announced in a remote store.
+#: The worker that sends changes to Redis in the background.
 _pending: BackgroundWorker[LoginChange] = BackgroundWorker(
     "cable-login-changes", _append_all, exit_timeout=EXIT_TIMEOUT
 )
 
 
 def _report(error: Exception | str) -> None:
-    logger.warning("The end of a login could not be announced; it is noticed within REAUTHENTICATE_INTERVAL: %s", error)
+    logger.warning(
+        "The end of a login could not be announced to the server processes. It will be noticed within "
+        "REAUTHENTICATE_INTERVAL: %s",
+        error,
+    )

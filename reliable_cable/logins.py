@@ -1,4 +1,4 @@
-"""Logins of connections: which sessions and users authenticated them, and whether these logins are still valid."""
+"""The logins by which connections were authenticated, and the check whether they are still valid."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,77 +19,77 @@ T = TypeVar("T")
 
 #: The key of a condition that selects logins by the primary key of the user.
 USER: Final = "user"
-#: The key of a condition that selects logins by the digest of the session key.
+#: The key of a condition that selects logins by the digest of the Django session's key.
 SESSION: Final = "session"
 
 
 class _UserLogin:
-    """What all logins of users have."""
+    """Base class of logins."""
 
     __slots__ = ()
 
     user_id: str
 
     def is_of(self, user: Any) -> bool:
-        """Return whether this is a login of `user`."""
+        """Return whether `user` is the user of this login."""
         return is_row(user) and user_id(user) == self.user_id
 
 
 @dataclass(slots=True, eq=False)
 class Login(_UserLogin):
-    """The login of a user in a Django session, as it was when a connection was authenticated.
+    """A login in a Django session, with the values at the time when a connection was authenticated.
 
     Args:
-        session_key: the key of the session.
-        user_id: the primary key of the user, as the session stores it.
-        backend: the path of the authentication backend.
-        auth_hash: the session hash of the user, which depends on the password.
+        session_key: the key of the Django session.
+        user_id: the primary key of the user, as the Django session stores it.
+        backend: the dotted path of the authentication backend.
+        auth_hash: the session hash of the user, which changes with the password.
     """
 
     session_key: str
     user_id: str
     backend: str
     auth_hash: str
-    #: When to check the login, by the clock of the event loop. Only `hub.login_checks` uses this.
+    #: The time of the next check of the login, by the clock of the event loop. Only `hub.login_checks` uses this.
     due: float = 0.0
 
     @property
     def identity(self) -> Identity:
-        """The user and the session, for comparison with the condition of a change."""
+        """The ids of the user and the Django session. The condition of a login change is compared with them."""
         return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
 
 @dataclass(slots=True, eq=False)
 class TokenLogin(_UserLogin):
-    """The login of a user by a token.
+    """A login by a token.
 
     Args:
-        user_id: the primary key of the user, as sessions store it.
+        user_id: the primary key of the user, as Django sessions store it.
     """
 
     user_id: str
-    #: When to check the login, by the clock of the event loop. Only `hub.login_checks` uses this.
+    #: The time of the next check of the login, by the clock of the event loop. Only `hub.login_checks` uses this.
     due: float = 0.0
 
     @property
     def identity(self) -> Identity:
-        """The user, for comparison with the condition of a change."""
+        """The id of the user. The condition of a login change is compared with it."""
         return {USER: self.user_id}
 
 
-#: A login of either kind.
+#: A login by a Django session or by a token.
 AnyLogin = Login | TokenLogin
 
 
 def user_id(user: Any) -> str:
-    """Return the primary key of a user, as sessions store it."""
+    """Return the primary key of a user, as Django sessions store it."""
     return str(user._meta.pk.value_to_string(user))
 
 
 def find_login(scope: Mapping[str, Any]) -> Login | None:
-    """Return the login in a scope that an authentication middleware has filled, or None if there is no such login."""
+    """Return the login that an authentication middleware has added to the scope; None if it has added none."""
     session = scope.get("session")
-    # The middleware has loaded the session. Any other way to read it could query the database on the event loop.
+    # The middleware has loaded the data of the session. Other attributes might query the database on the event loop.
     data = getattr(session, "_session_cache", None)
     key = getattr(session, "session_key", None)
     if not key or not isinstance(data, Mapping) or SESSION_KEY not in data:
@@ -98,12 +98,12 @@ def find_login(scope: Mapping[str, Any]) -> Login | None:
 
 
 def session_digest(session_key: str) -> str:
-    """Return a digest of a session key. Session keys are secrets, so they are not sent to other processes."""
+    """Return a digest of a session key, for messages to other processes. The key itself is a secret."""
     return hashlib.blake2b(session_key.encode(), digest_size=16).hexdigest()
 
 
 def has_valid_hash(user: Any, auth_hash: str) -> bool:
-    """Return whether the hash of a session is valid for the current `SECRET_KEY` or one of `SECRET_KEY_FALLBACKS`.
+    """Return whether a user's session hash is valid for `SECRET_KEY` or one of `SECRET_KEY_FALLBACKS`.
 
     As in Django, every hash is valid if the user model has no `get_session_auth_hash`.
     """
@@ -113,19 +113,19 @@ def has_valid_hash(user: Any, auth_hash: str) -> bool:
         return False
     if constant_time_compare(auth_hash, user.get_session_auth_hash()):
         return True
-    # Django would give the session a new key and hash here, but a WebSocket cannot set a cookie.
+    # Django would now give the session a new key and hash. A WebSocket cannot do this, because it cannot set a cookie.
     fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
     return any(constant_time_compare(auth_hash, fallback) for fallback in fallbacks())
 
 
 def check_logins(logins: Sequence[AnyLogin]) -> list[bool | Exception]:
-    """Return for each login whether it is valid, or the error that prevented its check.
+    """Return whether each login is valid. If the check of a login failed, return the error in its place.
 
-    Sessions and users are looked up in batches if the session engine and the authentication backend allow that, and
-    otherwise one by one.
+    Sessions and users are looked up in batches if the session engine and the authentication backend allow this.
+    Otherwise they are looked up one by one.
 
     Raises:
-        Exception: a batch could not be looked up, so no login was checked.
+        Exception: the look-up of a batch failed, and no login was checked.
     """
     by_session = [login for login in logins if isinstance(login, Login)]
     by_token = {login.user_id for login in logins if isinstance(login, TokenLogin)}
@@ -155,9 +155,9 @@ def _judge(login: Login, session: str | Exception | None, user: Any) -> bool | E
 
 
 def _find_sessions(keys: Collection[str]) -> Mapping[str, str | Exception]:
-    """Return, by key, the id of the user of an unexpired session, or an error.
+    """Return the user's id in each unexpired Django session, by the key of the session.
 
-    Sessions that are missing, and those without a user, are left out.
+    If a session could not be read, the value is the error. Missing sessions and sessions without a user are left out.
     """
     from django.contrib.sessions.backends import cache, cached_db, db
 
@@ -170,7 +170,7 @@ def _find_sessions(keys: Collection[str]) -> Mapping[str, str | Exception]:
         if store.load is cached_db.SessionStore.load:
             try:
                 cached = _find_in_cache(store, keys)
-            except Exception:  # the engine itself also queries the database then
+            except Exception:  # the session engine itself also queries the database if the cache fails
                 cached = {}
             return cached | _find_in_database(store, set(keys) - set(cached))
     found = {key: _attempt(partial(_load, store, key)) for key in keys}
@@ -182,7 +182,7 @@ def _load(store: Any, key: str) -> str | None:
 
 
 def _user_in(data: Any) -> str | None:
-    """Return the id of the user in the data of a Django session, or None if there is no user."""
+    """Return the user's id in the data of a Django session; None if the session has no user."""
     id_ = data.get(SESSION_KEY)
     return None if id_ is None else str(id_)
 
@@ -216,7 +216,10 @@ def _with_users(sessions: Iterable[tuple[str, Any]]) -> dict[str, str | Exceptio
 
 
 def _find_users(wanted: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
-    """Return the result or the error of the backends' `get_user`, by backend and id. Missing users are left out."""
+    """Return the user for each pair of an authentication backend's path and a user's id. Missing users are left out.
+
+    If a user could not be looked up, the value is the error.
+    """
     ids: dict[str, list[str]] = {}
     for path, id_ in wanted:
         ids.setdefault(path, []).append(id_)
@@ -236,12 +239,12 @@ def _find_users_of(backend: Any, ids: Sequence[str]) -> Mapping[str, Any]:
     if type(backend).get_user is not ModelBackend.get_user:
         return {id_: _attempt(partial(backend.get_user, to_python(id_))) for id_ in ids}
     users = model._default_manager.filter(pk__in=[to_python(id_) for id_ in ids])
-    # A project's own code may fail for one user. That must not prevent the checks of the others.
+    # `user_can_authenticate` may fail for one user. The other users must be checked nevertheless.
     return {user_id(user): _attempt(partial(_if_allowed, backend, user)) for user in users}
 
 
 def is_active(user: Any) -> bool:
-    """Return whether a user may log in. As in Django, a user model without `is_active` has active users only."""
+    """Return whether a user may log in. As in Django, users without the attribute `is_active` are active."""
     return bool(getattr(user, "is_active", True))
 
 

@@ -1,7 +1,7 @@
-"""Keeps secrets, and text that could forge log lines, out of log records.
+"""Log filters that remove secrets from log records, and escape text that could forge log lines.
 
-Two filters do this. Python applies the filters of a logger before any handler, and configuring logging does not remove
-them, so they work with every server and with every setting `LOGGING`.
+Python applies the filters of a logger before all handlers, and `logging.config` does not remove them. So they work with
+every server and every value of `LOGGING`.
 """
 
 import logging
@@ -16,12 +16,12 @@ from typing import Any, Final
 #: The logger of this package.
 logger = logging.getLogger("reliable_cable")
 
-#: The maximum number of characters to log of a text that may come from a client.
+#: The maximum length, in characters, of a logged text. Texts may come from clients.
 TEXT_LIMIT: Final = 200
-#: The maximum number of characters to log of the message of an exception.
+#: The maximum length, in characters, of the logged message of an exception.
 ERROR_LIMIT: Final = 1000
 
-#: The loggers of servers whose records may have the query string or the headers of a request.
+#: The loggers of servers whose records may contain the query string or the headers of a request.
 SERVER_LOGGERS: Final = (
     "uvicorn.access",
     "uvicorn.asgi",
@@ -37,9 +37,9 @@ SERVER_LOGGERS: Final = (
 _PARAMETERS = ("sid", "jid", "token", "ticket", "signature", "password", "secret")
 _NAMES = f"(?:{'|'.join(_PARAMETERS)})"
 _HEADERS = "(?:authorization|cookie|x-anycable-restore-sid|x-jid|x-socket-id)"
-#: A text without any of these words has no named secret. Looking for them is faster than the regular expression.
+#: Texts with a named secret contain one of these words. A search for them is faster than the regular expression.
 _MARKS = (*_PARAMETERS, "signed_stream", "authorization", "cookie", "x-socket-id")
-#: Matches secrets with their names. A group contains the text before the secret.
+#: Matches a secret together with its name. A group contains the text before the secret.
 _NAMED_SECRETS = re.compile(
     rf"""({_NAMES}(?:=|\\*["']\s*:\s*\\*["']))[^&\s"'\\\#;]+"""  # in a query string or a JSON object
     rf"|({_HEADERS}:[ ])[^\r\n]+"
@@ -54,7 +54,7 @@ _UNNAMED_SECRETS = re.compile(r"[0-9a-f]{32,}|eyJ[\w-]+\.[\w-]+\.[\w-]+", re.IGN
 
 
 def hide_secrets(text: str) -> str:
-    """Replace session ids and tokens that have a name, as in `?sid=…`, by `***`."""
+    """Replace secrets that follow a name, such as a session id in `?sid=…`, by `***`."""
     lowered = text.lower()
     if not any(mark in lowered for mark in _MARKS):
         return text
@@ -62,11 +62,11 @@ def hide_secrets(text: str) -> str:
 
 
 class LogText:
-    """A value in a log record, without secrets, shortened, and on one line.
+    """Wraps a value in a log record, so that its text is short, is on one line, and has no secrets.
 
     Args:
-        value: the value.
-        limit: the maximum number of characters of the value to log.
+        value: the value to log.
+        limit: the maximum length of the text, in characters.
     """
 
     __slots__ = ("_limit", "_value")
@@ -86,7 +86,7 @@ class LogText:
         return str(LogText(repr(self._value), self._limit))
 
     def _shorten(self, text: str) -> tuple[str, str]:
-        # The search for secrets takes time, so it covers little more text than is logged.
+        # The search for secrets takes time. So it covers at most twice the number of characters that are logged.
         start = text[: 2 * self._limit]
         hidden = _UNNAMED_SECRETS.sub("***", hide_secrets(start))
         shown = hidden[: self._limit]
@@ -95,10 +95,10 @@ class LogText:
 
 
 class TextFilter(logging.Filter):
-    """Shortens the arguments of this package's log records and the messages of logged exceptions (see `LogText`)."""
+    """Wraps the arguments and exceptions in this package's log records (see `LogText`)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record. Return True, so that it is logged."""
+        """Change a record, and return True, so that it is logged."""
         if isinstance(record.args, tuple):
             record.args = tuple(_safe(value) for value in record.args)
         _clean_traceback(record)
@@ -106,15 +106,15 @@ class TextFilter(logging.Filter):
 
 
 class SecretsFilter(logging.Filter):
-    """Hides secrets in the log records of servers."""
+    """Replaces secrets in the log records of servers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record. Return True, so that it is logged."""
+        """Change a record, and return True, so that it is logged."""
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
-            # uvicorn's formatter reads the arguments, so they are not merged into the message.
+            # The arguments are kept separate from the message, because uvicorn's formatter reads them.
             record.args = tuple(hide_secrets(value) if isinstance(value, str) else value for value in record.args)
             return True
-        with suppress(TypeError, ValueError):  # the handlers report arguments that do not fit the message
+        with suppress(TypeError, ValueError):  # arguments that do not fit the message are reported by the handlers
             text = record.getMessage()
             hidden = hide_secrets(text)
             if hidden != text:
@@ -132,7 +132,7 @@ def install() -> None:
     logger.addFilter(_text_filter)
     for name in SERVER_LOGGERS:
         logging.getLogger(name).addFilter(_secrets_filter)
-    # The command `daphne` writes its access log without a logger. It imports this module before the project.
+    # The command `daphne` writes its access log without a logger. It imports `daphne.access` before the project.
     daphne = sys.modules.get("daphne.access")
     if daphne is not None:
         _hide_in_access_log(daphne.AccessLogGenerator)
@@ -157,10 +157,7 @@ def _safe(value: object) -> object:
 
 
 def _clean_traceback(record: logging.LogRecord) -> None:
-    """Hide secrets in the traceback of a record, and shorten the messages of its exceptions.
-
-    Formatters use `exc_text` if it is set.
-    """
+    """Set a record's `exc_text`, which formatters use, to a traceback with short messages and without secrets."""
     if not record.exc_info or record.exc_info[1] is None or record.exc_text:
         return
     formatted = TracebackException.from_exception(record.exc_info[1])
@@ -171,7 +168,7 @@ def _clean_traceback(record: logging.LogRecord) -> None:
 
 
 def _chain(error: TracebackException) -> Iterator[TracebackException]:
-    """Yield an exception, its causes and contexts, and the exceptions of groups."""
+    """Yield an exception, its causes and contexts, and the exceptions in exception groups."""
     pending = [error]
     while pending:
         each = pending.pop()

@@ -1,4 +1,4 @@
-"""Middleware that reads the session id of the page that sent a request, so that broadcasts can exclude that page."""
+"""A Django middleware that reads the session id in a request, so that broadcasts can exclude this client."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -9,31 +9,31 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-#: The request header with the session id of the page's connection.
+#: The request header that contains the session id of the web page's connection.
 HEADER: Final = "X-Socket-ID"
 
 _socket_id: ContextVar[str] = ContextVar("reliable_cable_socket_id", default="")
 
 
 def current_socket_id() -> str:
-    """Return the session id of the page that the running code serves; `""` if there is none.
+    """Return the session id of the client that the running code serves; `""` if it is unknown.
 
-    In a request, this is the header `X-Socket-ID`, which may be any text. While a command of a client is handled, it is
-    the id of its connection.
+    In a request, this is the header `X-Socket-ID`, which may be any text. In a handler of a channel, it is the session
+    id of the client's connection.
     """
     return _socket_id.get()
 
 
 def set_socket_id(socket_id: str) -> None:
-    """Set what `current_socket_id` returns in the current context."""
+    """Set the session id that `current_socket_id` returns in the current context."""
     _socket_id.set(socket_id)
 
 
 class SocketIdMiddleware:
-    """Reads the header `X-Socket-ID`, so that `broadcast(…, to_others=True)` excludes the page's connection.
+    """Reads the header `X-Socket-ID`, so that `broadcast(…, to_others=True)` excludes the connection of the sender.
 
-    A page sends its `cable.sessionId` in this header with the requests that cause broadcasts. The id is also known
-    while a streaming response is produced. The middleware works in sync and async projects.
+    A web page must send its `cable.sessionId` in this header with requests that cause broadcasts. The id is also
+    available while a streaming response is produced. The middleware supports sync and async projects.
     """
 
     sync_capable = True
@@ -46,7 +46,7 @@ class SocketIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Handle a request. Meanwhile, `current_socket_id` returns the session id of its page."""
+        """Handle a request. During this, `current_socket_id` returns the session id in its header."""
         socket_id = request.headers.get(HEADER, "")
         if self.is_async:
             return self._acall(request, socket_id)
@@ -63,8 +63,7 @@ class SocketIdMiddleware:
 
 @contextmanager
 def _as_current(socket_id: str) -> Iterator[None]:
-    # ContextVar.reset is not used: a response may be finished in another copy of the context, where it would raise an
-    # error.
+    # ContextVar.reset would raise an error if the response is finished in another copy of the context.
     previous = _socket_id.get()
     _socket_id.set(socket_id)
     try:
@@ -74,8 +73,8 @@ def _as_current(socket_id: str) -> Iterator[None]:
 
 
 def _wrap_stream(response: HttpResponseBase, socket_id: str) -> HttpResponseBase:
-    """Make the id known to the parts of a streaming response, which are produced after the middleware has returned."""
-    # A file causes no broadcasts, and wrapping it would keep the server from sending it efficiently.
+    """Set the id for a streaming response, whose parts are produced after the middleware has returned."""
+    # Files are not wrapped. They cause no broadcasts, and the server could not send a wrapped file efficiently.
     if socket_id and isinstance(response, StreamingHttpResponse) and getattr(response, "file_to_stream", None) is None:
         content = response.streaming_content
         response.streaming_content = (

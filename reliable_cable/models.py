@@ -1,4 +1,4 @@
-"""The tables of the stores in the project's own database."""
+"""The models of the database engine, which store streams, sessions and revocations."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from django.db import models
 
 
 class Stream(models.Model):
-    """A stream with its epoch and the offsets of its entries. Times are in seconds since 1970."""
+    """The epoch and position of a stream. Times are in seconds since 1970."""
 
     name = models.CharField(max_length=255, unique=True)
     epoch = models.CharField(max_length=32)
-    #: The offset of the newest entry, or 0 if there never was one.
+    #: The offset of the newest entry; 0 if the stream never had an entry.
     tail = models.BigIntegerField(default=0)
-    #: The offset of the oldest kept entry, or `tail + 1` if no entry is kept.
+    #: The offset of the oldest stored entry; `tail + 1` if no entry is stored.
     low = models.BigIntegerField(default=1)
     #: The time of the newest entry. The next entry never gets an earlier time.
     tail_at = models.FloatField(default=0)
-    #: The time of the newest trimmed entry. A read since an earlier time is incomplete.
+    #: The time of the newest entry that was trimmed. A read of the messages since an earlier time is incomplete.
     trimmed_at = models.FloatField(default=0)
-    #: The lineage of the database in which the epoch began, or "" if it is unknown. The database has the default too,
-    #: so that servers of the previous release can insert rows during a rolling upgrade.
+    #: The lineage of the database in which the epoch began; "" if it is unknown. The column has a default in the
+    #: database, so that servers of the previous release can insert rows during a rolling upgrade.
     lineage = models.CharField(max_length=64, blank=True, default="", db_default="")
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Stream(models.Model):
 class Lineage(models.Model):
     """A lineage of the database's data (see stores/streams/model_lineage.py)."""
 
-    #: The name that the server reports, or "" if it reports no lineages.
+    #: The name that the database server reports; "" if it reports no lineages.
     name = models.CharField(max_length=64, unique=True)
     #: The time before which messages may have been lost; 0 if no messages were lost.
     began = models.FloatField()
@@ -57,7 +57,7 @@ class StreamEntry(models.Model):
             models.UniqueConstraint(fields=["stream", "offset"], name="reliable_cable_entry_offset"),
             models.UniqueConstraint(fields=["stream", "idempotency_key"], name="reliable_cable_entry_key"),
         ]
-        # The index serves queries for unexpired entries and for entries since a time.
+        # This index is used by queries for unexpired entries and for entries since a time.
         indexes: ClassVar = [models.Index(fields=["stream", "created", "offset"], name="reliable_cable_entry_time")]
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class StreamEntry(models.Model):
 
 
 class OutboxEntry(models.Model):
-    """A message that was broadcast inside a transaction, and is numbered after the commit."""
+    """A message in the transactional outbox. It was broadcast in a transaction, and is numbered after the commit."""
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=255)
@@ -82,7 +82,7 @@ class OutboxEntry(models.Model):
 
 
 class TransientEntry(models.Model):
-    """A message without a position, which other processes find when they poll."""
+    """A transient message. Other processes read it when they poll the database."""
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=255)
@@ -99,10 +99,10 @@ class TransientEntry(models.Model):
 
 
 class Session(models.Model):
-    """The state of a connection, from which its session is restored."""
+    """A session record, by which the session of a connection can be restored."""
 
     sid = models.CharField(max_length=64, primary_key=True)
-    #: The identity of the connection, as canonical JSON text.
+    #: The identity of the connection, as the JSON text from `identity.canonical`.
     identity = models.TextField()
     #: The time when the connection was authenticated, in seconds since 1970.
     authenticated = models.FloatField()
@@ -117,12 +117,12 @@ class SessionPart(models.Model):
     """A part of a large session record (see stores/sessions/record_parts.py)."""
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
-    #: The id of the session. This is no foreign key, because servers of the previous release delete sessions without
+    #: The id of the session. It is not a foreign key, because servers of the previous release delete sessions without
     #: their parts. Parts without a session are deleted later.
     sid = models.CharField(max_length=64)
-    #: The parts are in the order of their numbers.
+    #: The number by which the parts of a session are ordered.
     number = models.BigIntegerField()
-    #: JSON text.
+    #: The part of the record, as JSON text.
     data = models.TextField()
 
     class Meta:
@@ -133,9 +133,9 @@ class SessionPart(models.Model):
 
 
 class Revocation(models.Model):
-    """The time at which the sessions that match a condition were revoked."""
+    """The time of a call of `disconnect` or `revoke` with a condition."""
 
-    #: The key of the condition (see `identity.condition_key`).
+    #: The hash of the condition (see `identity.condition_key`).
     condition = models.CharField(max_length=64, primary_key=True)
     #: The time of the revocation, in seconds since 1970.
     at = models.FloatField(db_index=True)

@@ -1,6 +1,6 @@
-"""Namespaces: each tenant has streams, members, sessions and connections of its own (the setting `NAMESPACE`).
+"""Namespaces, which separate the streams, members, sessions and connections of tenants (see the setting `NAMESPACE`).
 
-Applications use stream names without a namespace. The stores, the hub and the connections use names with one.
+Applications use stream names without a namespace. The stores, the hub and the connections use names with a namespace.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,29 +23,30 @@ _of_connection: ContextVar[str] = ContextVar("reliable_cable_namespace", default
 
 
 def qualify(namespace: str, name: str) -> str:
-    """Return the name of a stream with its namespace. Without a namespace, the name stays as it is."""
+    """Return the name of a stream with its namespace. The namespace `""` does not change the name."""
     return f"{namespace}{NAMESPACE_SEPARATOR}{name}" if namespace else name
 
 
 def split_namespace(name: str) -> tuple[str, str]:
-    """Return the namespace of a stream, or `""`, and the name without it."""
+    """Return the namespace of a stream, and the name without it. The namespace is `""` if the name has none."""
     namespace, _, bare = name.rpartition(NAMESPACE_SEPARATOR)
     return namespace, bare
 
 
 def namespace_of(connection: object) -> str:
-    """Return the namespace of the connection of a channel, or `""` if it has none."""
+    """Return the namespace of a connection; `""` if it has none."""
     return getattr(connection, "namespace", "")
 
 
 def current_namespace() -> str:
-    """Return the namespace of the running code, or `""` if it has none.
+    """Return the namespace of the running code; `""` if it has none.
 
-    `NAMESPACE` is called without arguments. If it returns `""` in a handler, the namespace is that of the connection.
+    The function that `NAMESPACE` names is called without arguments. If it returns `""` in a handler, the namespace is
+    that of the connection.
 
     Raises:
-        BroadcastError: a handler runs in a namespace other than that of its connection.
-        ImproperlyConfigured: `NAMESPACE` cannot be imported, or it returned a value that cannot be a namespace.
+        BroadcastError: the function has returned another namespace than that of the connection whose handler runs.
+        ImproperlyConfigured: the function cannot be imported, or has returned a value that cannot be a namespace.
     """
     path = get_settings().namespace
     if path is None:
@@ -53,13 +54,17 @@ def current_namespace() -> str:
     namespace, own = _checked(find_callable(path)()), _of_connection.get()
     if own and namespace not in ("", own):
         raise BroadcastError(
-            f"{NAME}['NAMESPACE'] is {namespace!r} in a handler of a connection of {own!r}. Nothing was sent."
+            f"{NAME}['NAMESPACE'] returned {namespace!r} in a handler of a connection with the namespace {own!r}. "
+            "Nothing was sent."
         )
     return namespace or own
 
 
 def find_namespace(scope: dict[str, Any]) -> str:
-    """Return the namespace of a new connection, or of an HTTP request that `CableHTTP` serves; `""` if it has none.
+    """Return the namespace of a new connection or of a request to `CableHTTP`; `""` if it has none.
+
+    Args:
+        scope: the ASGI scope, with which the function that `NAMESPACE` names is called.
 
     Raises:
         ImproperlyConfigured: as for `current_namespace`.
@@ -69,16 +74,16 @@ def find_namespace(scope: dict[str, Any]) -> str:
 
 
 def enter_namespace(scope: dict[str, Any]) -> str:
-    """Find out the namespace of a new connection, use it in the current context, and return it."""
+    """Find the namespace of a new connection, set it in the current context, and return it."""
     namespace = find_namespace(scope)
-    if namespace != _of_connection.get():  # a value in the context takes memory for as long as the connection lives
+    if namespace != _of_connection.get():  # a value in the context takes memory until the connection ends
         _of_connection.set(namespace)
     return namespace
 
 
 @contextmanager
 def use_namespace(namespace: str) -> Iterator[None]:
-    """Use a namespace in the current context, as in a handler of a connection of that namespace."""
+    """Set a namespace in the current context, as if a handler of a connection with this namespace were running."""
     token = _of_connection.set(namespace)
     try:
         yield
@@ -88,10 +93,10 @@ def use_namespace(namespace: str) -> Iterator[None]:
 
 @lru_cache
 def find_callable(path: str) -> Callable[..., object]:
-    """Return the callable that `NAMESPACE` names.
+    """Import the callable that `NAMESPACE` names.
 
     Raises:
-        ImproperlyConfigured: it cannot be imported, or cannot be called.
+        ImproperlyConfigured: there is no such callable.
     """
     try:
         found = import_string(path)

@@ -1,7 +1,7 @@
-"""Decides by the header `Origin` of a handshake whether a page may open a WebSocket (see Protocol: Handshake).
+"""Checks the header `Origin` of a handshake, to decide whether a web page may connect (see Protocol: Handshake).
 
-Browsers let every page open a WebSocket to every host, and send the user's cookies with the handshake. Without this
-check, the page of another site could use the cable as the user who visits it.
+Browsers let every web page open a WebSocket to every host, and send the user's cookies with the handshake. Without this
+check, a web page of another site could use the cable as the user who visits that site.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger("reliable_cable")
 
 #: The value of `allowed_origins` that allows every origin.
 EVERY_ORIGIN: Final = "*"
-#: How long, in seconds, to log no further refusal after one has been logged.
+#: The minimum time, in seconds, between two logged refusals.
 LOG_INTERVAL: Final = 60.0
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
-#: Some clients other than browsers send the scheme of the WebSocket URL.
+#: The schemes of origins, by schemes of WebSocket URLs. Some clients other than browsers send a WebSocket scheme.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
 #: The schemes of scopes whose client speaks TLS.
 _SECURE_SCHEMES: Final = ("https", "wss")
@@ -39,11 +39,11 @@ _LOCAL_HOSTS: Final = (".localhost", "127.0.0.1", "[::1]")
 
 
 class Origin(NamedTuple):
-    """An origin in lower case.
+    """An origin or a pattern of origins, in lower case.
 
     Args:
-        scheme: the scheme; `http` and `https` also stand for `ws` and `wss`.
-        host: the host. In a pattern, `.example.com` stands for that domain and all its subdomains.
+        scheme: the scheme. `ws` is replaced by `http`, and `wss` by `https`.
+        host: the host. In a pattern, `.example.com` matches this domain and all its subdomains.
         port: the port; `""` if it is the default port of the scheme.
     """
 
@@ -53,7 +53,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the origin in the text of a header or setting; None if the text is invalid, or is `null`."""
+        """Parse the origin in a header or setting. Return None if the text is invalid, or is `null`."""
         scheme, _, rest = text.partition("://")
         scheme = scheme.lower()
         host, port = split_domain_port(rest)
@@ -64,12 +64,12 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse_pattern(cls, text: str) -> Self | None:
-        """Return the pattern in the text of a setting, such as `https://*.example.com`; None if it is invalid."""
+        """Parse a pattern in a setting, such as `https://*.example.com`. Return None if it is invalid."""
         pattern = cls.parse(text.replace("://*.", "://", 1))
         return pattern._replace(host=f".{pattern.host}") if pattern and "://*." in text else pattern
 
     def matches(self, pattern: Origin) -> bool:
-        """Return whether a pattern allows this origin."""
+        """Return whether this origin matches a pattern."""
         return (self.scheme, self.port) == (pattern.scheme, pattern.port) and is_same_domain(self.host, pattern.host)
 
 
@@ -77,11 +77,11 @@ def check_allowed_origins(name: str, allowed: object) -> None:
     """Check a value of `allowed_origins`.
 
     Args:
-        name: the name of the consumer, for the error.
-        allowed: the value.
+        name: the name of the consumer class, for the error message.
+        allowed: the value of `allowed_origins`.
 
     Raises:
-        ImproperlyConfigured: it is neither None, `"*"` nor a list of origins.
+        ImproperlyConfigured: the value is not None, `"*"` or a list of origins.
     """
     if allowed is None or allowed == EVERY_ORIGIN:
         return
@@ -96,19 +96,19 @@ def check_allowed_origins(name: str, allowed: object) -> None:
 
 
 def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenants: bool = False) -> bool:
-    """Return whether the page that sent a handshake may open a WebSocket.
+    """Return whether the origin of a handshake is allowed.
 
     Args:
         scope: the ASGI scope of the handshake.
         allowed: the consumer's `allowed_origins`.
-        tenants: whether the hosts of `ALLOWED_HOSTS` belong to several tenants. A page of one of them must not open a
-            WebSocket of another one, so only the host of the handshake counts.
+        tenants: whether the hosts in `ALLOWED_HOSTS` belong to several tenants. A web page of one tenant must not
+            connect to another tenant. So the origin must then be the host of the handshake.
     """
     if allowed == EVERY_ORIGIN:
         return True
     headers = _origin_headers(scope)
     if not headers:
-        return True  # The client is not a browser, so no page of another site can make it send a user's cookies.
+        return True  # The client is not a browser. So no web page of another site can have caused the handshake.
     origin = Origin.parse(headers[0]) if len(headers) == 1 else None
     if origin is None:
         return False
@@ -118,7 +118,7 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
 
 
 def listed_origin(scope: Mapping[str, Any], patterns: Sequence[str]) -> str | None:
-    """Return the header `Origin` of a request if one of these patterns allows it; None otherwise."""
+    """Return the header `Origin` of a request if it matches one of these patterns; None otherwise."""
     headers = _origin_headers(scope)
     origin = Origin.parse(headers[0]) if len(headers) == 1 else None
     return headers[0] if origin is not None and _matches_any(origin, patterns) else None
@@ -135,10 +135,10 @@ def _parse_patterns(patterns: tuple[str, ...]) -> list[Origin]:
 
 
 def _is_own(origin: Origin, scope: Mapping[str, Any], *, tenants: bool) -> bool:
-    """Return whether an origin belongs to this site: to the host of the handshake, or to one of `ALLOWED_HOSTS`."""
+    """Return whether an origin is the host of the handshake or one of `ALLOWED_HOSTS`."""
     if origin.scheme not in _DEFAULT_PORTS:
         return False
-    # An attacker in the network can forge a page without TLS. Such a page must not use a connection with TLS.
+    # An attacker in the network can forge a web page without TLS. Such a page must not use a connection with TLS.
     if origin.scheme == "http" and _is_secure(scope):
         return False
     hosts = settings.ALLOWED_HOSTS or (_LOCAL_HOSTS if settings.DEBUG else ())
@@ -159,9 +159,9 @@ def _is_secure(scope: Mapping[str, Any]) -> bool:
 
 
 def _as_request(scope: Mapping[str, Any]) -> ASGIRequest:
-    """Return the handshake as a Django request, which applies the settings for hosts and for schemes behind proxies.
+    """Return a handshake as a Django request, which applies Django's settings for hosts and for proxies.
 
-    The query and the type of the content are left out, because Django raises an error for some values.
+    The query string and the content type are left out, because Django raises errors for some values of them.
     """
     scheme = "https" if scope.get("scheme") in _SECURE_SCHEMES else "http"
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
@@ -181,7 +181,7 @@ _logged_at = -math.inf
 
 
 def log_refusal(scope: Mapping[str, Any]) -> None:
-    """Log that the origin of a handshake was refused, at most once in `LOG_INTERVAL`."""
+    """Log that the origin of a handshake was refused. Further refusals within `LOG_INTERVAL` are not logged."""
     global _logged_at
     now = time.monotonic()
     if now - _logged_at < LOG_INTERVAL:
@@ -189,9 +189,9 @@ def log_refusal(scope: Mapping[str, Any]) -> None:
     _logged_at = now
     host = next((value for name, value in scope.get("headers", ()) if name.lower() == b"host"), b"")
     logger.warning(
-        "A WebSocket was refused: its Origin is %r, its Host is %r. Allowed are this host, ALLOWED_HOSTS (unless "
-        "NAMESPACE is set) and CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals of the next "
-        "minute are not logged.",
+        "A WebSocket was refused, because its Origin is %r and its Host is %r. Allowed are this host, ALLOWED_HOSTS "
+        "(unless NAMESPACE is set) and CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals in "
+        "the next minute are not logged.",
         ", ".join(_origin_headers(scope)),
         host.decode("latin1"),
     )

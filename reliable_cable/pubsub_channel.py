@@ -1,4 +1,4 @@
-"""The built-in channels of public and signed streams (see Protocol: Signed streams)."""
+"""The built-in channels for public and signed streams (see Protocol: Signed streams)."""
 
 import re
 from fnmatch import fnmatchcase
@@ -13,23 +13,23 @@ from .reply import StreamStart
 from .signing import verify_signed_stream
 from .validation import check_stream_name, private_prefixes, qualify_stream, start_position
 
-#: A time as `{% turbo_stream_from %}` writes it: seconds since 1970.
+#: Matches a time that `{% turbo_stream_from %}` has rendered, in seconds since 1970.
 _TIME: Final = re.compile(r"[0-9]{1,12}\.[0-9]{6}")
 
 
 class PubSubChannel(Channel):
-    """A subscription to the stream that its params name.
+    """The channel by which clients subscribe to a stream by its name, without a channel of the application.
 
-    `signed_stream_name` is a name with a signature. `stream_name` is a name without one. It is used only if the stream
-    is public and there is no `signed_stream_name`. The messages after a position of the page are sent, too: after that
-    in the signed name, or else after `after`.
+    The param `signed_stream_name` is a signed name. If it is missing, the param `stream_name` is used, which is the
+    name of a public stream. If the signed name contains a position, or the param `after` is a position, the messages
+    after this position are sent first.
     """
 
     name = "$pubsub"
 
-    # The handlers are async because they neither block nor query a database. Sync handlers would run in a thread.
+    # The handlers are async, because they never block. Sync handlers would run in a thread, which takes more time.
     async def subscribed(self) -> None:
-        """Start the stream that the params name, or reject the subscription."""
+        """Start the requested stream, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
         stream, at = (self.params.get("stream_name"), None) if signed is None else signed_stream(self)
         try:
@@ -42,24 +42,25 @@ class PubSubChannel(Channel):
         self.stream_from(name, whisper=whisper, presence=True, after=at or self.params.get("after"))
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
-        """Allow every subscriber of the stream to join its presence. The id is only a claim of the client."""
+        """Allow every subscriber to join presence under any id. So the id does not prove who the member is."""
         return True
 
 
 class TurboStreamsChannel(Channel):
-    """A subscription of the element that `{% turbo_stream_from %}` renders.
+    """The channel of the element that `{% turbo_stream_from %}` renders.
 
-    `signed_stream_name` is the name of the stream, perhaps with a position of the page, and a signature. Clients can
-    neither whisper nor join presence.
+    The param `signed_stream_name` is the signed name of the stream, and may contain a position. The messages after this
+    position are sent first. Without a position, they are the messages since the time in the param `since`, at which the
+    request of the web page began. This time needs no signature, because every client may request the history of its
+    streams.
 
-    `since` is when the request of the page began. Without a position, the messages since then are sent. It needs no
-    signature, because every client may request the history of its streams.
+    Clients can neither whisper nor join presence.
     """
 
     name = "Turbo::StreamsChannel"
 
     async def subscribed(self) -> None:
-        """Start the stream that the params name, or reject the subscription."""
+        """Start the requested stream, or reject the subscription."""
         stream, at = signed_stream(self)
         try:
             name = qualify_stream(check_stream_name(stream), namespace_of(self.connection))
@@ -71,9 +72,9 @@ class TurboStreamsChannel(Channel):
 
 
 def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
-    """Return the name and the position in the param `signed_stream_name`.
+    """Return the name and the position in the param `signed_stream_name` of a channel.
 
-    The name is None if the signature or the namespace is wrong. The position is None if there is none.
+    The name is None if the signature or the namespace is wrong. The position is None if the param contains none.
     """
     signed = channel.params.get("signed_stream_name")
     name, at = (verify_signed_stream(signed) if isinstance(signed, str) else None) or ("", None)
@@ -82,11 +83,11 @@ def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
 
 
 def is_public(stream: str) -> bool:
-    """Return whether clients may subscribe to a stream by its name, without a signature.
+    """Return whether clients may subscribe to a stream without a signed name.
 
-    A pattern of `PUBLIC_STREAMS` has to match the name. For the stream of a channel, such as `ChatChannel:chat.room:1`,
-    the pattern has to begin with `ChatChannel:`, too. So `"*"` opens no stream of a channel. Nothing opens the streams
-    of `private_prefixes`.
+    A pattern in `PUBLIC_STREAMS` must match the name. If the name begins with that of a channel, as in
+    `ChatChannel:chat.room:1`, the pattern must begin with `ChatChannel:`, too. So `"*"` matches no stream of a channel.
+    No pattern matches the streams of `private_prefixes`.
     """
     if stream.startswith(tuple(private_prefixes)):
         return False

@@ -1,4 +1,4 @@
-"""Broadcasts of rendered templates."""
+"""Broadcasts HTML that is rendered from templates."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from .stores.engine import get_engine
 from .stores.streams.failures import report_failure
 from .validation import BatchOptions, Streamable, prepare_address, target_name
 
-#: The names that an event can have: those that `sse-swap` and `hx-trigger` of htmx can name.
+#: Matches the names that an event may have. `sse-swap` and `hx-trigger` of htmx can contain these names.
 _EVENT_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,100}")
 
 
@@ -41,24 +41,25 @@ def broadcast_template(
     """Render a template, and broadcast the HTML.
 
     Inside transactions, the template is rendered after all of them have committed, so that its queries read the
-    committed data. Messages that are rendered after a commit are sent in the order of the calls. If the process ends
-    before that, they are not sent. An error of the rendering is then logged, and reported by `broadcast_failed`.
+    committed data. The messages are sent in the order of the calls. If the process ends before the template is
+    rendered, the message is lost. An error that is raised after the commit is logged, and reported by the signal
+    `broadcast_failed`.
 
     Args:
-        stream: the stream's name; or a model instance, or a sequence, as for `{% turbo_stream_from %}`.
+        stream: the stream's name. It can also be a model instance or a sequence, as for `{% turbo_stream_from %}`.
         template: the name of the template.
         context: the variables of the template. The template has no request, because all subscribers get the same HTML.
-        event: the name of the server-sent event, to which `sse-swap` of htmx can listen. The message is then
-            `{"$event": event, "data": html}`. None: the message is the HTML.
+        event: the name of the server-sent event, which `sse-swap` of htmx may contain. With it, the message is
+            `{"$event": event, "data": html}`. Without it, the message is the HTML.
         transient, immediate, to_others, exclude_socket, idempotency_key, using: as for `broadcast`.
 
     Returns:
-        What `broadcast` returns.
+        The position of the message; None if it is transient, or will be sent after a commit.
 
     Raises:
         TemplateDoesNotExist, TemplateSyntaxError: the template cannot be loaded.
-        ChannelError: `stream` names no stream.
-        BroadcastError: as for `broadcast`; or `event` is not a valid name.
+        ChannelError: `stream` cannot be converted to the name of a stream.
+        BroadcastError: as for `broadcast`, or because `event` is not a valid name.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
     return _template_broadcast(stream, template, context, event, idempotency_key, options).send()
@@ -105,13 +106,14 @@ def _template_broadcast(
 
 
 class RenderedBroadcast:
-    """A message that is rendered when it is sent: now, or after the commit.
+    """A message that is rendered immediately before it is sent, which may be after a commit.
 
     Args:
-        stream: what names the stream.
-        template: the name of the template; None: the message needs no template.
+        stream: the stream's name, a model instance, or a sequence.
+        template: the name of the template; None if the message needs no template.
         context: the variables of the template.
-        payload: called with the HTML of the template, or `""` without one. It returns the payload.
+        payload: a function that is called with the rendered HTML, or with `""` if there is no template. It returns the
+            payload.
         idempotency_key: as for `broadcast`.
         options: as for `broadcast`.
 
@@ -133,11 +135,15 @@ class RenderedBroadcast:
         self._variables = dict(context or {})
         self._payload = payload
         self._options = options
-        #: The message, if it needs no template. So its errors are raised by the call.
+        #: The message if it needs no template. It is checked here, so that errors are raised before the commit.
         self._ready = self._address.outgoing(payload("")) if template is None else None
 
     def send(self) -> StreamPosition | None:
-        """Render and send the message now, or after the commit. Return its position, if it was sent and is kept."""
+        """Render and send the message, now or after the commit.
+
+        Returns:
+            The position of the message; None if it is transient, or will be sent after a commit.
+        """
         if not self._options.immediate and on_commit.defer_to_commit(self._send_on_commit, self._options.using):
             return None
         return self._batch().send()[0]
@@ -148,21 +154,21 @@ class RenderedBroadcast:
             return None
         if self._ready is not None:
             batch = self._batch()
-        elif has_own_thread():  # with `immediate`, the template may read what a transaction in this thread has written
+        elif has_own_thread():  # with `immediate`, the template may read uncommitted data of this thread's transaction
             batch = await SyncToAsync(self._batch, thread_sensitive=True)()
         else:
             batch = await run_handler(self._batch)
         return (await batch.asend())[0]
 
     def _send_on_commit(self, databases: Sequence[str]) -> None:
-        self._load()  # raises its errors now
-        # The template is rendered in the language and the time zone of the call.
+        self._load()  # if the template cannot be loaded, this raises an error before the commit
+        # The copy of the context contains the language and the time zone for the template.
         send = partial(copy_context().run, lambda: self._batch().send())
         failed = partial(report_failure, type(get_engine().streams), [self._address.stream])
         on_commit.call_after_commit(send, databases, failed=failed)
 
     def _batch(self) -> Batch:
-        """Render the message, and return it as a batch that waits for no transaction."""
+        """Render the message, and return it as a batch that does not wait for a transaction."""
         outgoing = self._ready
         if outgoing is None:
             outgoing = self._address.outgoing(self._payload(str(self._load().render(self._variables))))

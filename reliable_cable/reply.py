@@ -1,4 +1,4 @@
-"""The reply of a handler: the changes and messages that it records. They are applied after the handler returns."""
+"""The reply of a handler, which records changes and messages. They are applied after the handler has returned."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +8,15 @@ from .protocol.positions import PagePosition
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """The subscription streams from `name`, starting after the position `after`, at the time `since`, or else now.
+    """A request to start a stream.
 
-    `since` is in seconds since 1970, by the clock of the stream store.
+    Args:
+        name: the name of the stream, with its namespace.
+        whisper: whether the client's whispers go to this stream.
+        presence: whether this is the presence stream of the subscription.
+        after: send the messages after this position.
+        since: without `after`, send the messages since this time, in seconds since 1970 by the stream store's clock. If
+            both are None, only new messages are sent.
     """
 
     name: str
@@ -22,14 +28,14 @@ class StreamStart:
 
 @dataclass(frozen=True, slots=True)
 class StreamStop:
-    """The subscription stops streaming from `name`, or from all its streams if `name` is None."""
+    """A request to stop the stream with this name. If the name is None, all streams of the subscription are stopped."""
 
     name: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceJoin:
-    """The subscription joins presence as `id`."""
+    """A request to join presence as the member with this id."""
 
     id: str
     info: Any = None
@@ -37,7 +43,7 @@ class PresenceJoin:
 
 @dataclass(frozen=True, slots=True)
 class PresenceLeave:
-    """The subscription leaves presence."""
+    """A request to leave presence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +61,14 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Reply:
-    """The changes and messages that a handler recorded, in order.
+    """The changes and messages that a handler has recorded, in order. If the handler fails, they are dropped."""
 
-    They are applied after the handler returns. If it raises, they are dropped.
-    """
-
-    #: The messages to the client, as JSON.
+    #: The messages to the client, as JSON texts.
     transmissions: list[str] = field(default_factory=list)
     streams: list[StreamStart | StreamStop] = field(default_factory=list)
     presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)
     rejected: bool = False
-    #: Whether a check refused, so that the handler was not called.
+    #: Whether `before_subscribe` or `before_action` has refused, so that the handler was not called.
     refused: bool = False
-    #: Whether the handler changed the channel's state.
+    #: Whether the handler has changed the channel's state.
     changed: bool = False

@@ -1,4 +1,4 @@
-"""When an HTTP request began. What its view reads from the database is at least that new."""
+"""Records the time at which an HTTP request began. The view reads its data from the database after this time."""
 
 import time
 from collections.abc import MutableMapping
@@ -7,19 +7,19 @@ from typing import Any, Final
 from django.core.signals import request_started
 from django.http import HttpRequest
 
-#: The key of the time in the environment (WSGI) or the scope (ASGI) of a request. A context variable would not do:
-#: under ASGI, Django sends its signal in another context than that of the view.
+#: The key of the time in the environment (WSGI) or the scope (ASGI) of a request. A context variable cannot be used,
+#: because Django's ASGI handler sends the signal in another context than that of the view.
 _KEY: Final = "reliable_cable.request_began"
 
 
 def request_began(request: HttpRequest) -> float | None:
-    """Return when a request began, in seconds of `time.monotonic()`; None if no server has received it."""
+    """Return the time at which a request began, by `time.monotonic()`; None if it came from no server, as in a test."""
     began: float | None = getattr(request, "scope", request.META).get(_KEY)
     return began
 
 
 def connect_receiver() -> None:
-    """Note the beginning of every request from now on."""
+    """Connect the receiver that records the time of each request."""
     request_started.connect(_note, dispatch_uid="reliable_cable.request_time")
 
 

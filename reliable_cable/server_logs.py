@@ -1,4 +1,4 @@
-"""Reports mistakes in a project that servers hide, or log without a remedy."""
+"""Logs some mistakes in a project, with remedies. Servers hide them, or log them without a remedy."""
 
 import logging
 import sys
@@ -19,22 +19,22 @@ _EXCEPTION_LOGGERS: Final = ("daphne.server", "uvicorn.error")
 
 
 def install() -> None:
-    """Report the mistakes in this process. Repeated calls change nothing."""
+    """Connect the functions of this module to the logs of servers. Repeated calls have no further effect."""
     for name in _EXCEPTION_LOGGERS:
         logging.getLogger(name).addFilter(limit_exceptions)
-    # daphne imports this module before it can hide a warning.
+    # If daphne serves the project, it has already imported Twisted.
     twisted = sys.modules.get("twisted.logger")
     if twisted is not None:
         twisted.globalLogPublisher.addObserver(log_unawaited)
 
 
 def log_unawaited(event: Mapping[str, Any]) -> None:
-    """Log Python's warning of a coroutine that was never awaited.
+    """Log Python's warning about a coroutine that was never awaited.
 
-    Twisted redirects Python's warnings to its own log, and daphne discards that log, unless its verbosity is 2 or more.
+    Twisted redirects Python's warnings to its own log. daphne discards that log, unless its verbosity is 2 or more.
 
     Args:
-        event: an event of Twisted's log.
+        event: an event in Twisted's log.
     """
     text = str(event.get("warning", "")).partition("\n")[0]
     if text.startswith("coroutine ") and text.endswith(" was never awaited"):
@@ -47,16 +47,16 @@ def log_unawaited(event: Mapping[str, Any]) -> None:
 
 
 def limit_exceptions(record: logging.LogRecord) -> bool:
-    """Log an exception of a WebSocket within the limits for handshakes, because a client can cause it repeatedly.
+    """A log filter that limits how often exceptions of WebSockets are logged, because a client can cause them.
 
-    If the WebSocket has no route, one line that names the remedy replaces the traceback. Exceptions of other consumers
-    of the project are left to the server.
+    They are logged by `handshake_log` in place of the server's logger. If the WebSocket has no route, a line with the
+    remedy replaces the traceback. Exceptions of other consumers of the project are logged by the server.
 
     Args:
-        record: a record of a server.
+        record: a log record of a server.
 
     Returns:
-        False if something was logged in place of the record.
+        False if the record is dropped, because `handshake_log` was used.
     """
     error = record.exc_info[1] if record.exc_info else None
     frames = [] if error is None else [frame for frame, _ in walk_tb(error.__traceback__)]
@@ -76,7 +76,7 @@ def limit_exceptions(record: logging.LogRecord) -> bool:
         )
     elif isinstance(error, ValueError) and isinstance(router, ProtocolTypeRouter | ASGIHandler):
         handshake_log.error(
-            "The ASGI application serves no WebSockets. Let asgi.py have a ProtocolTypeRouter with the entry "
+            "The ASGI application serves no WebSockets. In asgi.py, use a ProtocolTypeRouter with the entry "
             '"websocket": AuthMiddlewareStack(URLRouter([path("cable", CableConsumer.as_asgi())])).'
         )
     else:
@@ -85,7 +85,7 @@ def limit_exceptions(record: logging.LogRecord) -> bool:
 
 
 def _paths(router: Any, prefix: str = "/") -> Iterator[str]:
-    """Yield the paths of the routes of a `URLRouter`, with those of the routers in them."""
+    """Yield the paths of all routes of a `URLRouter`, including those of nested routers."""
     for route in router.routes:
         path = prefix + str(route.pattern).removeprefix("^")
         if isinstance(route.callback, URLRouter):

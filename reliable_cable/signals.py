@@ -1,22 +1,24 @@
-"""Signals for application code. Errors that a receiver raises are logged.
+"""Signals for application code. The errors of receivers are logged.
 
-Receivers of the presence signals run in a thread of the handler pool, one event after another. Each event is sent in
-one process: the process whose client joined or left, or the one that removed a member whose client had disappeared. An
-event is not sent if that process dies, if the response of the store is lost, or if too many events wait for slow
-receivers. After Redis has lost its latest data, `presence_left` may be sent twice. So use `presence_for` to read the
-members.
+Receivers of the presence signals run in a thread of the handler pool, one event after another. An event is sent in one
+process. This is the process whose client has joined or left, or the process that has removed a member whose client
+disappeared.
+
+An event is not sent if this process dies, if the response of the store is lost, or if too many events wait for slow
+receivers. After Redis has lost its latest data, `presence_left` may be sent twice. So use `presence_for` to find out
+who is present.
 """
 
 from django.dispatch import Signal
 
-#: Sent when a member joined a stream. Arguments: `sender` (the class of the presence store), `stream`, `namespace`
-#: (`""` without the setting `NAMESPACE`), `id`, `info`.
+#: Sent when a member has joined a stream. The arguments are `sender` (the class of the presence store), `stream`,
+#: `namespace` (`""` without the setting `NAMESPACE`), `id` and `info`.
 presence_joined = Signal()
 
-#: Sent when a member left a stream. The arguments are those of `presence_joined`; `info` is the last known one.
+#: Sent when a member has left a stream. The arguments are those of `presence_joined`. `info` is the member's last info.
 presence_left = Signal()
 
-#: Sent when a broadcast or a `forget()` fails after the commit that it waited for, in the thread that committed.
-#: Arguments: `sender` (the class of the stream store), `stream`, `namespace`, `error`. If `error` is a
+#: Sent when a broadcast or a `forget()` that has waited for a commit fails, in the thread of the commit. The arguments
+#: are `sender` (the class of the stream store), `stream`, `namespace` and `error`. If `error` is a
 #: `BroadcastUncertain`, the message may have been stored.
 broadcast_failed = Signal()

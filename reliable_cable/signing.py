@@ -1,4 +1,4 @@
-"""Signed stream names and derived keys (see Protocol: Signed streams)."""
+"""Signs stream names, and derives keys from the secrets in the settings (see Protocol: Signed streams)."""
 
 import base64
 import binascii
@@ -19,29 +19,30 @@ _SEPARATOR = "--"
 
 
 def signed_stream_name(name: str, *, at: PagePosition | None = None) -> str:
-    """Return a stream's name with a signature. A client that has it may subscribe to the stream.
+    """Return a stream's name with a signature. A client that has the signed name may subscribe to the stream.
 
-    The signature does not expire, and anybody can use it. So put it only into pages for users who may read the stream.
-    It is valid for connections of the current namespace.
+    The signature does not expire, and is not bound to a user. So put it only into web pages for users who may read the
+    stream. It is valid for connections in the current namespace.
 
     Args:
         name: the stream's name.
-        at: what `position(name)` returned before the data of the page were read. A client that subscribes with the
-            signed name is first sent the messages after this position. Servers of AnyCable do not know such names.
+        at: a position that `position(name)` has returned, before the data of the web page were read. A client that
+            subscribes with the signed name first receives the messages after this position. AnyCable's own servers do
+            not support signed names with a position.
 
     Raises:
         InvalidOption: `at` is not a position of this stream.
         InvalidStreamName: the name is not a string, is empty, cannot be encoded as UTF-8, or contains the character
-            that separates namespaces from names.
+            between namespaces and names.
     """
     if not isinstance(name, str) or not name:
         raise InvalidStreamName(f"The stream's name is {name!r}; it must be a non-empty string.")
     if NAMESPACE_SEPARATOR in name:
-        # With this character, a name without a namespace would be a name in another namespace.
+        # This character could turn the name into one in another namespace.
         raise InvalidStreamName(f"The stream's name {name!r} contains {NAMESPACE_SEPARATOR!r}, which is not allowed.")
     qualified = qualify(current_namespace(), name)
     if at is not None and (type(at) is not PagePosition or at.stream != qualified):
-        raise InvalidOption(f"{at!r:.200} is not what position({name!r}) returned.")
+        raise InvalidOption(f"{at!r:.200} is not a position that position({name!r}) has returned.")
     try:
         text = json.dumps(qualified if at is None else [qualified, str(at)], ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -51,21 +52,20 @@ def signed_stream_name(name: str, *, at: PagePosition | None = None) -> str:
 
 
 def verify_stream_name(signed: str) -> str | None:
-    """Return the stream's name, with its namespace and without the signature, or None if the signature is wrong."""
+    """Return the name in a signed stream name, with its namespace; None if the signature is wrong."""
     found = verify_signed_stream(signed)
     return None if found is None else found[0]
 
 
 def verify_signed_stream(signed: str) -> tuple[str, PagePosition | None] | None:
-    """Return the name and the position in a signed stream name, or None if the signature is wrong.
+    """Return the name and the position in a signed stream name; None if the signature is wrong.
 
-    The name has its namespace. The position is None if the name was signed without one.
+    The name contains the namespace. The position is None if the name was signed without a position.
 
-    If the streams secret is derived from `SECRET_KEY`, signatures made with one of `SECRET_KEY_FALLBACKS` are accepted,
-    too.
+    If the streams secret is derived from `SECRET_KEY`, signatures by one of `SECRET_KEY_FALLBACKS` are valid, too.
     """
     encoded, separator, digest = signed.rpartition(_SEPARATOR)
-    # compare_digest accepts ASCII text only.
+    # compare_digest accepts only ASCII text.
     if not separator or not signed.isascii():
         return None
     secret = get_settings().streams_secret
@@ -84,7 +84,7 @@ def verify_signed_stream(signed: str) -> tuple[str, PagePosition | None] | None:
 
 
 def derived_key(purpose: str) -> str:
-    """Return the key for a purpose. It is derived from the application secret.
+    """Derive the key for a purpose from the application secret.
 
     Args:
         purpose: "broadcast-cable", "api-cable" or "rpc-cable".
@@ -93,12 +93,12 @@ def derived_key(purpose: str) -> str:
 
 
 def accepted_keys(purpose: str, key: str) -> Iterator[str]:
-    """Yield the keys that are accepted for a purpose. None of them is empty.
+    """Yield the keys that are accepted for a purpose. No key is empty.
 
     Args:
         purpose: as for `derived_key`.
-        key: the key in the settings. It is the only accepted one, unless it is `""`. Then the accepted keys are derived
-            from the application secret.
+        key: the key in the settings. If it is set, no other key is accepted. If it is `""`, the accepted keys are
+            derived from the application secret.
     """
     if key:
         yield key
@@ -108,11 +108,11 @@ def accepted_keys(purpose: str, key: str) -> Iterator[str]:
 
 
 def accepted_secrets(secret: str) -> Iterator[str]:
-    """Yield a secret. If it is derived from `SECRET_KEY`, yield those derived from `SECRET_KEY_FALLBACKS`, too."""
+    """Yield a secret. If it is derived from `SECRET_KEY`, also yield the secrets for `SECRET_KEY_FALLBACKS`."""
     yield secret
     if secret == derived_secret(django_settings.SECRET_KEY):
         for key in django_settings.SECRET_KEY_FALLBACKS:
-            if key:  # anybody can derive the secret of an empty key
+            if key:  # everyone can derive the secret for an empty key
                 yield derived_secret(key)
 
 

@@ -1,4 +1,4 @@
-"""State of channels: declared attributes whose values survive a restore."""
+"""`state`, which declares attributes of channels whose values are restored with the session."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ T = TypeVar("T")
 class HasState(Protocol):
     """The part of a channel that `state` uses."""
 
-    #: The values by name; None if there are none.
+    #: The values of the state, by the names of the attributes; None if no attribute was used.
     _state: dict[str, Any] | None
 
 
 class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields do
-    """An attribute of a channel that survives a restore: `count = state(default=0)`. Its values must be JSON values."""
+    """Declares an attribute of a channel whose value is restored with the session, as in `count = state(default=0)`.
+
+    The value must be a JSON value.
+    """
 
     def __init__(self, *, default: T) -> None:
         self.default = default

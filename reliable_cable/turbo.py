@@ -1,4 +1,4 @@
-"""Broadcasts of Turbo Streams: HTML that changes the pages that subscribe with `{% turbo_stream_from %}`."""
+"""Broadcasts Turbo Stream actions, which change the web pages that contain `{% turbo_stream_from %}`."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Unpack
@@ -24,11 +24,13 @@ class SendOptions(TypedDict, total=False):
 
 
 class TargetOptions(SendOptions, total=False):
-    """The options of `broadcast`, and the elements that an action changes. Exactly one of these is required.
+    """The options of `broadcast`, and the elements of the web page that an action changes.
+
+    Exactly one of `target` and `targets` is required.
 
     Args:
         target: the id of the element.
-        targets: a CSS selector of the elements.
+        targets: a CSS selector for the elements.
     """
 
     target: str
@@ -36,15 +38,15 @@ class TargetOptions(SendOptions, total=False):
 
 
 class ContentOptions(TargetOptions, total=False):
-    """The options of `broadcast`, the elements that an action changes, and their new content.
+    """The options in `TargetOptions`, and the content of an action.
 
     Exactly one of `template` and `html` is required.
 
     Args:
         template: the name of a template. Inside transactions, it is rendered after the commit.
         context: the variables of the template.
-        html: the content. As in templates, text is escaped unless it is marked as safe, as the results of
-            `render_to_string` and `format_html` are.
+        html: the content. Text is escaped unless it is marked as safe, as in templates. `render_to_string` and
+            `format_html` return text that is marked as safe.
     """
 
     template: str
@@ -53,10 +55,10 @@ class ContentOptions(TargetOptions, total=False):
 
 
 class MorphOptions(ContentOptions, total=False):
-    """The options of `ContentOptions`, and how the content replaces the former one.
+    """The options in `ContentOptions`, and the method by which the content is replaced.
 
     Args:
-        method: `"morph"` changes only what differs, so that the rest keeps its state.
+        method: with `"morph"`, Turbo changes only the elements that differ, and the others keep their state.
     """
 
     method: Literal["morph"]
@@ -64,17 +66,18 @@ class MorphOptions(ContentOptions, total=False):
 
 @sync_only("abroadcast_append_to")
 def broadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Append content to the target. Children of the target with the same ids are removed before.
+    """Append content to the target. Turbo first removes children of the target that have the same ids.
 
     Args:
-        streamables: what names the stream, as for `{% turbo_stream_from %}`: strings, numbers, model instances.
+        streamables: strings, numbers or model instances, which together make the stream's name, as for
+            `{% turbo_stream_from %}`.
         options: see `ContentOptions`.
 
     Returns:
-        What `broadcast` returns.
+        The position of the message; None if it is transient, or will be sent after a commit.
 
     Raises:
-        CableError: as for `broadcast_template`; or the options do not name a target and a content.
+        CableError: as for `broadcast_template`, or because the options contain no target or no content.
     """
     return _broadcast("append", ContentOptions, streamables, options).send()
 
@@ -86,7 +89,7 @@ async def abroadcast_append_to(*streamables: Streamable, **options: Unpack[Conte
 
 @sync_only("abroadcast_prepend_to")
 def broadcast_prepend_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Prepend content to the target. Otherwise, this does the same as `broadcast_append_to`."""
+    """Prepend content to the target. Otherwise, this is like `broadcast_append_to`."""
     return _broadcast("prepend", ContentOptions, streamables, options).send()
 
 
@@ -119,7 +122,7 @@ async def abroadcast_update_to(*streamables: Streamable, **options: Unpack[Morph
 
 @sync_only("abroadcast_before_to")
 def broadcast_before_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Insert content before the target. Otherwise, this does the same as `broadcast_append_to`."""
+    """Insert content before the target. The arguments are those of `broadcast_append_to`."""
     return _broadcast("before", ContentOptions, streamables, options).send()
 
 
@@ -130,7 +133,7 @@ async def abroadcast_before_to(*streamables: Streamable, **options: Unpack[Conte
 
 @sync_only("abroadcast_after_to")
 def broadcast_after_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Insert content after the target. Otherwise, this does the same as `broadcast_append_to`."""
+    """Insert content after the target. The arguments are those of `broadcast_append_to`."""
     return _broadcast("after", ContentOptions, streamables, options).send()
 
 
@@ -159,13 +162,13 @@ async def abroadcast_remove_to(*streamables: Streamable, **options: Unpack[Targe
 def broadcast_refresh_to(
     *streamables: Streamable, request_id: str | None = None, **options: Unpack[SendOptions]
 ) -> StreamPosition | None:
-    """Make the pages load themselves again.
+    """Make the subscribed web pages reload.
 
     Args:
         streamables: as for `broadcast_append_to`.
-        request_id: the header `X-Turbo-Request-Id` of the request that causes the broadcast. The page that has sent
-            this request does not load itself again.
-        options: those of `broadcast`.
+        request_id: the header `X-Turbo-Request-Id` of the request that causes the broadcast. The web page that has sent
+            this request does not reload.
+        options: the options of `broadcast`.
     """
     return _broadcast("refresh", SendOptions, streamables, options, request_id).send()
 
@@ -184,13 +187,13 @@ def _broadcast(
     options: Mapping[str, Any],
     request_id: str | None = None,
 ) -> RenderedBroadcast:
-    """Check the arguments of a function of this module.
+    """Check the arguments of a function in this module, and return the broadcast.
 
     Args:
-        action: the action of Turbo.
-        known: the class of the options that the function takes.
-        streamables: what names the stream.
-        options: the options.
+        action: the name of the Turbo Stream action.
+        known: the `TypedDict` of the options that the function accepts.
+        streamables: the parts of the stream's name.
+        options: the options of the call.
         request_id: as for `broadcast_refresh_to`.
     """
     unknown = options.keys() - known.__optional_keys__
@@ -211,7 +214,7 @@ def _broadcast(
     content = None if html is None else conditional_escape(html)
 
     def element(rendered: str) -> str:
-        """Return the element of Turbo. The template engine has escaped the variables of its template."""
+        """Return the element `<turbo-stream>`. The variables in `rendered` were escaped by the template engine."""
         inner = content if template is None else rendered
         return opening + ("" if inner is None else f"<template>{inner}</template>") + "</turbo-stream>"
 

@@ -1,4 +1,4 @@
-"""URLs of the HTTP endpoints. Add `path("", include("reliable_cable.urls"))` to the project's `urlpatterns`."""
+"""The URLs of the HTTP endpoints. Add `path("", include("reliable_cable.urls"))` to the project's `urlpatterns`."""
 
 from django.urls import path
 
@@ -8,6 +8,6 @@ app_name = "reliable_cable"
 urlpatterns = [
     path("_broadcast", views.broadcast, name="broadcast"),
     path("api/publish", views.publish, name="publish"),
-    # A stream name may contain slashes.
+    # The converter is `path`, because the name of a stream may contain slashes.
     path("api/presence/<path:stream>/users", views.users, name="presence"),
 ]

@@ -1,4 +1,4 @@
-"""Checks of broadcasts before they are sent: the stream, the payload and the options."""
+"""Checks the stream, the payload and the options of broadcasts, before anything is sent."""
 
 import asyncio
 import json
@@ -27,12 +27,12 @@ MAX_NAME_LENGTH = 255
 #: The beginnings of the names of streams that no pattern of `PUBLIC_STREAMS` opens. Apps add theirs in `ready()`.
 private_prefixes: set[str] = set()
 MAX_KEY_LENGTH = 255
-#: How many messages of a batch are prepared before other tasks of the event loop run. This takes less than 1 ms.
+#: How many messages of a batch are prepared in one iteration of the event loop. This takes less than 1 ms.
 PER_ITERATION: Final = 50
 
 
 class ItemOptions(TypedDict, total=False):
-    """The options that one item of a batch can have. They mean the same as those of `broadcast`."""
+    """The options that an item of a batch may have. They have the same meanings as those of `broadcast`."""
 
     transient: bool
     exclude_socket: str | None
@@ -41,7 +41,7 @@ class ItemOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """The options that all items of a batch share. They mean the same as those of `broadcast`."""
+    """The options for all items of a batch. They have the same meanings as those of `broadcast`."""
 
     transient: bool
     immediate: bool
@@ -52,18 +52,18 @@ class BatchOptions:
 
 BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]
 
-#: What names a stream: a name, a saved model instance, a number, or several of these, see `target_name`.
+#: The type of values that can be converted to a stream's name, see `target_name`.
 Streamable: TypeAlias = "str | int | Model | Sequence[Streamable]"
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A checked broadcast, ready to be sent.
+    """A checked broadcast that is ready to be sent.
 
     Args:
-        stream: the name of the stream.
-        message: the message, with the payload as JSON.
-        kept: whether the stream keeps the message and gives it a position.
+        stream: the name of the stream, with its namespace.
+        message: the message, which contains the payload as JSON.
+        kept: whether the message is stored and gets a position.
     """
 
     stream: str
@@ -73,13 +73,13 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A checked broadcast without its payload.
+    """The checked arguments of a broadcast, except the payload.
 
     Args:
-        stream: the name of the stream.
-        exclude: the session id of the connection that does not get the message, or `""`.
-        idempotency_key: the key of the message, or `""`.
-        kept: whether the stream keeps the message and gives it a position.
+        stream: the name of the stream, with its namespace.
+        exclude: the session id of the connection that does not receive the message; `""` if all receive it.
+        idempotency_key: the idempotency key; `""` if none was given.
+        kept: whether the message is stored and gets a position.
     """
 
     stream: str
@@ -88,7 +88,7 @@ class Address:
     kept: bool
 
     def outgoing(self, data: Any) -> Outgoing:
-        """Add the payload.
+        """Check the payload, and return the broadcast with it.
 
         Raises:
             InvalidPayload: the payload cannot be broadcast.
@@ -111,7 +111,7 @@ class Address:
 
     @property
     def _shown(self) -> str:
-        """The name of the stream as errors show it, without its namespace."""
+        """The name of the stream for error messages, without its namespace."""
         return repr(split_namespace(self.stream)[1])
 
 
@@ -139,7 +139,7 @@ def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Out
 
 
 async def aprepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Outgoing]:
-    """Async twin of `prepare_batch`. It lets other tasks run after each `PER_ITERATION` items."""
+    """Async twin of `prepare_batch`. Other tasks can run after every `PER_ITERATION` items."""
     remaining = iter(items)
     batch = prepare_batch(islice(remaining, PER_ITERATION), options)
     while len(batch) % PER_ITERATION == 0 and (part := list(islice(remaining, PER_ITERATION))):
@@ -149,7 +149,7 @@ async def aprepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> l
 
 
 def prepare_address(stream: object, idempotency_key: str | None, options: BatchOptions) -> Address:
-    """Check a broadcast whose payload is not known yet.
+    """Check the arguments of a broadcast whose payload is not known yet.
 
     Raises:
         InvalidStreamName, InvalidOption: as for `broadcast`.
@@ -160,10 +160,11 @@ def prepare_address(stream: object, idempotency_key: str | None, options: BatchO
 
 
 def check_stream_name(stream: object) -> str:
-    """Return `stream` if it is valid as a stream's name.
+    """Check the name of a stream, and return it.
 
     Raises:
-        InvalidStreamName: it is not a string of 1 to 255 characters, or contains a control character or a surrogate.
+        InvalidStreamName: the name is not a string of 1 to 255 characters, or contains a control character or a
+            surrogate.
     """
     if not isinstance(stream, str):
         raise InvalidStreamName(
@@ -183,7 +184,7 @@ def check_stream_name(stream: object) -> str:
 
 
 def resolve_stream(stream: object) -> str:
-    """Return the name of a stream in the current namespace.
+    """Check the name of a stream, and return it with the current namespace.
 
     Raises:
         InvalidStreamName: see `check_stream_name`.
@@ -193,7 +194,7 @@ def resolve_stream(stream: object) -> str:
 
 
 def qualify_stream(stream: object, namespace: str) -> str:
-    """Return the name of a stream with its namespace.
+    """Check the name of a stream, and return it with a namespace.
 
     Raises:
         InvalidStreamName: see `check_stream_name`. The namespace counts as a part of the name.
@@ -208,26 +209,26 @@ def qualify_stream(stream: object, namespace: str) -> str:
 
 
 def target_name(target: Any) -> str:
-    """Return the part of a stream's name that names a target of a channel (see `Channel.broadcasting_for`).
+    """Convert a target to a text, which is a part of a stream's name (see `Channel.broadcasting_for`).
 
     Raises:
-        ChannelError: the value names no stream.
+        ChannelError: the value cannot be converted.
     """
     if isinstance(target, Model):
         if target.pk is None:
-            raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
+            raise ChannelError(f"{target!r} is not saved. Without a primary key, it has no stream.")
         return row_name(target)
     if isinstance(target, list | tuple) and target:
         return ":".join(target_name(part) for part in target)
     if isinstance(target, str | int) and not isinstance(target, bool) and target != "":
         return str(target)
     raise ChannelError(
-        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of these."
+        f"{target!r} names no stream. Give a saved model instance, a string, a number, or a list of these."
     )
 
 
 def _unstorable_character(text: str) -> str:
-    """Return the first control character or surrogate in a text, or `""` if it has none."""
+    """Return the first control character or surrogate in a text; `""` if it has none."""
     if text.isprintable():
         return ""
     return next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), "")
@@ -240,7 +241,7 @@ def _address(stream: object, transient: bool, exclude: str, idempotency_key: str
     if idempotency_key is not None:
         key = _check_key(idempotency_key)
         if not kept:
-            reason = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
+            reason = "A transient message is not stored" if transient else f"The stream {stream!r} keeps no history"
             raise InvalidOption(f"{reason}, so an idempotency_key cannot be used.")
     return Address(name, exclude, key, kept)
 
@@ -263,12 +264,12 @@ def _excluded_socket(to_others: bool, exclude_socket: str | None) -> str:
         raise InvalidOption(f"exclude_socket is {exclude_socket!r}; it must be a session id, which is a string.")
     else:
         socket = exclude_socket
-    # A client may send any text as its session id. A text that cannot be one excludes no connection.
+    # A client may send any text as its session id. If the text cannot be a session id, no connection is excluded.
     return socket if is_session_id(socket) else ""
 
 
 def encode_json(value: Any) -> tuple[str, int]:
-    """Return a value as JSON text, and the size of the text in bytes.
+    """Encode a value as JSON. Return the text and its size in bytes.
 
     Raises:
         TypeError, ValueError, RecursionError: the value cannot be encoded, or is nested too deeply.
@@ -280,11 +281,11 @@ def encode_json(value: Any) -> tuple[str, int]:
 
 
 def encode_channel_value(value: Any, described: str) -> tuple[str, int]:
-    """Return a value that a channel sends as JSON text, and the size of the text in bytes.
+    """Encode a value that a channel sends as JSON. Return the text and its size in bytes.
 
     Args:
-        value: the value.
-        described: what the value is, for the error: `ChatChannel: the result`.
+        value: the value to encode.
+        described: a description of the value for the error message, such as `ChatChannel: the result`.
 
     Raises:
         ChannelError: the value cannot be encoded, or is nested too deeply.
@@ -296,7 +297,7 @@ def encode_channel_value(value: Any, described: str) -> tuple[str, int]:
 
 
 def copy_json(value: Any) -> tuple[Any, int]:
-    """Return a deep copy of a JSON value, and its size as JSON text in bytes.
+    """Return a deep copy of a JSON value, and the size of its JSON text in bytes.
 
     Raises:
         TypeError, ValueError, RecursionError: the value is not a JSON value, or is nested too deeply.
@@ -308,17 +309,17 @@ def copy_json(value: Any) -> tuple[Any, int]:
 
 
 def start_position(after: object, stream: str) -> PagePosition | None:
-    """Return the position after which a subscription starts a stream; None if it starts with live messages.
+    """Return the position after which a subscription receives a stream; None if it receives only new messages.
 
     Args:
-        after: what a handler passed: a position, None, or the value that a client sent.
+        after: the argument of `Channel.stream_from`: a position, None, or a value that the client has sent.
         stream: the name of the stream, with its namespace.
 
     Returns:
-        `UNKNOWN_POSITION` for a value of the client that is not a position of this stream.
+        The position. If the client's value is not a position of this stream, it is `UNKNOWN_POSITION`.
 
     Raises:
-        ChannelError: the handler passed a position that is not one of this stream.
+        ChannelError: the argument is a position of another stream.
     """
     if after is None:
         return None
@@ -326,5 +327,5 @@ def start_position(after: object, stream: str) -> PagePosition | None:
         found = PagePosition.parse(after, stream)
         return found or PagePosition(UNKNOWN_POSITION.epoch, UNKNOWN_POSITION.offset, stream)
     if not isinstance(after, PagePosition) or after.stream != stream:
-        raise ChannelError(f"{after!r} is not what position() returned for the stream {stream!r}.")
+        raise ChannelError(f"{after!r} is not a position that position() has returned for the stream {stream!r}.")
     return after

@@ -1,4 +1,4 @@
-"""System checks. Their ids never change, so that `SILENCED_SYSTEM_CHECKS` can list them.
+"""The system checks. The ids of checks never change, so that `SILENCED_SYSTEM_CHECKS` can list them.
 
 | id | problem |
 |---|---|
@@ -6,19 +6,19 @@
 | `reliable_cable.E002` | Several channel classes have the same name. |
 | `reliable_cable.E003` | The engine cannot be imported, or does not support what the settings require. |
 | `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
-| `reliable_cable.E005` | All streams are public. This is checked only by `check --deploy`. |
-| `reliable_cable.E006` | The settings of tokens need a package that is not installed, or name a wrong authenticator. |
+| `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
+| `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
-| `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
-| `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
-| `reliable_cable.W007` | Nothing calls a method of a channel: `subscribe`, or a hook of a base after `Channel`. |
+| `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` checks this. |
+| `reliable_cable.W006` | Database connections are reused without health checks. Only `check --deploy` checks this. |
+| `reliable_cable.W007` | A method of a channel is never called, because of its name or the order of base classes. |
 | `reliable_cable.W008` | The secret that signs tokens is short. |
 
-If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
-connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
+If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
+a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`.
 """
 
 from .channel_layers import check_channel_layers as check_channel_layers

@@ -1,4 +1,4 @@
-"""Checks of Channels' own layers (W004)."""
+"""Checks of the channel layers in `CHANNEL_LAYERS` (W004)."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -23,12 +23,12 @@ def check_channel_layers(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError after 5 idle seconds, because channels-redis 4.3.0 "
-            "does not expect the default socket_timeout of redis-py 8.",
+            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError when it is idle for 5 seconds, because redis-py 8 has a "
+            "default socket_timeout of 5 seconds, and channels-redis 4.3.0 waits as long for a message.",
             hint=(
                 f"Set a longer timeout for each of CHANNEL_LAYERS[{alias!r}]['CONFIG']['hosts']: "
-                '{"address": "redis://…", "socket_timeout": 30} or "redis://…?socket_timeout=30" (None: no limit). Or '
-                "use channels_redis.pubsub.RedisPubSubChannelLayer, or redis-py 7."
+                '{"address": "redis://…", "socket_timeout": 30} or "redis://…?socket_timeout=30". Or use '
+                "channels_redis.pubsub.RedisPubSubChannelLayer, or redis-py 7."
             ),
             id="reliable_cable.W004",
         )
@@ -44,7 +44,7 @@ def _is_core_layer(path: Any) -> bool:
     try:
         backend = import_string(path)
     except (ImportError, AttributeError):
-        return False  # Channels itself reports that the path cannot be imported
+        return False  # Channels reports an error for a path that cannot be imported
     return isinstance(backend, type) and issubclass(backend, RedisChannelLayer)
 
 
@@ -56,12 +56,12 @@ def _all_timeouts_are_longer(hosts: Any) -> bool:
     try:
         timeouts = [_socket_timeout(host) for host in decode_hosts(hosts)]
     except ValueError:
-        return True  # the layer itself reports the wrong configuration
+        return True  # the layer raises an error for an invalid configuration
     return all(timeout is None or timeout > RedisChannelLayer.brpop_timeout for timeout in timeouts)
 
 
 def _socket_timeout(host: Mapping[str, Any]) -> float | None:
-    """Return the `socket_timeout` of a host in seconds, None if it has no limit, or 0 if it is not set."""
+    """Return the `socket_timeout` of a host, in seconds. None means no limit, and 0 means that it is not set."""
     in_url = parse_qs(urlsplit(str(host.get("address", ""))).query).get("socket_timeout")
     timeout: float | None = float(in_url[-1]) if in_url else host.get("socket_timeout", 0)
     return timeout

@@ -6,22 +6,23 @@ from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A
 
 from .valid_settings import TAG
 
-#: The handler of each command of a client.
+#: The commands of clients whose names may be confused with the handler's name, and the handlers.
 HANDLERS = {"subscribe": "subscribed", "unsubscribe": "unsubscribed"}
-#: The methods of channels that are called if a subclass has them.
+#: The methods of `Channel` that subclasses may override.
 HOOKS = (*HANDLERS.values(), "resubscribed", "before_subscribe", "before_action", "handle_error", "authorize_presence")
 
 
 @register(TAG)
 def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
     """Report channel classes with the same name (E002)."""
-    # Importing this module reads the settings. If they are invalid, E001 must be reported in place of an error here.
+    # The import reads the settings, and fails if they are invalid. At the top, it would prevent the report of E001.
     from reliable_cable.channel import registry
 
     return [
         Error(
             f"{len(classes)} channels have the name {name!r}: "
-            f"{', '.join(f'{cls.__module__}.{cls.__qualname__}' for cls in classes)}. Clients reach only the first.",
+            f"{', '.join(f'{cls.__module__}.{cls.__qualname__}' for cls in classes)}. Clients can only subscribe to "
+            "the first.",
             hint="Rename a class or set its `name`. Declare a base class with `abstract=True`.",
             id="reliable_cable.E002",
         )
@@ -32,12 +33,12 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
-    """Report methods that seem to be handlers, but have the name of a command, so that nothing calls them (W007)."""
+    """Report methods that are never called, because they have the name of a command in place of a handler's (W007)."""
     from reliable_cable.channel import Channel
 
     return [
         Warning(
-            f"{cls.__module__}.{cls.__qualname__} has a method {command!r}, but no {handler!r}. Nothing calls it.",
+            f"{cls.__module__}.{cls.__qualname__} has a method {command!r}, which is never called, and no {handler!r}.",
             hint=f"Rename {command!r} to {handler!r}.",
             id="reliable_cable.W007",
         )
@@ -51,13 +52,13 @@ def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_order_of_bases(**kwargs: Any) -> list[CheckMessage]:
-    """Report hooks of base classes that stand after `Channel`, whose own methods hide them (W007)."""
+    """Report handlers of a base class that are never called, because `Channel` is before it in the bases (W007)."""
     from reliable_cable.channel import Channel
 
     return [
         Warning(
-            f"{cls.__module__}.{cls.__qualname__} has the base {base.__qualname__} after Channel. Nothing calls "
-            f"{base.__qualname__}.{hook}, because Channel.{hook} hides it.",
+            f"{cls.__module__}.{cls.__qualname__} has the base {base.__qualname__} after Channel. So "
+            f"{base.__qualname__}.{hook} is never called, because Channel.{hook} overrides it.",
             hint=f"Write the base first: class {cls.__name__}({base.__name__}, Channel).",
             id="reliable_cable.W007",
         )

@@ -16,8 +16,8 @@ from .valid_settings import TAG, valid_settings
 
 SQLITE_HINT = (
     "Set 'OPTIONS': {'transaction_mode': 'IMMEDIATE', 'init_command': 'PRAGMA journal_mode=WAL;'} in "
-    "DATABASES[%(alias)r]. Transactions then wait for each other when they begin, and readers do not wait at all. "
-    "Broadcasts outside of transactions do not need this."
+    "DATABASES[%(alias)r]. Transactions then wait for each other when they begin, and readers never wait. Broadcasts "
+    "outside of transactions work without this."
 )
 
 
@@ -50,7 +50,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
         problem = (
             f"DATABASES[{alias!r}] begins its transactions as DEFERRED. If a transaction of your code reads before it "
             "writes, its first write fails ('database is locked') while another transaction is writing. A broadcast "
-            "inside your transaction is such a write, too"
+            "inside a transaction is a write, too"
         )
         return [_sqlite_warning(alias, problem)]
     return []
@@ -58,7 +58,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Report an SQLite database without WAL (W001)."""
+    """Report an SQLite database whose journal mode is not WAL (W001)."""
     alias = _database()
     if alias is None or alias not in (databases or ()) or alias not in connections:
         return []
@@ -81,14 +81,14 @@ def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any)
 
 @register(TAG, deploy=True)
 def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
-    """Report databases whose connections are kept (`CONN_MAX_AGE`) but not checked (`CONN_HEALTH_CHECKS`) (W006).
+    """Report databases with `CONN_MAX_AGE`, but without `CONN_HEALTH_CHECKS` (W006).
 
-    Sync handlers, stores and `CableAuthMiddlewareStack` check their connections themselves. Channels'
-    `AuthMiddlewareStack` and Django's views do not.
+    Sync handlers, stores and `CableAuthMiddlewareStack` check their database connections in any case. Channels'
+    `AuthMiddlewareStack` and Django's views do so only if `CONN_HEALTH_CHECKS` is set.
     """
     return [
         Warning(
-            f"DATABASES[{alias!r}] keeps connections (CONN_MAX_AGE) without health checks. After a restart of the "
+            f"DATABASES[{alias!r}] reuses connections (CONN_MAX_AGE) without health checks. After a restart of the "
             "database, the next WebSocket handshake with AuthMiddlewareStack fails, and so do the next requests.",
             hint=f"Set DATABASES[{alias!r}]['CONN_HEALTH_CHECKS'] to True.",
             id="reliable_cable.W006",
@@ -101,7 +101,11 @@ def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _database() -> str | None:
-    """Return the alias of the database of streams or sessions; None if none is used, or if settings are invalid."""
+    """Return the alias of the database that stores streams or sessions.
+
+    Returns:
+        None if the engine uses no database, or if the settings are invalid.
+    """
     settings = valid_settings()
     if settings is None:
         return None

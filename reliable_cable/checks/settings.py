@@ -1,4 +1,4 @@
-"""Checks of the settings and of what they name (E001, E003, E005, E006, W002, W003, W005, W008)."""
+"""Checks of the settings, the engine, tokens and `runserver` (E001, E003, E005, E006, W002, W003, W005, W008)."""
 
 import sys
 from typing import Any
@@ -19,15 +19,15 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 from .valid_settings import TAG, valid_settings
 
 PUBLIC_STREAMS_PROBLEM = (
-    f"{NAME}['PUBLIC_STREAMS'] opens all streams except those of channels: every client that can connect can read "
-    "them, send whispers to them, and join their presence under any id."
+    f"{NAME}['PUBLIC_STREAMS'] makes all streams public, except those that begin with the name of a channel. Every "
+    "client that can connect can read public streams, send whispers to them, and join their presence under any id."
 )
 PUBLIC_STREAMS_HINT = (
-    "List the patterns of the public streams, such as ['news:*'], and give signed names of the others to clients "
+    "List the patterns of the public streams, such as ['news:*']. For other streams, give clients signed names "
     "(`signed_stream_name`)."
 )
 
-#: The apps whose `runserver` serves WSGI only.
+#: The apps whose `runserver` command is a WSGI server.
 WSGI_RUNSERVERS = ("django.core", "django.contrib.staticfiles")
 
 
@@ -45,7 +45,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_engine(**kwargs: Any) -> list[CheckMessage]:
-    """Report an engine that cannot be used, or that cannot store durable streams (E003)."""
+    """Report an engine that cannot be used, or that does not support the durable streams of `STREAMS` (E003)."""
     settings = valid_settings()
     if settings is None:
         return []
@@ -84,8 +84,8 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
     key = "JWT_SECRET" if settings.jwt_secret else "SECRET"
     return [
         Warning(
-            f"{NAME}[{key!r}] has {size} bytes. Who has a token can find out a short secret by trying, and can then "
-            "make tokens for every user.",
+            f"{NAME}[{key!r}] has {size} bytes. Anyone who has a token can guess a short secret with a program, and "
+            "can then make tokens for every user.",
             hint=f"Set JWT_SECRET to a random text of at least {MIN_SECRET_SIZE} bytes.",
             id="reliable_cable.W008",
         )
@@ -94,7 +94,7 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_runserver(**kwargs: Any) -> list[CheckMessage]:
-    """Report a `runserver` that serves no WebSockets (W002). This is checked only if `DEBUG` is on."""
+    """Report a `runserver` command that serves no WebSockets (W002). Without `DEBUG`, nothing is reported."""
     if not django_settings.DEBUG:
         return []
     served_by = get_commands().get("runserver")
@@ -111,8 +111,8 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
-    """Report that all streams are public if `DEBUG` is off (W003). In `check --deploy`, leave that to E005."""
-    # Django does not tell a check whether the deployment checks run, too.
+    """Report that all streams are public (W003), if `DEBUG` is off. In `check --deploy`, E005 reports this instead."""
+    # Django does not tell checks whether the deployment checks run, too.
     if django_settings.DEBUG or "--deploy" in sys.argv or not _all_streams_are_public():
         return []
     return [Warning(PUBLIC_STREAMS_PROBLEM, hint=PUBLIC_STREAMS_HINT, id="reliable_cable.W003")]
@@ -138,13 +138,13 @@ def check_stores_in_memory(**kwargs: Any) -> list[CheckMessage]:
         return []  # reported as E003
     if issubclass(classes["streams"], MemoryStreamStore):
         problem = (
-            "Streams are in the memory of one process. A broadcast from another process (a second server process, a "
-            "task, the shell) reaches no client of this one, and a restart loses every history."
+            "Streams are in the memory of one process. Its clients do not receive broadcasts from other processes (a "
+            "second server process, a task, the shell), and a restart deletes the history of all streams."
         )
         hint = f"Remove {NAME}['ENGINE'], so that streams are in the database, or set {NAME}['REDIS_URL']."
     elif issubclass(classes["presence"], MemoryPresenceStore):
-        problem = "Presence is in the memory of each process. Members on other processes are not seen."
-        hint = f"Set {NAME}['REDIS_URL'], or run one server process only and silence this check."
+        problem = "Presence is in the memory of each process. Clients do not see members that use another process."
+        hint = f"Set {NAME}['REDIS_URL']. If you run only one server process, silence this check."
     else:
         return []
     return [Warning(problem, hint=hint, id="reliable_cable.W005")]

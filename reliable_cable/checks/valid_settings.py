@@ -1,4 +1,4 @@
-"""The settings that checks work with."""
+"""Reads the settings for the checks."""
 
 from django.core.exceptions import ImproperlyConfigured
 

@@ -1,1 +1,1 @@
-"""The JavaScript client: the pinned npm packages, and the code that bundles them into the static files."""
+"""Bundles the JavaScript client, which consists of pinned npm packages, into the static files."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-#: The folder of the bundle.
+#: The folder that contains the bundle.
 STATIC = HERE.parent / "static" / "reliable_cable"
 INPUTS = (
     "build.mjs",
@@ -28,7 +28,7 @@ OUTPUTS = ("LICENSES.txt", "anycable.d.ts", "cable.d.mts", "cable.mjs", "cable.j
 
 
 class ClientBuildError(Exception):
-    """The bundle could not be created. The message says what to do."""
+    """Raised if the bundle could not be created. The message says what to do."""
 
 
 def is_built() -> bool:
@@ -39,7 +39,7 @@ def is_built() -> bool:
 def is_fresh() -> bool:
     """Return whether the bundle exists and is not older than its sources.
 
-    This is also true in an installed wheel, which contains the bundle without its sources.
+    An installed wheel contains the bundle without the sources. There, this returns True.
     """
     if not is_built():
         return False
@@ -57,7 +57,7 @@ def build(*, force: bool = False) -> bool:
         force: create the bundle even if it is up to date.
 
     Returns:
-        Whether the bundle was created.
+        True if this call has created the bundle.
 
     Raises:
         ClientBuildError: Node or npm is missing or failed.
@@ -78,9 +78,9 @@ def build(*, force: bool = False) -> bool:
 
 
 def install(folder: Path) -> Path:
-    """Install the npm packages of a folder's `package-lock.json`, unless they are installed.
+    """Install the npm packages that a folder's `package-lock.json` lists, unless they are installed.
 
-    Install scripts of the packages are not run. Several processes may call this at once.
+    The install scripts of the packages do not run. Several processes may call this at once.
 
     Returns:
         The path of the folder's `node_modules`.
@@ -94,7 +94,7 @@ def install(folder: Path) -> Path:
     with _locked(lock):
         wanted = hashlib.sha256((folder / "package.json").read_bytes() + lock.read_bytes()).hexdigest()
         if not stamp.is_file() or stamp.read_text() != wanted:
-            # npm first removes node_modules with the stamp in it, so that a failed run leaves no stamp.
+            # npm first removes node_modules, which contains the stamp. So a failed run leaves no stamp.
             _run([_program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
             stamp.write_text(wanted)
     return modules

@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def _load_build() -> ModuleType:
-    """Load build.py by its path. Importing the package would need Django, which is not installed during a build."""
+    """Load build.py by its path. An import of the package would need Django, which is not installed during a build."""
     path = Path(__file__).with_name("build.py")
     spec = importlib.util.spec_from_file_location("reliable_cable_client_build", path)
     if spec is None or spec.loader is None:
@@ -25,8 +25,8 @@ class ClientBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Create the bundle if it is missing or older than its sources.
 
-        Editable installs skip this, so that they need no Node; `manage.py cable_client` creates the bundle there. If
-        the bundle cannot be created, an existing one is packed with a warning. Without one, the build fails.
+        An editable install does not create it, so that it needs no Node. `manage.py cable_client` creates it there. If
+        the creation fails, an existing bundle is packed, with a warning. If there is no bundle, the build fails.
         """
         if version == "editable":
             return

@@ -18,9 +18,9 @@ from .threads import IDLE_TIME, close_old_connections
 
 T = TypeVar("T")
 
-#: How long, in seconds, to pause before the first retry of failed items. Each further retry doubles the pause.
+#: The pause, in seconds, before failed items are retried for the first time. The pause doubles with each retry.
 MIN_RETRY_DELAY: Final = 0.05
-#: The longest pause, in seconds, between two retries.
+#: The maximum pause, in seconds, before a retry.
 MAX_RETRY_DELAY: Final = 1.0
 
 
@@ -39,7 +39,7 @@ class _Queue(Generic[T]):
         self.active = False
         #: Whether the last batch has failed.
         self.failing = False
-        #: When the queue was last empty or a batch succeeded, by the monotonic clock.
+        #: The last time when the queue was empty or a batch succeeded, by the monotonic clock.
         self.progress = 0.0
         self.thread = DaemonExecutor(name, 1, idle_time=IDLE_TIME, at_end=connections.close_all)
 
@@ -56,13 +56,13 @@ class BackgroundWorker(Generic[T]):
 
     Args:
         name: the thread's name.
-        handle: called with a batch of items; returns the items to retry after a pause.
-        exit_timeout: how long, in seconds, the exit of the interpreter waits for the queue to become empty.
-        batch_size: the maximum number of items in one call of `handle`.
-        max_bytes: the maximum number of bytes in the queue. Beyond that, the oldest items are dropped. None means no
-            limit.
-        size_of: returns the size of an item in bytes.
-        on_abandoned: called at the exit of the interpreter with the items that were not handled.
+        handle: a function that is called with a batch of items. It returns the items to retry after a pause.
+        exit_timeout: how long, in seconds, the interpreter delays its exit until the queue is empty.
+        batch_size: the maximum number of items in a batch.
+        max_bytes: the maximum size of all queued items, in bytes. If it is exceeded, the oldest items are dropped. None
+            means no limit.
+        size_of: a function that returns the size of an item, in bytes.
+        on_abandoned: a function that is called when the interpreter exits, with the items that were not handled.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class BackgroundWorker(Generic[T]):
         return self._queues.get(pid) or self._queues.setdefault(pid, _Queue(self._name))
 
     def put(self, items: Iterable[T]) -> None:
-        """Add items to the end of the queue. This does not wait."""
+        """Append items to the queue, without waiting for them to be handled."""
         queue = self._queue
         with queue.changed:
             if queue.empty:
@@ -119,26 +119,27 @@ class BackgroundWorker(Generic[T]):
         """Wait until the queue is empty and its last batch has been handled.
 
         Args:
-            timeout: the longest time to wait, in seconds.
+            timeout: the maximum time to wait, in seconds.
 
         Returns:
-            Whether everything has been handled.
+            True if all items have been handled.
         """
         queue = self._queue
         with queue.changed:
             return queue.changed.wait_for(lambda: queue.empty, timeout)
 
     def put_and_wait(self, items: Iterable[T], timeout: float) -> bool:
-        """Add items, and wait until everything has been handled, a batch fails, or nothing succeeds for some time.
+        """Append items to the queue, and wait until all items have been handled.
 
-        While the thread is failing or hanging, this does not wait.
+        The wait also ends if a batch fails, or if no batch has succeeded for `timeout` seconds. So if the last batch
+        has failed, or the thread hangs, this does not wait.
 
         Args:
-            items: the items.
-            timeout: the longest time to wait, in seconds, since a batch has succeeded.
+            items: the items to append.
+            timeout: the maximum time, in seconds, since a batch has succeeded or the queue was empty.
 
         Returns:
-            Whether everything has been handled.
+            True if all items have been handled.
         """
         queue = self._queue
         with queue.changed:
@@ -148,7 +149,7 @@ class BackgroundWorker(Generic[T]):
             return queue.empty
 
     def finish(self) -> None:
-        """Wait up to `exit_timeout` seconds for the queue to become empty. Pass leftover items to `on_abandoned`."""
+        """Wait up to `exit_timeout` seconds until the queue is empty. Pass the remaining items to `on_abandoned`."""
         if not self.flush(self._exit_timeout):
             queue = self._queue
             with queue.changed:

@@ -1,4 +1,4 @@
-"""Handles the requests of many tasks in batches."""
+"""Collects requests from many tasks, and handles them in batches."""
 
 import asyncio
 from collections import deque
@@ -11,9 +11,10 @@ from .per_loop import PerLoop
 A = TypeVar("A")
 T = TypeVar("T")
 
-#: The most requests in one batch.
+#: The default maximum number of requests in a batch.
 BATCH_SIZE: Final = 50
-#: The most batches at the same time, for each event loop. Each usually has a thread and a database connection.
+#: The default maximum number of batches that are handled at the same time in an event loop. Each batch usually needs a
+#: thread and a database connection.
 PARALLEL_BATCHES: Final = 2
 
 #: The result of a request, or the error that its caller receives.
@@ -32,10 +33,10 @@ class Batches(Generic[A, T]):
     """Handles requests in batches. Requests that arrive while a batch is being handled are part of the next one.
 
     Args:
-        handle: handles a batch, and returns the outcome of each request. If it raises an error, all requests of the
-            batch fail.
-        size: the maximum number of requests in one batch.
-        parallel: the maximum number of batches at the same time, for each event loop.
+        handle: a function that handles a batch, and returns the outcome of each request. If it raises an error, all
+            requests of the batch fail.
+        size: the maximum number of requests in a batch.
+        parallel: the maximum number of batches that are handled at the same time in an event loop.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Batches(Generic[A, T]):
         if len(pending.workers) < self._parallel:
             worker = loop.create_task(self._work(pending))
             pending.workers.add(worker)
-            worker.add_done_callback(pending.workers.discard)  # for a task that is cancelled before it begins
+            worker.add_done_callback(pending.workers.discard)  # in case the task is cancelled before it begins
         return await future
 
     async def _work(self, pending: _Pending[A, T]) -> None:
@@ -67,15 +68,15 @@ class Batches(Generic[A, T]):
             while pending.requests:
                 await self._handle_next(pending)
         finally:
-            # The done callback alone would be too late. The event loop calls it after the task has ended, and no worker
-            # would handle a request that arrives in between.
+            # This cannot be left to the done callback, which the event loop calls some time after the end of the task.
+            # No worker would handle a request that arrives before that.
             pending.workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _handle_next(self, pending: _Pending[A, T]) -> None:
         batch: list[tuple[A, asyncio.Future[T]]] = []
         while pending.requests and len(batch) < self._size:
             request, future = pending.requests.popleft()
-            if not future.done():  # its caller was not cancelled
+            if not future.done():  # the future is done if its caller was cancelled
                 batch.append((request, future))
         if not batch:
             return

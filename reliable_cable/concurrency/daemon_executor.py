@@ -1,4 +1,4 @@
-"""An executor with daemon threads, so that a job that hangs does not keep the process from stopping."""
+"""An executor with daemon threads. A job that hangs in a daemon thread does not prevent the process from exiting."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-#: How long, in seconds, a call may wait for a thread before the wait is reported.
+#: How long, in seconds, a call may wait for a thread before this is reported.
 MAX_WAIT: Final = 1.0
-#: The shortest time, in seconds, between two reports of waiting calls.
+#: The minimum time, in seconds, between two reports.
 REPORT_INTERVAL: Final = 60.0
 
-#: A call that passes its result to a future.
+#: A call whose result is passed to a future.
 _Job = Callable[[], None]
 
 
@@ -31,24 +31,25 @@ def _run(future: Future[T], call: Callable[[], T]) -> None:
         future.set_result(result)
 
 
-#: The queue from which one thread receives its jobs. None tells the thread to end.
+#: The queue from which a thread receives its jobs. None is put into it to end the thread.
 _Inbox = SimpleQueue[_Job | None]
 
 
 class DaemonExecutor(Executor):
     """Runs calls in daemon threads, which are started on demand and end after some idle time.
 
-    At exit, the interpreter waits for the jobs of a `concurrent.futures.ThreadPoolExecutor`, however long they take. It
-    does not wait for daemon threads; call `end_threads` to wait for a limited time. The thread that became idle last
-    gets the next job, so that as few threads as possible stay alive.
+    When the interpreter exits, it waits for all jobs of a `concurrent.futures.ThreadPoolExecutor`, without a limit. It
+    does not wait for daemon threads. Call `end_threads` to wait for a limited time. The next job runs in the thread
+    that has become idle last, so that as few threads as possible stay alive.
 
     Args:
         name: the name of the threads.
         size: the maximum number of threads.
         idle_time: how long, in seconds, a thread waits for a job before it ends.
-        at_end: called in each thread before it ends.
-        on_wait: called if a call waits for `MAX_WAIT` or longer because all threads are busy. Its argument is how long,
-            in seconds, that call has waited. It is called at most once in each `REPORT_INTERVAL`.
+        at_end: a function that each thread calls before it ends.
+        on_wait: a function that is called if a call has waited for `MAX_WAIT` or longer, because all threads are busy.
+            Its argument is the time, in seconds, for which the call has waited. It is called at most once in each
+            `REPORT_INTERVAL`.
     """
 
     def __init__(
@@ -65,17 +66,17 @@ class DaemonExecutor(Executor):
         self._idle_time = idle_time
         self._at_end = at_end
         self._on_wait = on_wait
-        #: When `on_wait` may be called again, by the monotonic clock.
+        #: The time before which `on_wait` must not be called again, by the monotonic clock.
         self._report_at = 0.0
         self._lock = threading.Lock()
-        #: The jobs that are waiting for a thread, with the times at which they were submitted, by the monotonic clock.
+        #: The jobs that wait for a thread, and the times when they were submitted, by the monotonic clock.
         self._jobs: deque[tuple[float, _Job]] = deque()
         self._idle: list[_Inbox] = []
-        #: The number of threads that take jobs.
+        #: The number of threads that accept jobs.
         self._active = 0
-        #: All threads that are alive, including those that no longer take jobs.
+        #: All threads that are alive, including those that no longer accept jobs.
         self._threads: set[threading.Thread] = set()
-        #: Threads that end when no job is left.
+        #: The threads that will end when no jobs are waiting.
         self._ending: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -134,7 +135,7 @@ class DaemonExecutor(Executor):
                 self._ending.discard(threading.current_thread())
 
     def _next(self, inbox: _Inbox) -> _Job | None:
-        """Wait for the next job. Return None if the thread must end."""
+        """Wait for the next job; None if the thread must end."""
         with self._lock:
             waiting = self._jobs.popleft() if self._jobs else None
             if waiting is None:
@@ -154,7 +155,7 @@ class DaemonExecutor(Executor):
                     self._idle.remove(inbox)
                     self._active -= 1
                     return None
-        # `submit` or `end_threads` took the inbox just before this thread removed it.
+        # `submit` or `end_threads` has just removed the inbox from `_idle`, and puts something into it.
         return inbox.get()
 
     def busy_threads(self) -> list[str]:
@@ -163,13 +164,13 @@ class DaemonExecutor(Executor):
             return [self._name] * (len(self._threads) - len(self._idle))
 
     def end_threads(self, timeout: float) -> bool:
-        """End the idle threads now, and the others when no job is left. Later jobs start new threads.
+        """End the idle threads now, and the busy threads when no jobs are waiting. Later jobs start new threads.
 
         Args:
             timeout: how long, in seconds, to wait for the threads to end.
 
         Returns:
-            Whether all threads have ended.
+            True if all threads have ended.
         """
         deadline = time.monotonic() + timeout
         with self._lock:

@@ -1,7 +1,7 @@
-"""Delays calls until the caller's transactions have committed.
+"""Delays calls until the transactions of the caller have committed.
 
-Calls that run after a commit raise no errors: the caller's data is stored by then, and later `on_commit` hooks must
-still run. Errors are passed to a callback.
+If such a call fails after the commit, its error is passed to a callback. It is not raised, because the caller's data is
+stored, and later `on_commit` hooks must still run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from reliable_cable.exceptions import BroadcastError, InvalidOption
 
 from .threads import has_own_thread
 
-#: A function that registers `on_commit` hooks for databases with an open transaction. Its argument is their aliases.
+#: A function that registers `on_commit` hooks for databases with an open transaction. It is called with their aliases.
 Schedule = Callable[[Sequence[str]], None]
 
 
@@ -34,8 +34,8 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
     return connection.in_atomic_block or is_manual(connection)
 
 
-#: Returns whether calls wait for the commit of the transaction on a connection. Only `reliable_cable.testing` replaces
-#: this function, because the transaction of a `TestCase` never commits.
+#: The function that decides whether calls must wait for a commit on a connection. `reliable_cable.testing` replaces it,
+#: because the transaction of a `TestCase` never commits.
 must_wait: Callable[[BaseDatabaseWrapper], bool] = in_transaction
 
 
@@ -47,7 +47,7 @@ class CommitHook:
     database: str
 
     def __call__(self) -> None:
-        """Report the commit on the database."""
+        """Report that the transaction on the database has committed."""
         self.committed(self.database)
 
 
@@ -67,14 +67,15 @@ def check_using(using: str | None, *, immediate: bool = False) -> None:
 
 
 def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
-    """Call `schedule` at once if a transaction is open in this thread, so that it can register `on_commit` hooks.
+    """If a transaction is open in this thread, call `schedule` now, so that it can register `on_commit` hooks.
 
     Args:
-        schedule: called with the aliases of the databases that have an open transaction; not called if there are none.
-        using: consider only the transaction on this database. None means all databases.
+        schedule: a function that is called with the aliases of the databases with an open transaction. If no database
+            has one, it is not called.
+        using: the alias of a database. Transactions on other databases are ignored. None stands for all databases.
 
     Returns:
-        Whether a transaction is open. If not, the caller does its work at once.
+        True if a transaction is open. Otherwise, the caller must do its work now.
     """
     databases = [
         connection.alias
@@ -87,9 +88,9 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
 
 
 async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
-    """Async twin of `defer_to_commit`. It considers the transactions of the thread that runs the caller's ORM calls.
+    """Async twin of `defer_to_commit`. It uses the transactions of the thread that runs the caller's ORM calls.
 
-    The result is False if that thread is the one that the whole process shares. A transaction that is open there may
+    If all async code of the process shares this thread, the result is False. A transaction that is open there may
     belong to other code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
@@ -102,7 +103,7 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
 
     Args:
         databases: the aliases of the databases.
-        remedy: what the caller can do instead, for the error message.
+        remedy: an alternative for the caller, for the error message.
 
     Raises:
         BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.
@@ -118,12 +119,12 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
 def call_after_commit(
     call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
 ) -> None:
-    """Run a call after the open transactions on all these databases have committed, unless one is rolled back.
+    """Run a call after the open transactions on all these databases have committed. After a rollback, do not run it.
 
     Args:
-        call: called once, after the last of the commits.
+        call: a function that is called once, after the last commit.
         databases: the aliases of the databases.
-        failed: called with the error if `call` raises one.
+        failed: a function that is called with the error if `call` raises one.
 
     Raises:
         BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.
@@ -133,7 +134,7 @@ def call_after_commit(
 
     def committed(database: str) -> None:
         if database not in pending:
-            return  # the hook was called before: tests call hooks themselves
+            return  # the hook was called before, by a test that calls hooks itself
         pending.discard(database)
         if pending:
             return

@@ -1,4 +1,4 @@
-"""Distinguishes outages of a database or store from other errors. A call that failed in an outage may succeed later."""
+"""Distinguishes outages of a database or store from other errors. After an outage, a retry may succeed."""
 
 import sqlite3
 
@@ -17,7 +17,7 @@ def is_outage(error: BaseException | None) -> bool:
 
 
 def _is_wrong_sql(cause: BaseException | None) -> bool:
-    """Return whether SQLite refused a statement as wrong, for example because a table is missing.
+    """Return whether SQLite refused a statement because the statement is wrong, for example if a table is missing.
 
     Django raises `OperationalError` for this on SQLite, and `ProgrammingError` on other databases.
     """

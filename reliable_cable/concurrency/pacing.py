@@ -1,7 +1,7 @@
 """Spreads bursts of work over many iterations of the event loop, so that other tasks run in between.
 
-After a restart, thousands of clients may reconnect within a second. If all of their handshakes, restores and history
-reads ran in the same iteration, connected clients would receive nothing until the last one was done.
+After a restart, thousands of clients may reconnect within a second. If all handshakes, restores and history reads ran
+in the same iteration, clients that are already connected would receive nothing during this time.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ class Pacer:
         #: How many callers have proceeded in this iteration.
         self._used = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        #: Functions that wake the queued callers. They return False for a caller that was cancelled.
+        #: A function for each queued caller, which wakes the caller. It returns False if the caller was cancelled.
         self._waiting: deque[Callable[[], bool]] = deque()
 
     async def wait(self) -> None:
-        """Wait until the caller may proceed. This returns at once below the limit."""
+        """Wait until the caller may proceed. Below the limit, this does not wait."""
         if self._begin():
             return
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -44,7 +44,7 @@ class Pacer:
         await admitted
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call a function at once below the limit, and otherwise in a later iteration of the event loop."""
+        """Call a function. Above the limit, it is called in a later iteration of the event loop."""
         if self._begin():
             call()
             return
@@ -75,5 +75,5 @@ class Pacer:
         while self._waiting and self._used < self._limit:
             self._used += self._waiting.popleft()()
         if self._used:
-            # The callers that were just woken run before this callback, because the event loop scheduled them first.
+            # The woken callers run before this callback, because they were scheduled first.
             loop.call_soon(self._next_iteration, loop)

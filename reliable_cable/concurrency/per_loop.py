@@ -1,4 +1,4 @@
-"""An object for each event loop."""
+"""`PerLoop`, which stores an object for each event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Holds one object for each event loop, created at its first use there. Several threads may run event loops.
+    """Stores one object for each event loop. It is created when it is first used. Several threads may run event loops.
 
-    The objects of closed loops are dropped when another object is created. A forked child cannot get the objects of its
-    parent, because the child runs other loops.
+    The objects of closed event loops are dropped when another object is created. A forked child cannot get objects of
+    its parent, because it runs other event loops.
     """
 
     __slots__ = ("_objects",)
@@ -24,9 +24,9 @@ class PerLoop(Generic[T]):
         """Return the object of the running event loop.
 
         Args:
-            create: creates the object if there is none.
-            is_current: returns whether the existing object may be used. If not, a new one replaces it, for example
-                after a change of settings.
+            create: a function that creates the object if necessary.
+            is_current: a function that returns whether the existing object may still be used. Otherwise a new object
+                replaces it, for example after a change of settings.
 
         Raises:
             RuntimeError: no event loop is running.
@@ -36,18 +36,18 @@ class PerLoop(Generic[T]):
             return held
         created = create()
         for reference in self._objects.keyrefs():
-            # No other thread runs a closed loop.
+            # A closed loop can be removed here, because no thread runs it.
             if (loop := reference()) is not None and loop.is_closed():
                 self._objects.pop(loop, None)
         self._objects[asyncio.get_running_loop()] = created
         return created
 
     def peek(self) -> T | None:
-        """Return the object of the running event loop, even if it is not current; None if there is none."""
+        """Return the object of the running event loop, without calling `is_current`; None if there is no object."""
         return self._objects.get(asyncio.get_running_loop())
 
     def pop(self) -> T | None:
-        """Remove the object of the running event loop, and return it; None if there is none."""
+        """Remove the object of the running event loop, and return it; None if there is no object."""
         return self._objects.pop(asyncio.get_running_loop(), None)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Retries calls while a database, a store or a channel layer cannot be reached."""
+"""Retries calls that fail, for example because a database, a store or a channel layer cannot be reached."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ from .outages import is_outage
 
 T = TypeVar("T")
 
-#: How long, in seconds, to wait between two attempts while a client waits for the result.
+#: The time, in seconds, between two attempts if a client waits for the result.
 RETRY_DELAY: Final = 0.5
 
-#: How long, in seconds, to wait between two attempts in the background.
+#: The time, in seconds, between two attempts in the background.
 BACKGROUND_RETRY_DELAY: Final = 1.0
 
 
@@ -32,14 +32,14 @@ async def retry(
     The first failure is logged as a warning, and later ones at the level debug. Outages are logged without a traceback.
 
     Args:
-        call: called for each attempt.
+        call: the function to call in each attempt.
         problem: the beginning of the log message, such as "Control messages cannot be read".
-        delay: how long, in seconds, to wait before each retry.
-        errors: the errors after which to retry.
+        delay: the time, in seconds, before each retry.
+        errors: the errors after which the call is repeated.
         until: the time, by the clock of the event loop, after which no retry begins.
 
     Raises:
-        Exception: the error of the last call.
+        Exception: the last attempt raised this error.
     """
     level = logging.WARNING
     while True:

@@ -1,4 +1,4 @@
-"""Background tasks of one event loop."""
+"""Background tasks of an event loop."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def mark_retrieved(future: asyncio.Future[Any]) -> None:
-    """Mark the error of a shared future as retrieved, so that asyncio does not log it if all callers were cancelled."""
+    """Mark the error of a shared future as retrieved. Otherwise asyncio logs it if all callers were cancelled."""
     if not future.cancelled():
         future.exception()
 
@@ -23,7 +23,7 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 async def wait_and_clear(event: asyncio.Event, timeout: float | None) -> None:  # noqa: ASYNC109 - not an error
-    """Wait until an event is set, but at most `timeout` seconds, and clear it."""
+    """Wait until an event is set, for at most `timeout` seconds, then clear the event."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             await event.wait()
@@ -31,7 +31,7 @@ async def wait_and_clear(event: asyncio.Event, timeout: float | None) -> None:  
 
 
 class BackgroundTasks:
-    """Starts tasks and keeps references to them, because the event loop itself keeps only weak references."""
+    """Starts tasks and keeps references to them. The event loop itself has only weak references to its tasks."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -40,8 +40,8 @@ class BackgroundTasks:
         """Run a coroutine as a task of the running event loop.
 
         Args:
-            coroutine: the body of the task.
-            context: the context of the task. None means a copy of the current context.
+            coroutine: the coroutine to run.
+            context: the context in which the task runs. The default is a copy of the current context.
         """
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)

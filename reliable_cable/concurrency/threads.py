@@ -30,27 +30,27 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How many threads of this process run store methods that read the database. The same number of other
-#: threads run methods that write to it, so that a write that is waiting for the database's lock does not delay reads.
+#: The number of threads of this process for store methods that read the database. Methods that write to the database
+#: have as many threads of their own, so that a write that waits for a lock of the database does not delay reads.
 STORE_THREADS = 2
 
-#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. PostgreSQL waits 5
-#: seconds for other connections to close before it refuses to drop a test database, so this must be less.
+#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. This must be less
+#: than 5 seconds, after which PostgreSQL refuses to drop a test database with open connections.
 IDLE_TIME = 3.0
-#: How long, in seconds, the exit of the process waits for jobs that are still running.
+#: How long, in seconds, the process delays its exit for jobs that are still running.
 EXIT_TIME = 2.0
-#: How long, in seconds, a store thread may be idle before it checks its database connection at the next use.
+#: The idle time, in seconds, after which a store thread checks its database connection before it uses it again.
 CHECK_AFTER = 1.0
-#: How long, in seconds, a store thread may use a database connection after its `CONN_MAX_AGE` has passed.
+#: How long, in seconds, a store thread may use a database connection beyond its `CONN_MAX_AGE`.
 EXTRA_AGE = 60.0
-#: The shortest time, in seconds, between two checks of the database connections that async handlers share.
+#: The minimum time, in seconds, between two checks of the database connections that async handlers share.
 REFRESH_INTERVAL = 1.0
 
 _executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
 #: The threads that may have an open database connection.
 _connected: set[int] = set()
-#: The attribute `used_at` is the time when this store thread finished its last job, by the monotonic clock.
+#: Has the attribute `used_at` in store threads, which is the time of the thread's last job, by the monotonic clock.
 _local = threading.local()
 
 
@@ -62,12 +62,13 @@ connection_created.connect(_remember_connection)
 
 
 def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a function raise `AsyncContextError` in a thread with a running event loop, which it would block.
+    """Decorate a sync function so that it raises `AsyncContextError` in a thread with a running event loop.
 
-    The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as it does for Django's own functions.
+    Otherwise it would block the event loop. The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as
+    it does for Django's own functions.
 
     Args:
-        twin: the name of the async function to use instead, for the error message.
+        twin: the name of the async twin, for the error message.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -91,7 +92,7 @@ def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def _close_connections() -> None:
-    """Close this thread's database connections before it ends."""
+    """Close the database connections of the current thread."""
     connections.close_all()
     _connected.discard(threading.get_ident())
 
@@ -117,16 +118,15 @@ def _report_wait(size: int, waited: float) -> None:
 
 
 def end_threads(timeout: float = 0.0) -> bool:
-    """End the threads of this process and close their database connections; later calls start new threads.
+    """End the threads of this process, and close their database connections. Later calls start new threads.
 
-    Idle threads end at once, the others after their last job. After this has returned True, a test database can be
-    dropped.
+    Idle threads end now, and busy threads after their last job.
 
     Args:
         timeout: how long, in seconds, to wait for the threads to end.
 
     Returns:
-        Whether all threads have ended.
+        True if all threads have ended, so that a test database can be dropped.
     """
     deadline = time.monotonic() + timeout
     ended = [executor.end_threads(max(0.0, deadline - time.monotonic())) for executor in _own_executors()]
@@ -163,25 +163,25 @@ async def run_handler(call: Callable[..., T], *args: Any) -> T:
 
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that reads. Reads have their own threads, so that slow handlers do not delay them."""
+    """Run a sync store method that reads. Reads have separate threads, so that slow handlers do not delay them."""
     return await _run("read", _store_threads(), with_kept_connections, call, *args)
 
 
 async def run_store_write(call: Callable[..., T], *args: Any) -> T:
     """Run a sync store method that writes.
 
-    Writes have their own threads, so that a write that is waiting for a lock does not delay reads.
+    Writes have separate threads, so that a write that waits for a lock does not delay reads.
     """
     return await _run("write", _store_threads(), with_kept_connections, call, *args)
 
 
 async def run_fetch(call: Callable[[], T]) -> T:
-    """Run a sync function that may wait for the network, in a thread that all such functions share."""
+    """Run a sync function that waits for the network. All these functions share one thread."""
     return await _run("fetch", 1, _with_fresh_connections, call)
 
 
 def submit_store(call: Callable[[], T]) -> Future[T]:
-    """Run a sync store method that writes, from sync code, outside of the caller's transaction."""
+    """Run a sync store method that writes, outside of the caller's transaction. This is the sync `run_store_write`."""
     return _executor("write", STORE_THREADS).submit(with_kept_connections, call)
 
 
@@ -203,12 +203,12 @@ _refreshed = 0.0
 
 
 def has_own_thread() -> bool:
-    """Return whether thread-sensitive sync code of this task runs outside of the shared thread of the process.
+    """Return whether thread-sensitive sync code of this task runs in another thread than the shared one of the process.
 
-    `asgiref.sync.SyncToAsync` chooses the thread, and this function repeats its choice. If a thread is waiting in
-    `async_to_sync`, asgiref uses that thread, which it finds in the context (`AsyncToSync.executors.current`) or by the
-    event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref uses the thread of a `ThreadSensitiveContext`.
-    Without such a context, it uses the shared thread.
+    `asgiref.sync.SyncToAsync` chooses the thread, and this function applies the same rules. If a thread waits in
+    `async_to_sync`, asgiref uses this thread. It finds the thread in the context (`AsyncToSync.executors.current`), or
+    by the event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref uses the thread of the
+    `ThreadSensitiveContext`. Without such a context, it uses the shared thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None
@@ -220,8 +220,8 @@ def has_own_thread() -> bool:
 def refresh_connections() -> None:
     """Check the database connections of async handlers, in the shared thread of the process.
 
-    This queues the check and does not wait for it, because other handlers may keep that thread busy. Calling it often
-    costs little: at most one check is queued in each `REFRESH_INTERVAL`.
+    This does not wait for the check, because other handlers may keep the shared thread busy. Only one check is queued
+    in each `REFRESH_INTERVAL`, so that frequent calls cost little.
     """
     global _refreshed
     now = time.monotonic()
@@ -236,7 +236,7 @@ def close_shared_connections(timeout: float) -> None:
     """Close the database connections of the shared thread of the process, so that a test database can be dropped.
 
     Args:
-        timeout: how long, in seconds, to wait for that thread.
+        timeout: how long, in seconds, to wait for the shared thread.
     """
     if _connected - {threading.get_ident()}:
         with contextlib.suppress(TimeoutError):
@@ -244,12 +244,10 @@ def close_shared_connections(timeout: float) -> None:
 
 
 def close_old_connections() -> None:
-    """Close this thread's database connections that are broken or too old, except those with an open transaction.
+    """Close this thread's database connections that are broken or too old.
 
-    Connections that stay open are checked at their next use.
-
-    Django's function of the same name also closes connections with an open transaction, because it is called only
-    between requests.
+    Connections that stay open are checked when they are next used. Connections with an open transaction are never
+    closed. Django's function of the same name closes them, too, because it is called only between requests.
     """
     thread = threading.get_ident()
     if thread not in _connected:
@@ -279,10 +277,10 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 def with_kept_connections(call: Callable[..., T], *args: Any) -> T:
-    """Run a call and leave this thread's database connections open, because the next call usually follows soon.
+    """Run a call, and leave this thread's database connections open afterwards, because more calls usually follow.
 
-    A connection that is older than its `CONN_MAX_AGE` by more than `EXTRA_AGE` seconds is closed before the call. After
-    an error, and after `CHECK_AFTER` idle seconds, a connection is checked before its next use.
+    Before the call, a connection is closed if its age exceeds `CONN_MAX_AGE` by more than `EXTRA_AGE` seconds. After an
+    error, or after `CHECK_AFTER` idle seconds, a connection is checked before its next use.
     """
     now = time.monotonic()
     idle = now - getattr(_local, "used_at", now) > CHECK_AFTER
@@ -302,16 +300,16 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
     try:
         return call(*args)
     except StopIteration as error:
-        # A future cannot hold a StopIteration: awaiting it would never end.
+        # A future must not raise StopIteration, because an `await` of it would never end.
         raise RuntimeError("a handler raised StopIteration") from error
 
 
 async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[..., T], *args: Any) -> T:
     if size == 0:
-        # The call runs in the thread of Django's ORM calls, and takes part in transactions that are open there.
+        # The call runs in the thread of Django's ORM calls, so that it is part of transactions that are open there.
         runner: Any = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
     else:
-        # asgiref declares ThreadPoolExecutor, but any executor works.
+        # The type in asgiref is ThreadPoolExecutor, but any executor works.
         runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
     result: T = await runner(partial(_guarded, call), *args)
     return result
@@ -320,12 +318,12 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
 class BatchedCalls(Generic[A, T]):
     """Runs a sync function for many async callers, with many calls in one thread hop.
 
-    Calls that arrive during a thread hop run together in the next one. Each runs in a copy of its caller's context.
+    Calls that arrive during a thread hop run together in the next one. A call runs in a copy of its caller's context.
 
     Args:
-        function: called with one argument. If it raises an error, the caller that passed this argument receives it.
-        size: the maximum number of calls in one thread hop.
-        parallel: the maximum number of thread hops at the same time, for each event loop.
+        function: a function with one argument. If it raises an error, the caller that passed the argument receives it.
+        size: the maximum number of calls in a thread hop.
+        parallel: the maximum number of thread hops at the same time in an event loop.
     """
 
     def __init__(self, function: Callable[[A], T], *, size: int = BATCH_SIZE, parallel: int = PARALLEL_BATCHES) -> None:
@@ -334,7 +332,7 @@ class BatchedCalls(Generic[A, T]):
 
     async def __call__(self, argument: A) -> T:
         """Call the function and return its result."""
-        # The call gets a copy of its caller's context, because another caller's task may run it.
+        # The context is copied, because the task of another caller may run the call.
         return await self._batches(partial(copy_context().run, _guarded, self._function, argument))
 
 

@@ -1,4 +1,4 @@
-"""A token bucket, which limits a rate and allows bursts."""
+"""`TokenBucket`, which limits a rate, but allows bursts."""
 
 
 class TokenBucket:
@@ -17,18 +17,21 @@ class TokenBucket:
         self._updated = 0.0
 
     def take(self, count: float, now: float) -> float:
-        """Take tokens, even more than there are. Return how long, in seconds, it takes to get the missing ones.
+        """Take tokens, even if the bucket contains fewer.
 
         Args:
-            count: the number of tokens.
-            now: the time in seconds, by any monotonic clock.
+            count: the number of tokens to take.
+            now: the current time, in seconds by any monotonic clock.
+
+        Returns:
+            How long it takes, in seconds, until the missing tokens have been added; 0 if no tokens are missing.
         """
         self._fill(now)
         self._tokens -= count
         return max(-self._tokens / self._rate, 0)
 
     def try_to_take(self, count: float, now: float) -> bool:
-        """Take tokens if there are enough. Return whether there were."""
+        """Take tokens if the bucket has enough of them. Return whether it had enough."""
         self._fill(now)
         if self._tokens < count:
             return False
@@ -36,7 +39,7 @@ class TokenBucket:
         return True
 
     def is_full(self, now: float) -> bool:
-        """Return whether the bucket holds as many tokens as it can."""
+        """Return whether the bucket contains the maximum number of tokens."""
         self._fill(now)
         return self._tokens >= self._burst
 

@@ -1,4 +1,4 @@
-"""The settings: the dict `RELIABLE_CABLE`, which is read once, checked, typed and frozen."""
+"""The settings of this package. The dict `RELIABLE_CABLE` is read once, checked, and made an immutable object."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -48,19 +48,19 @@ from .values import (
 T = TypeVar("T")
 
 
-#: How long, in seconds, to keep the epoch and the offset of a stream after its newest message, unless settings say
-#: otherwise (see Protocol: History).
+#: How long, in seconds, a stream's epoch and offset are kept after its newest message, by default (see Protocol:
+#: History).
 IDLE_STREAM_TTL: Final = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
-    """How much of a stream's history is kept, and how safely.
+    """How much of a stream's history is kept, and where.
 
     Args:
-        history_size: the number of messages to keep. A stream with 0 is transient.
+        history_size: the maximum number of messages to keep. If it is 0, the messages of the stream are transient.
         history_ttl: how long, in seconds, to keep a message.
-        durable: whether the stream survives the loss of Redis.
+        durable: whether the stream is stored in the database although the engine is Redis.
         history_meta_ttl: how long, in seconds, to keep the stream's epoch and offset after its newest message.
     """
 
@@ -70,28 +70,38 @@ class StreamPolicy:
     history_meta_ttl: float = IDLE_STREAM_TTL
 
 
-#: The stream of the control bus (hub/control_bus.py). Its name contains a control character, which `broadcast` refuses.
+#: The stream of the control bus (hub/control_bus.py). Its name contains a control character, so that `broadcast`
+#: refuses it.
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
-#: The character between the namespace and the name of a stream. Neither of them can contain it.
+#: The character between a namespace and the name of a stream. Neither of them may contain this character.
 NAMESPACE_SEPARATOR: Final = "\x1f"
 
 
 def derived_secret(secret_key: str | bytes) -> str:
-    """Return the application secret that is derived from a `SECRET_KEY`. It is the default of `SECRET`."""
+    """Derive an application secret from a `SECRET_KEY`. This is the default of the setting `SECRET`."""
     return salted_hmac("reliable_cable", "secret", secret=secret_key, algorithm="sha256").hexdigest()
 
 
 def _setting(default: T, check: Check, *, shown: bool = True) -> T:
-    """Return the field of a setting. The check raises `ImproperlyConfigured` if a value is not allowed."""
+    """Return a dataclass field for a setting.
+
+    Args:
+        default: the default value.
+        check: a function that raises `ImproperlyConfigured` if a value is not allowed.
+        shown: whether the `repr` of the settings shows the value.
+    """
     setting: T = field(default_factory=lambda: default, metadata={"check": check}, repr=shown)
     return setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class CableSettings:
-    """The settings of this package. The key of a setting is the name of its field in capitals. Times are in seconds."""
+    """The settings of this package. The name of a field is the key of the setting in lower case. Times are in seconds.
+
+    The page "Settings" in `docs/` explains each of them.
+    """
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
     redis_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
@@ -120,7 +130,7 @@ class CableSettings:
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
     broadcast_key: str = _setting("", check_secret, shown=False)
-    #: The origins of pages that may read responses. `"*"` means `("*",)`.
+    #: The origins of web pages that may read HTTP responses. The setting `"*"` becomes `("*",)`.
     cors_origins: tuple[str, ...] = _setting((), check_origins)
     api_key: str = _setting("", check_secret, shown=False)
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
@@ -130,7 +140,7 @@ class CableSettings:
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
-    #: The allowed audiences and issuers of tokens. A single text means a tuple with that text.
+    #: The allowed audiences and issuers of tokens. A setting may also be a single text.
     jwt_audience: tuple[str, ...] = _setting((), check_texts)
     jwt_issuer: tuple[str, ...] = _setting((), check_texts)
     authenticators: tuple[str, ...] = _setting((), check_paths)
@@ -141,13 +151,14 @@ class CableSettings:
     run_lease: float = _setting(15, number(3))
     database: str = _setting("default", instance(str, "the alias of a database", not_empty=True))
     handler_threads: int = _setting(8, number(0, whole=True))
-    #: Whether a setting of tokens is given: `AUTHENTICATORS`, or one whose name begins with `JWT_`. This is no setting.
+    #: Whether `RELIABLE_CABLE` contains a setting for tokens, which is `AUTHENTICATORS` or begins with `JWT_`. This
+    #: field is not a setting itself.
     reads_tokens: bool = False
 
     def policy(self, stream: str) -> StreamPolicy:
-        """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides.
+        """Return the policy of a stream.
 
-        Patterns match the name without its namespace.
+        The first pattern in `STREAMS` that matches the stream's name, without its namespace, determines the policy.
         """
         if stream == CONTROL_STREAM:
             return CONTROL_POLICY
@@ -158,11 +169,11 @@ class CableSettings:
         return StreamPolicy(self.history_size, self.history_ttl, history_meta_ttl=self.history_meta_ttl)
 
     def rate_limit(self, name: str) -> RateLimit | None:
-        """Return the limit of `"connect"`, `"command"` or `"whisper"`; None if there is none."""
+        """Return the rate limit for `"connect"`, `"command"` or `"whisper"`; None if the rate is not limited."""
         return RateLimit.parse(self.rate_limits[name]) if name in self.rate_limits else None
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy of a pattern of `STREAMS`. Options that it does not set have the values for all streams."""
+        """Return the policy for a pattern in `STREAMS`. Its missing options have the values of the general settings."""
         options = self.streams[pattern]
         history_ttl = options.get("history_ttl", self.history_ttl)
         return StreamPolicy(
@@ -179,10 +190,10 @@ CHECKS: Mapping[str, Check] = {
 
 
 def read_settings(values: Any) -> CableSettings:
-    """Check the dict of settings, add the defaults, and return the settings.
+    """Check the value of `RELIABLE_CABLE`, add the defaults, and return the settings.
 
     Raises:
-        ImproperlyConfigured: a key is unknown, or its value is not allowed. The message says what is allowed.
+        ImproperlyConfigured: a key is unknown, or a value is not allowed. The message says what is allowed.
     """
     if not isinstance(values, Mapping):
         raise ImproperlyConfigured(f"{NAME} is <{type(values).__name__}>; it must be a dict.")
@@ -213,7 +224,7 @@ def read_settings(values: Any) -> CableSettings:
     least = max(settings.history_ttl, settings.sessions_ttl)
     if settings.history_meta_ttl < least:
         allowed = (
-            f"at least {least}, since HISTORY_TTL is {settings.history_ttl} and SESSIONS_TTL {settings.sessions_ttl}"
+            f"at least {least}, since HISTORY_TTL is {settings.history_ttl} and SESSIONS_TTL is {settings.sessions_ttl}"
         )
         raise setting_error("HISTORY_META_TTL", settings.history_meta_ttl, allowed)
     for pattern in settings.streams:
@@ -230,7 +241,7 @@ def read_settings(values: Any) -> CableSettings:
 
 
 def _complete_token_settings(given: dict[str, Any]) -> None:
-    """Check the settings of tokens together, and add what follows from them.
+    """Check that the settings for tokens fit each other, and add `reads_tokens`.
 
     Raises:
         ImproperlyConfigured: an algorithm has no key, or a key has no algorithm.
@@ -262,16 +273,17 @@ def _frozen(value: Any) -> Any:
 
 _current: CableSettings | None = None
 _lock = threading.Lock()
-#: Settings of a test, which have precedence over those of the project.
+#: Settings of the running test, which override those of the project.
 _overrides: Mapping[str, Any] = {}
 
 
 def get_settings() -> CableSettings:
-    """Return the current settings. They are read at the first call, and again after a test has changed them."""
+    """Return the settings. They are read at the first call, and again after a test has changed them."""
     global _current
     settings = _current
     if settings is None:
-        # All threads get the same object: the engine compares it by identity to find out whether settings have changed.
+        # All threads must get the same object. The engine compares it by identity to find out whether settings have
+        # changed.
         with _lock:
             settings = _current
             if settings is None:
@@ -282,12 +294,13 @@ def get_settings() -> CableSettings:
 
 @contextmanager
 def overridden(values: Mapping[str, Any]) -> Iterator[None]:
-    """Give settings precedence over those of the project, in all threads. Only tests use this.
+    """Override settings of the project in this context, for all threads. Only tests use this.
 
-    The stores are created anew. Django's `override_settings` still changes all other settings of this package.
+    The stores are created again with the new settings. Settings that are not overridden here can still be changed by
+    Django's `override_settings`.
 
     Args:
-        values: the settings, by the keys that `RELIABLE_CABLE` has.
+        values: the settings, by their keys in `RELIABLE_CABLE`.
     """
     global _current, _overrides
     before = _overrides

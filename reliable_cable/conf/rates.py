@@ -1,4 +1,4 @@
-"""Limits of rates, as settings write them: `"50/s"`, `"20/10s"`."""
+"""Rate limits, which settings write as `"50/s"` or `"20/10s"`."""
 
 import re
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """A limit of the rate of events, as a token bucket has it.
+    """The limit of a token bucket.
 
     Args:
-        count: how many events may happen at once, and in each period.
+        count: the number of events that may happen in each period. As many may happen at the same time.
         period: the period, in seconds.
     """
 
@@ -22,10 +22,10 @@ class RateLimit:
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Return the limit that a text such as `"20/10s"` describes.
+        """Parse a text such as `"20/10s"`, and return the limit.
 
         Raises:
-            ValueError: the value is not such a text.
+            ValueError: the value is not a valid rate limit.
         """
         found = _TEXT.fullmatch(text) if isinstance(text, str) else None
         if found is None:
@@ -35,7 +35,7 @@ class RateLimit:
 
     @property
     def rate(self) -> float:
-        """How many events per second are allowed on average."""
+        """The average number of events per second that is allowed."""
         return self.count / self.period
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Checks of single values of the settings. Each raises `ImproperlyConfigured` for a value that is not allowed."""
+"""Functions that check the values of single settings. They raise `ImproperlyConfigured` if a value is not allowed."""
 
 import math
 import re
@@ -15,12 +15,19 @@ NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 ENGINE_PARTS = ("streams", "presence", "sessions")
-#: The shortest `history_meta_ttl`, in seconds. The retries of an append that got no response need its stream meanwhile.
+#: The minimum of `history_meta_ttl`, in seconds. An append that got no response is retried during this time, and its
+#: stream must exist until then.
 MIN_META_TTL: Final = 60
 
 
 def setting_error(key: str | tuple[str, ...], value: object, allowed: str) -> ImproperlyConfigured:
-    """Return the error for an invalid value of a setting. A tuple is the path to a value inside a nested setting."""
+    """Return the error for a setting with an invalid value.
+
+    Args:
+        key: the key of the setting. A tuple is the path to a value inside a nested setting.
+        value: the invalid value.
+        allowed: the end of the sentence "it must be …".
+    """
     keys = (key,) if isinstance(key, str) else key
     path = "".join(f"[{part!r}]" for part in keys)
     return ImproperlyConfigured(f"{NAME}{path} is {value!r}; it must be {allowed}.")
@@ -59,7 +66,7 @@ def check_secret(key: str | tuple[str, ...], value: Any) -> None:
 
 
 def secret_instance(kind: type, allowed: str) -> Check:
-    """Return a check of the type of a setting. Its errors do not show the value, which may contain a password."""
+    """Return a check for the type of a setting. The error does not show the value, which may contain a password."""
 
     def check(key: str | tuple[str, ...], value: Any) -> None:
         if not isinstance(value, kind):
@@ -72,7 +79,7 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _without_password(url: str) -> str:
-    """Return a URL, or a text that should be one, without the part that may contain a password."""
+    """Remove the part of a URL that may contain a password. The text may also be an invalid URL."""
     scheme = _SCHEME.match(url)
     _, at, place = url.rpartition("@")
     place = place.partition("?")[0]
@@ -91,15 +98,18 @@ def check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
 
 
 def _check_redis_address(url: str) -> None:
-    """Check the port and the database of a URL. redis-py raises an error without a name, or ignores the database."""
+    """Check the port and the database in a URL of Redis.
+
+    For an invalid port, redis-py raises an error that does not name the setting. It ignores an invalid database.
+    """
     try:
         address = urlsplit(url)
-        address.port  # noqa: B018 - raises an error if it is not a number
+        address.port  # noqa: B018 - this raises an error if the port is not a number
         misplaced = "@" in address.path + address.fragment or ("@" in address.query and not address.hostname)
     except ValueError:
         misplaced = True
     if misplaced:
-        # The text of an error of urllib may have a part of the password.
+        # urllib's own error is not shown, because it may contain a part of the password.
         raise ImproperlyConfigured(
             f"{NAME}['REDIS_URL'] is not a URL with a host and a port, as in redis://:password@localhost:6379/0. "
             "Encode the characters / ? # [ ] @ : of the password, for example / as %2F."
@@ -112,7 +122,7 @@ def _check_redis_address(url: str) -> None:
 
 
 def unknown_key(key: object, allowed: Iterable[str]) -> str:
-    """Return the end of the error message for an unknown key."""
+    """Return the end of an error message for an unknown key, with a similar key and all allowed keys."""
     names = list(allowed)
     similar = get_close_matches(str(key).upper(), [name.upper() for name in names], n=1)
     meant = [name for name in names if [name.upper()] == similar]
@@ -160,7 +170,7 @@ def check_streams(key: str | tuple[str, ...], value: Any) -> None:
             STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
 
 
-#: What `RATE_LIMITS` can limit.
+#: The keys that `RATE_LIMITS` may have.
 LIMITED: Final = ("connect", "command", "whisper")
 
 

@@ -1,1 +1,1 @@
-"""Everything that the connections of one event loop share: streams, presence, session records and the control bus."""
+"""The hub, which has everything that the connections of an event loop share, such as streams and presence."""

@@ -1,4 +1,4 @@
-"""Sends a subscriber the entries that it missed, page by page, until its cursor reaches the position of its stream."""
+"""Sends a subscriber the entries that it has missed, one page after another, until it has reached its stream."""
 
 import asyncio
 from typing import Final
@@ -16,8 +16,8 @@ from .subscriber import Subscriber, SubscriberState
 #: The maximum number of characters of entries that are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: How long, in seconds, to wait after each repair of a stream that does not match a page. After the last one, the
-#: entries count as lost.
+#: The delays, in seconds, after the repairs of a stream that does not match a page. If no repair helps, the entries
+#: count as lost.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
@@ -33,25 +33,24 @@ class CatchUp:
     def __init__(self, history: HistoryReader, repairs: Repairs, max_pending_size: int) -> None:
         self._history = history
         self._repairs = repairs
-        # A long history must not fill the queue so far that its client is disconnected as too slow.
+        # If a long history filled the queue of frames, the client would be disconnected as too slow.
         self._write_size = min(WRITE_SIZE, max_pending_size // 2)
 
     async def send_page(self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None = None) -> bool:
-        """Send one page of entries after the subscriber's cursor, and wait until the socket has accepted them.
+        """Send a page of entries after the subscriber's cursor, and wait until the socket has accepted them.
 
         Args:
             stream: the stream of the subscriber.
             subscriber: a subscriber that is catching up.
-            page: the page after the cursor. None means that it is read.
+            page: the page after the cursor. By default, it is read from the store.
 
         Returns:
-            False if entries are lost. The cursor is then moved to the position of the stream.
+            False if entries are lost. The cursor is then set to the position of the stream.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        # Only one subscriber of a connection reads at a time, so that a client with many subscriptions has only one
-        # page in memory.
+        # Only one subscriber of a connection reads at a time, so that no client has more than one page in memory.
         async with subscriber.outbox.reading:
             await subscriber.outbox.drained()
             if subscriber.state is not SubscriberState.CATCHING_UP:
@@ -69,10 +68,10 @@ class CatchUp:
     async def _matching_page(
         self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None
     ) -> StreamPage | None:
-        """Return a page that continues at the cursor; None if there is none after several attempts.
+        """Return a page that continues at the cursor; None if several attempts find no such page.
 
-        The hub may not have noticed a new epoch, or messages that this client has received on another server. The
-        stream is then repaired first.
+        The hub may not have noticed a new epoch, or messages that the client has received from another server. So the
+        stream is repaired before each further attempt.
         """
         for delay in (None, *RETRY_DELAYS):
             if delay is not None:
@@ -81,7 +80,7 @@ class CatchUp:
                 page = None
             if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # Messages that the hub takes while the page is being read may be missing in the page.
+            # The page may lack messages that the hub takes while it is being read.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
@@ -91,7 +90,7 @@ class CatchUp:
         return None
 
     async def _write(self, stream: HubStream, subscriber: Subscriber, step: Step) -> None:
-        """Write the entries of a step in pieces. After each one, move the cursor and wait for the socket."""
+        """Write the entries of a step in pieces. After each piece, move the cursor and wait for the socket."""
         epoch = step.position.epoch
         group = stream.group(subscriber)
         piece: list[Frame] = []
@@ -119,8 +118,8 @@ class CatchUp:
 def _agree(cursor: StreamPosition, page: StreamPage, stream: StreamPosition) -> bool:
     """Return whether a page can be sent to a subscriber now.
 
-    A page cannot be sent if it is of another epoch, or is older than the messages that the hub has taken. It cannot be
-    sent either if the client is ahead of the hub because it was connected to another server.
+    It cannot be sent if it has another epoch, or if it lacks messages that the hub has taken. It also cannot be sent if
+    the client has messages that this hub has not taken, because the client was connected to another server.
 
     Args:
         cursor: the subscriber's cursor.

@@ -1,4 +1,4 @@
-"""Limits how often clients connect from one address (`RATE_LIMITS["connect"]`).
+"""Limits the rate of connects from an address (`RATE_LIMITS["connect"]`).
 
 See Deployment: Limits for each client.
 """
@@ -20,24 +20,26 @@ from reliable_cable.stores.buckets.memory import MemoryBuckets
 
 #: How long, in seconds, a handshake waits for the shared buckets.
 PATIENCE: Final = 0.5
-#: How long, in seconds, to use only the buckets of this process after the shared ones could not be reached.
+#: How long, in seconds, only the buckets of this process are used after the shared buckets could not be reached.
 PAUSE: Final = 2.0
-#: The prefix length of the network that an IPv6 client usually has. The client can choose any address in it.
+#: The usual prefix length of the network of an IPv6 client. The client can choose any address in its network.
 IPV6_PREFIX: Final = 64
-#: An address with a port, which some proxies write into their header. The port differs for each connection.
+#: Matches an address with a port. Some proxies write the port into their header. It differs for each connection.
 _WITH_PORT: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
-#: The number of characters to which an address that is not an IP address is cut.
+#: The number of characters after which an address is cut off if it is not an IP address.
 MAX_LENGTH: Final = 64
 
 
 class ConnectLimit:
-    """Counts the connects from each address, in the shared buckets or, while they cannot be reached, in this process.
+    """Counts the connects from each address, in buckets that all processes share.
+
+    While these cannot be reached, the connects are counted in this process.
 
     Args:
-        limit: the limit. None allows everything.
-        shared: the buckets that all processes share; None if there are none.
+        limit: the limit; None if connects are not limited.
+        shared: the shared buckets; None if there are none.
         tasks: the background tasks of the event loop.
-        clock: returns the time in seconds, by any monotonic clock.
+        clock: a function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -52,17 +54,17 @@ class ConnectLimit:
         self._tasks = tasks
         self._clock = clock
         self._own = MemoryBuckets(clock)
-        #: When the shared buckets may be used again.
+        #: The time from which the shared buckets may be used again.
         self._resumes_at = 0.0
 
     async def allows(self, scope: Mapping[str, Any], namespace: str) -> bool:
-        """Count a connect. Return whether the limit allows it.
+        """Count a connect, and return whether the limit allows it.
 
-        Clients whose address is unknown are allowed, because servers that listen on a Unix socket know no addresses.
+        Clients with an unknown address are allowed. A server that listens on a Unix socket knows no addresses.
 
         Args:
-            scope: the ASGI scope.
-            namespace: the namespace of the connection, or `""`.
+            scope: the ASGI scope of the connection.
+            namespace: the namespace of the connection; `""` if it has none.
         """
         address = None if self._limit is None else client_address(scope)
         if self._limit is None or address is None:
@@ -74,7 +76,7 @@ class ConnectLimit:
         if not taken:
             handshake_log.warning(
                 "A client was refused, because %r has connected more than %d times in %d s (RATE_LIMITS['connect']). "
-                "If that is a proxy, the server has to be told to trust its header X-Forwarded-For.",
+                "If this is a proxy, configure the server to trust its header X-Forwarded-For.",
                 address,
                 self._limit.count,
                 self._limit.period,
@@ -82,12 +84,12 @@ class ConnectLimit:
         return taken
 
     async def _take_shared(self, name: str, limit: RateLimit) -> bool | None:
-        """Take a token from a shared bucket. Return whether it had one, or None if it did not answer in time."""
+        """Take a token from a shared bucket. Return whether it had one; None if the store did not respond in time."""
         if self._shared is None or self._clock() < self._resumes_at:
             return None
         task: asyncio.Task[bool] = self._tasks.spawn(self._shared.atake(name, limit))
         task.add_done_callback(mark_retrieved)
-        # The task is not cancelled after the timeout, because that would close its connection to Redis.
+        # The task is not cancelled after the timeout, because its connection to Redis would then be closed.
         await asyncio.wait([task], timeout=PATIENCE)
         error: object = "no answer in time"
         if task.done():
@@ -101,9 +103,9 @@ class ConnectLimit:
 
 
 def client_address(scope: Mapping[str, Any]) -> str | None:
-    """Return the address (for IPv6, the network) by which a client's connects are counted, or None if it is unknown.
+    """Return the address for which a client's connects are counted; None if it is unknown. For IPv6, it is a network.
 
-    This is the address that the server has put into the scope. A server that trusts a proxy takes it from a header.
+    The server puts the address into the scope. If it trusts a proxy, it takes the address from a header.
     """
     client = scope.get("client")
     host = client[0] if client else None

@@ -1,4 +1,4 @@
-"""The connections of one event loop, by session id."""
+"""Finds the connections of an event loop by their session ids."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -17,12 +17,12 @@ from .session_writer import LiveSession
 class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
     """The part of a connection that the hub uses (see `connection.connection.Connection`)."""
 
-    #: Whether the connection's session can be restored.
+    #: Whether the session of the connection can be restored.
     resumable: bool
 
     @property
     def identity(self) -> Identity:
-        """The values that identify the connection's owner, as texts."""
+        """The identity of the connection, see `identity.Identity`."""
 
     @property
     def subscriptions(self) -> Mapping[str, RevocableSubscription]:
@@ -30,21 +30,27 @@ class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
 
     @property
     def authenticated(self) -> float:
-        """When the client was authenticated, by the session store's clock."""
+        """The time when the client was authenticated, by the session store's clock."""
 
     def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
-        """End the subscriptions with these identifiers, which were revoked at this time, and send the reason."""
+        """End subscriptions that were revoked, and send the reason.
+
+        Args:
+            identifiers: the identifiers of the subscriptions.
+            reason: the reason for the client.
+            at: the time of the revocation.
+        """
 
     async def drain(self, delay: float) -> None:
         """Close the connection before the server stops."""
 
 
 class Connections:
-    """The open connections of one event loop."""
+    """The open connections of an event loop."""
 
     def __init__(self) -> None:
         self._by_sid: dict[str, HubConnection] = {}
-        #: The connections by each of their session ids, former ones included.
+        #: The connections by all their session ids, including those of former sessions.
         self._by_any_sid: dict[str, HubConnection] = {}
         self._all_closed = asyncio.Event()
         self._base_client_reported = False
@@ -57,14 +63,14 @@ class Connections:
         return list(self._by_sid.values())
 
     def find(self, sid: str) -> HubConnection | None:
-        """Return the connection that has this session or continues it."""
+        """Return the connection that has this session or has restored it; None if there is no such connection."""
         return self._by_any_sid.get(sid)
 
     def add(self, connection: HubConnection) -> None:
         """Add a connection. It supersedes the former connection of its session.
 
-        If both connections restore the session at the same time, the one that was authenticated later stays, because
-        the client opened it after it had given up the other one.
+        If two connections restore the same session at the same time, the one that was authenticated later supersedes
+        the other. The client has opened it after giving up the other one.
         """
         self._by_sid[connection.sid] = connection
         for sid in connection.sids:
@@ -77,13 +83,13 @@ class Connections:
             self._by_any_sid[sid] = connection
 
     def report_base_client(self) -> None:
-        """Log what a client of the base protocol loses. This is logged only once."""
+        """Log a warning that a client of the base protocol loses messages. This is logged only once."""
         if self._base_client_reported:
             return
         self._base_client_reported = True
         logger.warning(
-            "A client speaks the base protocol (%s). It loses the messages that are sent while it is disconnected. Let "
-            'the page use @anycable/web with createCable({protocol: "%s"}). This is logged only for the first such '
+            "A client speaks the base protocol (%s). It loses the messages that are sent while it is disconnected. Use "
+            '@anycable/web with createCable({protocol: "%s"}) in the web page. This is logged only for the first such '
             "client of the process.",
             Subprotocol.BASE_JSON,
             Subprotocol.EXTENDED_JSON,
@@ -99,7 +105,7 @@ class Connections:
             self._all_closed.set()
 
     async def wait_closed(self) -> None:
-        """Wait until every connection has ended."""
+        """Wait until all connections have ended."""
         while self._by_sid:
             self._all_closed.clear()
             await self._all_closed.wait()

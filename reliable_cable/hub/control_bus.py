@@ -1,8 +1,8 @@
-"""The control bus, over which the server processes tell each other which connections to close, which subscriptions to
-end and which logins to check.
+"""The control bus, over which server processes send each other control messages.
 
-Control messages are stored messages of a reserved stream, which every hub that has connections observes. So the bus
-works with every stream store. A process that was cut off reads the messages that it missed.
+A control message tells the other processes to close connections, to end subscriptions or to check logins. It is a
+stored message of a reserved stream. Each hub with connections observes this stream. So the bus works with every stream
+store, and a process that was disconnected from the store reads the messages that it has missed.
 """
 
 import asyncio
@@ -38,18 +38,18 @@ from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .unshared_presence import UnsharedPresenceNotice
 
-#: How long, in seconds, to collect takeovers before they are announced together.
+#: How long, in seconds, takeovers are collected before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
-#: The maximum number of takeovers in one message.
+#: The maximum number of takeovers in a message.
 MAX_TAKEOVERS: Final = 500
-#: Over how many seconds to spread the closing of connections whose clients must be authenticated again.
+#: The time, in seconds, in which connections are closed whose clients must be authenticated again. It spreads the load.
 REAUTHENTICATION_TIME: Final = 10.0
 
 
 class ControlBus:
-    """The control bus as one event loop uses it.
+    """Receives and sends the control messages of an event loop.
 
-    This object also measures the clocks of the stores while there are connections.
+    It also measures the clocks of the stores while there are connections.
 
     Args:
         engine: the stores.
@@ -57,8 +57,8 @@ class ControlBus:
         records: the session records of this event loop.
         logins: checks the logins of the connections.
         tasks: the background tasks of this event loop.
-        observe: opens a stream for an observer.
-        stop_observing: closes a stream that `observe` has opened.
+        observe: a function that opens a stream for an observer.
+        stop_observing: a function that closes a stream that `observe` has opened.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class ControlBus:
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
-        #: Warns if another process keeps its members in its own memory.
+        #: Logs a warning if the presence store of another process is in that process's memory.
         self.unshared_presence = UnsharedPresenceNotice(engine, tasks)
         self._users = 0
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
-        #: The latest revocations, by condition, for connections that are still being accepted.
+        #: The latest revocations, by condition. They may concern connections that are still being accepted.
         self._revocations: LatestByCondition[Revocation] = LatestByCondition()
-        #: The latest revocations of subscriptions, for subscriptions that are still being made.
+        #: The latest revocations of subscriptions. They may concern subscriptions that are still being made.
         self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
-        #: The session ids of connections whose own takeover message has not come back from the stream.
+        #: The session ids of connections whose own takeover message has not been received from the stream.
         self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -96,7 +96,10 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Receive control messages until `release`, beginning with the stored ones. Call this for each connection."""
+        """Receive control messages until `release` is called, beginning with the stored messages.
+
+        Call this method once for each connection.
+        """
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -105,7 +108,7 @@ class ControlBus:
             self._clocks = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
     def release(self, connection: HubConnection) -> None:
-        """Stop receiving after the last connection has ended. Call this for each connection that has ended."""
+        """Stop receiving control messages if this was the last connection. Call this for each ended connection."""
         self._unconfirmed.discard(connection.sid)
         self._users -= 1
         if self._users == 0 and self._observing is not None:
@@ -118,7 +121,7 @@ class ControlBus:
                 observing.cancel()
 
     async def _start_observing(self) -> HubStream:
-        # Revocations are compared with the time of authentication by the session store's clock.
+        # The clock must be measured first, because the times of revocations are compared with those of authentications.
         await self._engine.session_clock.ready()
         observe = partial(self._observe, CONTROL_STREAM, self)
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
@@ -149,7 +152,7 @@ class ControlBus:
                 _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect)
 
     def close_if_revoked(self, connection: HubConnection) -> bool:
-        """Close a connection if it was revoked since it was authenticated. Return whether it was closed."""
+        """Close a connection if it was revoked after its authentication. Return whether it was closed."""
         for key in condition_keys(connection.identity) if self._revocations else ():
             revocation = self._revocations.get(key)
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
@@ -172,16 +175,21 @@ class ControlBus:
         self._unconfirmed.discard(takeover.successor)
         connection = self._connections.find(takeover.sid)
         if connection is None or takeover.successor in connection.sids:
-            return  # the connection continues the successor's session
-        # If both connections restored the same former session, the later announcement decides. The announcement of an
-        # unconfirmed connection comes after this one.
+            return  # the connection has restored the successor's session
+        # If both connections have restored the same former session, the later announcement decides. An unconfirmed
+        # connection will be announced after this one.
         if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:
             connection.close(DisconnectReason.SUPERSEDED)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def announce_takeover(self, sid: str, successor: HubConnection) -> None:
-        """Make other processes close the connection that had session `sid` before `successor` restored it."""
+        """Announce that a connection has restored a session, so that another process closes the former connection.
+
+        Args:
+            sid: the id of the restored session.
+            successor: the new connection.
+        """
         self._unconfirmed.add(successor.sid)
         self._takeovers.append(Takeover(sid, successor.sid))
         if self._announcing is None:
@@ -212,7 +220,7 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Ask the session store which connections and subscriptions were revoked, after control messages were lost."""
+        """Read from the session store which connections and subscriptions were revoked, after a loss of messages."""
         logger.warning("Control messages were lost. All connections are checked for revocations and for their logins.")
         # The lost messages may include announcements of this process.
         self._unconfirmed.clear()
@@ -230,21 +238,21 @@ class ControlBus:
             self._checking = None
         for connection, at in revoked_at:
             if not _close_if_revoked(connection, at, reconnect=True) and not sure:
-                # The store has lost data, and perhaps revocations. So every client must be authenticated again.
+                # The store has lost data, which may include revocations. So all clients must be authenticated again.
                 delay = random.uniform(0, REAUTHENTICATION_TIME)  # noqa: S311 - spreads load, no secret
                 asyncio.get_running_loop().call_later(delay, connection.close, DisconnectReason.SERVER_RESTART)
         if not sure:
-            logger.warning("Revocations may have been lost. All clients reconnect, to be authenticated again.")
+            logger.warning("Revocations may have been lost. All clients must reconnect and be authenticated again.")
 
     async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
-        """Return whether it is certain that no revocation was lost, and when each connection was revoked."""
+        """Return whether it is certain that no revocation was lost, and the time of each connection's revocation."""
         sure = self._records.enabled and await self._records.losses.refresh()
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
         return sure, list(zip(connections, times, strict=True))
 
     async def _check_subscriptions(self) -> None:
-        """End the subscriptions that were revoked according to the session store, which does not know the reasons."""
+        """End the subscriptions that were revoked according to the session store, which has no reasons for this."""
         checked = [
             (connection, identifier, subscription)
             for connection in self._connections.all()
@@ -263,15 +271,15 @@ class ControlBus:
 
 
 def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) -> bool:
-    """Close a connection if a revocation concerns it. Return whether it does.
+    """Close a connection if it was authenticated before a revocation. Return whether this was so.
 
     Args:
-        connection: a connection that the condition of the revocation matches.
+        connection: a connection that matches the condition of the revocation.
         at: the time of the revocation.
         reconnect: whether the client should reconnect.
     """
     if not is_revoked(connection.authenticated, [at]):
         return False
-    # Clocks are not exact, so the client may have been authenticated after the revocation. Then it may reconnect.
+    # Clocks are not exact. If the client seems to have been authenticated after the revocation, it may reconnect.
     connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
     return True

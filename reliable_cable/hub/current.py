@@ -1,4 +1,4 @@
-"""The hub of the running event loop."""
+"""Returns and closes the hub of the running event loop."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ _hubs: PerLoop[Hub] = PerLoop()
 
 
 def get_hub() -> Hub:
-    """Return the hub of the running event loop. After a change of settings, this is a new one."""
+    """Return the hub of the running event loop. After a change of the settings, it is a new hub."""
     engine = get_engine()
     return _hubs.get(partial(Hub, engine, get_settings()), lambda hub: hub.engine is engine)
 

@@ -1,6 +1,6 @@
-"""Fan-out: writes messages of a stream to the subscribers of a group, encoded once for the group.
+"""Fan-out, which writes the messages of a stream to many subscribers.
 
-See Architecture: Fan-out.
+A message is encoded once for each group of subscribers. See Architecture: Fan-out.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .subscriber import NOT_LIVE, Subscriber, SubscriberGroup
 
 @dataclass(frozen=True, slots=True)
 class FanoutPolicy:
-    """Limits how much is written at once, so that other tasks of the event loop can run in between.
+    """The limits of the fan-out. They let other tasks of the event loop run between the writes.
 
     Attributes:
-        budget: how much may be written in one iteration of the event loop. A write costs 1, and 1 more for each
+        budget: the maximum cost of the writes in one iteration of the event loop. A write costs 1, and 1 more for each
             `unit` bytes.
-        unit: the number of bytes that cost as much as one more write.
-        batch_messages: the maximum number of messages in one write.
-        batch_size: the maximum number of characters of payload in one write, unless it is one message.
-        block_size: the maximum number of bytes in one write, unless it is one message. Longer batches are written
-            message by message, since a client may be too slow for all of them.
-        shortest_pause: the shortest pause, in seconds, that is worth a timer.
-        longest_pause: the longest pause, in seconds, of a stream that kept the event loop busy.
+        unit: the number of bytes for which the cost is increased by 1.
+        batch_messages: the maximum number of messages in a batch.
+        batch_size: the maximum size of the payloads in a batch, in characters. A batch with one message may be larger.
+        block_size: the maximum size of a write, in bytes. A larger batch is written message by message, because a
+            client may be too slow for all messages. A single message may be larger.
+        shortest_pause: the minimum pause, in seconds. For a shorter pause, a timer would cost too much.
+        longest_pause: the maximum pause, in seconds, of a stream that has kept the event loop busy.
     """
 
     budget: int = 250
@@ -43,18 +43,18 @@ class FanoutPolicy:
     longest_pause: float = 0.02
 
     def cost(self, size: int) -> int:
-        """Return how much of the budget one write of `size` bytes costs."""
+        """Return the cost of a write of `size` bytes."""
         return 1 + size // self.unit
 
     def pause(self, duration: float, queued: int) -> float:
-        """Return how long, in seconds, a stream pauses after a batch.
+        """Return the pause of a stream after a batch, in seconds.
 
         A stream that has kept the event loop busy pauses for the same time, so that other tasks can run. The messages
-        that arrive meanwhile are written together.
+        that arrive during the pause are written together.
 
         Args:
-            duration: how long, in seconds, the batch took.
-            queued: the number of messages that are queued.
+            duration: the time, in seconds, that the batch has taken.
+            queued: the number of queued messages.
         """
         if duration < self.shortest_pause or queued >= self.batch_messages:
             return 0.0
@@ -63,16 +63,16 @@ class FanoutPolicy:
 
 POLICY = FanoutPolicy()
 
-#: Stands for the serial of a message without a position. It differs from every value of `Subscriber.at`.
+#: Replaces the serial of a transient message, which has none. It differs from all values of `Subscriber.at`.
 _TRANSIENT: Final = -2
 
 
 class Batch:
-    """Successive messages of a stream, stored ones and transient ones.
+    """Successive messages of a stream, which may be stored or transient.
 
     Args:
-        items: the messages, at least one.
-        first: the serial of the first stored message. The other stored messages have the serials after it.
+        items: one or more messages.
+        first: the serial of the first stored message. The other stored messages have the following serials.
         epoch: the epoch of the stored messages.
     """
 
@@ -81,20 +81,15 @@ class Batch:
     def __init__(self, items: Sequence[Entry | Transient], first: int, epoch: str) -> None:
         self.items = items
         self.first = first
-        #: The serial of the last stored message; `first - 1` if there is none.
+        #: The serial of the last stored message; `first - 1` if no message is stored.
         self.last = first - 1 + sum(isinstance(item, Entry) for item in items)
         self.epoch = epoch
-        #: The session ids that are excluded from some of the messages.
+        #: The session ids that are excluded from one or more of the messages.
         self.excluded = frozenset(item.exclude for item in items if item.exclude)
 
 
 class EncodedBatch:
-    """A batch as it is written to the subscribers of one group, encoded as frames for them.
-
-    Args:
-        batch: the messages.
-        group: the group.
-    """
+    """A batch that is encoded as frames for the subscribers of a group."""
 
     __slots__ = ("_batch", "_block", "_frames", "_singly", "cost")
 
@@ -108,11 +103,11 @@ class EncodedBatch:
         ]
         #: The frame of each message.
         self._frames: Sequence[Frame] = frames
-        #: The messages one by one. Most batches are written whole, so the list is made only when a subscriber needs it.
+        #: The result of `_separate`. It is empty until a subscriber needs it, because most batches are written whole.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        #: All frames in one piece; None if that is too long for one write, or if each client gets bytes of its own.
+        #: The bytes of all frames together; None if they are too long for a write, or differ for each client.
         self._block: bytes | None = None
-        #: How much of the fan-out budget one subscriber costs.
+        #: The cost of writing the batch to a subscriber, as a part of the fan-out budget.
         self.cost: int
         if frames[0].added:
             self.cost = sum(POLICY.cost(len(frame) + frame.added) for frame in frames)
@@ -123,13 +118,13 @@ class EncodedBatch:
             self._block = block
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
-        """Write the batch to each subscriber that needs all of it. Write to the others the messages that they need."""
+        """Write the batch to subscribers. A subscriber that does not need all messages gets only those it needs."""
         before, last, excluded = self._batch.first - 1, self._batch.last, self._batch.excluded
         has_kept = last > before
         block = self._block
         for subscriber in subscribers:
             at = subscriber.at
-            # A subscriber that has just gone live may already have some of these messages from the store.
+            # A subscriber that has just become live may already have some of these messages from the store.
             if (at != before and (has_kept or at < 0)) or (excluded and not excluded.isdisjoint(subscriber.sids)):
                 self._send_singly(subscriber)
                 if not excluded.isdisjoint(subscriber.sids):
@@ -156,7 +151,7 @@ class EncodedBatch:
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
 
     def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
-        """Return each message with its frame and, for a stored one, the serial before its own."""
+        """Return for each message the serial before its own, the message, and its frame."""
         serials = count(self._batch.first - 1)
         self._singly = [
             (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)

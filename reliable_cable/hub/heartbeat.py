@@ -1,4 +1,4 @@
-"""Pings all connections of an event loop. Connections that are due at about the same time share a timer and a frame."""
+"""Pings all connections of an event loop. A timer and a frame are shared by connections that are due together."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 
-#: The length of a tick, in seconds. Pings may be late by one tick.
+#: The time between two ticks, in seconds. A ping may be late by this time.
 TICK: Final = 0.1
 
 
@@ -19,7 +19,7 @@ class Pinged(Protocol):
     """The part of a connection that the heartbeat uses."""
 
     ping_interval: float
-    #: The tick at which the connection is pinged next. Only the heartbeat uses this.
+    #: The number of the tick at which the connection is pinged next. Only the heartbeat uses this.
     ping_due: int
 
     def ping(self, frame: str) -> bool:
@@ -27,15 +27,15 @@ class Pinged(Protocol):
 
 
 class Heartbeat:
-    """Pings connections, each at its own interval. It must be used on one event loop only.
+    """Pings the connections of an event loop, each at its own interval.
 
     Args:
-        clock: returns the time for pings, in seconds since 1970.
+        clock: a function that returns the time that pings contain, in seconds since 1970.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        #: The connections that are due at each tick.
+        #: The connections that are due at each tick, by the number of the tick.
         self._due: dict[int, set[Pinged]] = {}
         self._tick = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -51,7 +51,7 @@ class Heartbeat:
         self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:
-        """Stop pinging a connection. Do nothing if it is not pinged."""
+        """Stop pinging a connection. Nothing happens if it is not pinged."""
         due = self._due.get(connection.ping_due)
         if due is not None:
             due.discard(connection)

@@ -1,8 +1,7 @@
-"""Shared reads of history: many subscribers that need the same entries cost one read and one encoding.
+"""Reads history for many subscribers. If they need the same entries, these are read once and encoded once.
 
-After a restart, all clients of a stream miss the same messages. Entries never change within an epoch, so a page that
-was read for one subscriber is valid for all. The exception is a page that ends before the position of the hub, because
-it lacks the newest messages.
+After a restart, all clients of a stream have missed the same messages. Entries never change in an epoch. So a page that
+was read for one subscriber is valid for all subscribers, unless it lacks messages that the hub has already taken.
 """
 
 import asyncio
@@ -17,21 +16,21 @@ from reliable_cable.stores.streams.base import StreamStore
 
 from .subscriber import SubscriberGroup
 
-#: The maximum number of entries in a page.
+#: The maximum number of entries in a page of entries.
 PAGE_LENGTH: Final = 200
-#: The size of a page, in bytes, after which no further entry is added to it.
+#: The size of a page of entries, in bytes, after which no more entries are added to it.
 PAGE_SIZE: Final = 1024 * 1024
-#: How long, in seconds, a page is cached: long enough for clients that reconnect at the same time.
+#: How long, in seconds, a page of entries is cached. This is enough for clients that reconnect at about the same time.
 PAGE_TTL: Final = 2.0
-#: The maximum number of characters of payloads in each of the two caches, pages and frames.
+#: The maximum total size, in characters, of the pages in the cache, and of the frames in the cache.
 CACHE_SIZE: Final = 16 * 1024 * 1024
 
 
 def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPosition) -> bool:
     """Return whether a page can be used for a subscriber.
 
-    A page cannot be used if it was read before the hub or the subscriber reached its position. It cannot be used either
-    if it has nothing after the subscriber's position although more entries follow the page.
+    It cannot be used if it was read before the hub or the subscriber has reached its position. It also cannot be used
+    if it has no entries after the subscriber's position, although the stream has more.
 
     Args:
         page: a page that was read for this subscriber or another one.
@@ -40,7 +39,7 @@ def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPos
         hub: the position of the hub.
     """
     if page.epoch != hub.epoch or start.epoch not in (page.epoch, ""):
-        return False  # the hub or the client may know of a newer epoch
+        return False  # the hub or the client may have a newer epoch
     if page.tail < hub.offset or not max(after, page.low - 1) <= start.offset <= page.tail:
         return False
     return page.is_last or start.offset < page.entries[-1].offset
@@ -48,13 +47,13 @@ def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPos
 
 @dataclass(slots=True)
 class _CachedPage:
-    """A page, and the frames of its entries.
+    """A cached page of entries, and the frames of these entries.
 
     Args:
-        page: the page that the store returned.
+        page: the page that the store has returned.
         after: the offset after which the page was read.
-        expires: when the page is dropped, by the clock of the event loop.
-        size: the size of the page's payloads, in characters.
+        expires: the time at which the page is dropped, by the clock of the event loop.
+        size: the total size of the payloads, in characters.
     """
 
     page: StreamPage
@@ -65,7 +64,7 @@ class _CachedPage:
 
 
 class HistoryReader:
-    """Reads entries for the subscribers of one event loop.
+    """Reads entries for the subscribers of an event loop.
 
     Args:
         store: the stream store.
@@ -73,7 +72,7 @@ class HistoryReader:
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
-        #: The last page of each stream, by name and `following`; the oldest page first.
+        #: The last page of each stream, by name and `following`. The oldest page is the first.
         self._pages: dict[tuple[str, bool], _CachedPage] = {}
         self._reads: dict[tuple[str, int, bool], asyncio.Task[StreamPage]] = {}
         self._size = 0
@@ -88,8 +87,8 @@ class HistoryReader:
         Args:
             stream: the name of the stream.
             start: the position of the subscriber.
-            hub: the position of the hub in the stream. A cached page is returned only if it reaches this position.
-            following: whether the subscriber was never away (see `StreamStore.read`).
+            hub: the position of the hub in the stream. A cached page is only returned if it reaches this position.
+            following: whether the subscriber is a follower (see `StreamStore.read`).
 
         Raises:
             StoreError: the store could not be read.
@@ -107,7 +106,7 @@ class HistoryReader:
             page = await asyncio.shield(reading)
             if _can_use(page, start.offset, start, hub):
                 return page
-            # That read began before the hub reached its position.
+            # The read began before the hub had reached its position.
             return await self._ask(stream, start.offset, hub, following)
         reading = self._reads[key] = loop.create_task(self._read(stream, start.offset, hub, following))
         reading.add_done_callback(mark_retrieved)
@@ -128,7 +127,7 @@ class HistoryReader:
         )
 
     def encode(self, group: SubscriberGroup, stream: str, epoch: str, entry: Entry) -> Frame:
-        """Return an entry as a frame, which may have been made for another subscriber of the group."""
+        """Encode an entry as a frame. A frame that was made for another subscriber of the group is used again."""
         cached = self._pages.get((stream, True)) or self._pages.get((stream, False))
         if cached is None or cached.page.epoch != epoch or len(group.subscribers) < 2:
             return group.encode(epoch, entry.offset, entry.data)

@@ -1,7 +1,7 @@
-"""The hub: everything that the connections of one event loop share.
+"""`Hub`, which has everything that the connections of an event loop share.
 
-It receives the events of the stream store, sends each stream's messages to its subscribers in order, and starts repairs
-of gaps.
+It receives the events of the stream store, sends the messages of each stream to its subscribers in order, and starts
+repairs of gaps.
 """
 
 import asyncio
@@ -37,34 +37,35 @@ from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
 from .token_expiry import TokenExpiry
 
-#: How long, in seconds, to retry opening a stream. Clients give up a subscribe after 10 seconds.
+#: How long, in seconds, the opening of a stream is retried. Clients give up a subscribe after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
 
-#: How long, in seconds, streams wait while others are being opened, so that further ones can be opened together.
+#: How long, in seconds, a batch of streams waits while another batch is being opened. During this time, streams are
+#: added to it.
 BATCH_DELAY: Final = 0.05
 
-#: How long, in seconds, to wait for the tasks of connections when the hub is closed.
+#: How long, in seconds, the hub waits for the tasks of connections when it is closed.
 CLOSE_TIMEOUT: Final = 1.0
 
 
 class Hub:
-    """The streams, presence, sessions and connections of one event loop.
+    """The streams, presence, sessions and connections of an event loop.
 
     Args:
         engine: the stores.
-        settings: the settings when the hub is created.
+        settings: the settings of this package.
     """
 
     def __init__(self, engine: Engine, settings: CableSettings) -> None:
         self.engine = engine
         self.settings = settings
-        #: Whether the server is about to stop, and accepts no more connections.
+        #: Whether the server is about to stop, and accepts no new connections.
         self.draining = False
         self.tasks = BackgroundTasks()
         self.connections = Connections()
         self.connect_limit = ConnectLimit(settings.rate_limit("connect"), engine.buckets, self.tasks)
         self.sessions = SessionRecords(engine.sessions, engine.session_clock)
-        # Clients send the time of a ping back as `since`.
+        # The clock is that of the stream store, because clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.logins = LoginChecks(settings.reauthenticate_interval)
         self.token_expiry = TokenExpiry(self.tasks)
@@ -102,8 +103,8 @@ class Hub:
         Args:
             name: the name of the stream.
             subscriber: a subscriber that is opening.
-            until: the time, by the clock of the event loop, at which to give up. None means after `OPEN_TIMEOUT`
-                seconds.
+            until: the time, by the clock of the event loop, at which to give up. By default, this is after
+                `OPEN_TIMEOUT` seconds.
 
         Raises:
             StoreError: the stream could not be opened.
@@ -111,14 +112,14 @@ class Hub:
         stream = await self._open(name, until)
         stream.add(subscriber)
         if stream.repair_again:
-            self.repairs.request(stream)  # because an event arrived while the stream was being opened
+            self.repairs.request(stream)  # an event has arrived while the stream was being opened
         return stream
 
     @contextmanager
     def opening(self, names: Iterable[str]) -> Iterator[None]:
         """Begin to open streams together, and keep them open until the end of the context.
 
-        This method does not wait. Calls of `subscribe` in the context wait until their streams are open.
+        This method does not wait until they are open. Calls of `subscribe` in the context wait for their streams.
         """
         streams = [self._use(name) for name in names]
         try:
@@ -128,12 +129,12 @@ class Hub:
                 self._release(stream)
 
     def unsubscribe(self, stream: HubStream, subscriber: Subscriber) -> None:
-        """Close a subscriber. The stream is closed after its last subscriber."""
+        """Close a subscriber. If it was the last one, the stream is closed, too."""
         stream.remove(subscriber)
         self._release(stream)
 
     async def observe(self, name: str, observer: StreamObserver) -> HubStream:
-        """Open a stream for an observer, which receives the messages from the oldest stored one on.
+        """Open a stream for an observer, which receives all stored messages and then each new message.
 
         Raises:
             StoreError: the stream could not be opened.
@@ -168,13 +169,13 @@ class Hub:
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:
-                self.sessions.losses.suspect()  # the store may have been down, and may have lost data
+                self.sessions.losses.suspect()  # the store may have failed and lost data
         elif (verdict := judge(stream.position, event.epoch, event.entry.offset)) is Verdict.NEXT:
             stream.take(event.entry, event.epoch)
         else:
             if verdict is Verdict.GAP:
                 stream.keep_early(event)
-            # A repeat needs a repair, too, because a store that has lost messages uses their offsets again.
+            # A repeat needs a repair, too. If a store has lost messages, it uses their offsets again.
             self.repairs.request(stream)
 
     def _send_presence(self, name: str, message: str) -> None:
@@ -198,7 +199,7 @@ class Hub:
         return stream
 
     def _use(self, name: str) -> HubStream:
-        """Return a stream that stays open until it is released. If it is not open, the next batch opens it."""
+        """Return a stream, and keep it open until it is released. If it is not open yet, the next batch opens it."""
         stream = self._streams.get(name)
         if stream is None:
             loop = asyncio.get_running_loop()
@@ -212,7 +213,7 @@ class Hub:
         return stream
 
     async def _open_batches(self) -> None:
-        """Open streams in batches. Streams that are added while a batch is being opened form the next one."""
+        """Open streams in batches. Streams that are added while a batch is being opened form the next batch."""
         try:
             while self._unopened:
                 batch, self._unopened = self._unopened, []
@@ -223,7 +224,7 @@ class Hub:
             self._opener = None
 
     async def _open_batch(self, streams: Sequence[HubStream], until: float) -> None:
-        """Open streams together. If that fails, open each on its own, because only one of them may be the cause."""
+        """Open streams together. If this fails, open them separately, because only one stream may be the cause."""
         try:
             await self._listen_to(streams, until)
         except BaseException as error:
@@ -244,10 +245,10 @@ class Hub:
                 stream.opening.set_result(None)
             stream.opening = None
             if not stream.users:
-                self._remove(stream)  # all callers gave up meanwhile
+                self._remove(stream)  # all callers have given up
 
     async def _listen_to(self, streams: Sequence[HubStream], until: float) -> None:
-        """Listen to streams, and read their positions. For a single stream, retry while the store fails."""
+        """Listen to streams, and read their positions. If there is only one stream, retry while the store fails."""
         names = [stream.name for stream in streams]
         closing = [self._closing[name] for name in names if name in self._closing]
         if closing:
@@ -277,8 +278,7 @@ class Hub:
         store = self.engine.streams
         policies = {stream.name: self.settings.policy(stream.name) for stream in streams}
         kept = [stream for stream in streams if policies[stream.name].history_size]
-        # The lineage is read before the positions. If a stream then turns out not to exist, it did not exist in this
-        # lineage.
+        # The lineage is read before the positions. So if a stream does not exist, it has never existed in this lineage.
         kinds = {policies[stream.name].durable for stream in kept}
         lineages = {durable: await store.alineage(durable=durable) for durable in kinds}
         positions = await store.apositions([stream.name for stream in kept]) if kept else []
@@ -288,7 +288,7 @@ class Hub:
 
     def _release(self, stream: HubStream) -> None:
         stream.users -= 1
-        # A stream that is still being opened is removed by `_open_batch`, because opening cannot be undone halfway.
+        # While a stream is being opened, it cannot be closed. `_open_batch` removes it afterwards.
         if stream.users == 0 and stream.opening is None:
             self._remove(stream)
 
@@ -314,8 +314,8 @@ class Hub:
         """Refuse new connections, close all connections, and wait until they have ended.
 
         Args:
-            duration: the time, in seconds, over which the connections are closed, so that not all clients reconnect at
-                once.
+            duration: the time, in seconds, in which the connections are closed at random moments, so that not all
+                clients reconnect at the same time.
         """
         self.draining = True
         handshake_log.report(ended=True)
@@ -327,9 +327,9 @@ class Hub:
         await self.connections.wait_closed()
 
     async def aclose(self) -> None:
-        """Close all streams, and release the stores of this event loop. All connections must have ended before.
+        """Close all streams, and release the stores' resources. All connections must have ended before.
 
-        This waits for the last tasks of the connections, up to `CLOSE_TIMEOUT` seconds.
+        This waits up to `CLOSE_TIMEOUT` seconds for the last tasks of the connections.
         """
         pending = [*self.tasks.pending, *self._closing.values()]
         if pending:

@@ -1,4 +1,4 @@
-"""Regularly checks the logins of connections, and ends the connections whose logins are not valid."""
+"""Checks the logins of connections regularly, and closes connections whose logins are no longer valid."""
 
 import asyncio
 import logging
@@ -26,59 +26,59 @@ ROUNDS: Final = 20
 #: The maximum number of logins that are looked up in one thread hop. With a larger batch, the event loop would wait for
 #: the GIL.
 BATCH_SIZE: Final = 100
-#: The shortest time between two checks of a login, as a fraction of the longest time. A random time in between spreads
-#: the checks of logins that were due together, for example after an outage.
+#: The minimum time between two checks of a login, as a share of the maximum time. The time is random, so that logins
+#: that were due together, for example after an outage, are not always checked together.
 SPREAD: Final = 0.8
-#: How long, in seconds, a change of a login is remembered for connections that are still being accepted.
+#: How long, in seconds, login changes are remembered. They may concern connections that are still being accepted.
 ACCEPT_TIME: Final = 10.0
 
 
 class LoggedIn(Protocol):
-    """A connection that a Django session or a token may have authenticated."""
+    """The part of a connection that the checks of logins use."""
 
     @property
     def login(self) -> AnyLogin | None:
-        """The login, or None if the connection was authenticated in another way, or not at all."""
+        """The login; None if the connection was not authenticated by a Django session or a token."""
 
     @property
     def namespace(self) -> str:
-        """The namespace of the connection, or `""`."""
+        """The namespace of the connection; `""` if it has none."""
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
-        """Run sync code as a sync handler of the connection is run."""
+        """Run a sync function in the same way as a sync handler of the connection."""
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """Close the connection."""
 
 
 class LoginChecks:
-    """Checks the logins of the connections of one event loop.
+    """Checks the logins of the connections of an event loop.
 
-    The first check of a login is made at a random time within the interval. Due logins are looked up together, in
-    batches for each namespace. A look-up runs as a handler of one of the connections does. Without the setting
-    `NAMESPACE`, this connection may be of another tenant than some of the logins. So a login that seems to be invalid
-    is looked up once more, as a handler of its own connection, before the connection ends. If a look-up fails, no
-    connection ends, and the look-up is repeated.
+    The first check of a login is at a random time in the interval. Logins that are due are looked up in batches, which
+    have the same namespace. The look-up of a batch runs like a handler of one of its connections, chosen at random. If
+    the setting `NAMESPACE` is not used, this connection may belong to another tenant than some of the logins. So if a
+    login seems to be invalid, it is looked up again, like a handler of its own connection. Only then, the connection is
+    closed. If a look-up fails, it is repeated later, and no connection is closed.
 
     Args:
-        interval: the longest time, in seconds, between two checks of a login. None or 0 means that logins are checked
-            only after an announced change (`handle`).
+        interval: the maximum time, in seconds, between two checks of a login. If it is None or 0, logins are only
+            checked after an announced change (`handle`).
     """
 
     def __init__(self, interval: float | None) -> None:
         self._tick = interval / ROUNDS if interval else None
-        #: The longest time until a login is due. The check is up to one tick late.
+        #: The maximum time, in seconds, until a login is due. The check may be one tick later.
         self._period = interval - interval / ROUNDS if interval else math.inf
-        #: The connections that have a login, with the login.
+        #: The logins, by connection. Connections without a login are left out.
         self._logins: dict[LoggedIn, AnyLogin] = {}
-        #: When the latest changes were announced, by condition, for connections that are still being accepted.
+        #: The times of the latest announced changes, by condition.
         self._changes: LatestByCondition[float] = LatestByCondition()
         self._announced = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failing = False
 
     def add(self, connection: LoggedIn) -> None:
-        """Check the login of a connection from now on. Do nothing if it has none."""
+        """Begin to check the login of a connection. Nothing happens if the connection has no login."""
         if connection.login is None:
             return
         self._logins[connection] = connection.login
@@ -96,7 +96,7 @@ class LoginChecks:
             self._task = None
 
     def handle(self, change: LoginChange) -> None:
-        """End the connections of a Django session that was replaced, or check all logins of a user now."""
+        """Handle an announced change. Close the connections of a Django session, or check all logins of a user now."""
         self._changes.put(change.condition, asyncio.get_running_loop().time())
         for connection, login in list(self._logins.items()):
             if not matches(change.condition, login.identity):
@@ -107,7 +107,7 @@ class LoginChecks:
                 self._check_soon(login)
 
     def check_all(self) -> None:
-        """Check all logins now, because changes may not have been announced to this process."""
+        """Check all logins now, because announcements of changes may have been lost."""
         for login in self._logins.values():
             self._check_soon(login)
 
@@ -132,21 +132,21 @@ class LoginChecks:
             if error is not None:
                 failed = True
                 self._report(error)
-            # This pause lets the checks use a thread for at most half of the time.
+            # With this pause, the checks use a thread for at most half of the time.
             await asyncio.sleep(loop.time() - started)
         self._failing = failed
 
     async def _check(self, batch: Sequence[LoggedIn]) -> Exception | None:
-        """Check a batch of logins, and end the connections whose logins are not valid.
+        """Check a batch of logins, and close the connections whose logins are not valid.
 
         Returns:
-            An error if some of the logins could not be checked. They stay due.
+            An error if some of the logins could not be checked, which remain due; None otherwise.
         """
         if not batch:
             return None
         logins = [self._logins[connection] for connection in batch]
         for login in logins:
-            # This comes before the look-up, because a change that is announced meanwhile makes the login due again.
+            # This must precede the look-up. If a change is announced during the look-up, the login is due again.
             self._postpone(login, least=SPREAD)
         # The choice is random, because `around_command` may fail for only some of the connections.
         chosen = random.choice(batch)  # noqa: S311 - no secret
@@ -182,7 +182,7 @@ class LoginChecks:
     def _report(self, error: Exception) -> None:
         logger.log(
             logging.DEBUG if self._failing else logging.WARNING,
-            "Logins could not be checked, and no connection was closed for that; trying again: %s",
+            "Logins could not be checked. No connection was closed because of this; trying again: %s",
             error,
             exc_info=None if self._failing or is_outage(error) else error,
         )
@@ -200,5 +200,5 @@ def _batches(connections: Iterable[LoggedIn]) -> Iterator[Sequence[LoggedIn]]:
 
 
 def _end(connection: LoggedIn) -> None:
-    # The browser may have another login by now, so the client may reconnect, and `connect` decides.
+    # The client may reconnect, because its browser may have another login by now. `connect` then decides.
     connection.close(DisconnectReason.REMOTE, reconnect=True)

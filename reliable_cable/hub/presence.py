@@ -1,4 +1,4 @@
-"""Keeps the members of this process's connections present, and sends the presence signals."""
+"""Keeps the members of an event loop's connections present, and sends the presence signals."""
 
 import asyncio
 from collections import deque
@@ -20,29 +20,29 @@ from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceS
 
 from .rosters import Rosters
 
-#: How many rounds run within the time to live of a member. Two of them may fail without the member expiring.
+#: The number of rounds in the time to live of a member. If two of them fail, the member still does not expire.
 ROUNDS_PER_TTL: Final = 3
 
-#: How many rounds run after the last member was released: those of one time to live, and two more because clocks may
-#: differ.
+#: The number of rounds after the last member was released. They cover its time to live. Two more are added, because
+#: clocks may differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
-#: How often, in seconds, to remove expired members after a client has closed its web page.
+#: The time, in seconds, between two sweeps, which remove expired members after a client has closed its web page.
 SWEEP_INTERVAL: Final = 1.0
 
-#: How much longer than `PRESENCE_GRACE`, in seconds, the sweeps continue, because the store has another clock.
+#: The time, in seconds, for which sweeps continue after `PRESENCE_GRACE`, because the store has another clock.
 SWEEP_MARGIN: Final = 0.1
 
-#: The maximum number of members that one call of the store joins again.
+#: The maximum number of members that join again in a call of the store.
 REJOIN_SIZE: Final = 1000
 
-#: The maximum number of events that are queued for slow receivers of the signals.
+#: The maximum number of events that wait for slow receivers of the signals.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 
 @dataclass(slots=True)
 class _LocalMember:
-    """A member that this process keeps present. While `pending`, the store may not have its latest join."""
+    """A member that this process keeps present. If `pending` is True, the store may not have its latest join."""
 
     member: Member
     pending: bool = True
@@ -57,21 +57,22 @@ def _send_nothing(stream: str, message: str) -> None:
 
 
 def _do_nothing() -> None:
-    """Do nothing, because only a hub needs to know about joins."""
+    """Do nothing, because only a hub needs to be told of joins."""
 
 
 class PresenceService:
     """Keeps the members of live connections present, removes expired members, and sends the presence signals.
 
-    The service works in rounds, on one event loop. Each round refreshes the members of this process, joins missing ones
-    again, and removes the expired members of all processes. Rounds run while this process has members or serves
-    streams, and until the members that it released have expired.
+    The service works in rounds, on an event loop. Each round refreshes the members of this event loop, joins missing
+    members again, and removes the expired members of all processes. Rounds run while there are members or open streams.
+    After that, they run until the released members have expired.
 
     Args:
         store: the presence store.
-        send: called with a stream and a presence message, which it sends to the stream's clients in this process.
-        joined: called when a member of this process joins.
-        sleep: called with the number of seconds to wait between two rounds.
+        send: a function that is called with a stream and a presence message. It sends the message to the stream's
+            clients on this event loop.
+        joined: a function that is called when a member joins.
+        sleep: a function that is called with the number of seconds to wait between two rounds.
     """
 
     def __init__(
@@ -90,17 +91,18 @@ class PresenceService:
         self._members: dict[tuple[str, str], _LocalMember] = {}
         self._served: set[str] = set()
         self._running_joins = 0
-        #: The streams and sessions of the members that left while joins were running.
+        #: The streams and sessions of the members that have left while joins were running.
         self._left_during_joins: set[tuple[str, str]] = set()
         self._rounds_left = 0
         self._failing = False
         self._rounds: asyncio.Task[None] | None = None
-        #: Set while no refresh is running. A refresh may renew the TTL of a member that was released meanwhile.
+        #: An event that is set while no refresh is running. A refresh may renew the TTL of a member that was released
+        #: after the refresh had begun.
         self._refreshed = asyncio.Event()
         self._refreshed.set()
-        #: Removes expired members after a client has closed its web page; None if no such member is left.
+        #: The task that removes expired members after a client has closed its web page; None if it is not needed.
         self._sweeps: asyncio.Task[None] | None = None
-        #: When to stop the sweeps, by the clock of the event loop.
+        #: The time at which the sweeps stop, by the clock of the event loop.
         self._sweep_until = 0.0
         self._stopped = False
         self._signals: deque[PresenceEvent] = deque()
@@ -112,13 +114,13 @@ class PresenceService:
         return self._rounds is not None
 
     async def stop(self) -> None:
-        """Stop the rounds, and send the pending signals. The members stay present until they expire."""
+        """Stop the rounds, and send the pending signals. The members remain present until they expire."""
         self._stopped = True
         self._members.clear()
         self._served.clear()
         await cancel(self._rounds)
         await cancel(self._sweeps)
-        # A task that is cancelled before its first step does not reset its attribute itself.
+        # If a task is cancelled before it has begun, it does not reset its attribute itself.
         self._rounds = self._sweeps = None
         await self.rosters.close()
         if self._sending is not None:
@@ -127,28 +129,28 @@ class PresenceService:
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def open(self, stream: str) -> None:
-        """Begin to send a stream's presence events to its clients, and to remove its expired members."""
+        """Begin to send a stream's presence events to its clients, and to remove expired members."""
         await self.rosters.subscribe(stream)
         if not self._stopped:
             self._served.add(stream)
             self._start_rounds()
 
     async def close(self, stream: str) -> None:
-        """Stop serving a stream that no longer has clients in this process."""
+        """Stop sending the presence events of a stream that has no more clients on this event loop."""
         self._served.discard(stream)
         await self.rosters.unsubscribe(stream)
 
     # -- members ------------------------------------------------------------------------------------------------------
 
     async def join(self, stream: str, session: str, id_: str, info: Any, *, replaces: str = "") -> None:
-        """Add or update a member, and keep it present. If the store fails, the next round adds it.
+        """Add or update a member, and keep it present. If the store fails, the next round adds the member.
 
         Args:
             stream: the stream's name.
-            session: the key of the member's session, unique within the stream.
-            id_: the id that is shown as present. It may have several sessions.
-            info: any JSON value that is shown with the id.
-            replaces: the key of the former session whose place the member's session takes, or `""`.
+            session: the key of the member's session, which is unique in the stream.
+            id_: the id of the member. A member may have several sessions.
+            info: the info of the member, which may be any JSON value.
+            replaces: the key of the former session that this session replaces; `""` if there is none.
 
         Raises:
             TypeError, ValueError: `info` is not a JSON value.
@@ -165,7 +167,7 @@ class PresenceService:
         except StoreError as error:
             self._report_failure(error)
         except Exception:
-            # The store cannot encode the info. A retry in the next round would fail again, and affect other members.
+            # The info cannot be encoded. So a retry in the next round would fail, too, and affect other members.
             if self._members.get(local.key) is local:
                 self.release(stream, session)
             raise
@@ -182,15 +184,15 @@ class PresenceService:
         self._queue_signals(await self.store.aleave(stream, session))
 
     def release(self, stream: str, session: str) -> None:
-        """Stop refreshing a member. It expires unless it is removed or taken over before that."""
+        """Stop refreshing a member. It expires, unless it is removed, or another connection keeps it present."""
         if self._members.pop((stream, session), None) is not None:
             self._start_rounds()
 
     async def leave_soon(self, stream: str, session: str) -> None:
         """Let a member leave after `PRESENCE_GRACE`, because no client will restore its session.
 
-        The new expiry is in the store, so that the member leaves even if this process ends. If the store fails, the
-        member leaves after `PRESENCE_TTL`.
+        The time is stored, so that the member leaves even if this process ends. If the store fails, the member leaves
+        after `PRESENCE_TTL`.
         """
         self.release(stream, session)
         await self._refreshed.wait()
@@ -205,12 +207,12 @@ class PresenceService:
             self._sweeps = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        """Remove the members of closed web pages, because the next round may come long after they have expired."""
+        """Remove the expired members of closed web pages. The next round may be much later."""
         loop = asyncio.get_running_loop()
         try:
             while (left := self._sweep_until - loop.time()) > 0:
                 await self._sleep(min(left, SWEEP_INTERVAL))
-                # While members cannot be refreshed, they must not be removed.
+                # If members cannot be refreshed, they must not be removed.
                 if not self._failing:
                     self._queue_signals(await self.store.aexpire())
         except Exception as error:
@@ -221,7 +223,7 @@ class PresenceService:
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     async def round(self) -> None:
-        """Refresh this process's members, join missing ones again, and remove the expired members of all processes."""
+        """Refresh the members, join missing members again, and remove the expired members of all processes."""
         try:
             sessions: dict[str, list[str]] = {stream: [] for stream in self.rosters.streams}
             for stream, session in self._members:
@@ -262,7 +264,8 @@ class PresenceService:
                 local.member = replace(local.member, joined=True)
                 local.pending = False
             for local in batch:
-                # The store may have received a later call for this member first. Repeat that call.
+                # The store may have executed a later call for this member before this one. So the later call is
+                # repeated.
                 current = self._members.get(local.key)
                 if current is None and local.key in self._left_during_joins:
                     self._queue_signals(await self.store.aleave(*local.key))
@@ -280,7 +283,7 @@ class PresenceService:
 
     @property
     def _delay(self) -> float:
-        """How long, in seconds, to wait before the next round."""
+        """The time, in seconds, until the next round."""
         interval = self.store.settings.presence_ttl / ROUNDS_PER_TTL
         return min(interval, BACKGROUND_RETRY_DELAY) if self._failing else interval
 
@@ -297,7 +300,7 @@ class PresenceService:
     # -- signals ------------------------------------------------------------------------------------------------------
 
     def _queue_signals(self, events: Iterable[PresenceEvent]) -> None:
-        """Send the signals of events that were caused by this process, in order and without waiting."""
+        """Queue the signals of events that were caused by this process, and send them in order in the background."""
         for event in events:
             if not _signal(event).has_listeners(type(self.store)):
                 continue

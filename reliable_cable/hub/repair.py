@@ -1,7 +1,7 @@
-"""Repairs streams of the hub: reads messages from the store that were announced out of order, or not at all.
+"""Repairs streams of the hub. A repair reads messages from the store that were not announced, or not in order.
 
-Only a read of the store decides that messages are lost or that a stream has a new epoch. Its result is compared with
-the position that the stream had when the read began, since live messages may overtake the read.
+Only a read of the store can prove that messages are lost or that a stream has a new epoch. The result is compared with
+the position that the stream had when the read began, because live messages may arrive during the read.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamSt
 from .history import PAGE_LENGTH, PAGE_SIZE
 from .stream import HubStream
 
-#: How long, in seconds, to wait after each successive read that changed nothing. After the last wait, the repair ends.
+#: The delays, in seconds, after successive reads that have changed nothing. After the last delay, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -28,7 +28,8 @@ class Repairs:
     Args:
         store: the stream store.
         listener: the store's listener for this event loop.
-        data_lost: called when a stream has lost messages, because the store may have lost other data, too.
+        data_lost: a function that is called if a stream has lost messages, because the store may have lost other data,
+            too.
     """
 
     def __init__(self, store: StreamStore, listener: StreamListener, data_lost: Callable[[], None]) -> None:
@@ -37,7 +38,7 @@ class Repairs:
         self._data_lost = data_lost
 
     def request(self, stream: HubStream) -> None:
-        """Start a repair, which brings a stream to the store's position. A running repair reads once more."""
+        """Start a repair, which moves a stream to the store's position. If a repair is running, it reads once more."""
         stream.repair_again = True
         if stream.repair is None:
             stream.repair = asyncio.get_running_loop().create_task(self._run(stream))
@@ -58,7 +59,7 @@ class Repairs:
                 try:
                     await self._read(stream, asked)
                 except Exception as error:
-                    # Nothing is lost, because the stream keeps its position, and the store is read again.
+                    # Nothing is lost, because the stream remains at its position, and the store is read again.
                     log = logger.debug if failing else logger.error
                     expected = isinstance(error, StoreError)
                     log("The stream %r could not be read; trying again: %s", stream.name, error, exc_info=not expected)
@@ -68,7 +69,7 @@ class Repairs:
                 if stream.position != asked:
                     idle = 0
                 elif stream.has_early or stream.repair_again:
-                    # The store does not have an announced message, perhaps because it is failing over.
+                    # The store lacks an announced message. It may be in a failover.
                     if idle == len(IDLE_DELAYS):
                         stream.drop_early()
                         self._listener.doubt(stream.name)
@@ -85,7 +86,7 @@ class Repairs:
             stream.name, after=asked.offset, limit=PAGE_LENGTH, max_size=PAGE_SIZE, following=True
         )
         if went_back(asked, page) or page.epoch in stream.former_epochs:
-            # Otherwise, the tail of an epoch only grows, and an epoch that has ended never returns.
+            # Without a loss, the tail of an epoch never decreases, and an epoch that has ended never returns.
             logger.error(
                 "The store has lost messages of the stream %r: it was at %s and is at %s. A new epoch begins.",
                 stream.name,
@@ -97,15 +98,15 @@ class Repairs:
             return
         if stream.position == NOWHERE:
             self._begin_epoch(stream, page)
-        # An early message may be the next one although the store has already trimmed it.
+        # The next message may be an early message that the store has already trimmed.
         stream.take_early()
         if stream.position != asked and _overtaken(stream.position, page):
-            # The page contains nothing new, unless it is of another epoch.
+            # The page contains nothing new, unless it has another epoch.
             stream.repair_again = stream.repair_again or page.epoch != stream.position.epoch
             return
         position = stream.position
         if advance(position, page).lost:
-            # Wait for the events that were announced before the end of the read: they may be the missing messages.
+            # The missing messages may have been announced before the end of the read. So their events are awaited.
             await self._listener.fence()
             stream.take_early()
             if stream.position != position:
@@ -117,12 +118,12 @@ class Repairs:
     def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
         """Set the epoch of a stream that has had no messages, if it has an epoch now.
 
-        If the lineage has changed, an epoch may have begun and ended before this process read it. The messages of that
-        epoch are lost.
+        If the lineage has changed, an epoch may have begun and ended without being read by this process. Its messages
+        are lost.
         """
         start = StreamPosition(page.epoch, 0)
-        # The observer, which is the control bus, is not told of such a loss. Otherwise, every client would reconnect
-        # after each restart of a Redis that had no control messages.
+        # The observer, which is the control bus, is not told of this loss. Otherwise, all clients would reconnect
+        # whenever a Redis server without control messages is restarted.
         if stream.observer is None and page.low == 1 and stream.lineage not in ("", page.lineage):
             stream.lose_beginning(start)
             self._data_lost()
@@ -142,10 +143,10 @@ class Repairs:
         for entry in step.entries:
             stream.take(entry, page.epoch)
         stream.take_early()
-        # There is more to read if entries follow the page, or if it was read after an offset that is no longer valid.
+        # The store must be read again if entries follow the page, or if the offset before the page was not valid.
         stream.repair_again = stream.repair_again or step.lost or not page.is_last
 
 
 def _overtaken(position: StreamPosition, page: StreamPage) -> bool:
-    """Return whether live messages overtook a page while it was being read."""
+    """Return whether live messages have moved a stream beyond a page while the page was being read."""
     return page.epoch != position.epoch or page.tail < position.offset

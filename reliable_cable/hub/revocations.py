@@ -1,4 +1,4 @@
-"""Finds the subscriptions that revocations concern, in connections and in session records."""
+"""Finds the subscriptions in connections and session records that were revoked."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore, is_
 
 V = TypeVar("V")
 
-#: The maximum number of identities that the session store is asked about at once.
+#: The maximum number of identities in a call of the session store.
 BATCH_SIZE: Final = 500
 
 
@@ -24,28 +24,31 @@ class RevocableSubscription(Protocol):
 
     @property
     def authorized(self) -> float:
-        """When the channel began to decide about the subscription, by the session store's clock."""
+        """The time when the channel began to decide about the subscription, by the session store's clock."""
 
     def scopes(self) -> Sequence[Identity]:
-        """Return the conditions that select the subscription: its channel, and each of its streams."""
+        """Return the conditions that match the subscription, for its channel and each of its streams."""
 
 
 def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], authorized: float) -> bool:
-    """Return whether a revocation concerns a subscription of a connection that matches its condition.
+    """Return whether a revocation concerns a subscription.
 
     Args:
-        revocation: the revocation.
-        scopes: the conditions that select the subscription (see `identity.subscription_scopes`).
-        authorized: when the channel began to decide about the subscription.
+        revocation: the revocation. Its condition matches the connection of the subscription.
+        scopes: the conditions that match the subscription (see `identity.subscription_scopes`).
+        authorized: the time when the channel began to decide about the subscription.
     """
     return any(matches(revocation.scope, scope) for scope in scopes) and is_revoked(authorized, [revocation.at])
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """The latest values, by the keys of their conditions. At most the history size of the control bus is kept."""
+    """The latest values, by the keys of their conditions.
+
+    Their number is limited by the history size of the control bus.
+    """
 
     def put(self, condition: Identity, value: V) -> None:
-        """Add a value. It replaces an earlier one with the same condition."""
+        """Add a value. It replaces an earlier value with the same condition."""
         key = condition_key(condition)
         self[key] = value
         self.move_to_end(key)
@@ -54,26 +57,26 @@ class LatestByCondition(OrderedDict[str, V]):
 
 
 class RecentRevocations:
-    """The latest revocations of subscriptions, which may concern subscriptions that are still being made."""
+    """The latest revocations of subscriptions. They may concern subscriptions that are still being made."""
 
     def __init__(self) -> None:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
         self._latest_at = 0.0
 
     def add(self, revocation: SubscriptionRevocation) -> None:
-        """Add a revocation. It replaces an earlier one with the same condition and scope."""
+        """Add a revocation. It replaces an earlier revocation with the same condition and scope."""
         self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
         self._latest_at = max(self._latest_at, revocation.at)
 
     def find(
         self, identity: Identity, scopes: Callable[[], Sequence[Identity]], authorized: float
     ) -> SubscriptionRevocation | None:
-        """Return a revocation that concerns a subscription of a connection with this identity, or None.
+        """Return a revocation that concerns a subscription; None if no revocation concerns it.
 
         Args:
-            identity: the identity of the connection.
-            scopes: returns the conditions that select the subscription. It is rarely called.
-            authorized: when the channel began to decide about the subscription.
+            identity: the identity of the subscription's connection.
+            scopes: a function that returns the conditions that match the subscription. It is rarely called.
+            authorized: the time when the channel began to decide about the subscription.
         """
         if not self._by_condition or not is_revoked(authorized, [self._latest_at]):
             return None
@@ -86,11 +89,11 @@ class RecentRevocations:
 async def last_revoked(
     store: SessionStore, subscriptions: Iterable[tuple[Identity, Sequence[Identity]]]
 ) -> list[float]:
-    """Return, for each subscription, the time of its latest revocation; 0 if there is none.
+    """Return for each subscription the time of its latest revocation; 0 if it was not revoked.
 
     Args:
         store: the session store.
-        subscriptions: for each subscription, the identity of its connection, and the conditions that select it.
+        subscriptions: for each subscription, the identity of its connection and the conditions that match it.
 
     Raises:
         StoreError: the store could not be read.
@@ -122,7 +125,7 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # A subscription in a record of the previous release has no time. It counts as older than every revocation.
+    # In a record of the previous release, subscriptions have no time. They count as older than all revocations.
     kept = [
         item
         for item, at in zip(items, times, strict=False)
@@ -135,4 +138,4 @@ def _recorded_scopes(item: Mapping[str, Any]) -> list[Identity]:
     try:
         return subscription_scopes(parse_identifier(item["identifier"])[0], [each["name"] for each in item["streams"]])
     except (ProtocolError, KeyError, TypeError):
-        return []  # a server of another version may have written it; its restore will fail
+        return []  # a server of another release may have written the item, whose restore will fail

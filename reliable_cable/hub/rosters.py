@@ -1,6 +1,6 @@
-"""Records what the clients of this process were told about the members of each stream, and corrects their lists.
+"""Records which members of each stream the clients of an event loop know of, and corrects the clients' lists.
 
-Clients follow join and leave events. If events may have been missed, or the store has lost data, the roster of the
+Clients receive join and leave events. If events may have been missed, or the store has lost data, the roster of the
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
 """
 
@@ -21,38 +21,39 @@ from reliable_cable.stores.presence.base import (
     PresenceStore,
 )
 
-#: The maximum number of rosters that are repaired at once.
+#: The maximum number of rosters that are repaired at the same time.
 MAX_REPAIRS: Final = 8
 
 
 @dataclass(slots=True, eq=False)
 class Roster:
-    """What the clients of this process were told about the members of one stream.
+    """The members of a stream that the clients of an event loop know of.
 
     Args:
-        stream: the stream's name.
+        stream: the name of the stream.
     """
 
     stream: str
     told: ToldMembers = field(default_factory=ToldMembers)
-    #: The incarnation of the presence data that the clients' lists are based on; empty before the first snapshot.
+    #: The incarnation of the presence data from which the clients' lists come; `""` before the first snapshot.
     incarnation: str = ""
-    #: For each read in progress, the latest event of each id that arrived during the read.
+    #: A dict for each running read of the store, with the last event of each id since the read began.
     reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
     repair: asyncio.Task[None] | None = None
     repair_requested: bool = False
-    #: A timer that runs after a loss of data, while other servers may still have to join their members again.
+    #: The timer after a loss of data. While it runs, other servers may not have joined their members again.
     rejoin_timer: asyncio.TimerHandle | None = None
-    #: Whether `rejoin_timer` has ended, so that leave events can be sent for the ids that are still missing.
+    #: Whether `rejoin_timer` has ended. Leave events are then sent for the ids that are still missing.
     rejoin_time_over: bool = False
 
 
 class Rosters:
-    """The rosters of all streams whose members a client of this process has requested.
+    """The rosters of all streams whose members were requested by a client of this event loop.
 
     Args:
         store: the presence store.
-        send: called with a stream and a presence message, which it sends to the stream's clients in this process.
+        send: a function that is called with a stream and a presence message. It sends the message to the stream's
+            clients on this event loop.
     """
 
     def __init__(self, store: PresenceStore, send: Callable[[str, str], None]) -> None:
@@ -65,7 +66,7 @@ class Rosters:
 
     @property
     def streams(self) -> Iterable[str]:
-        """The streams that have a roster."""
+        """The names of the streams that have a roster."""
         return self._rosters.keys()
 
     async def subscribe(self, stream: str) -> None:
@@ -89,24 +90,24 @@ class Rosters:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     async def snapshot(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, Roster]:
-        """Return the members for one client, and the roster to which the client's list belongs from now on.
+        """Return the members for a client, and the roster to which the client's list belongs from now on.
 
-        The caller must send the snapshot to the client before it awaits anything. Events that arrived during the read
-        are part of the snapshot; later ones follow it.
+        The caller must send the snapshot to the client before it awaits anything. The snapshot includes the events that
+        have arrived during the read.
 
         Args:
             stream: the stream's name.
-            records: whether to return the members. False returns only their number.
+            records: whether to return the members. Otherwise, only their number is returned.
 
         Raises:
             StoreError: the store could not be read.
         """
         roster = self._rosters.get(stream)
         if roster is None:
-            # A stream without members has no incarnation before it is refreshed.
+            # A stream without members has no incarnation until it is refreshed.
             await self._store.arefresh({stream: ()})
             roster = self._rosters.get(stream) or Roster(stream)
-            if stream in self._subscribed:  # it may have been unsubscribed during the refresh
+            if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
                 self._rosters[stream] = roster
         info = await self._read(roster, records=records)
         if info.records is not None:
@@ -115,17 +116,18 @@ class Rosters:
         return info, roster
 
     async def resume(self, stream: str, incarnation: str, away: float) -> tuple[Difference, Roster] | None:
-        """Return the events that correct the list of a client that was away, and the roster to which it then belongs.
+        """Return the events that correct the list of a restored client, and the roster to which the list then belongs.
 
-        The caller must send the difference to the client before it awaits anything.
+        The caller must send the events to the client before it awaits anything.
 
         Args:
             stream: the stream's name.
-            incarnation: the incarnation of the presence data that the client's list is based on.
-            away: how long, in seconds, the client was away.
+            incarnation: the incarnation of the presence data from which the client's list comes.
+            away: the time, in seconds, for which the client was disconnected.
 
         Returns:
-            None if the store has lost data since then, so that the client's list cannot be corrected.
+            The events and the roster. It is None if the store has lost data in this time, so that the list cannot be
+            corrected.
 
         Raises:
             StoreError: the store could not be read.
@@ -134,14 +136,14 @@ class Rosters:
         info, roster = await self.snapshot(stream)
         if info.incarnation != incarnation:
             return None
-        # The client's list may contain any id that has left since then, and any id that is present.
+        # The client's list may contain all ids that have left in this time, and all ids that are present.
         return compare(dict.fromkeys(left, False), info.records or {}), roster
 
     async def _read(self, roster: Roster, *, records: bool = True) -> PresenceInfo:
         """Read the members, and apply the events that arrive during the read.
 
-        The store may have been read before or after such an event. In both cases, the last event of an id describes the
-        current state of that id.
+        The result of the read may or may not include such an event. In both cases, the last event of an id is its
+        current state.
         """
         events: dict[str, PresenceEvent] = {}
         roster.reads.append(events)
@@ -187,7 +189,7 @@ class Rosters:
         """Repair the rosters of streams whose presence data were lost.
 
         Args:
-            incarnations: the current incarnation of each stream's data.
+            incarnations: the current incarnations of the streams, by name.
         """
         for stream, incarnation in incarnations.items():
             roster = self._rosters.get(stream)
@@ -225,8 +227,8 @@ class Rosters:
             self._send_event(PresenceEvent(roster.stream, "join", id_, value))
         lost = info.incarnation != roster.incarnation
         if lost and not (roster.rejoin_time_over and info.incarnation):
-            # All servers join their members again within one time to live. Until then, an id that is missing in the
-            # store may still be present.
+            # All servers join their members again within the TTL of members. Until then, an id may still be present,
+            # although it is missing in the store.
             roster.rejoin_time_over = False
             if roster.rejoin_timer is None:
                 delay = self._store.settings.presence_ttl
@@ -243,7 +245,7 @@ class Rosters:
         self._request_repair(roster)
 
     def _is_served(self, roster: Roster) -> bool:
-        """Return whether this is still the stream's roster, and not the one of an earlier subscription."""
+        """Return whether this is the current roster of its stream. A repair may have the roster of an earlier time."""
         return self._rosters.get(roster.stream) is roster
 
     def _remove(self, stream: str) -> None:

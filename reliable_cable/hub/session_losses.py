@@ -1,4 +1,4 @@
-"""Detects that the session store has lost data, and writes lost records again."""
+"""Detects a loss of data in the session store, and writes lost records again."""
 
 import asyncio
 import math
@@ -14,13 +14,13 @@ from reliable_cable.stores.sessions.base import SessionRecord
 
 from .session_writer import SessionWriter
 
-#: How often records are checked within their time to live.
+#: The number of checks in the time to live of records.
 CHECKS_PER_TTL: Final = 3
 
-#: How long, in seconds, to wait before records are checked after `suspect`.
+#: The delay, in seconds, between a call of `suspect` and the check.
 CHECK_DELAY: Final = 0.05
 
-#: How long, in seconds, to remember a loss of data. All callers of `refresh` that react to the same loss call it within
+#: How long, in seconds, a loss of data is remembered. A loss may have several consequences, which call `refresh` within
 #: this time.
 LOSS_MEMORY: Final = 60.0
 
@@ -29,33 +29,33 @@ WITNESS_PREFIX: Final = "witness-"
 
 
 class LossDetector:
-    """Keeps the records of live sessions from expiring, and detects that the store has lost data.
+    """Keeps the records of live sessions from expiring, and detects a loss of data in the store.
 
-    The records of live sessions cannot prove that nothing was lost, because a lost record may have been written again
-    since the loss. So the detector also writes a witness: a record that is written only once. If the witness is
-    missing, the store has lost data. Each check replaces the witness, because a store that returns to an older state
+    The records of live sessions cannot prove that nothing was lost, because a record may have been written again after
+    the loss. So the detector also writes a *witness*, which is a record that is written only once. If the witness is
+    missing, the store has lost data. Each check writes a new witness, because a store that returns to an older state
     may still have the former one.
 
     Args:
-        writer: has the live sessions, and writes lost records again.
+        writer: the session writer, which has the live sessions and writes lost records again.
     """
 
     def __init__(self, writer: SessionWriter) -> None:
         self._writer = writer
         self._store = writer.store
-        #: The id of the newest witness that the store has; empty if the store has none.
+        #: The id of the newest witness in the store; `""` if the store has no witness.
         self._witness = ""
         #: The id of the newest witness that was passed to the writer.
         self._next_witness = ""
         self._lost_at = -math.inf
-        #: Set when the next check must begin at once.
+        #: An event that is set if the next check must begin immediately.
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Check the records regularly from now on, while there are live sessions."""
+        """Begin to check the records regularly. The checks end when there are no more live sessions."""
         if self._task is None:
-            # An earlier witness may have expired while there were no checks.
+            # Without checks, an earlier witness may have expired.
             self._witness = ""
             self._renew_witness()
             self._due.clear()
@@ -72,10 +72,10 @@ class LossDetector:
             self._due.set()
 
     async def refresh(self) -> bool:
-        """Extend the time to live of the records of all live sessions, and write missing records again.
+        """Renew the TTL of the records of all live sessions, and write missing records again.
 
         Returns:
-            Whether it is certain that the store has lost nothing in the last `LOSS_MEMORY` seconds.
+            True if it is certain that the store has lost no data in the last `LOSS_MEMORY` seconds.
 
         Raises:
             StoreError: the store could not be reached.

@@ -1,4 +1,4 @@
-"""The session records of this process's connections: when they are written, loaded, refreshed and deleted."""
+"""Writes, loads, refreshes and deletes the session records of an event loop's connections."""
 
 import asyncio
 from typing import Final
@@ -14,18 +14,18 @@ from .session_losses import LossDetector
 from .session_sweep import SessionSweep
 from .session_writer import LiveSession, SessionWriter, make_record
 
-#: How long, in seconds, a load of session records may take. If it takes longer, the returning clients subscribe again.
+#: The maximum time, in seconds, to load session records. If it takes longer, the clients subscribe again.
 LOAD_TIMEOUT: Final = 2.0
 
 
 class SessionRecords(SessionWriter):
-    """Keeps the stored records of live sessions up to date, for restores on any server.
+    """Updates the stored records of live sessions, so that any server can restore the sessions.
 
     An object must be used on one event loop only. If `SESSIONS_TTL` is 0, nothing is stored.
 
     Args:
         store: the session store.
-        clock: the store's clock, for the times in records. None creates one.
+        clock: the store's clock, for the times in records. By default, a new clock is created.
     """
 
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
@@ -35,20 +35,20 @@ class SessionRecords(SessionWriter):
         self.losses = LossDetector(self)
         self._sweep = SessionSweep(store)
         self._loads = BackgroundTasks()
-        #: The sessions that the next load will return, and a future for the record of each.
+        #: The ids and identities of the sessions that the next load reads, and a future for each record.
         self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
 
     # -- live sessions ------------------------------------------------------------------------------------------------
 
     def add(self, session: LiveSession) -> None:
-        """Add a live session. Its record is refreshed until the session is dropped, discarded or voided."""
+        """Add a live session. Its record is refreshed until `drop`, `discard` or `void` is called."""
         if self.enabled:
             self.live[session.sid] = session
             self.losses.start()
             self._sweep.start()
 
     async def drop(self, session: LiveSession) -> None:
-        """Write the last record of a session whose connection has ended. The record's time to live begins."""
+        """Write the last record of a session whose connection has ended. After its TTL, the record expires."""
         if self.live.get(session.sid) is not session:
             return
         self.discard(session)
@@ -63,7 +63,7 @@ class SessionRecords(SessionWriter):
         self.losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
-        """Remove a session, and delete its records. The session can no longer be restored in this process."""
+        """Remove a session and delete its records, so that it cannot be restored."""
         self.discard(session)
         if self.enabled:
             self.delete(session.sids)
@@ -71,16 +71,21 @@ class SessionRecords(SessionWriter):
     # -- restoring ----------------------------------------------------------------------------------------------------
 
     async def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return the newest record of a session that belongs to this identity, without revoked subscriptions.
+        """Return the newest record of a session, without the subscriptions that were revoked.
 
-        None means that there is no such record, or that the store did not respond in time. The client then subscribes
-        again, with its own positions.
+        Args:
+            sid: the id of the session.
+            identity: the identity that the record must have.
+
+        Returns:
+            The record; None if there is no such record, or if the store did not respond in time. The client then
+            subscribes again, with its own positions.
         """
         if not self.enabled:
             return None
         try:
             if self.is_pending(sid):
-                # The store may work again, although the last write failed.
+                # The store may work again, although the last write has failed.
                 async with asyncio.timeout(LOAD_TIMEOUT):
                     await self.flush(retry=True)
             record = await self._load(sid, identity)
@@ -90,7 +95,7 @@ class SessionRecords(SessionWriter):
         return None if sid in self._deletions else record
 
     async def _load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Load a record together with all others that are requested in the same iteration of the event loop."""
+        """Load a record, together with all records that are requested in the same iteration of the event loop."""
         if not self._wanted:
             self._loads.spawn(self._load_wanted())
         result: asyncio.Future[SessionRecord | None] = asyncio.get_running_loop().create_future()
@@ -110,7 +115,7 @@ class SessionRecords(SessionWriter):
                     result.set_exception(error)
             return
         for (*_, result), record in zip(wanted, records, strict=True):
-            if not result.done():  # its caller may have been cancelled
+            if not result.done():  # the caller may have been cancelled
                 result.set_result(record)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
@@ -118,8 +123,8 @@ class SessionRecords(SessionWriter):
 
         Args:
             session: the session of the new connection.
-            sid: the id of the former session, which the new one continues.
-            record: the new record of that former session.
+            sid: the id of the former session, which was restored.
+            record: the new record for the former session.
         """
         self.add(session)
         self.changed(session)
@@ -127,7 +132,7 @@ class SessionRecords(SessionWriter):
         await self.flush()
 
     async def stop(self) -> None:
-        """Write pending records once, and stop all tasks."""
+        """Attempt once to write the pending records, then stop all tasks."""
         await super().stop()
         await self.losses.stop()
         await self._sweep.stop()

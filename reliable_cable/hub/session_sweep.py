@@ -1,4 +1,4 @@
-"""Deletes expired session records, which some stores keep until they are asked to delete them."""
+"""Deletes expired session records regularly, because some stores do not delete them by themselves."""
 
 import asyncio
 import random
@@ -9,17 +9,17 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.logs import logger
 from reliable_cable.stores.sessions.base import SessionStore
 
-#: The longest time, in seconds, between two sweeps of one process.
+#: The maximum time, in seconds, between two sweeps of a process.
 SWEEP_INTERVAL: Final = 60.0
-#: The maximum number of records that are deleted at once. The number is small, because broadcasts may have to wait for
-#: the database meanwhile.
+#: The maximum number of records that are deleted together. It is small, because broadcasts may have to wait for the
+#: database during a deletion.
 SWEEP_SIZE: Final = 200
-#: How long, in seconds, to wait between two deletions of one sweep.
+#: The pause, in seconds, between two deletions of a sweep.
 SWEEP_PAUSE: Final = 0.5
 
 
 class SessionSweep:
-    """Sweeps a session store regularly, on one event loop.
+    """Runs regular sweeps, which delete the expired records of a session store.
 
     Args:
         store: the session store.
@@ -27,12 +27,12 @@ class SessionSweep:
 
     def __init__(self, store: SessionStore) -> None:
         self._store = store
-        #: Starts the next sweep; None before `start`. Between two sweeps, there is no task.
+        #: The timer that starts the next sweep; None before `start`. Between two sweeps, there is no task.
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Sweep the store regularly from now on."""
+        """Begin to sweep the store regularly."""
         if self._timer is None:
             self._set_timer()
 

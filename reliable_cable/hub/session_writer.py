@@ -15,26 +15,25 @@ from reliable_cable.logs import logger
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 
-#: How long, in seconds, to collect changed sessions before they are written together.
+#: How long, in seconds, changed sessions are collected before they are written together.
 SAVE_DELAY: Final = 0.05
 
 #: How long, in seconds, `flush` waits for a write.
 FLUSH_TIMEOUT: Final = 2.0
 
-#: How long, in seconds, `save` waits for a write. Meanwhile, the client does not see the effect of its command.
+#: How long, in seconds, `save` waits for a write. Until then, the client does not see the effect of its command.
 SAVE_TIMEOUT: Final = 8.0
 
-#: The maximum number of records that are created and written at once. Other tasks of the event loop run between two
-#: batches.
+#: The maximum number of records in a batch. Between two batches, other tasks of the event loop run.
 SAVE_SIZE: Final = 100
 
-#: The approximate maximum number of bytes of records that are created and written at once.
+#: The approximate maximum size of the records in a batch, in bytes.
 SAVE_BYTES: Final = 1024 * 1024
 
-#: The approximate maximum number of bytes of records of ended sessions that are kept in memory while the store fails.
+#: The approximate maximum size, in bytes, of the records of ended sessions that are in memory while the store fails.
 MAX_KEPT_SIZE: Final = 64 * 1024 * 1024
 
-#: A session id that no session has. It is used to find out whether the store responds.
+#: An id that no session has. With it, a call finds out whether the store responds.
 UNUSED_ID: Final = "-"
 
 
@@ -47,7 +46,7 @@ class LiveSession(Protocol):
 
     @property
     def sids(self) -> Collection[str]:
-        """The session's id and the ids of the former sessions that it continues."""
+        """The session's id, and the ids of the former sessions that it has restored."""
 
     def record(self) -> SessionRecord:
         """Return the session's current record."""
@@ -58,10 +57,10 @@ class _Pending:
     """A record that must be written.
 
     Args:
-        make: called when the record is about to be written. Returns the record, or None if there is nothing to write.
-        deadline: when the record will have expired, by the monotonic clock.
-        written: called when the store has the record, unless it is None.
-        size: the approximate size, in bytes, of a record that is in memory until it is written.
+        make: a function that is called before the write. It returns the record; None if there is nothing to write.
+        deadline: the time at which the record expires, by the monotonic clock.
+        written: a function that is called when the store has the record; None if it is not needed.
+        size: the approximate size of the record, in bytes; 0 if the record is not in memory before the write.
     """
 
     make: Callable[[], SessionRecord | None]
@@ -71,13 +70,13 @@ class _Pending:
 
 
 class SessionWriter:
-    """Writes the records of sessions, one batch after another, on one event loop.
+    """Writes the records of an event loop's sessions, one batch after another.
 
-    While the store fails, everything stays pending. Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
+    While the store fails, all records remain pending. Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
 
     Args:
         store: the session store.
-        clock: the store's clock, which must be measured before records are created. None creates one.
+        clock: the store's clock, which must be measured before records are created. By default, a new clock is created.
     """
 
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
@@ -85,15 +84,15 @@ class SessionWriter:
         self._clock = clock or StoreClock(store)
         #: The live sessions of this process, by session id.
         self.live: dict[str, LiveSession] = {}
-        #: The records that must be written, by session id. An entry is removed after it has been written, unless it was
-        #: replaced meanwhile.
+        #: The records that must be written, by session id. A record is removed after the write, unless it was replaced
+        #: during the write.
         self._pending: dict[str, _Pending] = {}
-        #: Ids of sessions whose records must be deleted.
+        #: The ids of sessions whose records must be deleted.
         self._deletions: set[str] = set()
-        #: Ids of live sessions that the store may have a record of, because a write was attempted.
+        #: The ids of live sessions for which a write was attempted, so that the store may have a record.
         self._attempted: set[str] = set()
-        #: The result of the next write: the ids of the sessions whose records could not be written, or None if the
-        #: write is retried because the store failed.
+        #: A future for the result of the next write. The result contains the ids of the sessions whose records could
+        #: not be written. It is None if the store has failed, and the write is retried.
         self._next: asyncio.Future[Collection[str] | None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
@@ -106,18 +105,18 @@ class SessionWriter:
         return sid in self._pending
 
     def changed(self, session: LiveSession) -> None:
-        """Schedule a write of a session's record. Do nothing if the session is not live."""
+        """Schedule a write of a session's record. Nothing happens if the session is not live."""
         if session.sid in self.live:
             self._pending[session.sid] = _Pending(partial(self._record_of, session))
             self._start()
 
     def keep(self, sid: str, record: SessionRecord, written: Callable[[], object] | None = None) -> None:
-        """Schedule a write of a record that belongs to no live session. It is not written after it has expired.
+        """Schedule a write of a record that belongs to no live session. If it expires before the write, it is dropped.
 
         Args:
             sid: the id of the session.
             record: the record to write.
-            written: called when the store has the record.
+            written: a function that is called when the store has the record.
         """
         deadline = time.monotonic() + self.store.settings.sessions_ttl
         self._pending[sid] = _Pending(lambda: record, deadline, written, record.size)
@@ -130,7 +129,7 @@ class SessionWriter:
         self._attempted.discard(session.sid)
 
     def delete(self, sids: Collection[str]) -> None:
-        """Delete the records of these sessions at once, even while the store is failing."""
+        """Delete the records of sessions immediately, even if the store has failed before."""
         for sid in sids:
             self._pending.pop(sid, None)
         self._deletions.update(sids)
@@ -142,12 +141,12 @@ class SessionWriter:
         """Write a live session's record before its client sees the effect of a change.
 
         Returns:
-            Whether the client may see the effect. False means that the store may have an older record, and the new one
+            True if the client may see the effect. It is False if the store may have an older record, and the new record
             could not be written within `SAVE_TIMEOUT` seconds.
         """
         self.changed(session)
         if session.sid not in self.live or (self._failing and session.sid not in self._attempted):
-            # The store has no older record of this session, so no restore can bring back an older state.
+            # The store has no older record of this session. So no restore can return to an older state.
             return True
         loop = asyncio.get_running_loop()
         until = loop.time() + SAVE_TIMEOUT
@@ -159,10 +158,10 @@ class SessionWriter:
         return session.sid not in unwritten
 
     async def flush(self, *, retry: bool = False) -> None:
-        """Write everything pending now, and wait for one attempt.
+        """Write all pending records now, and wait for one attempt.
 
         Args:
-            retry: whether to try even if the last write failed. Without it, `flush` then returns at once.
+            retry: whether to write even if the last write has failed. Otherwise, `flush` does not wait in this case.
         """
         if self._failing and not retry:
             self._start()
@@ -175,14 +174,14 @@ class SessionWriter:
             self.report_failure("written", TimeoutError("the store does not respond"))
 
     def _next_write(self) -> asyncio.Future[Collection[str] | None]:
-        """Start a write, and return its future. Wait for it with `asyncio.wait`, because several callers share it."""
+        """Start a write, and return its future. Several callers share the future, so wait for it by `asyncio.wait`."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         self._start(urgent=not self._failing)
         return self._next
 
     async def stop(self) -> None:
-        """Attempt once to write everything pending, then stop retrying."""
+        """Attempt once to write all pending records, then stop."""
         if self._has_work:
             self._urgent.set()
             await asyncio.wait([self._next_write()])
@@ -190,10 +189,10 @@ class SessionWriter:
         self._task = None
 
     def report_failure(self, action: str, error: Exception) -> None:
-        """Log that the store has begun to fail, and check regularly whether it works again.
+        """Log the first failure of the store, and check regularly whether the store works again.
 
         Args:
-            action: what could not be done with session records: "written", for example.
+            action: the end of the sentence "Session records cannot be …", for example "written".
             error: the error of the store.
         """
         if not self._failing:
@@ -210,7 +209,7 @@ class SessionWriter:
         return bool(self._pending or self._deletions or self._next)
 
     def _start(self, *, urgent: bool = False) -> None:
-        """Start a write: after `SAVE_DELAY`, more slowly while the store is failing, or at once if it is urgent."""
+        """Start a write after `SAVE_DELAY`. The delay is longer while the store fails. An urgent write has no delay."""
         if urgent:
             self._urgent.set()
         if self._task is None:
@@ -225,7 +224,7 @@ class SessionWriter:
             self._task = None
 
     async def _write(self) -> None:
-        """Write everything that is pending. After an error of the store, all of it stays pending."""
+        """Write all pending records. After an error of the store, all of them remain pending."""
         await self._clock.ready()
         result, self._next = self._next, None
         now = time.monotonic()
@@ -238,7 +237,7 @@ class SessionWriter:
             self.report_failure("written", error)
             self._give_up_oldest()
         except Exception:
-            # A retry would fail, too. A client whose session has no record subscribes again.
+            # A retry would fail, too. If a session has no record, its client subscribes again.
             logger.exception("%d session records could not be written.", len(pending))
             unwritten = pending.keys()
         if unwritten is not None:
@@ -255,7 +254,7 @@ class SessionWriter:
             result.set_result(unwritten)
 
     def _give_up_oldest(self) -> None:
-        """Drop the oldest records of ended sessions, until the others have at most `MAX_KEPT_SIZE` bytes."""
+        """Drop the oldest records of ended sessions, until the rest has at most `MAX_KEPT_SIZE` bytes."""
         kept = sum(item.size for item in self._pending.values())
         given_up = []
         for sid, item in self._pending.items():
@@ -277,8 +276,8 @@ class SessionWriter:
     async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> set[str]:
         """Write records, and delete others. Return the ids of the sessions whose records could not be written."""
         if self._failing:
-            # Ask first whether the store works again. `save` relies on this, because the store must get no records of
-            # new sessions while it is failing.
+            # This call fails if the store does not work yet. `save` relies on it, because no records of new sessions
+            # may be written while the store fails.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
         for records in _batches(pending):
@@ -289,7 +288,7 @@ class SessionWriter:
         return unwritten
 
     async def _save(self, records: Mapping[str, SessionRecord]) -> set[str]:
-        """Save records. If one of them cannot be encoded, save the others. Return the ids of those not saved."""
+        """Save records. If one of them cannot be encoded, save the others. Return the ids of unsaved records."""
         try:
             await self.store.asave(records)
         except StoreError:
@@ -302,12 +301,12 @@ class SessionWriter:
         return set()
 
     def _record_of(self, session: LiveSession) -> SessionRecord | None:
-        # A session that has ended meanwhile has passed its last record to `keep`.
+        # If the session has ended, its last record was passed to `keep`.
         return make_record(session) if self.live.get(session.sid) is session else None
 
 
 def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, SessionRecord]]:
-    """Create the records, `SAVE_SIZE` or `SAVE_BYTES` of them at a time."""
+    """Create the records, and yield them in batches, which are limited by `SAVE_SIZE` and `SAVE_BYTES`."""
     records: dict[str, SessionRecord] = {}
     size = 0
     for sid, item in pending:
@@ -324,7 +323,7 @@ def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, Sess
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's current record. If that fails, log the error and return None, so that others are saved."""
+    """Return a session's current record. If this fails, log the error and return None, so that others are saved."""
     try:
         return session.record()
     except Exception:

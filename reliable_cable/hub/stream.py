@@ -1,7 +1,7 @@
-"""A stream in the hub: its subscribers, its position, and the messages that are queued for the subscribers.
+"""`HubStream`, an open stream with its subscribers, its position, and the messages that are queued for the subscribers.
 
-Messages that arrive in one iteration of the event loop are written together. A batch for many subscribers is written in
-slices, one in each iteration.
+Messages that arrive in the same iteration of the event loop are written together. If there are many subscribers, they
+are written in several iterations.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from reliable_cable.stores.streams.base import NOWHERE, Published, Transient
 from . import fanout
 from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, group_key
 
-#: How many former epochs a stream remembers.
+#: The maximum number of former epochs that a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8
 
-#: The maximum number of characters of messages that are queued for the subscribers of a stream. Beyond that, the queue
-#: is dropped, and the subscribers read its messages from the store.
+#: The maximum total size, in characters, of the messages that are queued for the subscribers of a stream. If it is
+#: exceeded, the queue is dropped, and the subscribers read its messages from the store.
 MAX_QUEUED: Final = 8 * 2**20
 
-#: The maximum number of characters of early messages, which a stream keeps while the messages before them are being
-#: read.
+#: The maximum total size, in characters, of early messages. A stream keeps them while the messages before them are
+#: being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
-#: The position of a subscriber that has lost messages. No stream has this epoch, so a read after it reports a loss.
+#: The position of a subscriber that has lost messages. No stream has this epoch. So a read after it reports a loss.
 LOST: Final = StreamPosition("lost", 0)
 
 
 class StreamObserver(Protocol):
-    """Receives the messages of a stream inside this process."""
+    """Receives the messages of a stream inside of this process, in place of a client."""
 
     def receive(self, data: str) -> None:
         """Handle a stored message."""
@@ -44,42 +44,42 @@ class StreamObserver(Protocol):
 
 @dataclass(slots=True, eq=False, repr=False)
 class HubStream:
-    """A stream that is open in this event loop.
+    """A stream that is open in an event loop.
 
-    Each stored message that the stream takes gets a *serial*. Unlike offsets, serials never start again, whatever
-    happens to the stream in the store. So one integer tells how far a live subscriber has received the stream.
+    Each stored message that the stream takes gets a *serial*. Unlike an offset, a serial is never used again, even if
+    the stream has a new epoch. So the progress of a live subscriber is a single integer.
 
     Args:
         name: the name of the stream.
     """
 
     name: str
-    #: The position of the last message that was taken. It is read from the store when the stream is opened.
+    #: The position of the last message that was taken. When the stream is opened, it is read from the store.
     position: StreamPosition = NOWHERE
-    #: The lineage of the store's data when `position` was read; "" if the store does not know it.
+    #: The lineage of the store's data when `position` was read; `""` if it is unknown.
     lineage: str = ""
     #: The serial of the last stored message that was taken.
     serial: int = 0
-    #: The epochs that ended while the stream was open here, the latest one last.
+    #: The epochs that have ended while the stream was open. The latest is the last.
     former_epochs: tuple[str, ...] = ()
     groups: dict[GroupKey, SubscriberGroup] = field(default_factory=dict)
     observer: StreamObserver | None = None
-    #: How many subscribers and observers need the stream to be open.
+    #: The number of subscribers and observers that need the stream to be open.
     users: int = 0
     #: A future that is done when the stream is open; None if it is open.
     opening: asyncio.Future[None] | None = None
     repair: asyncio.Task[None] | None = None
-    #: Whether the repair reads the store once more.
+    #: Whether the repair must read the store once more.
     repair_again: bool = False
-    #: Early messages: they were announced although messages before them are missing.
+    #: The early messages, which were announced although messages before them are missing.
     _early: list[Published | Transient] = field(default_factory=list)
     _early_size: int = 0
-    #: The messages that the next batches write.
+    #: The messages that will be written in the next batches.
     _queue: deque[Entry | Transient] = field(default_factory=deque)
     _queue_size: int = 0
-    #: The serial of the last stored message that was taken off the queue.
+    #: The serial of the last stored message that was removed from the queue.
     _fanned_out: int = 0
-    #: The callback or task that writes the next messages; None if there is neither.
+    #: The callback or task that writes the next messages; None if no messages are queued.
     _sending: asyncio.Handle | asyncio.Task[None] | None = None
 
     # -- subscribers ------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class HubStream:
             del self.groups[group_key(subscriber)]
 
     def go_live(self, subscriber: Subscriber) -> None:
-        """Mark a caught-up subscriber live, so that it receives each new message."""
+        """Mark a subscriber that has caught up as live, so that it receives each new message."""
         subscriber.go_live(self.serial)
 
     def stop_live(self, subscriber: Subscriber) -> None:
@@ -118,14 +118,14 @@ class HubStream:
         """Return the position of the last message that was written to a subscriber."""
         if subscriber.state is not SubscriberState.LIVE:
             return subscriber.cursor
-        # Messages that the stream has taken may still be queued.
+        # Some messages that the stream has taken may still be queued.
         missing = self.serial - subscriber.at
         return StreamPosition(self.position.epoch, self.position.offset - missing)
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
     def take(self, entry: Entry, epoch: str) -> None:
-        """Take the next stored message, and send it to every live subscriber."""
+        """Take the next stored message, and send it to all live subscribers."""
         self.position = StreamPosition(epoch, entry.offset)
         self.serial += 1
         if self.observer is not None:
@@ -133,14 +133,14 @@ class HubStream:
         self._send(entry)
 
     def keep_early(self, event: Published | Transient) -> None:
-        """Keep a message until the messages before it have been read. Beyond `MAX_EARLY`, the message is dropped."""
+        """Keep a message until the messages before it have been read. If `MAX_EARLY` is exceeded, drop it."""
         size = len(event.entry.data if isinstance(event, Published) else event.data)
         if self._early_size + size <= MAX_EARLY:
             self._early.append(event)
             self._early_size += size + 1
 
     def take_early(self) -> None:
-        """Take the early messages that follow the position. Transient ones are sent after the messages before them."""
+        """Take the early messages that follow the position, and send transient messages that are between them."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -158,21 +158,21 @@ class HubStream:
         return bool(self._early)
 
     def drop_early(self) -> None:
-        """Drop the early messages that have a position, because they were read or lost. Send the transient ones."""
+        """Drop the early messages that have a position, because they were read or lost. Send the transient messages."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
                 self._send(event)
 
     def send_transient(self, event: Transient) -> None:
-        """Send a message without a position to every subscriber, after the messages that came before it."""
+        """Send a transient message to all subscribers, after the messages that have arrived before it."""
         if self.has_early:
             self.keep_early(event)
         else:
             self._send(event)
 
     def send_presence(self, message: str) -> None:
-        """Send a join or leave event to every subscriber that receives presence events."""
+        """Send a join or leave event to all subscribers that receive presence events."""
         for group in self.groups.values():
             frame = group.encode_presence(message)
             for subscriber in group.subscribers:
@@ -182,7 +182,7 @@ class HubStream:
     # -- epochs and losses ------------------------------------------------------------------------------------------
 
     def begin_epoch(self, position: StreamPosition) -> None:
-        """Set the epoch of a stream that has had no messages. Nothing is lost."""
+        """Set the epoch of a stream that has had no messages. No messages are lost."""
         former, self.position = self.position, position
         for group in self.groups.values():
             for subscriber in group.subscribers:
@@ -195,7 +195,7 @@ class HubStream:
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
-        # Live subscribers get the new serial. A batch of former messages that is still being written then skips them.
+        # Live subscribers get the new serial. So they are skipped by a batch of former messages that is being written.
         self._clear_queue()
         live = self._live()
         for subscriber in live:
@@ -207,7 +207,7 @@ class HubStream:
                 subscriber.owner.messages_lost()
 
     def lose_beginning(self, position: StreamPosition) -> None:
-        """Move a stream that has had no messages to a position, and tell all its subscribers of a possible loss."""
+        """Set the position of a stream that has had no messages, and tell all its subscribers of a possible loss."""
         for group in self.groups.values():
             for subscriber in group.subscribers:
                 if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:
@@ -274,7 +274,7 @@ class HubStream:
             self._sending = loop.call_later(pause, self._continue, loop) if pause else None
 
     def _next_batch(self) -> fanout.Batch:
-        """Take as many messages off the queue as are written together."""
+        """Remove the messages of the next batch from the queue, and return the batch."""
         items = [self._queue.popleft()]
         size = len(items[0].data)
         self._queue_size -= size
@@ -290,7 +290,7 @@ class HubStream:
         return batch
 
     def _skip_queue(self) -> None:
-        """Drop the queued messages. Live subscribers read the stored ones from the store, each at its own pace."""
+        """Drop the queued messages. Live subscribers read the stored messages from the store, each at its own rate."""
         logger.warning("The messages of the stream %r arrive faster than they can be sent.", self.name)
         live = self._live()
         positions = [self.position_of(subscriber) for subscriber in live]
@@ -304,6 +304,6 @@ class HubStream:
         self._fanned_out = self.serial
 
     def _failed(self) -> None:
-        """Tell all live subscribers of a loss, because some of them may not have been sent a message."""
+        """Tell all live subscribers of a loss, because a message may not have been sent to some of them."""
         logger.exception("Messages of the stream %r could not be sent.", self.name)
         self.start_over(self.position)

@@ -1,4 +1,4 @@
-"""A subscriber: one subscription on one stream, and how far it has received the stream.
+"""`Subscriber`, a subscription on one of its streams, with its position in that stream.
 
 See Architecture: Delivery to a subscriber.
 """
@@ -16,23 +16,23 @@ from reliable_cable.stores.streams.base import NOWHERE
 #: The value of `Subscriber.at` while the subscriber is not live.
 NOT_LIVE: Final = -1
 
-#: The maximum number of messages without a position that are held for a subscriber that is catching up.
+#: The maximum number of transient messages that are held for a subscriber while it is catching up.
 MAX_HELD: Final = 100
 
-#: The key of a group of subscribers: their identifier, their stream id, and the class of frames that they can read.
+#: The key of a group of subscribers, which consists of their identifier, their stream id, and their class of frames.
 GroupKey = tuple[str, str | None, type[Frame]]
 
 
 class SubscriberState(Enum):
-    """The stages of delivery to a subscriber."""
+    """The states of a subscriber."""
 
-    #: Its stream is being opened.
+    #: The stream is being opened.
     OPENING = "opening"
-    #: It is sent entries from the store, after its cursor.
+    #: The subscriber receives entries from the store, after its cursor.
     CATCHING_UP = "catching up"
-    #: It is sent each message that the hub takes.
+    #: The subscriber receives each message that the hub takes.
     LIVE = "live"
-    #: It is sent nothing.
+    #: The subscriber receives nothing.
     CLOSED = "closed"
 
 
@@ -44,7 +44,7 @@ class SubscriberOutbox(Protocol):
 
     @property
     def reading(self) -> asyncio.Lock:
-        """The lock that is held while entries are read for this connection and written to it."""
+        """The lock under which entries are read for this connection and written to it."""
 
     def push(self, text: str, *, droppable: bool = False) -> bool:
         """Send a frame. Return False if it was dropped because too much is queued."""
@@ -53,23 +53,27 @@ class SubscriberOutbox(Protocol):
         """Send several frames."""
 
     def send_positions(self) -> None:
-        """Send the positions of the client, because messages that exclude it were left out."""
+        """Send the client its positions, because messages that exclude the client were left out."""
 
     def can_hold(self, size: int) -> bool:
         """Return whether a message of this size may be held."""
 
     def hold(self, size: int) -> None:
-        """Count the size of a message that a subscriber holds until it is live. Negative sizes reduce the count."""
+        """Add to the total size of held messages. A negative size reduces it.
+
+        Args:
+            size: the size of a message that a subscriber holds until it is live.
+        """
 
     def failed(self) -> None:
         """Stop sending because the socket is closed."""
 
     async def drained(self) -> None:
-        """Wait until no frame is queued."""
+        """Wait until no frames are queued."""
 
 
 class SubscriberOwner(Protocol):
-    """The subscription that a subscriber belongs to."""
+    """The part of a subscription that its subscribers use."""
 
     def fell_behind(self) -> None:
         """Catch up as soon as the socket accepts frames again."""
@@ -80,13 +84,13 @@ class SubscriberOwner(Protocol):
 
 @dataclass(slots=True, eq=False, repr=False)
 class Subscriber:
-    """One subscription of one connection on one stream.
+    """A subscription on one of its streams.
 
     Args:
         owner: the subscription.
         outbox: the outbox of the connection.
         identifier: the identifier of the subscription.
-        stream_id: the name under which this client knows the stream. None for a base client, which gets no positions.
+        stream_id: the stream id of the stream; None for a base client, which receives no positions.
         sids: the session ids by which a broadcast can exclude this connection.
     """
 
@@ -95,21 +99,21 @@ class Subscriber:
     identifier: str
     stream_id: str | None
     sids: Collection[str]
-    #: Whether the client is sent joins and leaves of this stream.
+    #: Whether the client receives the join and leave events of this stream.
     presence: bool = False
-    #: Whether the client knows the subscription, so that it can be sent presence events and held messages.
+    #: Whether the subscription was confirmed, so that presence events and held messages can be sent.
     confirmed: bool = False
     state: SubscriberState = SubscriberState.OPENING
     #: The serial of the last stored message that was written to the outbox or that excluded the connection. It is
     #: `NOT_LIVE` unless the subscriber is live.
     at: int = NOT_LIVE
-    #: The position after which entries are read from the store. It is used only while the subscriber is catching up.
+    #: The position after which entries are read from the store. It is only used while the subscriber is catching up.
     cursor: StreamPosition = NOWHERE
-    #: Messages without a position that arrived while the subscriber was catching up.
+    #: The transient messages that have arrived while the subscriber was catching up.
     _held: list[str] | None = None
 
     def catch_up_from(self, cursor: StreamPosition) -> None:
-        """Stop live delivery. The subscriber needs the entries after `cursor` from the store."""
+        """Stop live delivery, and set the cursor after which the subscriber needs entries from the store."""
         self.at = NOT_LIVE
         self.cursor = cursor
         self.state = SubscriberState.CATCHING_UP
@@ -120,7 +124,11 @@ class Subscriber:
         self.owner.fell_behind()
 
     def go_live(self, serial: int) -> None:
-        """Start live delivery after the stored message with this serial, and send the held messages."""
+        """Begin live delivery, and send the held messages.
+
+        Args:
+            serial: the serial of the last stored message that the subscriber has received.
+        """
         self.at = serial
         self.state = SubscriberState.LIVE
         for frame in self._release_held():
@@ -133,7 +141,7 @@ class Subscriber:
         self._release_held()
 
     def hold(self, frame: Frame) -> None:
-        """Hold a message without a position until the subscriber is live, or drop it if too many are held."""
+        """Hold a transient message until the subscriber is live. If too many messages are held, drop it."""
         if self.state is SubscriberState.CLOSED or not self.outbox.can_hold(len(frame)):
             return
         if self._held is None:
@@ -157,11 +165,11 @@ def group_key(subscriber: Subscriber) -> GroupKey:
 
 @dataclass(slots=True, eq=False, repr=False)
 class SubscriberGroup:
-    """The subscribers of a stream that are sent a message as the same frame.
+    """The subscribers of a stream that receive a message in the same frame.
 
     Args:
         identifier: the identifier of the subscriptions.
-        stream_id: the stream id that the clients know; None for base clients.
+        stream_id: the stream id of the stream; None for base clients.
         form: the class of frames that the clients can read.
     """
 
@@ -173,7 +181,7 @@ class SubscriberGroup:
     _encode: Callable[[int, str], Frame] | None = None
 
     def encode(self, epoch: str, offset: int, data: str) -> Frame:
-        """Return a stored message as a frame."""
+        """Encode a stored message as a frame."""
         if self.stream_id is None:
             return self.encode_transient(data)
         if self._encode is None or epoch != self._epoch:
@@ -182,9 +190,9 @@ class SubscriberGroup:
         return self._encode(offset, data)
 
     def encode_transient(self, data: str) -> Frame:
-        """Return a message without a position as a frame."""
+        """Encode a transient message as a frame."""
         return self.form.transmission(self.identifier, data)
 
     def encode_presence(self, message: str) -> Frame:
-        """Return a presence message as a frame."""
+        """Encode a presence message as a frame."""
         return self.form.presence_event(self.identifier, message)

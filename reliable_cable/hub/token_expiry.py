@@ -1,4 +1,4 @@
-"""Ends connections when their tokens expire."""
+"""Closes connections when their tokens expire."""
 
 import asyncio
 import time
@@ -9,28 +9,28 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
-#: The longest time, in seconds, for which a timer is set. Timers use the clock of the event loop, which does not notice
-#: that the host's clock was set forward or that the host was suspended.
+#: The maximum time, in seconds, for which a timer is set. Timers use the clock of the event loop. This clock does not
+#: change if the host's clock is set, and stops while the host is suspended.
 MAX_DELAY: Final = 60.0
 
 
 class Expiring(Protocol):
-    """A connection that a token may have authenticated."""
+    """The part of a connection that `TokenExpiry` uses."""
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since 1970. None means never."""
+        """The time when the token expires, in seconds since 1970; None if it never expires."""
 
     def drain(self, delay: float, reason: DisconnectReason) -> Coroutine[Any, Any, None]:
-        """Close the connection after its queued commands. A client would lose a channel whose subscribe is pending."""
+        """Close the connection after its queued commands, so that the client does not lose a pending subscribe."""
 
 
 class TokenExpiry:
-    """The timers that end the connections of one event loop when their tokens expire.
+    """Has a timer for each connection of an event loop whose token expires.
 
     Args:
         tasks: the background tasks of the event loop.
-        clock: returns the time in seconds since 1970.
+        clock: a function that returns the time, in seconds since 1970.
     """
 
     def __init__(self, tasks: BackgroundTasks, clock: Callable[[], float] = time.time) -> None:
@@ -39,14 +39,14 @@ class TokenExpiry:
         self._timers: dict[Expiring, asyncio.TimerHandle] = {}
 
     def add(self, connection: Expiring) -> None:
-        """End a connection when its token expires. Do nothing if it has no token that expires."""
+        """Close a connection when its token expires. Nothing happens if it has no token that expires."""
         if connection.expires_at is None:
             return
         delay = min(max(connection.expires_at - self._clock(), 0.0), MAX_DELAY)
         self._timers[connection] = asyncio.get_running_loop().call_later(delay, self._check, connection)
 
     def remove(self, connection: Expiring) -> None:
-        """Forget a connection that has ended."""
+        """Cancel the timer of a connection that has ended."""
         timer = self._timers.pop(connection, None)
         if timer is not None:
             timer.cancel()
@@ -54,7 +54,7 @@ class TokenExpiry:
     def _check(self, connection: Expiring) -> None:
         del self._timers[connection]
         if connection.expires_at is not None and connection.expires_at > self._clock():
-            self.add(connection)  # the timer was too short, or the clock was set back
+            self.add(connection)  # the delay was limited by `MAX_DELAY`, or the clock was set back
             return
         logger.debug("A connection ends, because its token has expired.")
         self._spawn(connection.drain(0, DisconnectReason.TOKEN_EXPIRED))

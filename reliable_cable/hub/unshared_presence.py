@@ -1,4 +1,4 @@
-"""Detects that several processes have members while each process keeps presence in its own memory."""
+"""Detects that several processes have members, although presence is in the memory of each process."""
 
 from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.conf import CONTROL_STREAM
@@ -13,11 +13,11 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 
 class UnsharedPresenceNotice:
-    """Logs once that another process has members in its own memory, which the clients of this process do not see.
+    """Logs once that another process has members that the clients of this process do not see.
 
-    Each process announces its first member to the others on the control bus. The notice does nothing if streams are in
-    memory, too, because the control bus then reaches no other process. It also does nothing without handler threads,
-    because the announcement would become a part of a test's transaction.
+    Each process announces its first member on the control bus. If streams are in memory, too, nothing is announced,
+    because the control bus then cannot be used. Nothing is announced without handler threads either, because the
+    announcement would be a part of a test's transaction.
 
     Args:
         engine: the stores.
@@ -28,13 +28,13 @@ class UnsharedPresenceNotice:
         self._engine = engine
         self._tasks = tasks
         self._began = engine.session_clock.moment()
-        #: Whether to announce the next member that joins.
+        #: Whether the next join of a member must be announced.
         self._to_announce = (
             isinstance(engine.presence, MemoryPresenceStore)
             and not isinstance(engine.streams, MemoryStreamStore)
             and engine.streams.settings.handler_threads > 0
         )
-        #: Identifies the presence store of this process; None before the first member has joined.
+        #: The incarnation of the presence store of this process; None before the first member has joined.
         self._own: str | None = None
         self._reported = False
 
@@ -52,11 +52,11 @@ class UnsharedPresenceNotice:
             text = control.encode_unshared_presence(UnsharedPresence(incarnation, clock.now()))
             await self._engine.streams.aappend([(CONTROL_STREAM, Message(text))])
         except (BroadcastError, StoreError):
-            self._to_announce = True  # the announcement is repeated when the next member joins
+            self._to_announce = True  # the next join repeats the announcement
 
     def receive(self, message: UnsharedPresence) -> None:
         """Handle the announcement of this process or another one."""
-        # An older announcement may come from a process that this one has replaced.
+        # An older announcement may come from a process that this process has replaced.
         if (
             self._reported
             or self._own in (None, message.incarnation)

@@ -1,4 +1,4 @@
-"""Lets Django code read the members of a stream."""
+"""`presence_for`, by which Django code reads the members of a stream."""
 
 from reliable_cable.concurrency.threads import sync_only
 from reliable_cable.namespaces import split_namespace
@@ -8,10 +8,10 @@ from reliable_cable.validation import resolve_stream
 
 
 class StreamPresence:
-    """Reads the members of one stream. `presence_for` returns an instance of this class.
+    """The presence of a stream, which `presence_for` returns.
 
-    All methods raise `StoreError` if the presence store cannot be read. In a thread with a running event loop, the sync
-    methods raise `AsyncContextError`.
+    All methods raise `StoreError` if the store cannot be read. The sync methods raise `AsyncContextError` in a thread
+    with a running event loop.
     """
 
     __slots__ = ("_name", "_store", "stream")
@@ -24,12 +24,12 @@ class StreamPresence:
 
     @sync_only("ainfo")
     def info(self, *, records: bool = True) -> PresenceInfo:
-        """Return the members and their number. With `records=False`, return only the number."""
+        """Return the members and the number of members. With `records=False`, return only the number."""
         return self._store.info(self._name, records=records, overdue=False)
 
     @sync_only("atotal")
     def total(self) -> int:
-        """Return the number of members. An id with several connections counts as one member."""
+        """Return the number of members. A member with several connections counts once."""
         return self._store.info(self._name, records=False, overdue=False).total
 
     async def ainfo(self, *, records: bool = True) -> PresenceInfo:
@@ -42,10 +42,10 @@ class StreamPresence:
 
 
 def presence_for(stream: str) -> StreamPresence:
-    """Return an object that reads the members of a stream, for example with `presence_for("chat:1").total()`.
+    """Return the presence of a stream, as in `presence_for("chat:1").total()`.
 
-    The engines "memory" and "database" know only the members that are connected to this process. The engine "redis"
-    knows the members that are connected to any process.
+    With the engines "memory" and "database", only members that are connected to this process are found. With "redis",
+    the members of all processes are found.
 
     Raises:
         InvalidStreamName: the name is not valid. For a target of a channel, use `ChatChannel.broadcasting_for(target)`.

@@ -1,4 +1,4 @@
-"""The former import path of the interface of presence stores. Settings and engines may still use it."""
+"""The former path of the base class of presence stores. Engines of other packages may still import it from here."""
 
 from reliable_cable.stores.presence.base import OUTAGE_SHARE
 from reliable_cable.stores.presence.base import UNHEARD_TIME as UNHEARD_TIME

@@ -1,7 +1,7 @@
-"""Parses the commands that clients send, see Protocol: Subscriptions.
+"""Parses the commands of clients (see Protocol: Subscriptions).
 
-A command with a missing or invalid field raises `ProtocolError`. History requests are the exception: their invalid
-fields are ignored, because released clients send `false` or nothing where they have no value.
+A missing or invalid field of a command raises `ProtocolError`. Only in history requests, invalid fields are ignored,
+because released clients send `false` or nothing if they have no value.
 """
 
 import json
@@ -17,13 +17,13 @@ from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
-#: The number of characters to which an epoch in a history request is cut. The epochs of streams are shorter.
+#: The number of characters after which an epoch in a history request is cut off. Epochs of streams are shorter.
 MAX_EPOCH_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceClaim:
-    """The presence id and info that a client sends with `join` or `subscribe`. They are not authenticated."""
+    """The id and info of a member in a `join` or `subscribe` command. The client may claim to be any member."""
 
     id: str
     info: Any = None
@@ -34,8 +34,7 @@ class Command:
     """A command for one subscription.
 
     Args:
-        identifier: the channel and its params as JSON text. It is compared and sent back byte for byte, because clients
-            use it as a key.
+        identifier: the channel and its params, as JSON text. The text is never changed, because it is a key of clients.
     """
 
     identifier: str
@@ -46,8 +45,8 @@ class Subscribe(Command):
     """The command that subscribes to a channel.
 
     Args:
-        history: the missed messages to replay after the confirmation. None means no replay.
-        presence: the member to add to the stream's presence. None adds no member.
+        history: the messages to replay after the confirmation; None if no messages are requested.
+        presence: the member to add to the stream's presence; None if no member is to be added.
     """
 
     history: HistoryRequest | None = None
@@ -64,9 +63,9 @@ class Perform(Command):
     """The command that calls an action of the channel. On the wire, it is named `message`.
 
     Args:
-        data: the decoded JSON object; its key `action` names the action.
-        call: the id that the client gave to the call to get an answer, see Protocol: Calls. None means that no answer
-            is sent.
+        data: the decoded JSON object. Its key `action` contains the name of the action.
+        call: the client's id of the call, which is also in the answer, see Protocol: Calls. None if the client requests
+            no answer.
     """
 
     data: Mapping[str, Any]
@@ -75,7 +74,7 @@ class Perform(Command):
 
 @dataclass(frozen=True, slots=True)
 class History(Command):
-    """The command that requests the missed messages of a subscription."""
+    """The command that requests messages that a subscription has missed."""
 
     history: HistoryRequest
 
@@ -100,7 +99,7 @@ class Join(Command):
 
 @dataclass(frozen=True, slots=True)
 class Leave(Command):
-    """The command that removes the member that this subscription has added to the stream's presence."""
+    """The command that removes the subscription's member from the stream's presence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class Presence(Command):
     """The command that requests the members of the subscription's stream.
 
     Args:
-        return_records: whether to list the members. False requests only their number.
+        return_records: whether the answer lists the members. Otherwise it contains only their number.
     """
 
     return_records: bool = True
@@ -116,7 +115,7 @@ class Presence(Command):
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """The command that asks the server for a `pong`."""
+    """The command that requests a `pong` from the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +127,10 @@ AnyCommand = Subscribe | Unsubscribe | Perform | History | Whisper | Join | Leav
 
 
 class UnansweredSubscribeError(ProtocolError):
-    """The error for a `subscribe` that has a valid identifier and another field that is invalid.
+    """Raised if a `subscribe` has a valid identifier, but another field is invalid.
 
-    The server answers such a command with `reject_subscription`. Without an answer, the client would repeat the command
-    and then close the channel.
+    The server must answer such a command with `reject_subscription`. Without an answer, the client would repeat the
+    command, and then close the channel.
     """
 
     def __init__(self, identifier: str, why: str) -> None:
@@ -143,8 +142,8 @@ def parse(text: str, max_identifier_size: int = 2048) -> AnyCommand:
     """Parse the text of one WebSocket message.
 
     Args:
-        text: the text as it was received.
-        max_identifier_size: the maximum number of bytes of an identifier.
+        text: the received text.
+        max_identifier_size: the maximum size of an identifier, in bytes.
 
     Raises:
         ProtocolError: the text is not a valid command.
@@ -189,7 +188,7 @@ def parse_identifier(identifier: str) -> tuple[str, dict[str, Any]]:
 
 
 def encode(value: Any) -> str:
-    """Encode a value that a client sent, so that it can be sent to other clients.
+    """Encode a value from a client as JSON, so that it can be sent to other clients.
 
     Raises:
         ProtocolError: the value contains infinity or a lone surrogate, which JSON cannot represent.
@@ -218,17 +217,17 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
 
     Args:
         text: the JSON text.
-        subject: what the text is, for the error message.
+        subject: a description of the text, for the error message.
 
     Raises:
         ProtocolError: the text is not a JSON object, or is nested too deeply.
     """
-    # Most texts are too short to be nested too deeply. They need no search for brackets.
+    # Most texts are too short to be nested too deeply. For them, the brackets need not be counted.
     if len(text) >= SHORTEST_TOO_DEEP and is_too_deep(text):
         raise ProtocolError(f"{subject} has {TOO_DEEP}")
     try:
-        # Nearly all texts have no white space around them. `raw_decode` does not search for it, which saves a third of
-        # the time.
+        # Nearly all texts begin and end without white space. `raw_decode` does not skip it, which saves a third of the
+        # time.
         value, end = _DECODER.raw_decode(text) if text[:1] == "{" else (None, -1)
         if end != len(text):
             value = _DECODER.decode(text)
@@ -254,7 +253,7 @@ def _parse_history(value: Any) -> HistoryRequest:
                 continue
             epoch, offset = record.get("epoch"), record.get("offset")
             if isinstance(epoch, str) and isinstance(offset, int) and not isinstance(offset, bool):
-                # The client does not distinguish offset 0 from a missing one: both come before the first message.
+                # All offsets below 1 are before the first message.
                 positions[name] = StreamPosition(epoch[:MAX_EPOCH_LENGTH], max(offset, 0))
     return HistoryRequest(since, positions)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 
 class Subprotocol(StrEnum):
-    """The WebSocket subprotocols that the server speaks, the preferred one first, see Protocol: Handshake."""
+    """The supported WebSocket subprotocols, the preferred one first (see Protocol: Handshake)."""
 
     EXTENDED_JSON = "actioncable-v1-ext-json"
     BASE_JSON = "actioncable-v1-json"
@@ -22,7 +22,7 @@ _PREFERRED_FIRST: Final = tuple(Subprotocol)
 
 
 def negotiate(offered: Iterable[str]) -> Subprotocol | None:
-    """Return the preferred subprotocol among those that a client offers; None if the server speaks none of them."""
+    """Return the preferred one of the subprotocols that a client offers; None if none of them is supported."""
     names = set(offered)
     return next((subprotocol for subprotocol in _PREFERRED_FIRST if subprotocol in names), None)
 
@@ -42,7 +42,7 @@ class MessageType(StrEnum):
 
 
 class DisconnectReason(StrEnum):
-    """Why a server closes a connection. The values are sent in `disconnect` frames."""
+    """The reasons for which a server closes a connection. The values are sent in `disconnect` frames."""
 
     UNAUTHORIZED = "unauthorized"
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a reason, not a secret
@@ -53,16 +53,16 @@ class DisconnectReason(StrEnum):
     SERVER_RESTART = "server_restart"
     NO_PONG = "no_pong"
     TOO_SLOW = "too_slow"
-    #: The client has a new connection. No frame has this reason.
+    #: The client has opened a new connection. This reason is never sent.
     SUPERSEDED = "superseded"
 
 
 class CallFailure(StrEnum):
-    """Why a call of an action has no result. The values are sent in answers, see Protocol: Calls."""
+    """The reasons for which a call of an action has no result. The values are sent in answers (see Protocol: Calls)."""
 
     #: The action raised an error, or its result cannot be sent.
     FAILED = "failed"
-    #: The action or its check refused the client.
+    #: The action or `before_action` has refused the call.
     REFUSED = "refused"
     UNKNOWN_ACTION = "unknown_action"
     NOT_SUBSCRIBED = "not_subscribed"
@@ -72,30 +72,30 @@ class CallFailure(StrEnum):
 CALL: Final = "$call"
 #: The key that marks a message as the answer to a call. Its value is the id of the call.
 ANSWER: Final = "$answer"
-#: The maximum number of characters of the id of a call.
+#: The maximum length of a call's id, in characters.
 MAX_CALL_ID_LENGTH: Final = 64
 
 #: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
 REVOKED: Final = "revoked"
 
-#: The usual close code. Every server can send it, and every client reconnects after it.
+#: The usual close code. All servers can send it, and all clients reconnect after it.
 CLOSE_NORMAL: Final = 1000
-#: The close code of a browser whose web page is closed, reloaded or left.
+#: The close code that a browser sends when the web page is closed, reloaded or left.
 CLOSE_GOING_AWAY: Final = 1001
 
-#: The `reason` of a `websocket.close` that refuses a handshake temporarily. Clients with WebSockets reconnect in any
-#: case. A browser that reads server-sent events reconnects only after a response with the status 200. The reason
-#: `DisconnectReason.RATE_LIMITED` means the same.
+#: The `reason` in the ASGI message `websocket.close` if a handshake is refused temporarily. For server-sent events, the
+#: response then has the status 200, because browsers reconnect only after that. WebSocket clients reconnect after every
+#: refusal. The reason `DisconnectReason.RATE_LIMITED` has the same effect.
 TRY_AGAIN: Final = "try again"
 
-#: The maximum number of characters of the id of a member.
+#: The maximum length of a member's id, in characters.
 MAX_MEMBER_ID_LENGTH: Final = 255
-#: The maximum number of bytes of the info of a member, as JSON.
+#: The maximum size of a member's info as JSON, in bytes.
 MAX_MEMBER_INFO_SIZE: Final = 4096
 
-#: The header of the handshake that names the session to restore.
+#: The header of a handshake that contains the id of the session to restore.
 SESSION_HEADER: Final = b"x-anycable-restore-sid"
-#: The query parameter that clients use in place of the header: browsers cannot set headers.
+#: The query parameter for clients that cannot set this header, such as browsers.
 SESSION_PARAMETER: Final = "sid"
 
 #: The shortest ping interval, in seconds, that a client can request with the query parameter `pi`.

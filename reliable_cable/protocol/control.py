@@ -1,4 +1,4 @@
-"""The messages that the server processes of a project send to each other over the control bus."""
+"""The messages between the server processes of a project, which are sent over the control bus."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from .constants import REVOKED
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """A message that closes the connections that were authenticated before a certain time.
+    """A message that closes all connections with certain identifiers that were authenticated before a certain time.
 
     Attributes:
-        condition: the identifiers that all these connections have, and their namespace.
+        condition: the identifiers and the namespace of the connections.
         at: the time, in seconds since 1970 by the session store's clock.
         reconnect: whether the clients reconnect.
     """
@@ -25,12 +25,12 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRevocation:
-    """A message that ends the subscriptions that were made before a certain time.
+    """A message that ends all subscriptions to a channel or stream that were made before a certain time.
 
     Attributes:
-        condition: the identifiers that the connections of these subscriptions have, and their namespace. Without
-            identifiers, it matches all connections of the namespace.
-        scope: names the channel or a stream of the subscriptions, see `identity.subscription_scopes`.
+        condition: the identifiers and the namespace of the connections. Without identifiers, it matches all connections
+            in the namespace.
+        scope: the channel or the stream, in the form of `identity.subscription_scopes`.
         at: the time, in seconds since 1970 by the session store's clock.
         reason: the reason that is sent to the clients.
     """
@@ -46,7 +46,7 @@ class Takeover:
     """A message that closes the former connection of a client that has reconnected.
 
     Attributes:
-        sid: the session that was restored.
+        sid: the id of the restored session, which is that of the former connection.
         successor: the session id of the new connection.
     """
 
@@ -56,11 +56,11 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True)
 class LoginChange:
-    """A message that a Django login has ended, or may have ended.
+    """A message that reports the end or a change of logins.
 
     Attributes:
-        condition: names a Django session or a user, in the form of `logins.Login.identity`. The login of this session
-            has ended. The logins of this user must be checked.
+        condition: a Django session whose login has ended, or a user whose logins must be checked. It has the form of
+            `logins.Login.identity`.
     """
 
     condition: Mapping[str, str]
@@ -68,11 +68,11 @@ class LoginChange:
 
 @dataclass(frozen=True, slots=True)
 class UnsharedPresence:
-    """A message from a process that has members in a presence store in its own memory.
+    """A message from a process whose presence store is in memory and has members. Other processes cannot see them.
 
     Attributes:
-        incarnation: identifies the data of that store.
-        at: the time, in seconds since 1970 by the session store's clock.
+        incarnation: the incarnation of the store's data.
+        at: the time of the message, in seconds since 1970 by the session store's clock.
     """
 
     incarnation: str
@@ -83,14 +83,14 @@ ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange | 
 
 
 def encode_revocation(revocation: Revocation) -> str:
-    """Return a control message with one revocation, as JSON text."""
+    """Encode a revocation as a control message."""
     return json.dumps({"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect})
 
 
 def encode_subscription_revocation(revocation: SubscriptionRevocation) -> str:
-    """Return a control message with one revocation of subscriptions, as JSON text.
+    """Encode a revocation of subscriptions as a control message.
 
-    Servers of older releases do not know the key `subscriptions`, and take the message for a `Revocation`. They close
+    Servers of older releases ignore the key `subscriptions`, and decode the message as a `Revocation`. So they close
     all connections that match the condition. The clients then reconnect and subscribe again.
     """
     return json.dumps(
@@ -105,25 +105,25 @@ def encode_subscription_revocation(revocation: SubscriptionRevocation) -> str:
 
 
 def encode_takeovers(takeovers: Sequence[Takeover]) -> str:
-    """Return a control message with several takeovers, as JSON text."""
+    """Encode takeovers as one control message."""
     return json.dumps({"supersede": [(takeover.sid, takeover.successor) for takeover in takeovers]})
 
 
 def encode_login_change(change: LoginChange) -> str:
-    """Return a control message with one change of a login, as JSON text."""
+    """Encode a login change as a control message."""
     return json.dumps({"login": dict(change.condition)})
 
 
 def encode_unshared_presence(message: UnsharedPresence) -> str:
-    """Return the control message, as JSON text, that other processes cannot see the members of this one."""
+    """Encode an `UnsharedPresence` as a control message."""
     return json.dumps({"unshared_presence": message.incarnation, "at": message.at})
 
 
 def decode(text: str) -> Sequence[ControlMessage]:
-    """Return the contents of a control message: several takeovers, or one of the others.
+    """Decode a control message. It contains one or more takeovers, or one object of another type.
 
     Raises:
-        ValueError, KeyError, TypeError: the text is not a control message of this version.
+        ValueError, KeyError, TypeError: the text is not a control message of this release.
     """
     message: dict[str, Any] = json.loads(text)
     if "subscriptions" in message:

@@ -1,11 +1,12 @@
-"""The ids of server-sent events. They hold the position of a reader in each of its streams.
+"""The ids of server-sent events, which contain the reader's position in each of its streams.
 
-When a browser reconnects, it sends the last id that it received. The reader then resumes all of its streams.
+When a browser reconnects, it sends the last id that it has received. So all streams can be resumed.
 
-* The id of a reader with one stream is `<offset>/<epoch>/<stream>`, as in AnyCable. A stream whose name ends with a
-  space gets the other form.
-* The id of a reader with several streams is `*` and, for each stream, `<offset>/<epoch>/<digest>`, separated by commas.
-  The digests of the names keep the id so short that servers and proxies accept it as a header.
+* For a reader with one stream, the id is `<offset>/<epoch>/<stream>`, as in AnyCable. If the name of the stream ends
+  with a space, the id has the second form.
+* For a reader with several streams, the id is `*` and `<offset>/<epoch>/<digest>` for each stream, separated by commas.
+  A digest replaces the name of each stream, so that the id is short enough for the headers that servers and proxies
+  accept.
 """
 
 import hashlib
@@ -17,35 +18,35 @@ from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
 
-#: The maximum number of streams of one reader. nginx accepts headers of up to 8 KB.
+#: The maximum number of streams that a reader may have. nginx accepts headers of up to 8 KB, which contain the id.
 MAX_STREAMS: Final = 100
-#: The approximate maximum number of bytes of an id that is sent: that of a reader with `MAX_STREAMS` streams.
+#: The approximate size of an id with `MAX_STREAMS` streams, in bytes. This is the largest id that is sent.
 MAX_ID_SIZE: Final = 4 * 1024
-#: The maximum number of characters of an event id. Longer ones are ignored.
+#: The maximum length of a received id, in characters. A longer text is not parsed.
 MAX_ID_LENGTH: Final = 8 * 1024
 
 #: The first character of an id with several streams.
 _SEVERAL: Final = "*"
 _POSITION: Final = r"([0-9]{1,18})/([^/,]{0,64})/"
 _ONE_STREAM: Final = re.compile(f"{_POSITION}(.+)", re.DOTALL)
-#: The end of a stream id that differs from the name of its stream, see Protocol: Stream ids. A reader has a position
-#: for such a stream id only if its event id contains one.
+#: Matches a stream id that differs from the name of its stream (see Protocol: Stream ids). `EventPositions` has no
+#: default position for these.
 _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
 
-@lru_cache(maxsize=4096)  # every event of a reader has the digests of all of its streams
+@lru_cache(maxsize=4096)  # each event of a reader needs the digests of all its streams
 def digest(name: str) -> str:
-    """Return 8 characters that stand for the name of a stream in an id."""
+    """Return the digest that replaces the name of a stream in an id. It has 8 characters."""
     return urlsafe_b64encode(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()
 
 
 class EventPositions(Mapping[str, StreamPosition]):
-    """The positions in an event id, by stream name. The names are unknown: an id has only their digests.
+    """The positions in an event id, by stream name. A name is looked up by its digest, because ids contain no names.
 
     Args:
         by_digest: the positions, by the digest of the stream's name.
-        default: the position in every stream that the id does not contain. None means that there is none.
+        default: the position in all streams that the id does not contain; None if these have no position.
     """
 
     def __init__(self, by_digest: Mapping[str, StreamPosition], default: StreamPosition | None = None) -> None:
@@ -68,21 +69,21 @@ class EventPositions(Mapping[str, StreamPosition]):
 
 
 class ReaderPositions:
-    """The positions of a reader, from which its next id is made.
+    """The positions of a reader, which are encoded as the id of the next event.
 
-    Only the position that has changed is encoded anew for each event, since a reader may have many streams.
+    For each event, only the position that has changed is encoded again, because a reader may have many streams.
 
     Args:
         positions: the positions, by stream name.
-        former: further positions, by digest. A position in `positions` replaces the one with the same digest.
+        former: more positions, by digest. A position in `positions` replaces the one with the same digest.
     """
 
     __slots__ = ("_items", "_only")
 
     def __init__(self, positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> None:
-        #: The part of the id for each stream, by digests.
+        #: The part of the id for each stream, by digest.
         self._items = {key: _item(position, key) for key, position in former.items()}
-        #: The id of a reader with one stream; `""` with several streams, or if the name of the stream is not known.
+        #: The id if the reader has one stream; `""` if it has several, or if the name of the stream is unknown.
         self._only = ""
         for name, position in positions.items():
             self.move(name, position)
@@ -111,13 +112,13 @@ def _item(position: StreamPosition, key: str) -> str:
 
 
 def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
-    """Return an id; `""` if there are no positions. The arguments are those of `ReaderPositions`."""
+    """Encode positions as an id; `""` if there are no positions. The arguments are those of `ReaderPositions`."""
     return ReaderPositions(positions, former).make_id()
 
 
 def one_stream_id(name: str, position: StreamPosition) -> str:
     """Return the id of a reader with one stream."""
-    if name.endswith(" "):  # a browser sends the id as a header, which loses spaces at its end
+    if name.endswith(" "):  # a browser sends the id in a header, which cannot end with spaces
         return f"{_SEVERAL}{position.offset}/{position.epoch}/{digest(name)}"
     return f"{position.offset}/{position.epoch}/{name}"
 
@@ -125,8 +126,7 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id.
 
-    If the text is not an id, it is unknown what the reader has received. Each of the reader's streams then gets a
-    position that no stream has, so that the reader is told of a loss.
+    If the text is not a valid id, all streams get a position that no stream has. So the reader is told of a loss.
     """
     if not text:
         return EventPositions({})

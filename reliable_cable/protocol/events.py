@@ -1,6 +1,6 @@
-"""Encodes messages as server-sent events (the HTML standard, section 9.2), in AnyCable's format.
+"""Encodes messages as server-sent events (HTML standard, section 9.2), in AnyCable's format.
 
-A broadcast is encoded once for all readers of a stream. Only the id is added for each reader that has several streams.
+A broadcast is encoded once for all readers of a stream. For a reader with several streams, only the id is added.
 """
 
 import json
@@ -14,37 +14,37 @@ from .event_ids import MAX_ID_SIZE, one_stream_id
 from .frames import Frame
 from .positions import StreamPosition
 
-#: The key of a message that sets the type of its event: `{"$event": "price", "data": …}`. Readers that use GET get only
-#: the data; other clients get the whole object.
+#: The key in a message that sets the type of its event, as in `{"$event": "price", "data": …}`. Readers that use GET
+#: receive only the data. Other clients receive the whole object.
 EVENT: Final = "$event"
-#: How long, in milliseconds, a reader waits before it reconnects if it must not come back: a year, as in AnyCable.
+#: The `retry` time, in milliseconds, for a reader that must not reconnect. It is a year, as in AnyCable.
 NEVER: Final = 31_536_000_000
 
-#: The messages whose events must have an id, so that the reader knows its positions.
+#: The frames whose events must have an id, so that the reader knows its positions.
 ACKNOWLEDGEMENTS: Final = (MessageType.CONFIRM_SUBSCRIPTION, MessageType.CONFIRM_HISTORY, MessageType.REJECT_HISTORY)
-#: The messages that readers of raw messages get, too, because they report a loss or the end of the delivery.
+#: The frames that are sent with `raw=1`, too, because they report a loss or the end of the delivery.
 _NEVER_HIDDEN: Final = (MessageType.REJECT_SUBSCRIPTION, MessageType.REJECT_HISTORY, MessageType.DISCONNECT)
 
-#: The comments that readers of raw messages get in place of a ping, and at the beginning of the response.
+#: The comments that are sent in place of some other frames with `raw=1`.
 _RAW_COMMENTS: Final = {MessageType.PING.value: ": ping\n", MessageType.CONFIRM_SUBSCRIPTION.value: ":\n"}
 
 _LINE_BREAK: Final = re.compile("\r\n|\r|\n")
 _EVENT_NAME: Final = re.compile(r"[^\r\n\0]{1,100}")
-#: The event types that a message cannot set. Otherwise a client could whisper such an event, and pretend to be the
-#: server or the browser.
+#: The event types that a message cannot set. Otherwise a whisper could look like an event from the server or the
+#: browser.
 RESERVED_EVENTS: Final = (*(str(each) for each in MessageType), "open", "error")
 
 
 class Event(Frame):
-    """The text of the fields of one event, without its id. Subclasses decide what an event contains."""
+    """A server-sent event, as the text of its fields without the id. Subclasses have other contents."""
 
     __slots__ = ("_head", "epoch", "has_id", "identifier", "kind", "offset", "stream_id")
 
     added = MAX_ID_SIZE
 
-    #: Whether the data of an event is only the message, as for GET. Otherwise it is the frame that a WebSocket gets.
+    #: Whether the field `data` contains only the message, as for GET. Otherwise it contains the frame for a WebSocket.
     unwrapped: ClassVar = True
-    #: Whether to leave out events that are not messages.
+    #: Whether events that are not messages are left out.
     raw: ClassVar = False
 
     _head: bytes
@@ -56,14 +56,14 @@ class Event(Frame):
     stream_id: str
     epoch: str
     offset: int
-    #: Whether an id was added for one reader.
+    #: Whether an id for a certain reader was added.
     has_id: bool
 
     @classmethod
     def make(
         cls, text: str, *, kind: str = "", identifier: str = "", stream_id: str = "", epoch: str = "", offset: int = 0
     ) -> Self:
-        """Return an event with these attributes."""
+        """Return an event with these fields and attributes."""
         event = cls(text)
         event.kind, event.identifier = kind, identifier
         event.stream_id, event.epoch, event.offset = stream_id, epoch, offset
@@ -82,7 +82,7 @@ class Event(Frame):
         return head + (f"id: {id_}\n\n" if id_ else "\n").encode(errors="replace")
 
     def with_id(self, id_: str) -> Self:
-        """Return the event with an id. The text is not encoded again."""
+        """Return a copy of the event with an id. The text is not encoded again."""
         event = self.make(self, kind=self.kind, identifier=self.identifier)
         event._wire = self._encode_with(id_)
         event.has_id = bool(id_)
@@ -90,7 +90,7 @@ class Event(Frame):
 
     @property
     def shown(self) -> bool:
-        """Whether the event has any field, or an id."""
+        """Whether the event has a field or an id, and must be sent."""
         return bool(self) or self.has_id
 
     @classmethod
@@ -140,14 +140,14 @@ class Event(Frame):
 
 
 class RawEvent(Event):
-    """An event for a GET with `raw=1`: messages only."""
+    """An event for a GET with `raw=1`, which contains only messages."""
 
     __slots__ = ()
     raw = True
 
 
 class FrameEvent(Event):
-    """An event for a POST. Its data is the frame that a WebSocket gets."""
+    """An event for a POST. Its data is the frame for a WebSocket."""
 
     __slots__ = ()
     unwrapped = False
@@ -168,7 +168,7 @@ def _fields(text: str) -> str:
 
 
 def _message_fields(data: str) -> str:
-    """Return the fields of a message, which is JSON text. A string is sent as it is, without quotes."""
+    """Return the fields for a message in JSON. If the message is a string, its text is sent without quotes."""
     if data.startswith('"'):
         return _fields(json.loads(data))
     if EVENT not in data or not data.startswith("{"):

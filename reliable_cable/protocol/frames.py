@@ -12,16 +12,16 @@ from . import messages
 _TEXT = 0x81  # FIN and the opcode for text
 _COMPRESSED = 0x40  # RSV1
 
-#: The size of the compression window, as a power of two: 4 KiB. With 15, a short message takes 15 times as long and
-#: becomes no smaller; a message of 256 KB becomes smaller by a tenth.
+#: The size of the compression window, as an exponent of two. 12 stands for 4 KiB. With 15, the compression of a short
+#: message takes 15 times as long, and the result is not smaller. For a message of 256 KB, it is smaller by a tenth.
 WINDOW_BITS = 12
-#: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms instead of 2 ms, and becomes
-#: smaller by a tenth.
+#: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms instead of 2 ms, and the result
+#: is smaller by a tenth.
 LEVEL = 3
 #: zlib's memory level.
 MEMORY_LEVEL = 5
-#: The smallest message, in bytes, that is compressed. For shorter ones, the saved bytes are fewer than the headers of
-#: the packet.
+#: The minimum size of a message that is compressed, in bytes. For a shorter message, fewer bytes would be saved than
+#: the headers of its packet have.
 MIN_COMPRESSED = 256
 
 
@@ -29,7 +29,7 @@ def text_frame(payload: bytes, *, compressed: bool = False) -> bytes:
     """Return a text message as one unmasked frame.
 
     Args:
-        payload: the text, encoded.
+        payload: the text as UTF-8.
         compressed: whether the payload is compressed.
     """
     first = _TEXT | _COMPRESSED if compressed else _TEXT
@@ -42,10 +42,10 @@ def text_frame(payload: bytes, *, compressed: bool = False) -> bytes:
 
 
 def compressed_frame(payload: bytes) -> bytes:
-    """Return a text message as one frame for clients that negotiated permessage-deflate.
+    """Return a text message as one frame for clients that have negotiated permessage-deflate.
 
-    The compressed bytes do not depend on earlier messages (`server_no_context_takeover`), so that they are the same for
-    all clients. A message that would not become shorter is not compressed.
+    The compressed bytes are the same for all clients, because they do not depend on earlier messages
+    (`server_no_context_takeover`). If compression would not make the message shorter, it is not compressed.
     """
     if len(payload) >= MIN_COMPRESSED:
         compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)
@@ -58,11 +58,11 @@ def compressed_frame(payload: bytes) -> bytes:
 
 
 class Frame(str):
-    """The text of a message, with its WebSocket frame, which is encoded on first use and then kept."""
+    """The text of a message, and its WebSocket frame. The frame is encoded when it is first used, and then stored."""
 
     __slots__ = ("_wire",)
 
-    #: The most bytes that are added for each client; 0: the same bytes are sent to all clients.
+    #: The maximum number of bytes that are added for each client. With 0, all clients receive the same bytes.
     added: ClassVar[int] = 0
 
     _wire: bytes
@@ -70,7 +70,7 @@ class Frame(str):
     @property
     def wire(self) -> bytes:
         """The bytes of the WebSocket frame."""
-        # `getattr` takes half of the time that catching an AttributeError would take. Many frames are used only once.
+        # Many frames are used only once. For these, `getattr` takes half of the time of a caught AttributeError.
         wire: bytes | None = getattr(self, "_wire", None)
         if wire is None:
             wire = self._wire = self._encode_frame()
@@ -97,7 +97,7 @@ class Frame(str):
 
 
 class CompressedFrame(Frame):
-    """A `Frame` for clients that negotiated permessage-deflate. Other clients cannot read it."""
+    """A `Frame` for clients that have negotiated permessage-deflate. Other clients cannot read it."""
 
     __slots__ = ()
 

@@ -1,6 +1,6 @@
-"""Builds the messages that the server sends, as JSON text.
+"""Builds the JSON texts of the frames that the server sends.
 
-Payloads are passed in as JSON text and are inserted as they are, without decoding and encoding them again.
+Payloads are passed as JSON texts, and are inserted without being decoded.
 """
 
 import json
@@ -14,7 +14,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def dumps(value: Any) -> str:
-    """Return compact JSON text."""
+    """Encode a value as compact JSON text."""
     return _ENCODER.encode(value)
 
 
@@ -23,8 +23,8 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
 
     Args:
         sid: the id of the new session.
-        restored_ids: the identifiers whose subscriptions were restored. None means that no session was restored. An
-            empty list is sent, too: without it, the client would assume that all of its subscriptions were restored.
+        restored_ids: the identifiers of the restored subscriptions; None if no session was restored. An empty list is
+            sent, too. Without it, the client would assume that all its subscriptions were restored.
     """
     message: dict[str, Any] = {"type": MessageType.WELCOME, "sid": sid}
     if restored_ids is not None:
@@ -33,7 +33,7 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
 
 
 def ping(now: float) -> str:
-    """Return a heartbeat with the server's time, in whole seconds since 1970."""
+    """Return a ping with the server's time, in whole seconds since 1970."""
     return f'{{"type":"ping","message":{int(now)}}}'
 
 
@@ -51,7 +51,7 @@ def transmission(identifier: str, data: str) -> str:
     """Return a message without a position in a stream: a transmission, a whisper or a transient broadcast.
 
     Args:
-        identifier: the subscription that receives it.
+        identifier: the identifier of the subscription.
         data: the message as JSON text.
     """
     return f'{{"identifier":{dumps(identifier)},"message":{data}}}'
@@ -83,8 +83,8 @@ def broadcast_encoder(identifier: str, stream_id: str, epoch: str) -> Callable[[
     The function takes the offset and the JSON text of a broadcast.
 
     Args:
-        identifier: the subscription that receives them.
-        stream_id: the name under which this subscription's client knows the stream, see Protocol: Stream ids.
+        identifier: the identifier of the subscription.
+        stream_id: the stream id of the stream in this subscription, see Protocol: Stream ids.
         epoch: the stream's epoch.
     """
     head = f'{{"identifier":{dumps(identifier)},"message":'
@@ -100,19 +100,19 @@ def presence_event(identifier: str, message: str) -> str:
     """Return a presence message for one subscription.
 
     Args:
-        identifier: the subscription that receives it.
-        message: JSON text from one of the `presence_…` functions below.
+        identifier: the identifier of the subscription.
+        message: the JSON text from one of the `presence_…` functions below.
     """
     return f'{{"type":"presence","identifier":{dumps(identifier)},"message":{message}}}'
 
 
 def presence_join(id_: str, info: Any) -> str:
-    """Return the event that a member joined."""
+    """Return the event for a member who has joined."""
     return dumps({"type": "join", "id": id_, "info": info})
 
 
 def presence_leave(id_: str) -> str:
-    """Return the event that a member left."""
+    """Return the event for a member who has left."""
     return dumps({"type": "leave", "id": id_})
 
 
@@ -121,7 +121,7 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
     Args:
         total: the number of members.
-        records: the id and info of each member. None means that only the number is sent.
+        records: the id and info of each member; None if the client requested only the number.
     """
     message: dict[str, Any] = {"type": "info", "total": total}
     if records is not None:
@@ -130,10 +130,10 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
 
 def presence_error() -> str:
-    """Return the answer to a `presence` command while the members cannot be read."""
+    """Return the answer to a `presence` command if the members cannot be read."""
     return dumps({"type": "error"})
 
 
 def disconnect(reason: DisconnectReason, *, reconnect: bool) -> str:
-    """Return the last message on a connection. It makes the client discard its session, see Protocol: Disconnects."""
+    """Return the last message on a connection. The client then discards its session (see Protocol: Disconnects)."""
     return dumps({"type": MessageType.DISCONNECT, "reason": reason, "reconnect": reconnect})

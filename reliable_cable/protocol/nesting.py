@@ -1,8 +1,8 @@
 """Limits how deeply JSON texts may be nested.
 
-Python's decoder and its encoder fail at different depths, which depend on the version and on the call stack. Without a
-limit, one process could accept a value with which another process fails. The failure would also affect all messages
-that are encoded or read together with this value.
+Python's decoder and encoder fail at different depths, which depend on the version of Python and on the call stack.
+Without a limit, a process could accept a value, and another process could then fail to decode it. The other process
+would also fail for all messages that are encoded or read together with this value.
 """
 
 from typing import Final
@@ -10,10 +10,10 @@ from typing import Final
 #: The maximum number of levels of arrays and objects in a JSON text. `[]` has one level.
 MAX_DEPTH: Final = 64
 
-#: How error messages describe a text that is nested too deeply.
+#: The description of a text that is nested too deeply, for error messages.
 TOO_DEEP: Final = f"more than {MAX_DEPTH} levels of arrays and objects"
 
-#: The length of the shortest JSON text that is nested too deeply: `[[…]]`.
+#: The length of the shortest JSON text that is nested too deeply, which is `[[…]]`.
 SHORTEST_TOO_DEEP: Final = 2 * (MAX_DEPTH + 1)
 
 _OPENING: Final = b"[{"
@@ -23,8 +23,8 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 def is_too_deep(text: str) -> bool:
     """Return whether a JSON text has more than `MAX_DEPTH` levels.
 
-    If the text is not JSON, the result may be wrong. A wrong False does no harm, because `json.loads` fails before it
-    reaches so many levels.
+    If the text is not valid JSON, the result may be wrong. A wrong False is harmless, because `json.loads` finds the
+    error before it reaches so many levels.
     """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False

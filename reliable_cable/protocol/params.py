@@ -1,4 +1,4 @@
-"""The parameters of a subscription."""
+"""`Params`, the parameters of a subscription."""
 
 from typing import Any, NoReturn
 
@@ -6,7 +6,7 @@ from reliable_cable.exceptions import MissingParam
 
 
 class Params(dict[str, Any]):
-    """A dict that raises `MissingParam` for a missing key, because the client decides which keys there are."""
+    """The parameters of a subscription, which the client chooses. A missing key raises `MissingParam`."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Positions in streams, and the history requests that clients make with them."""
+"""Positions in streams, and the history requests of clients, which contain positions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class StreamPosition:
     """The position of a message in a stream. A subscriber's position is that of the last message it received.
 
     Args:
-        epoch: the id of one unbroken numbering of the stream; `""` if the stream does not exist yet.
-        offset: the number of the message in this epoch, from 1; 0 is the position before the first message.
+        epoch: the name of one unbroken numbering of the stream; `""` if the stream does not exist yet.
+        offset: the number of the message in this epoch, from 1. The position before the first message has the offset 0.
     """
 
     epoch: str
@@ -34,40 +34,40 @@ class StreamPosition:
         return hash((self.epoch, self.offset))
 
 
-#: Precedes the digest of a lineage in a position. No epoch begins with it.
+#: The character before the digest of a lineage in a position. No epoch begins with this character.
 _LINEAGE: Final = "~"
 
 
 def beginning_of(lineage: str) -> StreamPosition:
     """Return the position in a stream that has had no message in this lineage.
 
-    The position is `("", 0)` if the lineage is unknown (`""`).
+    If the lineage is unknown (`""`), the position is `("", 0)`.
     """
     digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
     return StreamPosition(_LINEAGE + digest if lineage else "", 0)
 
 
 def is_beginning(position: StreamPosition) -> bool:
-    """Return whether a position is that of a stream without a message, in some lineage."""
+    """Return whether `beginning_of` has returned this position for a known lineage."""
     return position.epoch.startswith(_LINEAGE)
 
 
-#: A page position as text: the offset, a digest of the stream's name, and the epoch. If the stream did not exist, the
-#: epoch is that of `beginning_of`.
+#: Matches the text of a page position, which consists of the offset, a digest of the stream's name, and the epoch. If
+#: the stream did not exist, the epoch is that of `beginning_of`.
 _PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~]{1,100})")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagePosition(StreamPosition):
-    """The position that a stream had before the data of a web page were read: what `position()` returns.
+    """The position that a stream had before the data of a web page were read. `position()` returns it.
 
-    `str()` returns the position as text, which a web page passes to its client. The text contains a digest of the
-    stream's name, but not the name.
+    `str()` converts the position to a text, which a web page passes to its client. The text contains a digest of the
+    stream's name, but not the name itself.
 
     Args:
         stream: the name of the stream, with its namespace.
-        beginning: if the stream did not exist, the epoch of `beginning_of` for the lineage of the store's data; `""` if
-            the lineage is unknown.
+        beginning: the epoch from `beginning_of` for the lineage of the store's data, if the stream did not exist. It is
+            `""` if the lineage is unknown.
     """
 
     stream: str
@@ -78,15 +78,15 @@ class PagePosition(StreamPosition):
 
     @property
     def named(self) -> StreamPosition:
-        """The position as clients name it: with `beginning` as its epoch, if the stream did not exist."""
+        """The position in the form that clients send. If the stream did not exist, its epoch is `beginning`."""
         return self if self.epoch else StreamPosition(self.beginning, self.offset)
 
     @classmethod
     def parse(cls, text: object, stream: str) -> Self | None:
-        """Return the position that a client sent as text; None if it is not a position of this stream.
+        """Parse the text of a position. Return None if it is not a position of this stream.
 
         Args:
-            text: the value that the client sent.
+            text: the value that the client has sent.
             stream: the name of the stream, with its namespace.
         """
         found = _PAGE_POSITION.fullmatch(text) if isinstance(text, str) else None
@@ -107,20 +107,20 @@ class HistoryRequest:
     """The messages that a client requests with `subscribe` or `history`, see Protocol: History.
 
     Args:
-        since: request messages from this time on, in seconds since 1970 by the client's clock. It applies to streams
-            that `streams` does not list. None means that the client gave no time.
-        streams: the position of the last message that the client received, by stream id. Messages after it are
-            requested.
+        since: a time, in seconds since 1970 by the client's clock; None if the client has sent no time. The client
+            requests the messages since this time for streams that are not in `streams`.
+        streams: the position of the last message that the client received, by stream id. The client requests the
+            messages after it.
     """
 
     since: float | None = None
     streams: Mapping[str, StreamPosition] = field(default_factory=dict)
 
     def merged(self, other: HistoryRequest) -> HistoryRequest:
-        """Return a request for all messages that this request or another one asks for.
+        """Return a request for all messages that are requested by this request or by another one.
 
-        If the requests name two positions in a stream, or one position and a time, the stream gets a position that no
-        stream has. The merged request is then rejected, because the store may have lost messages between the two.
+        If the requests have different positions in a stream, or one has a position and the other a time, the merged
+        request has a position that no stream has. It is then rejected, because messages between the two may be lost.
         """
         times = [each.since for each in (self, other) if each.since is not None]
         streams = dict(self.streams)

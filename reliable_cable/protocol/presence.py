@@ -1,7 +1,8 @@
-"""Compares what clients were told about the members of a stream with the members that are present.
+"""Compares the members of a stream with those that clients know of.
 
-A client asks once for the members of a stream, and then follows join and leave events. If events may have been missed,
-the comparison says which events to send. They may tell a client what it already knows (see Protocol: Presence).
+A client requests the members of a stream once, and then receives join and leave events. If events may have been missed,
+this comparison finds the events that correct the clients' lists. Some of them may be redundant for a client (see
+Protocol: Presence).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -12,7 +13,7 @@ from .constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 
 
 def member_fault(id_: str, info: str) -> str:
-    """Return what is wrong with a member, as the end of a sentence; `""` if the member is valid.
+    """Return the reason for which a member is invalid, as the end of a sentence; `""` if the member is valid.
 
     Args:
         id_: the id of the member.
@@ -29,16 +30,16 @@ def member_fault(id_: str, info: str) -> str:
 
 
 class ToldMembers:
-    """What a group of clients was told about the members of one stream.
+    """The members of a stream that a group of clients knows of.
 
-    Every event is sent to all of these clients. But each of them asked for the members at another time, so their lists
-    may differ after events were missed.
+    Every event is sent to all these clients. But they requested the members at different times. So their lists may
+    differ after missed events.
     """
 
     __slots__ = ("_has_snapshot", "ids")
 
     def __init__(self) -> None:
-        #: For each id that any client may have in its list, whether all clients have it.
+        #: The ids that some client may have in its list. A value is True if all clients have the id.
         self.ids: dict[str, bool] = {}
         self._has_snapshot = False
 
@@ -51,10 +52,10 @@ class ToldMembers:
         self.ids.pop(id_, None)
 
     def snapshot(self, present: Set[str]) -> None:
-        """Record that one client, which had no list before, was sent the ids of all members."""
+        """Record that the ids of all members were sent to a client that had no list before."""
         first, self._has_snapshot = not self._has_snapshot, True
-        # Ids that are both recorded and present keep their value. If this client is the first one that got a list, no
-        # other client lacks the new ids.
+        # An id that is recorded and present keeps its value. If this is the first client with a list, no other client
+        # lacks the new ids.
         for id_ in self.ids.keys() ^ present:
             self.ids[id_] = first and id_ in present
 
@@ -64,8 +65,8 @@ class Difference:
     """The events that correct the lists of clients.
 
     Args:
-        joins: the info of each id that some client may lack.
-        leaves: ids that some client may have, but that are not present.
+        joins: the info of each present id that some client may lack, by id.
+        leaves: the ids that some client may have, although they are not present.
     """
 
     joins: Mapping[str, Any]
@@ -73,11 +74,11 @@ class Difference:
 
 
 def compare(told: Mapping[str, bool], present: Mapping[str, Any]) -> Difference:
-    """Return the events after which every client's list holds exactly the ids that are present.
+    """Return the events after which the lists of all clients contain exactly the present ids.
 
     Args:
-        told: for each id that any client may have in its list, whether all clients have it.
-        present: the info of each id that is present.
+        told: the ids that some client may have in its list. A value is True if all clients have the id.
+        present: the info of each present id, by id.
     """
     return Difference(
         joins={id_: info for id_, info in present.items() if not told.get(id_)},

@@ -1,23 +1,24 @@
-"""The rules of recovery, as pure functions: which message a subscriber may receive next, and when messages are lost.
+"""The rules of recovery. These pure functions decide which message is sent next, and whether messages are lost.
 
 A stream numbers its messages from 1, without holes. This numbering is called an *epoch*, and the number of a message is
 its *offset*. A stream starts a new epoch if its numbers cannot be continued, for example after the store lost its data.
 The store trims old messages, so that only those from `low` to `tail` can still be read.
 
-A subscriber has a *position*: epoch and offset of the last message that it received. Two functions move it:
+A subscriber has a *position*, which is the epoch and offset of the last message that it has received. Two functions
+change the position:
 
-* `judge` compares a live message with the position. The message is the next one and may be sent; or it is a repeat and
-  is skipped; or there is a gap before it, and the history after the position has to be read.
+* `judge` compares a live message with the position. The message may be the next one, and is then sent. It may be a
+  repeat, and is then skipped. Or there is a gap before it, and the history after the position must be read.
 * `advance` applies a page of history that was read from the store. It returns the messages to send, and the position
-  after them. If the page shows that messages between the old position and the first one to send no longer exist, it
-  sets `Step.lost`. The client must be told of the loss before these messages are sent.
+  after them. If messages between the old position and the first one to send no longer exist, it sets `Step.lost`. The
+  client must be told of this loss before the messages are sent.
 
-A replay works as follows. A client that reconnects names its position in each stream. For each stream, the server reads
-a page after that position and asks `recoverable` whether it is complete. If one stream is not, the client is sent
-`reject_history` and nothing is replayed. Otherwise the server sends page after page, each through `advance`, until the
-position reaches the tail. Then it sends `confirm_history`, or `reject_history` if messages were lost, because they were
-trimmed meanwhile. Live messages that arrive during the replay are not sent at once. They are in the pages that are read
-later, or `judge` lets them through afterwards.
+A replay works as follows. A client that reconnects sends its position in each stream. For each stream, the server reads
+a page after the position, and calls `recoverable` to find out whether all messages after it are stored. If messages of
+any stream are missing, the client receives `reject_history`, and nothing is replayed. Otherwise the server sends one
+page after another, each through `advance`, until the position reaches the tail. Then it sends `confirm_history`. If
+messages were trimmed during the replay, it sends `reject_history` in its place. Live messages are not sent during the
+replay. They are in a later page, or are sent after the replay.
 
 So a subscriber receives the messages of a stream in the order of their offsets, none of them twice, and every missing
 message is reported. This holds for any order of live messages, pages, trims and new epochs. See Protocol: History.
@@ -35,9 +36,9 @@ class Entry:
     """A stored message of a stream.
 
     Args:
-        offset: its number in the stream's epoch, from 1.
+        offset: the number of the message in the stream's epoch, from 1.
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message; `""` if there is none.
+        exclude: the id of the session that must not receive the message; `""` if all may receive it.
     """
 
     offset: int
@@ -47,14 +48,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StreamPage:
-    """Part of a stream's history, with the state of the stream at the time of the read.
+    """A part of a stream's history, and the state of the stream when it was read.
 
     Args:
         epoch: the stream's epoch; `""` if the stream does not exist.
-        tail: the offset of the newest message, even if it was trimmed; 0 if there was none in this epoch.
-        low: the offset of the oldest message that is still stored; `tail + 1` if there is none.
-        entries: stored messages in the order of their offsets.
-        lineage: the name of the unbroken data set that was read; `""` if that is unknown.
+        tail: the offset of the newest message, even if it was trimmed; 0 if the epoch had no messages.
+        low: the offset of the oldest message that is still stored; `tail + 1` if no message is stored.
+        entries: the stored messages in this part, in the order of their offsets.
+        lineage: the name of the unbroken data set that was read; `""` if it is unknown.
     """
 
     epoch: str
@@ -70,13 +71,13 @@ class StreamPage:
 
 
 class Verdict(Enum):
-    """How a live message relates to a subscriber's position."""
+    """The relation of a live message to a subscriber's position."""
 
-    #: It directly follows the position: send it.
+    #: The message directly follows the position. Send it.
     NEXT = "next"
-    #: The subscriber has received it before: skip it.
+    #: The subscriber has already received the message. Skip it.
     REPEAT = "repeat"
-    #: Messages before it are missing, or its epoch differs: read the history from the store.
+    #: Messages before the message are missing, or its epoch differs. Read the history from the store.
     GAP = "gap"
 
 
@@ -92,8 +93,8 @@ def judge(position: StreamPosition, epoch: str, offset: int) -> Verdict:
         if offset == position.offset + 1:
             return Verdict.NEXT
         return Verdict.REPEAT if offset <= position.offset else Verdict.GAP
-    # This includes a position without an epoch. A message that looks like the first one of the stream may be a late
-    # repeat from an epoch that was forgotten.
+    # A position without an epoch is no exception. A message with the offset 1 may be a late repeat from an epoch that
+    # was forgotten.
     return Verdict.GAP
 
 
@@ -104,8 +105,8 @@ class Step:
     Args:
         entries: the messages to send now, in this order.
         position: the subscriber's position after them.
-        lost: whether messages between the old position and the first entry no longer exist. If so, tell the client
-            before sending the entries.
+        lost: whether messages between the old position and the first entry no longer exist. The client must be told of
+            this before the entries are sent.
     """
 
     entries: Sequence[Entry]
@@ -119,16 +120,16 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     Messages are lost if the page is of another epoch, if the message after the position was trimmed, or if the stream's
     tail is before the position. The subscriber then continues with the oldest message that is still stored.
 
-    If the message after the position is missing although it was not trimmed, someone has deleted it. The subscriber
-    then continues with the first message of the page, and the step is marked as lost.
+    If the message after the position is missing although it was not trimmed, it was deleted by hand. The subscriber
+    then continues with the first message of the page, and messages count as lost.
 
     Args:
         position: the position of the last message that the subscriber received.
         page: the history after `position.offset`.
-        upto: the greatest offset to send, in the page's epoch. None means no limit.
+        upto: the greatest offset to send, in the page's epoch; None if there is no limit.
     """
     if not page.epoch:
-        # The stream was forgotten or never existed. An epoch begins with its first message, which is lost.
+        # The stream was forgotten or never existed. A position with an epoch proves that it had messages.
         return Step((), StreamPosition("", 0), lost=position != StreamPosition("", 0))
     start = position.offset
     lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
@@ -154,8 +155,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
 def went_back(asked: StreamPosition, page: StreamPage) -> bool:
     """Return whether the store has lost messages of the current epoch.
 
-    Within an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to an
-    older copy.
+    In an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to an older
+    copy.
 
     Args:
         asked: the position of the stream's newest known message when the read began.
@@ -165,14 +166,14 @@ def went_back(asked: StreamPosition, page: StreamPage) -> bool:
 
 
 def recoverable(position: StreamPosition, page: StreamPage) -> bool:
-    """Return whether every message after a position is still stored.
+    """Return whether all messages after a position are still stored.
 
-    This holds for a position equal to the tail, even if all messages were trimmed, because nothing comes after it. It
-    also holds for `low - 1`, the position before the oldest message.
+    For the position of the newest message, this is always true, because no messages follow it. It is also true for
+    `low - 1`, which is the position before the oldest stored message.
 
     Args:
         position: the position of the last message that the subscriber received.
-        page: a page of the stream, which tells the stream's epoch, `low` and `tail`.
+        page: a page of the stream, which contains the stream's epoch, `low` and `tail`.
     """
     if not page.epoch:
         return position.epoch == "" and position.offset == 0
@@ -182,7 +183,7 @@ def recoverable(position: StreamPosition, page: StreamPage) -> bool:
 
 
 def requested_position(request: HistoryRequest, names: Sequence[str]) -> StreamPosition | None:
-    """Return the position in a history request for one stream; None if the request has none.
+    """Return the position in a history request for a stream; None if the request has none.
 
     A client may know the stream under several stream ids, see Protocol: Stream ids.
 

@@ -1,4 +1,4 @@
-"""Support for daphne and uvicorn beyond ASGI: write buffers, shared frames, pacing, and draining before shutdown."""
+"""Support for features of daphne and uvicorn that ASGI lacks, such as shared frames, pacing and draining."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -7,19 +7,19 @@ from typing import Any
 from .base import FRAMES_EXTENSION, Transport
 from .events import EventTransport
 
-#: The maximum number of middlewares to unwrap in search of the server's own `send`.
+#: The maximum number of middlewares that are unwrapped to find the server's own `send`.
 _MAX_WRAPPERS = 8
 
 
 def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     """Return the transport of a connection.
 
-    A server may put the transport into the scope. Otherwise it is found through the server's `send`, which middlewares
-    may have wrapped. For an unknown server, this returns a `Transport` that uses nothing but ASGI.
+    A server may put the transport into the scope. Otherwise, it is found through the server's `send`, which may be
+    wrapped by middlewares. For an unknown server, this returns a `Transport`, which only uses ASGI.
 
     Args:
         scope: the ASGI scope of the connection.
-        send: the ASGI `send` that the application was called with.
+        send: the ASGI `send` of the connection.
     """
     from . import daphne, uvicorn_transport
 
@@ -34,7 +34,7 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
 
 
 def event_transport_for(send: Any, **options: Any) -> EventTransport:
-    """Return the transport of a reader of server-sent events. It is found in the same way as that of a WebSocket.
+    """Return the transport for a reader of server-sent events. The server is found in the same way as for a WebSocket.
 
     Args:
         send: the ASGI `send` of the request.
@@ -47,7 +47,7 @@ def event_transport_for(send: Any, **options: Any) -> EventTransport:
 
 
 def _candidates(send: Any) -> Iterator[Any]:
-    """Yield a `send`, and the callables that it may wrap."""
+    """Yield a `send`, and the callables that it wraps."""
     candidates = [send]
     for _ in range(_MAX_WRAPPERS):
         yield from candidates
@@ -55,9 +55,9 @@ def _candidates(send: Any) -> Iterator[Any]:
 
 
 def _wrapped(send: Any) -> list[Any]:
-    """Return the callables that may be the wrapped `send`.
+    """Return the callables that a `send` may wrap.
 
-    They are the variables of the wrapper's closure, and the attributes of its object whose names end in `send`.
+    These are the variables in its closure, and the attributes of its object whose names end with `send`.
     """
     owner = getattr(send, "__self__", None)
     function = getattr(send, "__func__", send)

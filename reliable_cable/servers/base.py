@@ -1,4 +1,4 @@
-"""The interface to a server's transport of one WebSocket connection, which is hidden behind ASGI's `send`."""
+"""The base class of transports, by which a connection uses features of its server that ASGI lacks."""
 
 import asyncio
 import contextlib
@@ -17,34 +17,34 @@ except ImportError:  # Windows
 
 from reliable_cable.protocol.frames import Frame
 
-#: The ASGI extension with which a server offers more than `send`. Its value in the scope is a `Transport`.
+#: The ASGI extension by which a server offers its transport. Its value in the scope is a `Transport`.
 FRAMES_EXTENSION = "reliable_cable.frames"
 
 
 class Transport:
-    """The transport of one connection. This base class uses nothing but ASGI; subclasses know their server.
+    """The transport of a connection. This base class only uses ASGI. Subclasses use features of their server.
 
     Args:
-        send: the ASGI `send`.
+        send: the ASGI `send` of the connection.
     """
 
-    #: Whether this package can drain the server before it shuts down.
+    #: Whether this package can drain the server before the server stops.
     drainable = False
-    #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if it is not configured.
+    #: How long, in seconds, the configuration lets the server wait for requests when it stops; 0 if it is not set.
     grace = 0.0
-    #: Writes the bytes of one WebSocket frame without waiting; None if the server does not support this. It must not be
-    #: called while the transport's buffer is full, see `attach`.
+    #: A function that writes the bytes of a WebSocket frame without waiting; None if the server does not support this.
+    #: It must not be called while the transport's buffer is full, see `attach`.
     write: Callable[[bytes], None] | None = None
     #: Whether the client can restore its session on another connection.
     has_sessions = True
-    #: The maximum number of streams that the client may have; None means no limit.
+    #: The maximum number of streams that the client may receive; None if there is no limit.
     max_streams: int | None = None
     #: The class of frames that this client can read.
     form: type[Frame] = Frame
 
     def __init__(self, send: Any) -> None:
-        #: The server's own `send`, if it was found, and otherwise the one of the outermost middleware. The
-        #: server's own `send` avoids the calls of all middlewares for each message.
+        #: The server's own `send`, which avoids a call of every middleware for each message. If it was not found, this
+        #: is the `send` of the connection.
         self.send = send
         self._closing: asyncio.Task[None] | None = None
 
@@ -54,38 +54,38 @@ class Transport:
         This does nothing for a server whose `send` waits while the buffer is full.
 
         Args:
-            pause: called when the buffer is full, and when the connection is lost.
-            resume: called when the buffer has room again.
+            pause: a function that is called when the buffer is full, and when the connection is lost.
+            resume: a function that is called when the buffer has room again.
         """
 
     def complete(self, command: Subscribe) -> Subscribe:
-        """Return a command with the positions that the transport knows. This base class knows none."""
+        """Add the positions that the transport knows to a command. This base class knows no positions."""
         return command
 
     @property
     def lost(self) -> bool:
-        """Whether the server knows that the connection is lost."""
+        """Whether the server has noticed that the connection is lost. This base class cannot find out."""
         return False
 
     def pause_reading(self) -> None:
-        """Read no frames until `resume_reading` is called. Repeat this call every few seconds meanwhile.
+        """Stop reading frames until `resume_reading` is called. This must be called again every few seconds.
 
-        As long as the call is repeated, the server does not expect answers to its own pings. This base class does
-        nothing, because most servers stop reading while `receive` is not awaited.
+        As long as it is called, the server does not expect answers to its own pings. This base class does nothing,
+        because most servers stop reading while `receive` is not awaited.
         """
 
     def resume_reading(self) -> None:
-        """Read frames again."""
+        """Continue to read frames."""
 
     def stop_reading(self) -> None:
-        """Read nothing more, because the connection is being closed. This base class can do nothing."""
+        """Stop reading, because the connection is being closed. This base class can do nothing."""
 
     def unsent(self) -> int | None:
-        """Return how many written bytes the client has not acknowledged; None if that is unknown."""
+        """Return how many written bytes the client has not acknowledged; None if the number is unknown."""
         return None
 
     def abort(self) -> None:
-        """Drop the connection at once and discard its buffer. This base class can only ask the server to close it."""
+        """Drop the connection immediately, and discard its buffer. This base class can only send a close message."""
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close())
 
@@ -95,7 +95,7 @@ class Transport:
 
 
 def unacknowledged_bytes(file: int) -> int | None:
-    """Return how many bytes a socket has sent or buffered without an acknowledgement; None if the system cannot tell.
+    """Return how many bytes of a socket's output the client has not acknowledged; None if the number is unknown.
 
     Args:
         file: the socket's file descriptor.

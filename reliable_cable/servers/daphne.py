@@ -1,11 +1,11 @@
 """daphne's transport of a WebSocket connection.
 
-daphne's `send` returns at once and buffers without limit in Twisted's transport. The transport tells a registered
-producer when its buffer is full.
+daphne's `send` does not wait, and Twisted's transport buffers without limit. If a producer is registered, the transport
+tells it when the buffer is full.
 
-A frame that is shared by all subscribers is written to the socket directly if the transport's buffer is empty.
-Otherwise it is written through the transport, which preserves the order. Connections with TLS are never written
-directly.
+If the transport's buffer is empty, a frame that is shared by many subscribers is written to the socket directly.
+Otherwise it is written to the transport, so that the order is preserved. With TLS, frames are always written to the
+transport.
 """
 
 import time
@@ -29,16 +29,16 @@ class BufferObserver:
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.pauseProducing = pause
         self.resumeProducing = resume
-        # Twisted calls this if the connection is lost. Nothing may be written then.
+        # Twisted calls this if the connection is lost. After that, nothing may be written.
         self.stopProducing = pause
 
     def release(self) -> None:
-        """Drop the callbacks. The state of the buffer no longer matters."""
+        """Drop the callbacks, because the state of the buffer no longer matters."""
         self.pauseProducing = self.resumeProducing = self.stopProducing = _do_nothing
 
 
 def _do_nothing() -> None:
-    """Replace a dropped callback."""
+    """Do nothing, in place of a dropped callback."""
 
 
 class DaphneTransport(Transport):
@@ -69,12 +69,12 @@ class DaphneTransport(Transport):
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Register two callbacks for the state of the transport's buffer, see `Transport.attach`."""
         transport = self._protocol.transport
-        # The HTTP channel of the handshake is still registered, but it is no longer needed.
+        # The HTTP channel of the handshake is still registered as a producer, but is no longer needed.
         transport.unregisterProducer()
         transport.registerProducer(BufferObserver(pause, resume), True)
 
     def pause_reading(self) -> None:
-        """Read nothing, since daphne queues what it reads without limit. Stop daphne's own pings and their timeout."""
+        """Stop reading, because daphne's queue of received frames has no limit. Also stop daphne's own pings."""
         self._protocol.transport.pauseProducing()
         self._protocol.last_ping = time.time()
         if self._protocol.autoPingTimeoutCall is not None:
@@ -82,26 +82,26 @@ class DaphneTransport(Transport):
             self._protocol.autoPingTimeoutCall = self._protocol.autoPingPending = None
 
     def resume_reading(self) -> None:
-        """Read again. Frames that daphne has already queued are received first."""
+        """Continue to read frames. Frames in daphne's queue are received first."""
         if not self.lost and not self._stopped:
             self._protocol.transport.resumeProducing()
 
     def stop_reading(self) -> None:
-        """Read nothing more, because the connection is being closed."""
+        """Stop reading, because the connection is being closed."""
         self._stopped = True
         self._protocol.transport.pauseProducing()
 
     def unsent(self) -> int | None:
-        """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
+        """Return how many bytes are in the buffers of the transport and the kernel; None if the number is unknown."""
         return unsent_bytes(self._protocol.transport)
 
     def abort(self) -> None:
-        """Drop the connection at once and discard its buffer."""
+        """Drop the connection immediately, and discard its buffer."""
         self._protocol.dropConnection(abort=True)
 
 
 def unsent_bytes(transport: Any) -> int | None:
-    """Return how many bytes are in the buffers of a Twisted transport and the kernel; None if that is unknown."""
+    """Return how many bytes are in the buffers of a Twisted transport and the kernel; None if the number is unknown."""
     if not isinstance(transport, tcp.Connection) or not transport.connected:
         return None
     pending = unacknowledged_bytes(transport.fileno())
@@ -115,11 +115,11 @@ def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: b
 
 
 def write_directly(transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
-    """Write to the socket of a Twisted transport if the transport's buffer is empty, and otherwise to the transport.
+    """Write to the socket of a Twisted transport. If the transport's buffer is not empty, write to the transport.
 
     Args:
         transport: a transport without TLS.
-        send: the `send` of the transport's socket.
+        send: the method `send` of the transport's socket.
         frame: the bytes to write.
     """
     # Both buffers are private attributes. Tests in tests/unit/test_servers.py fail if Twisted changes them.
@@ -131,13 +131,13 @@ def write_directly(transport: Any, send: Callable[[bytes], int], frame: bytes) -
     except BlockingIOError:
         sent = 0
     except OSError:
-        return  # Twisted notices the error, too, and calls connectionLost
+        return  # Twisted finds the error itself, and calls connectionLost
     if sent < len(frame):
         transport.write(frame[sent:])
 
 
 def transport_for(send: Any) -> DaphneTransport | None:
-    """Return the transport to which a `send` of daphne writes; None if the `send` is not daphne's."""
+    """Return the transport for a `send` of daphne; None if the `send` does not belong to daphne."""
     if isinstance(send, partial) and len(send.args) == 1:
         server = getattr(send.func, "__self__", None)
         if any(cls.__module__ == "daphne.server" for cls in type(server).__mro__):

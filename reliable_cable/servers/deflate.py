@@ -1,11 +1,11 @@
-"""Compresses each message once for all of its subscribers, with permessage-deflate (RFC 7692).
+"""Compresses each message once for all subscribers, with permessage-deflate (RFC 7692).
 
 Use it with uvicorn:
 
     uvicorn --ws reliable_cable.servers.deflate:CompressingWebSocketProtocol project.asgi:application
 
-The protocol negotiates `server_no_context_takeover`. Compressed messages then do not depend on earlier ones, so that
-they are the same for all clients. This also saves the memory of a zlib context for each connection.
+The protocol negotiates `server_no_context_takeover`. With this option, compressed messages do not depend on earlier
+messages, and are the same for all clients. Also, connections do not need the memory of a zlib context.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from reliable_cable.protocol.frames import LEVEL, MEMORY_LEVEL, WINDOW_BITS, Com
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):
-    """Negotiates the options with which a compressed message is the same for all clients."""
+    """Negotiates options with which a compressed message is the same for all clients."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -38,8 +38,8 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
         """Answer a client's offer of permessage-deflate.
 
         Raises:
-            NegotiationError: the offer is invalid, or allows only a smaller window than that of the shared frames. The
-                connection then has no compression.
+            NegotiationError: the offer is invalid, or its window is smaller than that of shared frames. The connection
+                is then not compressed.
         """
         response, extension = super().process_request_params(params, accepted_extensions)
         if extension.local_max_window_bits < WINDOW_BITS:
@@ -50,7 +50,7 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
 class CompressingWebSocketProtocol(CableWebSocketProtocol):
     """uvicorn's WebSocket protocol with frames that are compressed once for all clients.
 
-    Clients are sent uncompressed frames if they do not offer permessage-deflate, or only with a smaller window.
+    A client that does not offer permessage-deflate, or only a smaller window, receives uncompressed frames.
     """
 
     extensions = (_SharedDeflate(),)

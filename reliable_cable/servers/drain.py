@@ -1,11 +1,12 @@
-"""Draining before shutdown: closes all connections, spread over a short time, before the server stops.
+"""Drains a server before it stops, which means that its connections are closed one after another.
 
-daphne and uvicorn close every socket as soon as they receive SIGTERM. All clients would reconnect at the same moment,
-and commands in progress would get no answer. So this module replaces the server's signal handler. The new handler
-closes the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
+daphne and uvicorn close all sockets as soon as they receive SIGTERM. All clients would reconnect at the same time, and
+commands in progress would not be answered. So this module replaces the server's signal handler. The new handler closes
+the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
 
-The process may still not stop: the server waits for its applications, Python waits for threads at exit, and a thread
-that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the signal.
+Even then, the process may not stop. The server waits for its applications, Python waits for threads at exit, and a
+thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the
+signal.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ DRAIN_TIME = 1.5
 DRAIN_LIMIT = 5.0
 #: How long, in seconds, to wait for the stores to close.
 CLOSE_LIMIT = 3.0
-#: How long, in seconds, the process may take to stop, unless the server is configured to wait longer.
+#: How long, in seconds, the process may take to stop. A longer time in the server's configuration overrides this.
 STOP_LIMIT = 11.0
 
 #: The signals that start a drain.
@@ -46,7 +47,7 @@ class Drain:
     """Drains a hub when the process receives a signal, and then calls the server's handler of that signal.
 
     Args:
-        hub: returns the hub whose connections are closed.
+        hub: a function that returns the hub to drain.
         loop: the event loop of the hub.
         grace: how long, in seconds, the server is configured to wait for requests after the drain.
     """
@@ -62,7 +63,7 @@ class Drain:
         """Replace the current signal handlers.
 
         Returns:
-            Whether the handlers were replaced. This is impossible outside of the main thread, and if a signal has no
+            True if the handlers were replaced. This is only possible in the main thread, and only if each signal has a
             handler that is written in Python.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -77,7 +78,7 @@ class Drain:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._task is not None or self._loop.is_closed():
-            self._call_previous(number)  # a second signal stops the server at once
+            self._call_previous(number)  # a second signal stops the server immediately
         else:
             self._loop.call_soon_threadsafe(self._begin, number)
 
@@ -113,10 +114,10 @@ class Drain:
 
 
 def end_process(limit: float) -> None:
-    """End the process at once, even while threads are running.
+    """End the process immediately, even if threads are running.
 
     Args:
-        limit: how long, in seconds, the process had time to stop. The log message names it.
+        limit: the time, in seconds, that the process had to stop. The log message contains it.
     """
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon] + busy_threads()
     logger.error(

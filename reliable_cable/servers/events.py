@@ -1,7 +1,7 @@
-"""The transport of a reader of server-sent events: a response that does not end.
+"""The transport for a reader of server-sent events, who receives a response that does not end.
 
-A `CableConsumer` serves the reader. It treats the reader as a WebSocket client that only receives. `EventTransport`
-turns the messages of the consumer into the response. The subclasses in server_events.py know their server.
+A `CableConsumer` serves the reader in the same way as a WebSocket client that only receives. `EventTransport` converts
+the consumer's ASGI messages to the response. The subclasses in server_events.py use features of their server.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from .base import Transport
 Headers = Sequence[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: The reason that is sent to a reader that may come back, by the reason of the `websocket.close` that refuses it.
+#: The reason that is sent to a refused reader that may reconnect, by the reason in the `websocket.close` message.
 _FOR_NOW: Final = {
     TRY_AGAIN: DisconnectReason.SERVER_RESTART,
     DisconnectReason.RATE_LIMITED: DisconnectReason.RATE_LIMITED,
@@ -39,17 +39,16 @@ _HEADERS: Final[Headers] = (
 
 
 class EventTransport(Transport):
-    """The transport of one reader. This class uses nothing but ASGI.
+    """The transport for a reader. This class only uses ASGI.
 
-    The response begins when the first subscription was confirmed. If all are rejected, the reader gets the status 403.
-    Earlier events are kept until then.
-
+    The response begins when the first subscription is confirmed. Until then, events are queued. If all subscriptions
+    are rejected, the response has the status 403.
 
     Args:
         send: the ASGI `send` of the request.
         form: the class of events.
-        identifiers: the identifiers to which the reader subscribes.
-        resumed: the positions in the last id that the reader has received.
+        identifiers: the identifiers of the reader's subscriptions.
+        resumed: the positions in the last event id that the reader has received.
         headers: additional headers of the response.
     """
 
@@ -73,18 +72,18 @@ class EventTransport(Transport):
         self._accepted = False
         self._confirmed = False
         self.started = False
-        #: What is sent when the response begins.
+        #: The events that are queued until the response begins.
         self._kept: list[bytes] = []
-        #: A future that is done when nothing more can be sent.
+        #: A future that is done when the response has ended.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def settled(self) -> bool:
-        """Whether all subscriptions were confirmed or rejected."""
+        """Whether every subscription was confirmed or rejected."""
         return not self._unanswered
 
     def complete(self, command: Subscribe) -> Subscribe:
-        """Return a `subscribe` command that also requests the history after the positions in the reader's last id."""
+        """Add the positions in the reader's last event id to the history request of a `subscribe` command."""
         if not self.resumed:
             return command
         own = command.history or HistoryRequest()
@@ -92,12 +91,12 @@ class EventTransport(Transport):
         return replace(command, history=HistoryRequest(own.since, streams))
 
     def answered(self, identifier: str, *, confirmed: bool) -> None:
-        """Record that a subscription was confirmed or rejected. Its event is sent after this call."""
+        """Record that a subscription was confirmed or rejected. The event that says so is sent after this call."""
         self._unanswered.discard(identifier)
         self._confirmed = self._confirmed or confirmed
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Turn an ASGI message of the consumer into a part of the response. The text of a frame may be an `Event`."""
+        """Convert an ASGI message of the consumer to a part of the response. The text of a frame may be an `Event`."""
         if self.ended.done():
             return
         match message["type"]:
@@ -133,7 +132,7 @@ class EventTransport(Transport):
             self._kept.append(body)
 
     async def _respond_part(self, body: bytes) -> None:
-        """Send a part of the body that is not the last one."""
+        """Send a part of the body, after which more parts may follow."""
         await self._respond({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _start(self, body: bytes, *, more: bool) -> None:
@@ -164,8 +163,8 @@ class EventTransport(Transport):
             self.ended.set_result(None)
 
     def release(self) -> None:
-        """Break reference cycles after the reader has gone."""
+        """Break reference cycles after the reader has disconnected."""
 
     def abort(self) -> None:
-        """Let the application return, so that the server ends the connection. Subclasses drop it at once."""
+        """Let the application return, so that the server ends the response. Subclasses drop the connection."""
         self._end()

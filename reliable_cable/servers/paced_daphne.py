@@ -20,7 +20,7 @@ from .limits import HEADERS_TIMEOUT
 
 
 class _PendingProtocol(Protocol):
-    """The protocol of a connection until the pacer admits it. It holds the first data and pauses reading."""
+    """The protocol of a connection until the pacer admits it. It keeps the first data, and pauses reading."""
 
     transport: Any
 
@@ -33,7 +33,7 @@ class _PendingProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         self.transport.pauseProducing()
-        # The timeout of the client must not include the time in which the pacer holds the data.
+        # The client's timeout must not include the time of the wait for the pacer.
         self._protocol.setTimeout(None)
         self._pacer.run(partial(self._begin, data))
 
@@ -46,7 +46,7 @@ class _PendingProtocol(Protocol):
         try:
             self._protocol.dataReceived(data)
         except Exception:
-            # Twisted does the same when a protocol raises an error.
+            # Twisted does the same if a protocol raises an error.
             self.transport.abortConnection()
             raise
 
@@ -55,7 +55,7 @@ class _PendingProtocol(Protocol):
 
 
 class PacedFactory(Factory):
-    """Wraps the factory of a server so that its connections start when the pacer admits them.
+    """Wraps the factory of a server, so that connections start when the pacer admits them.
 
     Args:
         factory: the Twisted factory of the server.
@@ -71,7 +71,7 @@ class PacedFactory(Factory):
         return None if protocol is None else _PendingProtocol(protocol, self._pacer)
 
     def doStop(self) -> None:  # noqa: N802 - Twisted's name
-        """Stop the wrapped factory. The port started that factory before this one replaced it."""
+        """Stop the wrapped factory, which the port has started before this factory replaced it."""
         self._factory.doStop()
 
 
@@ -80,10 +80,10 @@ _HTTPChannel: Any = HTTPChannel
 
 
 class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
-    """Twisted's HTTP connection, with a limit of the time until the headers of a request are complete.
+    """Twisted's HTTP connection, with a limit for the time until the headers of a request are complete.
 
-    The limit is `HEADERS_TIMEOUT` for the first request. For each later one, it is Twisted's own timeout, which begins
-    after the previous response. In Twisted itself, each received byte restarts the timeout.
+    For the first request, the limit is `HEADERS_TIMEOUT`. For each later request, it is Twisted's own timeout, which
+    begins after the previous response. Twisted's own class restarts the timeout whenever a byte is received.
     """
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
@@ -92,12 +92,12 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
         self._idle_timeout = self.setTimeout(HEADERS_TIMEOUT)
 
     def resetTimeout(self) -> None:  # noqa: N802 - Twisted's name
-        """Restart the timeout, unless a line of the headers was received."""
+        """Restart the timeout, except while headers are being received."""
         if not self.line_mode:
             super().resetTimeout()
 
     def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name
-        """Use Twisted's own timeout for everything after the first headers."""
+        """Set Twisted's own timeout for the rest of the connection."""
         self.setTimeout(self._idle_timeout)
         super().allHeadersReceived()
 
@@ -106,7 +106,7 @@ class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
     """daphne's server with paced connections, and a limited time to send headers."""
 
     def listen_success(self, port: Any) -> None:
-        """Pace the connections of a port on which the server has started to listen."""
+        """Add pacing to a port on which the server has started to listen."""
         super().listen_success(port)
         if isinstance(port, Port):
             factory: Any = port.factory

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, changed to start only a few connections in each iteration of the event loop.
+"""A subclass of uvicorn's HTTP protocol that starts only a few connections in each iteration of the event loop.
 
-Without this, the handshakes of thousands of clients that reconnect would be parsed in one iteration, and all of their
-applications would start in the next one. Connected clients would receive nothing meanwhile.
+With uvicorn's own protocol, the handshakes of thousands of reconnecting clients are parsed in one iteration, and all
+their applications start in the next one. During this time, clients that are already connected receive nothing.
 
 The protocol also limits the size of the headers of a request, and the time to send them. `manage.py cable_serve` uses
 it. This module needs uvicorn and httptools.
@@ -39,9 +39,9 @@ class PacedHTTPProtocol(HttpToolsProtocol):
     pacer: ClassVar[Pacer] = Pacer(PER_ITERATION)
     _begun = False
     _reading = _Reading.REQUEST
-    #: How many bytes of incomplete headers were received, not counting the first data of the request.
+    #: The number of received bytes of incomplete headers, without the data of the request's first read.
     _headers_size = 0
-    #: Closes the connection if the headers take too long.
+    #: The timer that closes the connection if the headers take too long.
     _headers_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,14 +55,14 @@ class PacedHTTPProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Process received data. The first data of a connection is held until the pacer admits the connection."""
+        """Process received data. The first data of a connection waits until the pacer admits the connection."""
         if self._begun:
             self._process(data)
             return
         self._begun = True
-        # The time limit of the client must not include the time in which the pacer holds the data.
+        # The client's time limit must not include the time of the wait for the pacer.
         self._end_limits()
-        # Pausing in `connection_made` would be too early, because uvloop starts reading after it in any case.
+        # Reading cannot be paused in `connection_made`, because uvloop starts to read after it in any case.
         self.transport.pause_reading()
         self.pacer.run(partial(self._begin, data))
 
@@ -73,7 +73,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
         try:
             self._process(data)
         except Exception:
-            # asyncio does the same when a protocol raises an error.
+            # asyncio does the same if a protocol raises an error.
             self.transport.abort()
             raise
 
@@ -88,14 +88,14 @@ class PacedHTTPProtocol(HttpToolsProtocol):
             return
         self._headers_size += len(data)
         if self._headers_size > MAX_HEADERS_SIZE:
-            self.logger.info("A request was refused (431): its headers are larger than %d bytes.", MAX_HEADERS_SIZE)
+            self.logger.info("A request was refused (431), because its headers exceed %d bytes.", MAX_HEADERS_SIZE)
             self._end_limits()
             if not self._is_responding():
                 self.transport.write(_TOO_LARGE)
             self.transport.close()
 
     def _is_responding(self) -> bool:
-        """Return whether an earlier request of the connection has no complete response."""
+        """Return whether the response to an earlier request of the connection is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _limit_time(self) -> None:
@@ -117,26 +117,26 @@ class PacedHTTPProtocol(HttpToolsProtocol):
     # -- called by the parser -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin to read the headers of a request."""
+        """Record that the headers of a request are being received."""
         self._reading = _Reading.HEADERS
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Cancel the limits of the headers."""
+        """Cancel the limits for headers."""
         self._reading = _Reading.BODY
         self._end_limits()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Begin to wait for the next request."""
+        """Record that the request is complete, so that the next data belong to another request."""
         self._reading = _Reading.REQUEST
         super().on_message_complete()
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
-        """Hand the connection over to the WebSocket protocol.
+        """Pass the connection to the WebSocket protocol.
 
-        The parser of httptools refers to methods of this object. Dropping the parser breaks this reference cycle, so
-        that the object is freed without a garbage collection.
+        The parser of httptools refers to methods of this object. Without the parser, there is no reference cycle, and
+        the object is freed without a garbage collection.
         """
         self._reading = _Reading.BODY
         super().handle_websocket_upgrade(*args)

@@ -1,6 +1,6 @@
-"""The transports of readers of server-sent events on daphne and uvicorn.
+"""The transports for readers of server-sent events on daphne and uvicorn.
 
-They know how full the buffer of the socket is, and can drop the connection.
+Unlike their base class, they know the state of the socket's buffer, and can drop the connection.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .events import EventTransport, Send
 
 
 class UvicornEventTransport(EventTransport):
-    """The transport of one reader on uvicorn, whose `send` waits while the buffer is full."""
+    """The transport for a reader on uvicorn, whose `send` waits while the buffer is full."""
 
     drainable = True
 
@@ -42,14 +42,14 @@ class UvicornEventTransport(EventTransport):
 
 
 class DaphneEventTransport(EventTransport):
-    """The transport of one reader on daphne, whose `send` returns at once and buffers without limit."""
+    """The transport for a reader on daphne, whose `send` does not wait and buffers without limit."""
 
     drainable = True
 
     def __init__(self, send: Send, request: Any, *, unwrapped: bool, **options: Any) -> None:
         super().__init__(send, **options)
         self._request = request
-        #: The transport of the connection if parts of the body may be written to its socket directly.
+        #: Twisted's transport, if parts of the body may be written to its socket directly; None otherwise.
         self._direct: tcp.Connection | None = None
         transport = None if self.lost else request.channel.transport
         if unwrapped and isinstance(transport, tcp.Connection) and not transport.TLS:
@@ -68,7 +68,7 @@ class DaphneEventTransport(EventTransport):
         return self._request.channel is None or bool(self._request._disconnected)
 
     async def _respond_part(self, body: bytes) -> None:
-        # Twisted would copy the part into a buffer, and write it in the next iteration of the event loop.
+        # The part is written directly. Twisted would copy it into a buffer, and write it later.
         if self._direct is None or not self._request.chunked:
             await super()._respond_part(body)
         elif body and not self.lost:  # an empty part would end the body
@@ -80,7 +80,7 @@ class DaphneEventTransport(EventTransport):
             self._request.unregisterProducer()
 
     def release(self) -> None:
-        """Drop the callbacks, by which the request and the connection refer to each other."""
+        """Drop the callbacks, which are part of a reference cycle of the request and the connection."""
         if self._observer is not None:
             self._observer.release()
 
@@ -95,12 +95,15 @@ class DaphneEventTransport(EventTransport):
 
 
 def make_event_transport(send: Any, server_send: Any, **options: Any) -> EventTransport | None:
-    """Return the transport for a `send` of daphne or uvicorn; None if the `send` belongs to neither.
+    """Return the transport for a request on daphne or uvicorn.
 
     Args:
-        send: the ASGI `send` of the request, perhaps wrapped by middlewares.
-        server_send: what may be the server's own `send`.
-        options: the arguments of `EventTransport`.
+        send: the ASGI `send` of the request, which may be wrapped by middlewares.
+        server_send: a callable that may be the server's own `send`.
+        options: the other arguments of `EventTransport`.
+
+    Returns:
+        The transport; None if `server_send` belongs to neither server.
     """
     if isinstance(server_send, partial) and len(server_send.args) == 1:
         server = getattr(server_send.func, "__self__", None)

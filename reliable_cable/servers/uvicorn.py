@@ -1,11 +1,11 @@
 """A WebSocket protocol for uvicorn that can write shared frames.
 
-It writes frames that are encoded once for all subscribers, and tells the application when the transport's buffer is
-full. It offers both as an extension in the ASGI scope. Select it with
+It can write frames that are encoded once for all subscribers, and tells the application when the transport's buffer is
+full. The application uses it through an extension in the ASGI scope. Select the protocol with
 
     uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
 
-deflate.py has a variant that compresses these frames. Both need the extra `uvicorn` of this package.
+deflate.py has a subclass that compresses these frames. Both need the extra `uvicorn` of this package.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .uvicorn_transport import UvicornTransport
 
 
 class FramesTransport(UvicornTransport):
-    """The transport of one connection of `CableWebSocketProtocol`, which can write shared frames."""
+    """The transport of a connection with `CableWebSocketProtocol`, which can write shared frames."""
 
     def __init__(self, protocol: CableWebSocketProtocol) -> None:
         super().__init__(protocol)
@@ -46,9 +46,8 @@ class FramesTransport(UvicornTransport):
 class CableWebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with a `FramesTransport` in the scope, as the extension `reliable_cable.frames`.
 
-    It refuses compression, because uvicorn would compress each message again for each connection. It answers a
-    handshake that is too large with the status 431. uvicorn's own protocol gives no answer, and keeps the connection
-    open.
+    It refuses compression, because uvicorn would compress a message separately for each connection. If a handshake is
+    too large, the response has the status 431. uvicorn's own protocol does not respond, and keeps the connection open.
     """
 
     #: The WebSocket extensions that the server accepts if a client offers them.
@@ -61,13 +60,13 @@ class CableWebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn.available_extensions = self.extensions
 
     def data_received(self, data: bytes) -> None:
-        """Process received data. Refuse a handshake that the parser does not accept."""
+        """Process received data, and refuse the handshake if the parser does not accept it."""
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             self._refuse_handshake(self.conn.handshake_exc)
 
     def _refuse_handshake(self, error: Exception) -> None:
-        # In websockets before version 17, the parser's own error is the cause of this one.
+        # Before version 17 of websockets, the parser's error is the cause of this error.
         too_large = isinstance(error, SecurityError) or isinstance(error.__cause__, SecurityError)
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST
         self.logger.info("A WebSocket handshake was refused (%d): %s", status, error.__cause__ or error)
@@ -111,8 +110,8 @@ class CableWebSocketProtocol(WebSocketsSansIOProtocol):
             self._pause()
         self._pause = self._resume = None
         super().connection_lost(exc)
-        # The transport in the scope and the parser are parts of reference cycles. Without this, only a garbage
-        # collection would free them.
+        # The transport in the scope and the parser are parts of reference cycles. After this, the connection is freed
+        # without a garbage collection.
         if hasattr(self, "scope"):
             self.scope["extensions"].pop(FRAMES_EXTENSION, None)
         self.conn.parser.close()

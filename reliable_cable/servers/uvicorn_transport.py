@@ -1,6 +1,6 @@
-"""uvicorn's transport of a WebSocket connection, for each of uvicorn's own WebSocket protocols.
+"""uvicorn's transport of a WebSocket connection. It works with all of uvicorn's own WebSocket protocols.
 
-uvicorn's own `send` waits while the transport's buffer is full, so that this transport does not have to pause writing.
+uvicorn's `send` waits while the transport's buffer is full. So this transport need not report the state of the buffer.
 This module does not import uvicorn.
 """
 
@@ -14,7 +14,7 @@ class UvicornTransport(Transport):
     """The transport of one WebSocket connection of uvicorn.
 
     Args:
-        protocol: the asyncio protocol that created the application's `send`.
+        protocol: the asyncio protocol of the connection, whose method is the ASGI `send`.
     """
 
     drainable = True
@@ -34,11 +34,11 @@ class UvicornTransport(Transport):
         return bool(self._protocol.transport.is_closing())
 
     def abort(self) -> None:
-        """Drop the connection at once and discard its buffer."""
+        """Drop the connection immediately, and discard its buffer."""
         self._protocol.transport.abort()
 
     def pause_reading(self) -> None:
-        """Give the client more time to answer uvicorn's ping. uvicorn itself stops reading."""
+        """Restart the time in which the client must answer uvicorn's ping. uvicorn stops reading by itself."""
         timer = getattr(self._protocol, "pong_timer", None)
         if timer is not None:
             timer.cancel()
@@ -46,11 +46,11 @@ class UvicornTransport(Transport):
             protocol.pong_timer = protocol.loop.call_later(protocol.ping_timeout, protocol.keepalive_timeout)
 
     def stop_reading(self) -> None:
-        """Read nothing more, because the connection is being closed."""
+        """Stop reading, because the connection is being closed."""
         self._protocol.transport.pause_reading()
 
     def unsent(self) -> int | None:
-        """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
+        """Return how many bytes are in the buffers of the transport and the kernel; None if the number is unknown."""
         transport = self._protocol.transport
         socket = transport.get_extra_info("socket")
         pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
@@ -58,7 +58,7 @@ class UvicornTransport(Transport):
 
 
 def transport_for(send: Any) -> UvicornTransport | None:
-    """Return the transport to which a `send` of uvicorn writes; None if the `send` is not uvicorn's."""
+    """Return the transport for a `send` of uvicorn; None if the `send` does not belong to uvicorn."""
     protocol = getattr(send, "__self__", None)
     is_uvicorn = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
     return UvicornTransport(protocol) if is_uvicorn and hasattr(protocol, "transport") else None

@@ -1,4 +1,4 @@
-"""The former path of the interface of session stores, for settings and engines that name it."""
+"""The former path of the base class of session stores. Engines of other packages may still import it from here."""
 
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN as CLOCK_MARGIN
 from reliable_cable.stores.sessions.base import MAX_SID_LENGTH as MAX_SID_LENGTH

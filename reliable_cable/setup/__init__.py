@@ -1,1 +1,1 @@
-"""Adds reliable_cable to a Django project: `manage.py cable_setup`. Needs the extra `setup`."""
+"""The implementation of `manage.py cable_setup`, which adds reliable_cable to a project. It needs the extra `setup`."""

@@ -1,7 +1,7 @@
-"""`python -m reliable_cable.setup`: `manage.py cable_setup` for a project that does not have the app yet.
+"""`python -m reliable_cable.setup` runs `cable_setup` in a project that does not have the app yet.
 
-Django finds the command only if `reliable_cable` is in `INSTALLED_APPS`. This program has the project's own manage.py
-run it, which prepares paths and environment variables as the project needs them.
+Django finds the command `cable_setup` only if `reliable_cable` is in `INSTALLED_APPS`. So this program runs it through
+`manage.py shell`. The project's manage.py may set paths and environment variables that the settings need.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ RUN = "from django.core.management import load_command_class as load; load('reli
 
 
 def main() -> int | str:
-    """Run the command, and return its exit code, or what is wrong."""
+    """Run the command. Return its exit code, or an error message for `sys.exit` if there is no manage.py."""
     if not Path("manage.py").is_file():
         return "There is no manage.py here. Change to the folder of your project's manage.py."
     parser = ArgumentParser(add_help=False, allow_abbrev=False)

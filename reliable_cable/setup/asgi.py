@@ -1,4 +1,4 @@
-"""Plans the change of `asgi.py`: the routing of WebSockets to the cable."""
+"""Plans a change of `asgi.py`, which adds a WebSocket route to the cable."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ NO_USERS: Final = (
     "django.contrib.auth is not in INSTALLED_APPS, and AuthMiddlewareStack needs it. Add it, or remove "
     "AuthMiddlewareStack from {path}: self.user of channels is then None."
 )
-CABLE: Final = "{path} stays as it is, because {other} already names CableConsumer or has a route `cable`."
+CABLE: Final = "{path} is not changed, because {other} already uses CableConsumer or has a route `cable`."
 ORIGINS: Final = (
     "{path} has an {name} around the WebSocket routes. CableConsumer checks origins itself, and also accepts "
     "CSRF_TRUSTED_ORIGINS and clients without an origin, which the validator refuses."
@@ -78,7 +78,7 @@ ORIGINS: Final = (
 
 
 def plan_asgi(plan: Plan) -> str | None:
-    """Add the change of the ASGI application to a plan, and return its dotted path, or None if it is not known."""
+    """Add the change of the ASGI application to a plan. Return the application's dotted path; None if it is unknown."""
     application = getattr(settings, "ASGI_APPLICATION", None) or _usual_application()
     source = None
     try:
@@ -102,7 +102,7 @@ def plan_asgi(plan: Plan) -> str | None:
 
 
 def _usual_application() -> str | None:
-    """Return the dotted path of the application in the asgi.py beside the wsgi.py or the urls.py."""
+    """Return the dotted path of the application in an asgi.py in the same package as wsgi.py or urls.py."""
     wsgi: str | None = settings.WSGI_APPLICATION
     urls: str = getattr(settings, "ROOT_URLCONF", None) or ""
     package = wsgi.rsplit(".", 2)[0] if wsgi and wsgi.count(".") > 1 else urls.rpartition(".")[0]
@@ -110,7 +110,7 @@ def _usual_application() -> str | None:
 
 
 def _new_source(name: str) -> Source:
-    """Return an asgi.py that does not exist yet. It loads the settings that the wsgi.py beside it loads."""
+    """Return the source of a new asgi.py, which loads the same settings as the wsgi.py in its package."""
     package = name.rpartition(".")[0]
     wsgi = required_source(f"{package}.wsgi")
     named = [
@@ -125,7 +125,7 @@ def _new_source(name: str) -> Source:
 
 
 def _has_cable(module: cst.Module) -> bool:
-    """Return whether a module names `CableConsumer` or has a route with the path of the cable."""
+    """Return whether a module uses `CableConsumer` or has a route with the path `cable`."""
     routes = [call for name in ("path", "re_path") for call in calls(module, name) if call.args]
     paths = {(string_value(call.args[0].value) or "").strip("^/?$") for call in routes}
     return "cable" in paths or _names_consumer(module)
@@ -139,7 +139,7 @@ Notes = list[tuple[str, dict[str, str]]]
 
 
 def _add_route(module: cst.Module, variable: str) -> tuple[cst.Module, Notes]:
-    """Return an ASGI module that serves the cable, and the notes for its user."""
+    """Return a changed ASGI module that serves the cable, and notes for the user."""
     application = only_value(module, variable)
     if m.matches(application, m.Call(func=m.Name("get_asgi_application"), args=[])):
         router = cst.parse_expression(in_quotes_of(module, ROUTER))
@@ -174,7 +174,7 @@ def _with_route(routes: cst.BaseExpression, route: str) -> cst.List:
 
 
 def _notes(websocket: cst.BaseExpression, router: cst.Call) -> Notes:
-    """Return the notes about the middlewares around the router."""
+    """Return the notes about the middlewares that wrap the router."""
     around = [call for call in m.findall(websocket, m.Call()) if isinstance(call, cst.Call) and call is not router]
     names = [
         cst.ensure_type(node, cst.Name).value

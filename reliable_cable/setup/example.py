@@ -1,4 +1,4 @@
-"""Plans the example: an app with a channel, a page and tests, and its line in the URLs."""
+"""Plans the example app, which has a channel, a web page and tests, and the app's line in the URLs."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ urlpatterns = [
 ]
 """
 TEMPLATES: Final = Path(__file__).with_name("templates")
-#: The ending of a template's name. Without it, linters and test runners would take the templates for code.
+#: The suffix of the names of template files. With the suffix `.py`, linters and test runners would process them.
 SUFFIX: Final = "-tpl"
 
 
 def plan_example(plan: Plan, *, with_url: bool) -> None:
-    """Add the files of the example app and its URL to a plan. Files that exist are left as they are.
+    """Add the files of the example app and its URL to a plan. Existing files of the app are not changed.
 
     Args:
-        plan: the plan.
+        plan: the plan to which the changes are added.
         with_url: whether to add the URL.
     """
     source = None
@@ -61,7 +61,7 @@ def _has_string(module: cst.Module, value: str) -> bool:
 
 
 def _add_url(module: cst.Module) -> cst.Module:
-    """Return a URL module with the example first: a later route may match everything."""
+    """Return a URL module with the example as the first route, because another route may match every path."""
     first = operands(only_value(module, "urlpatterns", extended=True))[0]
     if not isinstance(first, cst.List):
         raise NotUnderstood("`urlpatterns` does not begin with a list")

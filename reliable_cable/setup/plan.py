@@ -1,4 +1,4 @@
-"""A plan: the files to write, the steps that are left to the user, and notes."""
+"""The plan of `cable_setup`, which contains files to write, steps for the user, and notes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .syntax import NotUnderstood
 
 @dataclass(frozen=True)
 class Change:
-    """A file to write.
+    """A file that will be created or changed.
 
     Args:
-        before: the content of the file; empty if it does not exist.
+        before: the current content; empty if the file does not exist.
         after: the new content.
     """
 
@@ -26,10 +26,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that the user has to do.
+    """A change that the user must make, because the command cannot.
 
     Args:
-        what: what to do, or why nothing was changed.
+        what: the file, the reason, and what to do there.
         code: the code to write.
     """
 
@@ -39,12 +39,12 @@ class Step:
 
 @dataclass
 class Plan:
-    """What `cable_setup` will do, and what it leaves to the user.
+    """The changes that `cable_setup` will make, and the texts that it will print.
 
     Args:
-        changes: the files to write.
-        steps: what the user has to write.
-        notes: what the user should know.
+        changes: the files to write, by path.
+        steps: the changes that the user must make.
+        notes: hints for the user.
     """
 
     changes: dict[Path, Change] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     def edit(self, source: Source, after: bytes) -> None:
-        """Plan a change of a source file, unless the content stays the same.
+        """Add a change of a source file to the plan, unless the new content equals the current one.
 
         Raises:
             NotUnderstood: the plan already changes this file.
@@ -73,18 +73,18 @@ class Plan:
         """Write the files.
 
         Raises:
-            OSError: a file cannot be written, while others have been written. Or a file has changed since the plan was
-                made, and none has been written.
+            OSError: a file has changed since the plan was made, and no file was written. Or a file could not be
+                written, and others may have been.
         """
         for path, change in self.changes.items():
             if (path.read_bytes() if path.exists() else b"") != change.before:
-                raise OSError(f"{shown(path)} was changed meanwhile. Run the command again.")
+                raise OSError(f"{shown(path)} has changed since the plan was made. Run the command again.")
         for path, change in self.changes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(change.after)
 
 
 def shown(path: Path) -> str:
-    """Return a path as it is shown to the user: relative to the current folder if it is below it."""
+    """Return a path for messages. It is relative to the current folder if the file is in this folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

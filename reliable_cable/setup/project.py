@@ -15,20 +15,20 @@ from libcst.helpers import get_full_name_for_node
 
 from .syntax import NotUnderstood
 
-#: The folders of installed packages, whose files are not edited.
+#: The folders of the standard library and of installed packages. Their files are never edited.
 INSTALLED: Final = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source file of the project.
+    """A Python file of the project.
 
     Args:
-        name: the dotted name of its module.
+        name: the dotted name of the module.
         path: the path of the file.
-        package: the package in which its relative imports are resolved.
+        package: the dotted name of the package, from which relative imports are resolved.
         text: the content of the file; empty if the file does not exist yet.
-        module: the parsed content.
+        module: the syntax tree of the content.
     """
 
     name: str
@@ -39,20 +39,20 @@ class Source:
 
     @property
     def root(self) -> Path:
-        """The folder from which the module is imported."""
+        """The folder that contains the module's top-level package."""
         depth = len(self.name.split("."))
         return (self.path.parent if self.path.name == "__init__.py" else self.path).parents[depth - 1]
 
 
 def find_source(name: str) -> Source | None:
-    """Return the source file of a module; None if there is none, or if it is not a file of the project.
+    """Return the source file of a module; None if there is no such file in the project.
 
     Raises:
         NotUnderstood: the file cannot be parsed.
     """
     try:
         spec = find_spec(name)
-    except (ImportError, ValueError):  # a parent package does not exist; `__main__`
+    except (ImportError, ValueError):  # a parent package does not exist, or the name is `__main__`
         return None
     if spec is None or spec.origin is None or not spec.has_location or spec.parent is None:
         return None
@@ -71,7 +71,7 @@ def required_source(name: str) -> Source:
     """Return the source file of a module.
 
     Raises:
-        NotUnderstood: there is none, it is not a file of the project, or it cannot be parsed.
+        NotUnderstood: there is no such file in the project, or it cannot be parsed.
     """
     source = find_source(name)
     if source is None:
@@ -80,11 +80,11 @@ def required_source(name: str) -> Source:
 
 
 def imported_sources(source: Source, *, star: bool = False) -> Iterator[Source]:
-    """Yield the files of the project that a file imports from.
+    """Yield the files of the project from which a file imports names.
 
     Args:
-        source: the file that imports.
-        star: yield only those from which it imports all names, and those from which they import all names.
+        source: the importing file.
+        star: whether to find only the files of `from … import *`. The imports of these files are followed, too.
     """
     for node in m.findall(source.module, m.ImportFrom()):
         if not isinstance(node, cst.ImportFrom) or (star and not isinstance(node.names, cst.ImportStar)):

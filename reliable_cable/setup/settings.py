@@ -33,12 +33,12 @@ RELIABLE_CABLE = {
 
 
 def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
-    """Add the changes of the settings to a plan. Return whether `INSTALLED_APPS` has all apps then.
+    """Add the changes of the settings to a plan. Return whether `INSTALLED_APPS` contains all apps afterwards.
 
     Args:
-        plan: the plan.
-        asgi_application: the value of `ASGI_APPLICATION` to set if the project has none; None: it is not known.
-        example: the example app; None: there is none.
+        plan: the plan to which the changes are added.
+        asgi_application: the value of `ASGI_APPLICATION` for a project that does not set it; None if it is unknown.
+        example: the name of the example app; None if it is not wanted.
     """
     front = [] if _has_app("daphne") else ["daphne"]
     back = [app for app in ("channels", "reliable_cable") if not _has_app(app)]
@@ -57,7 +57,7 @@ def plan_settings(plan: Plan, asgi_application: str | None, example: str | None)
         module = _add_apps(source.module, front, back, own)
         for name, code in statements.items():
             if find_assignments(module, name):
-                raise NotUnderstood(f"`{name}` is assigned here, but is not in force")
+                raise NotUnderstood(f"`{name}` is assigned here, but the loaded settings do not have it")
             module = insert_statements(module, code, after="WSGI_APPLICATION" if name == "ASGI_APPLICATION" else None)
         plan.edit(source, module.bytes)
         return True
@@ -86,14 +86,20 @@ def _note_late_daphne(plan: Plan) -> None:
         if apps.index("daphne") > apps.index("django.contrib.staticfiles"):
             plan.notes.append(
                 'Move "daphne" to the beginning of INSTALLED_APPS. Behind "django.contrib.staticfiles", its runserver '
-                "is not used, and Django's serves no WebSockets."
+                "is not used, and that of Django serves no WebSockets."
             )
 
 
 def _defining_source(name: str) -> Source:
-    """Return the settings file that assigns a setting: the settings module, or one from which it imports all names."""
+    """Return the file that assigns a setting.
+
+    This is the settings module, or a module whose names the settings module imports by `from … import *`.
+
+    Raises:
+        NotUnderstood: not exactly one of these files assigns the setting.
+    """
     if not _settings_module():
-        raise NotUnderstood("the environment variable names no module")
+        raise NotUnderstood("the environment variable is not set")
     first = required_source(_settings_module())
     sources = {source.path: source for source in (first, *imported_sources(first, star=True))}
     defining = [
@@ -106,9 +112,15 @@ def _defining_source(name: str) -> Source:
 
 
 def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[str]) -> cst.Module:
-    """Return a settings module with more apps.
+    """Return a settings module with additional apps.
 
-    `INSTALLED_APPS` may be a list, or a sum of lists with names, such as `DJANGO_APPS + THIRD_PARTY_APPS + LOCAL_APPS`.
+    `INSTALLED_APPS` must be a list, or a sum of named lists such as `DJANGO_APPS + THIRD_PARTY_APPS + LOCAL_APPS`.
+
+    Args:
+        module: the settings module.
+        front: the apps to insert at the beginning.
+        back: the apps to insert at the end. In a sum, they are inserted in the list of third-party apps.
+        own: the apps of the project to insert at the end.
     """
     value = only_value(module, "INSTALLED_APPS", extended=True)
     names = ["INSTALLED_APPS"]
@@ -129,9 +141,15 @@ def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[s
 
 
 def _check_list(value: cst.BaseExpression, name: str) -> None:
-    """Check that a value is a list literal, and that its strings are apps in force: the settings may replace them."""
+    """Check that a value is a list literal whose apps are installed.
+
+    If some are not installed, another file or statement replaces the list, and it is useless to edit it.
+
+    Raises:
+        NotUnderstood: the value is not such a list.
+    """
     if not isinstance(value, cst.List):
         raise NotUnderstood(f"`{name}` is not a list")
     found = {string_value(element.value) for element in value.elements} - {None}
     if not found <= set(settings.INSTALLED_APPS):
-        raise NotUnderstood(f"`{name}` has apps that are not in force, so another file or statement replaces it")
+        raise NotUnderstood(f"`{name}` has apps that are not installed, so another file or statement must replace it")

@@ -1,4 +1,4 @@
-"""Edits of Python source that keep its formatting and comments."""
+"""Edits Python source, and preserves its formatting and comments."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LINE_BREAK: Final = cst.TrailingWhitespace()
 
 
 class NotUnderstood(Exception):
-    """Source that is not edited, because it has another form than expected. The message says what was expected."""
+    """Raised if source code has an unexpected form, so that it cannot be edited. The message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A statement that gives a variable a value.
+    """A statement that assigns a value to a variable.
 
     Args:
-        value: the assigned expression; None: the statement is no plain assignment.
-        top_level: whether the statement is in no block.
-        extends: whether the expression contains the former value.
+        value: the assigned expression; None if the statement is not a plain assignment, but a `for` loop, for example.
+        top_level: whether the statement is outside of all blocks.
+        extends: whether the expression contains the variable itself, so that it extends the former value.
     """
 
     value: cst.BaseExpression | None
@@ -37,7 +37,7 @@ class Assignment:
 
 
 def find_assignments(module: cst.Module, name: str) -> list[Assignment]:
-    """Return the statements that give a global variable a value, also those in `if` and `try`, but no imports."""
+    """Return the statements that assign a value to a global variable, in blocks too. Imports are left out."""
     finder = _Assignments(name)
     module.visit(finder)
     outer = {id(small) for line in module.body if isinstance(line, cst.SimpleStatementLine) for small in line.body}
@@ -65,7 +65,7 @@ class _Assignments(cst.CSTVisitor):
             self.found.append((node, None))
 
     def visit_AsName(self, node: cst.AsName) -> None:  # noqa: N802
-        """See `with … as name` and `except … as name`."""
+        """Find `with … as name` and `except … as name`."""
         if m.findall(node.name, m.Name(self.name)):
             self.found.append((node, None))
 
@@ -74,7 +74,7 @@ class _Assignments(cst.CSTVisitor):
             self.found.append((node, None))
 
     def visit_ImportAlias(self, node: cst.ImportAlias) -> bool:  # noqa: N802
-        return False  # imports are no assignments, see `_is_imported`
+        return False  # `_is_imported` finds imports
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802
         if node.name.value == self.name:
@@ -91,12 +91,12 @@ def only_value(module: cst.Module, name: str, *, extended: bool = False) -> cst.
     """Return the value of a variable that is assigned once, at the top level.
 
     Args:
-        module: the module.
+        module: the module that assigns the variable.
         name: the name of the variable.
-        extended: whether later assignments may extend the value, as `name = [*name, …]` does.
+        extended: whether to ignore assignments that extend the value, such as `name = [*name, …]`.
 
     Raises:
-        NotUnderstood: there is not exactly one such assignment.
+        NotUnderstood: the variable is assigned more than once, in a block, or never.
     """
     found = [each for each in find_assignments(module, name) if not (extended and each.extends)]
     if len(found) != 1 or not found[0].top_level or found[0].value is None:
@@ -105,7 +105,7 @@ def only_value(module: cst.Module, name: str, *, extended: bool = False) -> cst.
 
 
 def operands(value: cst.BaseExpression) -> list[cst.BaseExpression]:
-    """Return the operands of a sum, from left to right. An expression that is no sum is its only operand."""
+    """Return the operands of a sum, from left to right. For any other expression, return only the expression."""
     if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
         return [*operands(value.left), *operands(value.right)]
     return [value]
@@ -118,25 +118,28 @@ def string_value(node: cst.CSTNode | None) -> str | None:
 
 
 def calls(node: cst.CSTNode, function: str) -> list[cst.Call]:
-    """Return the calls of a function in a piece of code, outer ones first. The function may be an attribute."""
+    """Return all calls of a function in a piece of code, outer calls first.
+
+    Both `function()` and `module.function()` are found.
+    """
     named = m.Call(func=m.Name(function) | m.Attribute(attr=m.Name(function)))
     return [found for found in m.findall(node, named) if isinstance(found, cst.Call)]
 
 
 def only_argument(call: cst.Call) -> cst.BaseExpression | None:
-    """Return the positional argument of a call that has no other; None for all other calls."""
+    """Return the argument of a call with exactly one argument, which is positional; None for all other calls."""
     if len(call.args) != 1 or call.args[0].keyword or call.args[0].star:
         return None
     return call.args[0].value
 
 
 def replace(module: cst.Module, old: cst.CSTNode, new: cst.CSTNode) -> cst.Module:
-    """Return a module with another node in place of one of its nodes."""
+    """Return a module in which a node was replaced by another one."""
     return cst.ensure_type(module.deep_replace(old, new), cst.Module)
 
 
 def in_quotes_of(module: cst.Module, code: str) -> str:
-    """Return code that is written with double quotes, with the quotes that most strings of a module have."""
+    """Replace the double quotes of some code by single quotes, if most strings of a module have single quotes."""
     strings = [node.value for node in m.findall(module, m.SimpleString()) if isinstance(node, cst.SimpleString)]
     quotes = Counter(text.lstrip("rbuRBU")[0] for text in strings if '"""' not in text)
     return code.replace('"', "'") if quotes["'"] > quotes['"'] else code
@@ -146,14 +149,17 @@ def in_quotes_of(module: cst.Module, code: str) -> str:
 
 
 def insert_first(node: cst.List, code: str) -> cst.List:
-    """Return a list literal with one more element, on a line of its own if the first element has one."""
+    """Insert an element at the beginning of a list literal, and return the list.
+
+    If the first element is on a line of its own, the new one gets a line, too.
+    """
     element = cst.Element(cst.parse_expression(code))
     if not node.elements:
         return node.with_changes(elements=[element])
     opening = node.lbracket.whitespace_after
     separator: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
     if isinstance(opening, cst.ParenthesizedWhitespace):
-        # Comment lines stay above their element.
+        # Comment lines above the former first element stay above it.
         separator = opening.with_changes(first_line=LINE_BREAK)
         opening = opening.with_changes(empty_lines=[])
     first = element.with_changes(comma=cst.Comma(whitespace_after=separator))
@@ -161,7 +167,10 @@ def insert_first(node: cst.List, code: str) -> cst.List:
 
 
 def insert_last(node: Brackets, code: str) -> Brackets:
-    """Return a list or dict literal with one more element, on a line of its own if the first element has one."""
+    """Append an element to a list or dict literal, and return the literal.
+
+    If the first element is on a line of its own, the new one gets a line, too.
+    """
     new: Any
     if isinstance(node, cst.List):
         names, new = ("lbracket", "rbracket"), cst.Element(cst.parse_expression(code))
@@ -177,7 +186,7 @@ def insert_last(node: Brackets, code: str) -> Brackets:
     if isinstance(opening, cst.ParenthesizedWhitespace):
         separator = opening.with_changes(first_line=LINE_BREAK, empty_lines=[])
         if isinstance(closing, cst.ParenthesizedWhitespace):
-            # A comment behind the last element stays there.
+            # A comment behind the former last element stays behind it.
             separator = separator.with_changes(first_line=closing.first_line, empty_lines=closing.empty_lines)
             closing = closing.with_changes(first_line=LINE_BREAK, empty_lines=[])
             new = new.with_changes(comma=cst.Comma())
@@ -189,7 +198,14 @@ def insert_last(node: Brackets, code: str) -> Brackets:
 
 
 def insert_statements(module: cst.Module, code: str, *, after: str | None = None) -> cst.Module:
-    """Return a module with more statements, behind the assignment to a variable or, without one, at the end."""
+    """Insert statements into a module, and return the module.
+
+    Args:
+        module: the module.
+        code: the statements.
+        after: the name of a variable. The statements are inserted after the assignment to it. By default, they are
+            appended to the module.
+    """
     added = cst.parse_module(in_quotes_of(module, code))
     body = list(module.body)
     index = len(body)
@@ -207,10 +223,14 @@ def insert_statements(module: cst.Module, code: str, *, after: str | None = None
 
 
 def add_imports(module: cst.Module, needed: Mapping[str, Iterable[str]]) -> cst.Module:
-    """Return a module that imports names from modules, at the top and in alphabetical order.
+    """Add imports at the top of a module, in alphabetical order, and return the module.
+
+    Args:
+        module: the module to change.
+        needed: the names to import, by the dotted name of the module that defines them.
 
     Raises:
-        NotUnderstood: a name is already in use for something else.
+        NotUnderstood: the module uses one of the names for something else.
     """
     for source, names in needed.items():
         module = _add_import(module, source, [name for name in names if not _is_imported(module, source, name)])
@@ -221,7 +241,7 @@ def _is_imported(module: cst.Module, source: str, name: str) -> bool:
     """Return whether a module imports a name at its top level.
 
     Raises:
-        NotUnderstood: the name is something else in this module.
+        NotUnderstood: the module uses the name for something else.
     """
     outer = {id(node) for _, node in _imports(module)}
     found = [
@@ -232,7 +252,7 @@ def _is_imported(module: cst.Module, source: str, name: str) -> bool:
         if (alias.evaluated_alias or alias.evaluated_name) == name
     ]
     if find_assignments(module, name) or any(where != source for where, _ in found):
-        raise NotUnderstood(f"the name `{name}` is in use for something else than {source}.{name}")
+        raise NotUnderstood(f"the name `{name}` is already used for something other than {source}.{name}")
     return (source, True) in found
 
 
@@ -249,7 +269,7 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
     new = cst.ensure_type(cst.parse_statement(f"from {source} import {', '.join(names)}"), cst.SimpleStatementLine)
     body: list[Any] = list(module.body)
     if later is not None:
-        # A comment stays above the import that it is above.
+        # Comments above an import stay directly above it, below the new import.
         above = list(body[later].leading_lines)
         blank = next((number for number, line in enumerate(above) if line.comment), len(above))
         new = new.with_changes(leading_lines=above[:blank])
@@ -262,7 +282,10 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
 
 
 def _with_names(node: cst.ImportFrom, names: list[str]) -> cst.ImportFrom:
-    """Return a `from … import` with more names. libcst's own visitor for that fails if zope.interface is loaded."""
+    """Add names to a `from … import`, in alphabetical order.
+
+    libcst's own visitor for this fails if zope.interface is loaded.
+    """
     aliases = [] if isinstance(node.names, cst.ImportStar) else list(node.names)
     space: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
     if node.lpar and isinstance(node.lpar.whitespace_after, cst.ParenthesizedWhitespace):
@@ -280,7 +303,7 @@ def _with_names(node: cst.ImportFrom, names: list[str]) -> cst.ImportFrom:
 
 
 def _source(node: cst.CSTNode) -> str:
-    """Return the module that a `from … import` names; `""` for other imports and relative ones."""
+    """Return the module from which an absolute `from … import` imports; `""` for all other imports."""
     if not isinstance(node, cst.ImportFrom) or node.relative or node.module is None:
         return ""
     return get_full_name_for_node(node.module) or ""
@@ -291,7 +314,7 @@ def _has_docstring(module: cst.Module) -> bool:
 
 
 def _imports(module: cst.Module) -> list[tuple[int, cst.Import | cst.ImportFrom]]:
-    """Return the imports at the top level of a module, and the numbers of their lines in its body."""
+    """Return the top-level imports of a module, each with the index of its line in `module.body`."""
     firsts = [
         (number, line.body[0]) for number, line in enumerate(module.body) if isinstance(line, cst.SimpleStatementLine)
     ]
@@ -299,6 +322,6 @@ def _imports(module: cst.Module) -> list[tuple[int, cst.Import | cst.ImportFrom]
 
 
 def _import_block(module: cst.Module) -> list[tuple[int, cst.Import | cst.ImportFrom]]:
-    """Return those of the imports at the top level that come before all other statements."""
+    """Return the top-level imports that precede all other statements."""
     start = int(_has_docstring(module))
     return [found for index, found in enumerate(_imports(module)) if found[0] == start + index]

@@ -32,30 +32,31 @@ def async_twin(
 
 
 class Listener(ABC):
-    """Receives the events of streams from a store, for one hub. All its methods are called on one event loop."""
+    """Receives the events of streams from a store. It belongs to a hub, on whose event loop all methods are called."""
 
     @abstractmethod
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream.
 
-        Every event that happens after this method has returned is announced. If one may have been missed, another event
-        tells the receiver to read the stream.
+        All events that happen after this method has returned are announced. If events may have been missed, the
+        receiver gets another event, after which it must read the stream.
         """
 
     @abstractmethod
     async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream, pending events included."""
+        """Stop announcing the events of a stream, including those that are pending."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Unsubscribe from all streams, and release all resources of this listener, such as tasks and connections."""
+        """Unsubscribe from all streams, and release the resources of this listener, such as tasks and connections."""
 
 
 class Store(ABC):
-    """Base class of the three store interfaces.
+    """Base class of stream stores, presence stores and session stores.
 
-    Sync methods may be called from any thread. Their async twins, which have an `a` prefix, may be called from any
-    event loop. A subclass provides the sync methods and `_run`, or overrides the twins so that they need no threads.
+    The sync methods may be called from any thread. Their async twins, whose names begin with `a`, may be called from
+    any event loop. A subclass implements the sync methods and `_run`. It may also override the twins so that they need
+    no threads.
 
     Args:
         settings: the settings of this package.
@@ -63,9 +64,9 @@ class Store(ABC):
             `time`).
     """
 
-    #: Whether the store needs the tables in `settings.database`.
+    #: Whether the store needs tables in the database `settings.database`.
     uses_database: bool = False
-    #: Whether the store is on a server of its own. Its sync methods block for seconds while that server hangs.
+    #: Whether the store is on a server of its own, so that its sync methods may block for seconds if the server hangs.
     is_remote: bool = False
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
@@ -74,7 +75,7 @@ class Store(ABC):
 
     @property
     def place(self) -> str:
-        """Where the data are, in words for a developer. It contains no password."""
+        """A description of the place of the data, for messages. It contains no password."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def time(self) -> float:
@@ -90,7 +91,7 @@ class Store(ABC):
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clocks of the store's servers, by the name of the server.
 
-        Each clock is a function that asks its server for the current time, in seconds since 1970. The mapping is empty
+        A clock is a function that returns the current time of its server, in seconds since 1970. The mapping is empty
         if the store uses this host's clock.
         """
         return {}
@@ -103,5 +104,5 @@ class Store(ABC):
         """Run a sync method of this store without blocking the event loop."""
 
     async def _run_write(self, call: Callable[[], T]) -> T:
-        """Run a sync method that writes, and may have to wait for other writers, without blocking the event loop."""
+        """Run a sync method without blocking the event loop. The method writes, and may wait for other writers."""
         return await self._run(call)

@@ -1,4 +1,4 @@
-"""An event bus inside one process. Any thread can publish events, and listeners receive them on their event loops."""
+"""An event bus in a process. Events can be published by any thread, and are delivered on the listeners' event loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Listener
 
 
 class Event(Protocol):
-    """An event that a bus can carry: something that happened to one stream."""
+    """An event that can be published on a bus. It belongs to a stream."""
 
     @property
     def stream(self) -> str:
@@ -27,16 +27,16 @@ E = TypeVar("E", bound=Event)
 
 
 class BusListener(Listener, Generic[E]):
-    """Calls `deliver` with the events of a bus, on the event loop that was running when the listener was created.
+    """Calls `deliver` with the events of a bus, on the event loop on which the listener was created.
 
-    One callback of the event loop delivers all pending events.
+    All pending events are delivered in one callback of the event loop.
     """
 
     def __init__(self, bus: Bus[E], deliver: Callable[[E], None]) -> None:
         self._bus = bus
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        #: The context in which events are delivered, so that they do not run in the context of the publishing code.
+        #: The context in which events are delivered, in place of the context of the publishing code.
         self._context = Context()
         #: The streams whose events are announced.
         self.streams: set[str] = set()
@@ -50,7 +50,7 @@ class BusListener(Listener, Generic[E]):
         self._bus.add(stream, self)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream, pending events included."""
+        """Stop announcing the events of a stream, including those that are pending."""
         self.streams.discard(stream)
         self._bus.remove(stream, self)
 
@@ -95,7 +95,7 @@ class Bus(Generic[E]):
     """Delivers the events of one store to its listeners. All methods may be called from any thread."""
 
     def __init__(self) -> None:
-        # The keys are process ids. A forked child must not use the event loops and locks of its parent.
+        #: The listeners, by process id. A forked child must not use the event loops and locks of its parent.
         self._processes: dict[int, _Listeners[E]] = {}
 
     @property

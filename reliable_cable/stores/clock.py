@@ -1,6 +1,6 @@
-"""The current time by the clock of a store, which all hosts share.
+"""`StoreClock`, which tells the time by the clock of a store. All hosts share this clock.
 
-Use this clock for times that one process stores and another one compares, because the clocks of hosts differ.
+Use it for times that one process stores and another process compares, because the clocks of hosts differ.
 """
 
 import asyncio
@@ -20,37 +20,39 @@ from reliable_cable.logs import logger
 
 from .base import Store
 
-#: How often, in seconds, to measure while the clock is in use.
+#: The time, in seconds, between two measurements while the clock is in use.
 INTERVAL: Final = 10.0
 #: The maximum age, in seconds, of a measurement that is used without `MARGIN`.
 MAX_AGE: Final = 30.0
-#: How much, in seconds, to subtract from the time while there is no recent measurement. A time that is too early may
-#: give a client a message twice. A time that is too late may make it miss one.
+#: The number of seconds to subtract from the time if there is no recent measurement. If the time is too early, a client
+#: may receive a message twice. If it is too late, the client may miss a message.
 MARGIN: Final = 5.0
 #: How many seconds two clocks may drift apart in one second. NTP changes the speed of a clock by at most this much.
 MAX_DRIFT: Final = 0.0005
 #: How long, in seconds, `ready` waits for a measurement.
 READY_TIMEOUT: Final = 2.0
-#: How long, in seconds, the measuring thread keeps running while the clock is not used.
+#: How long, in seconds, the measuring thread continues to run while the clock is not used.
 IDLE_TIME: Final = 600.0
 
 
 class StoreClock:
     """Returns the time by a store's clock, without a request to the store for each call.
 
-    The clock measures the offset between the store's clock and this process's monotonic clock. While a measurement is
-    at most `MAX_AGE` seconds old, the returned time is never ahead of the store's clock. It is behind by at most the
-    round trip of the measurement, and by less if an earlier measurement was faster. Later, the time is estimated from
-    the last measurement, and `MARGIN` is subtracted. Before the first measurement, the estimate comes from this host's
-    clock. If the store uses this host's clock, nothing is measured.
+    It measures the offset between the store's clock and this process's monotonic clock. If the measurement is at most
+    `MAX_AGE` seconds old, the returned time is never later than the store's time. It is earlier by at most the round
+    trip of the measurement, and by less if an earlier measurement was faster.
+
+    If the measurement is older, the time is estimated from it, and `MARGIN` is subtracted. Before the first
+    measurement, the time is estimated from this host's clock. If the store itself uses this host's clock, nothing is
+    measured.
 
     In a process with an event loop, a task runs `keep`. In other processes, such as WSGI servers and task workers, the
-    first use starts a thread that measures. The thread ends after `IDLE_TIME` seconds without use.
+    first use starts a thread that measures. The thread ends if the clock is not used for `IDLE_TIME` seconds.
 
     Args:
-        store: the store that has the clock.
-        threads: whether a thread may measure. False keeps tests in transactions from opening a second database
-            connection.
+        store: the store whose clock is used.
+        threads: whether a thread may measure. It is False in tests that run in a transaction, because a thread would
+            open a second database connection.
         monotonic: this process's monotonic clock, in seconds.
         host: this host's clock, in seconds since 1970.
     """
@@ -77,7 +79,7 @@ class StoreClock:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether the store uses a clock other than this host's."""
+        """Whether the store uses another clock than this host's clock."""
         return bool(self._store.clocks())
 
     # -- telling the time ---------------------------------------------------------------------------------------------
@@ -87,14 +89,14 @@ class StoreClock:
         return self.at(self._monotonic()) if self.remote else self._store.clock()
 
     def moment(self) -> float:
-        """Return a mark of the current moment, for a later call of `at`."""
+        """Return the current moment, for a later call of `at`."""
         return self._monotonic()
 
     def at(self, moment: float) -> float:
         """Return the store's time at a past moment, according to the newest measurement.
 
         Args:
-            moment: the mark that `moment()` returned at that time.
+            moment: the result of `moment()` at that moment.
         """
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
@@ -106,7 +108,7 @@ class StoreClock:
         return moment + offset - MARGIN
 
     def of_host(self, host_time: float) -> float:
-        """Convert a time by this host's clock into a time by the store's clock."""
+        """Convert a time of this host's clock to the time of the store's clock."""
         return self.now() + (host_time - self._host()) if self.remote else host_time
 
     # -- measuring ----------------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class StoreClock:
         self._record(sent_at, await self._store.atime())
 
     async def ready(self) -> None:
-        """Measure now if there is no recent measurement. After `READY_TIMEOUT` seconds, return without one."""
+        """Measure if there is no recent measurement. If this takes longer than `READY_TIMEOUT`, return without one."""
         if self.remote and not self._fresh:
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(READY_TIMEOUT):
@@ -143,7 +145,7 @@ class StoreClock:
                 try:
                     await self.ameasure()
                 except Exception as error:
-                    logger.debug("The time of the store could not be read; this is retried: %s", error)
+                    logger.debug("The time of the store could not be read; trying again: %s", error)
                     delay = BACKGROUND_RETRY_DELAY
                 await asyncio.sleep(delay)
         finally:
@@ -158,7 +160,7 @@ class StoreClock:
         received_at = self._monotonic()
         offset, latest = store_time - received_at, store_time - sent_at
         if self._measured is not None:
-            # The last measurement may be more exact, because its round trip was shorter.
+            # If the round trip of the last measurement was shorter, its result is more exact.
             last, measured_at = self._measured
             last -= MAX_DRIFT * (sent_at - measured_at)
             if last <= latest:
@@ -178,16 +180,16 @@ class StoreClock:
 
 
 def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
-    """Measure every `INTERVAL` seconds while the clock exists and is in use. A thread runs this."""
+    """Measure every `INTERVAL` seconds while the clock exists and is in use. This runs in a thread."""
     while (clock := reference()) is not None and clock._monotonic() - clock._used_at < IDLE_TIME:
         delay = INTERVAL
         try:
             clock.measure()
         except Exception as error:
-            logger.debug("The time of the store could not be read; this is retried: %s", error)
+            logger.debug("The time of the store could not be read; trying again: %s", error)
             delay = BACKGROUND_RETRY_DELAY
         finally:
-            # No database connection stays open between two measurements.
+            # The thread must not have an open database connection between two measurements.
             connections.close_all()
         del clock
         time.sleep(delay)

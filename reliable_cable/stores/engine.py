@@ -1,4 +1,4 @@
-"""Chooses the stores that the settings name, and creates them once in each process."""
+"""Chooses the stores according to the settings, and creates them once in each process."""
 
 import os
 import threading
@@ -57,7 +57,7 @@ class Engine:
 
     @property
     def may_block(self) -> bool:
-        """Whether sync code should use a background thread for calls whose result it does not need."""
+        """Whether a store may block for seconds. Sync code then makes calls without a result in a background thread."""
         remote = self.streams.is_remote or self.sessions.is_remote
         return remote and self.streams.settings.handler_threads > 0
 
@@ -78,7 +78,7 @@ def _shared_buckets(settings: CableSettings) -> Buckets | None:
 
 
 def engine_paths(settings: CableSettings) -> Mapping[str, str]:
-    """Return the dotted path of the class of each store: `streams`, `presence` and `sessions`."""
+    """Return the dotted paths of the store classes, with the keys `streams`, `presence` and `sessions`."""
     if isinstance(settings.engine, Mapping):
         return settings.engine
     paths = ENGINE_CLASSES[settings.engine]
@@ -88,10 +88,10 @@ def engine_paths(settings: CableSettings) -> Mapping[str, str]:
 
 
 def engine_classes(settings: CableSettings) -> dict[str, Any]:
-    """Return the class of each store: `streams`, `presence` and `sessions`.
+    """Return the store classes, with the keys `streams`, `presence` and `sessions`.
 
     Raises:
-        ImproperlyConfigured: a class cannot be imported, or is not a subclass of its interface.
+        ImproperlyConfigured: a class cannot be imported, or does not have the right base class.
     """
     classes: dict[str, Any] = {}
     paths = engine_paths(settings)

@@ -1,4 +1,4 @@
-"""The former path of the interface of stream stores, for settings and engines that name it."""
+"""The former path of the base class of stream stores. Engines of other packages may still import it from here."""
 
 from reliable_cable.stores.streams.base import IDLE_STREAM_TTL as IDLE_STREAM_TTL
 from reliable_cable.stores.streams.base import NOWHERE as NOWHERE

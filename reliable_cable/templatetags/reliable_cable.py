@@ -1,4 +1,4 @@
-"""Template tags for pages that use the cable. Load them with `{% load reliable_cable %}`."""
+"""Template tags for web pages that connect to the cable. Load them with `{% load reliable_cable %}`."""
 
 from datetime import datetime
 from functools import cache
@@ -25,7 +25,7 @@ register = template.Library()
 #: The path of the bundled client in the static files.
 SCRIPT = "reliable_cable/cable.js"
 
-#: The path of the cable. It is also the default of the npm client.
+#: The default path of the cable. The npm client has the same default.
 DEFAULT_URL = "/cable"
 
 
@@ -33,24 +33,25 @@ DEFAULT_URL = "/cable"
 def cable_meta_tags(
     context: template.Context, url: str = DEFAULT_URL, since: datetime | float | None = None, token: bool = False
 ) -> SafeString:
-    """Render the meta tags that the JavaScript client reads. Put them into the head of the page.
+    """Render the meta tags that the JavaScript client reads. Put them into the head of the web page.
 
-    They contain the time at which the request began, before its view read the page's data. If the template has no
-    variable `request`, this is the time of the rendering. A client that subscribes for the first time requests the
-    messages that were broadcast since then. The time is rounded down to a whole second. So the client may receive a
-    message whose data is already in the page.
+    They contain the time at which the request began, which is before the view read the data of the web page. A client
+    that subscribes for the first time requests the messages that were broadcast since this time. If the template has no
+    variable `request`, the tags contain the time at which they are rendered. The time is rounded down to a whole
+    second. So the client may receive a message whose data is already in the web page.
 
-    The time is that of the stream store's clock. Rendering never waits for the store: until the process has measured
+    The time is that of the stream store's clock. Rendering never waits for the store. Until the process has measured
     the difference between the store's clock and its own, the time is 5 seconds earlier.
 
     Args:
         context: the context of the template.
         url: the path of the cable, or its ws:// or wss:// URL.
-        since: when the page's data was read from the database, if that was before the request began, for example
-            because the data comes from a cache: a datetime, or seconds since 1970 by this host's clock.
-        token: whether to add a token of the request's user, see `cable_token`. There is none for anonymous users. The
-            URL is then absolute, or left out if it is the default one: a client that reads the page again for a new
-            token could not use a path.
+        since: the time at which the data of the web page was read from the database. Give it if that was before the
+            request began, for example if the data comes from a cache. It is a datetime, or a number of seconds since
+            1970 by this host's clock.
+        token: whether to add a token for the user of the request, see `cable_token`. Anonymous users get no token. The
+            URL is then absolute, or left out if it is the default one, because a client that loads the web page again
+            for a new token could not use a path.
     """
     tags = []
     if not token or url != DEFAULT_URL:
@@ -58,11 +59,11 @@ def cable_meta_tags(
     if token and (text := cable_token(context)):
         tags.append(format_html('<meta name="cable-token" content="{}">', text))
     tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', int(_since(context, since))))
-    return mark_safe("\n".join(tags))  # noqa: S308 - each of them is escaped
+    return mark_safe("\n".join(tags))  # noqa: S308 - format_html has escaped each tag
 
 
 def _absolute(context: template.Context, url: str) -> str:
-    """Return the ws:// or wss:// URL for a path on the host of the request. Without a request, return the path."""
+    """Return the ws:// or wss:// URL of a path on the host of the request. Return other URLs unchanged."""
     request: Any = context.get("request")
     if request is None or not url.startswith("/") or url.startswith("//"):
         return url
@@ -71,12 +72,13 @@ def _absolute(context: template.Context, url: str) -> str:
 
 @register.simple_tag(takes_context=True)
 def cable_token(context: template.Context, ttl: float = tokens.DEFAULT_TTL) -> str:
-    """Render a token with which the client of this page connects as the user of the request.
+    """Render a token with which the client of this web page connects as the user of the request.
 
-    It is empty for anonymous users. Whoever has the token can connect as the user, so do not cache the page for others.
+    The token of an anonymous user is empty. Everyone who has a token can connect as its user. So do not cache the web
+    page for other users.
 
     Args:
-        context: the context of the template, with the request or the user.
+        context: the context of the template, which has a variable `request` or `user`.
         ttl: how long, in seconds, the token is valid.
     """
     request: Any = context.get("request")
@@ -89,8 +91,9 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
     """Render the script tag that loads the bundled JavaScript client. The script is deferred.
 
     Args:
-        nonce: the nonce of the Content-Security-Policy; None: use the nonce of Django's CSP support (6.0 and later) or
-            of django-csp, if one of them is in use.
+        context: the context of the template.
+        nonce: the nonce of the Content-Security-Policy. The default is the nonce of Django's CSP support (6.0 and
+            later) or of django-csp, if the project uses one of them.
     """
     _warn_if_missing()
     if nonce is None:
@@ -106,33 +109,36 @@ def signed_stream_name(name: str, at: PagePosition | None = None) -> str:
 
     Args:
         name: the stream's name.
-        at: the position that the view has read before the page's data, see `cable_position`.
+        at: the position of the stream that the view read before the data of the web page, see `cable_position`.
     """
     return signing.signed_stream_name(name, at=None if at is None else _checked_position("signed_stream_name", at))
 
 
 @register.simple_tag
 def cable_position(at: PagePosition) -> str:
-    """Render a position that the view has read, for example in `data-after="{% cable_position at %}"`.
+    """Render the position of a stream, for example in `data-after="{% cable_position at %}"`.
 
-    The view reads it with `position()` before it reads the page's data, and passes it in the context. The tag itself
-    reads nothing, because it runs after the queries of the view: messages between these and the position would be in
-    neither.
+    The view must read the position with `position()` before it reads the data of the web page, and pass it in the
+    context. The tag cannot read the position itself, because tags run after the view. Messages that were sent between
+    the queries of the view and the rendering would be lost.
+
+    Args:
+        at: the position that `position()` has returned.
 
     Raises:
-        TemplateSyntaxError: the value is not such a position.
+        TemplateSyntaxError: the value is not a position.
     """
     return str(_checked_position("cable_position", at))
 
 
 def _checked_position(tag: str, value: object) -> PagePosition:
-    # A lazy object would read the position now.
+    # A lazy object is refused, too. It would read the position only now, after the queries of the view.
     if type(value) is PagePosition:
         return value
     kind = "the name of a stream" if isinstance(value, str) and value else f"{type(value).__name__} {value!r:.80}"
     raise template.TemplateSyntaxError(
-        f"{{% {tag} %}} needs a position, not {kind}. In the view, call position(stream) before the page's data are "
-        "read, and pass the result in the context."
+        f"{{% {tag} %}} needs a position, not {kind}. In the view, call position(stream) before you read the data of "
+        "the web page, and pass the result in the context."
     )
 
 
@@ -143,21 +149,23 @@ def cable_events_url(
     url: str = "/events",
     since: datetime | float | None = None,
 ) -> str:
-    """Render the URL from which the page reads the messages of streams as server-sent events.
+    """Render the URL from which the web page reads the messages of streams as server-sent events.
 
-    It is for `sse-connect` and `hx-sse:connect` of htmx, and for every `EventSource`. The names of the streams are
-    signed, see `signed_stream_name`. The events contain only the messages (`raw=1`).
+    Use it for `sse-connect` and `hx-sse:connect` of htmx, or for an `EventSource`. The URL contains the signed names of
+    the streams, see `signed_stream_name`. The events contain only the messages (`raw=1`).
 
     Args:
         context: the context of the template.
-        streams: the streams, each as for `{% turbo_stream_from %}`: a string, a model instance, or a list of these. A
-            position that the view has read before the page's data stands for its stream, see `cable_position`.
+        streams: the streams. A stream is a string, a model instance, or a list of these, as for
+            `{% turbo_stream_from %}`. It can also be a position of the stream that the view read before the data of the
+            web page, see `cable_position`.
         url: the URL or the path of the endpoint.
-        since: as for `{% cable_meta_tags %}`. The reader is first sent what was broadcast since this time.
+        since: a time, as for `{% cable_meta_tags %}`. The events begin with the messages since this time.
 
     Raises:
-        TemplateSyntaxError: there is no stream.
-        ChannelError, InvalidStreamName: a stream has no valid name.
+        TemplateSyntaxError: no stream was given.
+        ChannelError: a model instance has not been saved, or a stream has no name.
+        InvalidStreamName: the name of a stream is not allowed.
     """
     if not streams:
         raise template.TemplateSyntaxError("{% cable_events_url %} needs a stream.")
@@ -173,7 +181,7 @@ def _signed(stream: "Streamable | PagePosition") -> str:
 
 
 def _since(context: template.Context, since: datetime | float | None = None) -> float:
-    """Return the time from which a page requests messages, in seconds of the stream store's clock."""
+    """Return the time from which a web page requests messages, in seconds since 1970 by the stream store's clock."""
     clock = get_engine().stream_clock
     if since is not None:
         return clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
@@ -186,21 +194,21 @@ def _since(context: template.Context, since: datetime | float | None = None) -> 
 def turbo_stream_from(
     context: template.Context, *streamables: Streamable, at: PagePosition | None = None
 ) -> SafeString:
-    """Render the element that subscribes the page to the Turbo Streams of a stream.
+    """Render the element that subscribes the web page to a stream of Turbo Stream actions.
 
-    The name of the stream is signed, see `signed_stream_name`. The npm packages `@anycable/turbo-stream` and
-    `@hotwired/turbo-rails` define the element. Without `at`, the element has the time at which the request began. The
-    page is then first sent the messages since this time, even if Turbo Drive shows it.
+    The npm packages `@anycable/turbo-stream` and `@hotwired/turbo-rails` define the element. It contains the signed
+    name of the stream, see `signed_stream_name`. Without `at`, it also contains the time at which the request began.
+    The web page first receives the messages since this time, even if it was loaded by Turbo Drive.
 
     Args:
         context: the context of the template.
-        streamables: what names the stream: strings, numbers, model instances. Several make one name.
-        at: the position of the stream that the view has read before the page's data, see `cable_position`.
+        streamables: strings, numbers or model instances, which together make the name of the stream.
+        at: the position of the stream that the view read before the data of the web page, see `cable_position`.
     """
     name = check_stream_name(target_name(list(streamables)))
     at = None if at is None else _checked_position("turbo_stream_from", at)
-    # The time has six decimals, so that each page has params of its own: the client gives a subscription the position
-    # of a former one with the same params.
+    # The time has six decimals, so that it differs for each web page. If the params of two subscriptions were equal,
+    # the client would begin the second one at the position of the first.
     since = format_html(' data-since="{}"', f"{_since(context):.6f}") if at is None else ""
     return format_html(
         '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"{}></turbo-cable-stream-source>',
@@ -212,7 +220,7 @@ def turbo_stream_from(
 
 @cache
 def _warn_if_missing() -> None:
-    """Log once in each process that the bundle is missing, as after an editable install without Node."""
+    """Log if the bundle is missing, as it is after an editable install without Node. A process logs this once."""
     if finders.find(SCRIPT) is None:
         logger.warning(
             "{%% cable_script %%} refers to %s, but there is no such static file. If you did not install a wheel, "
@@ -223,7 +231,7 @@ def _warn_if_missing() -> None:
 
 def _request_nonce(context: template.Context) -> str | None:
     request: Any = context.get("request")
-    # These are set by Django's context processor, django-csp and Django's middleware. Their values are lazy: they are
-    # false until they are converted to text, which also adds the nonce to the response's header. So compare with None.
+    # These three are set by Django's context processor, django-csp and Django's middleware. The values are lazy, and
+    # are falsy until they are converted to text, which adds the nonce to the response's header. So compare with None.
     nonces = (context.get("csp_nonce"), getattr(request, "csp_nonce", None), getattr(request, "_csp_nonce", None))
     return next((str(nonce) for nonce in nonces if nonce is not None), None)

@@ -1,4 +1,4 @@
-"""The test kit: tests of channels, of whole connections, and of broadcasts, without a server and without Redis."""
+"""The test kit, for tests of channels, connections and broadcasts. The tests need neither a server nor Redis."""
 
 from .broadcasts import CapturedBroadcast as CapturedBroadcast
 from .broadcasts import assert_broadcasts as assert_broadcasts

@@ -1,4 +1,4 @@
-"""Captures the broadcasts of the tested code, and asserts which of them there are."""
+"""Records the broadcasts that the tested code sends, and checks them."""
 
 import asyncio
 import json
@@ -23,10 +23,10 @@ class CapturedBroadcast:
 
     Args:
         stream: the name of the stream, without its namespace.
-        data: the payload, as clients receive it: encoded as JSON and decoded.
+        data: the payload as clients receive it, after it was encoded as JSON and decoded.
         transient: whether the message was neither stored nor numbered.
-        exclude_socket: the id of the session that does not receive the message; None: there is none.
-        namespace: the namespace of the stream, or `""`.
+        exclude_socket: the id of the session that does not receive the message; None if all receive it.
+        namespace: the namespace of the stream; `""` if it has none.
     """
 
     stream: str
@@ -41,13 +41,14 @@ class CapturedBroadcast:
 
 @contextmanager
 def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
-    """Return a list to which each broadcast is added when it is sent, in all threads.
+    """Record all broadcasts that are sent in this context, by any thread. The target of `as` is a list of them.
 
-    A broadcast inside a transaction of the tested code is sent after its commit, and never if it is rolled back. One
-    with an `idempotency_key` that was used before in the test is not sent.
+    A broadcast inside a transaction of the tested code is sent after the commit. If the transaction is rolled back, it
+    is not sent. A broadcast whose `idempotency_key` was used before in the test is not sent either.
 
     In a `TestCase`, the `on_commit` hooks that the tested code has registered are called at the end of this context, as
-    `captureOnCommitCallbacks(execute=True)` does. So what they broadcast is captured, too. This needs a sync test.
+    `captureOnCommitCallbacks(execute=True)` does. So their broadcasts are recorded, too. In an async test, the hooks
+    are not called.
     """
     with captured_broadcasts() as captured:
         thread = threading.get_ident()
@@ -59,7 +60,7 @@ def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
 
 @contextmanager
 def captured_broadcasts() -> Iterator[list[CapturedBroadcast]]:
-    """Return a list to which each broadcast is added when it is sent. This calls no `on_commit` hooks."""
+    """Record all broadcasts, as `capture_broadcasts` does, but call no `on_commit` hooks at the end."""
     captured: list[CapturedBroadcast] = []
 
     def capture(item: Outgoing) -> None:
@@ -79,10 +80,10 @@ def captured_broadcasts() -> Iterator[list[CapturedBroadcast]]:
 
 
 def _call_hooks(before: Mapping[str, int]) -> None:
-    """Call the `on_commit` hooks that were registered since then, and those that these register.
+    """Call the `on_commit` hooks that the tested code has registered, and the hooks that these register in turn.
 
     Args:
-        before: the number of hooks at that time, by the alias of the database.
+        before: how many hooks each database had before the tested code ran, by the alias of the database.
     """
     for connection in connections.all():
         if not connection.in_atomic_block or in_tested_transaction(connection):
@@ -101,16 +102,16 @@ def assert_broadcasts(
 
     Args:
         stream: the name of the stream. `ChatChannel.broadcasting_for(room)` returns the name for a target.
-        count: how many broadcasts there must be, no more and no less. None: one or more.
-        matching: count only the broadcasts whose data match. A dict matches data that have these keys with matching
-            values, and perhaps others. A function matches if it returns True for the data. Any other value matches
-            data that are equal to it. None: count all.
+        count: the exact number of broadcasts to expect. None means one or more.
+        matching: if this is given, only the broadcasts whose data match are counted. A dict matches a dict that has at
+            least the same keys, with matching values. A function is called with the data, and returns whether they
+            match. Any other value matches data that are equal to it.
 
     Returns:
-        The list of those that match. It is filled at the end of the context.
+        A list of the broadcasts that were counted. It is filled at the end of the context.
 
     Raises:
-        AssertionError: there were others, or not so many. The message shows what was broadcast.
+        AssertionError: the number of broadcasts is not the expected one. The message lists all broadcasts.
     """
     found: list[CapturedBroadcast] = []
     with capture_broadcasts() as captured:
@@ -129,11 +130,11 @@ def assert_no_broadcasts(stream: str | None = None, *, matching: Any = None) -> 
     """Assert that the code in this context does not broadcast.
 
     Args:
-        stream: the name of the stream. None: it must not broadcast to any stream.
-        matching: as for `assert_broadcasts`.
+        stream: the name of the stream. None stands for all streams.
+        matching: if this is given, only the broadcasts whose data match are forbidden. See `assert_broadcasts`.
 
     Raises:
-        AssertionError: there was a broadcast. The message shows what was broadcast.
+        AssertionError: there was such a broadcast. The message lists all broadcasts.
     """
     with capture_broadcasts() as captured:
         yield

@@ -1,4 +1,4 @@
-"""Base classes of tests for Django's test runner."""
+"""A base class and a mixin for test cases of Django and unittest."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -11,35 +11,38 @@ from .isolation import isolated_cable
 
 
 class CableTestMixin:
-    """Runs each test in `isolated_cable()`, and has assertions about broadcasts. Put it before the test case class."""
+    """Runs each test in `isolated_cable()`, and adds assertions about broadcasts.
 
-    #: Settings for the tests of this class, which have precedence over `RELIABLE_CABLE`.
+    List the mixin before the test case class in the bases of your class.
+    """
+
+    #: The settings for the tests of this class, which override keys of `RELIABLE_CABLE`.
     cable_settings: ClassVar[Mapping[str, Any]] = {}
 
     def run(self, result: Any = None) -> Any:
-        """Run a test with its fixtures."""
+        """Run a test in `isolated_cable()`. unittest calls this for each test."""
         case: Any = self
-        # This registers the end of the isolation as a cleanup, so an error there fails the test, not the test run.
+        # The isolation ends in a cleanup of the test. So an error there fails the test, and does not stop the run.
         case.enterContext(isolated_cable(**self.cable_settings))
         try:
             return super().run(result)  # type: ignore[misc]  # the test case class has this method
         finally:
-            case.doCleanups()  # a test that is skipped has not done this
+            case.doCleanups()  # unittest does not call this for a skipped test
 
     def captureBroadcasts(self) -> AbstractContextManager[list[CapturedBroadcast]]:  # noqa: N802 - as in unittest
-        """Capture the broadcasts of the code in this context, see `capture_broadcasts`."""
+        """Record the broadcasts that are sent in this context. See `capture_broadcasts`."""
         return capture_broadcasts()
 
     def assertBroadcasts(  # noqa: N802
         self, stream: str, count: int | None = None, *, matching: Any = None
     ) -> AbstractContextManager[list[CapturedBroadcast]]:
-        """Assert that the code in this context broadcasts to a stream, see `assert_broadcasts`."""
+        """Assert that the code in this context broadcasts to a stream. See `assert_broadcasts`."""
         return assert_broadcasts(stream, count, matching=matching)
 
     def assertNoBroadcasts(  # noqa: N802
         self, stream: str | None = None, *, matching: Any = None
     ) -> AbstractContextManager[None]:
-        """Assert that the code in this context does not broadcast, see `assert_no_broadcasts`."""
+        """Assert that the code in this context does not broadcast. See `assert_no_broadcasts`."""
         return assert_no_broadcasts(stream, matching=matching)
 
 

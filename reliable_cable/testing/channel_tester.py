@@ -1,4 +1,4 @@
-"""`ChannelTester`: one subscription to a channel, for tests of the channel."""
+"""`ChannelTester`, which subscribes to a channel and calls its actions in tests."""
 
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Self, TypeVar
@@ -22,20 +22,21 @@ REJECTED: Final = "reject() was called, a handler returned False, or a limit was
 
 
 class ChannelTester:
-    """One client that subscribes to a channel and calls its actions.
+    """A test client with one subscription to a channel.
 
-    The handlers run as for a real client, and errors that they raise reach the test. In async tests, use `async with`
-    and the methods whose names begin with `a`.
+    The handlers of the channel run as for a real client, but their errors are raised in the test. In async tests, use
+    `async with` and the methods whose names begin with `a`.
 
     Args:
         channel: the channel class.
-        user: the user of the connection. None: an anonymous user.
+        user: the user of the connection. The default is an anonymous user.
         params: the parameters of the subscription.
-        consumer: the class of the consumer. Its `connect` and `around_command` run, too.
-        scope: more keys of the ASGI scope, as middlewares add them, such as `{"session": …}`.
+        consumer: the class of the consumer. Its `connect` and `around_command` are called, too.
+        scope: additional keys of the ASGI scope, such as `{"session": …}`. Usually, middlewares add them.
 
     Raises:
-        ValueError: clients reach another channel under the name of this one.
+        ValueError: clients cannot subscribe to this class, because another class has the same name, or because it was
+            declared with `abstract=True`.
     """
 
     def __init__(
@@ -49,17 +50,17 @@ class ChannelTester:
     ) -> None:
         if find_channel(channel.name) is not channel:
             raise ValueError(
-                f"Clients do not reach {channel.__qualname__} by the name {channel.name!r}: another channel has that "
-                "name, or it was declared with abstract=True."
+                f"Clients cannot subscribe to {channel.__qualname__} by the name {channel.name!r}: another channel has "
+                "this name, or the class was declared with abstract=True."
             )
         self._channel_class = channel
         client_user = _anonymous() if user is None else user
         self._client = CableCommunicator(consumer.as_asgi(), user=client_user, scope=scope)
         self._subscription = self._client.add_subscription(channel, params)
-        #: The data that the channel has transmitted to the client, in order. Transient broadcasts look the same to a
-        #: client, and are here, too.
+        #: The data that the channel has transmitted to the client, in order. The list also contains transient
+        #: broadcasts, because a client cannot distinguish them from transmissions.
         self.transmissions: list[Any] = []
-        #: Why the subscription was rejected, for a reader of the test's output; `""` if it was not.
+        #: The reason for which the subscription was rejected, as an English text; `""` if it was not rejected.
         self.rejection = ""
         self._isolation = current_isolation()
         self._closed_at_end = False
@@ -74,12 +75,13 @@ class ChannelTester:
 
     @sync_only("asubscribe")
     def subscribe(self) -> bool:
-        """Connect if there is no connection yet, subscribe, and return whether the subscription was confirmed.
+        """Subscribe, and return whether the subscription was confirmed. This connects first if necessary.
 
-        If it was rejected, `rejection` says why.
+        After a rejection, `rejection` contains the reason.
 
         Raises:
-            Exception: an error of a handler, unless it refuses the client, as `PermissionDenied` does.
+            Exception: a handler raised this error. Errors that reject a client, such as `PermissionDenied`, are not
+                raised here.
             RuntimeError: the client is subscribed already.
         """
         return self._run(self.asubscribe())
@@ -104,15 +106,16 @@ class ChannelTester:
 
     @sync_only("aperform")
     def perform(self, action: str, data: Mapping[str, Any] | None = None) -> Any:
-        """Call an action, and return its result, as JSON values.
+        """Call an action, and return the result that a client would receive.
 
         Args:
-            action: the name that clients use for the action.
-            data: the data, as JSON values.
+            action: the name of the action for clients.
+            data: the arguments of the action, as JSON values.
 
         Raises:
-            Exception: the error that the action raised.
-            CallFailed: the action was refused by `before_action`, there is no such action, or no subscription.
+            Exception: the action raised this error.
+            CallFailed: `before_action` refused the action, the channel has no such action, or the client is not
+                subscribed.
         """
         return self._run(self.aperform(action, data))
 
@@ -129,10 +132,10 @@ class ChannelTester:
 
     @sync_only("aunsubscribe")
     def unsubscribe(self) -> None:
-        """End the subscription.
+        """Unsubscribe from the channel.
 
         Raises:
-            Exception: the error that `unsubscribed` raised.
+            Exception: `unsubscribed` raised this error.
         """
         self._run(self.aunsubscribe())
 
@@ -155,7 +158,7 @@ class ChannelTester:
     async def aclose(self) -> None:
         """Async twin of `close`."""
         await self._client.aclose()
-        # `subscribe` then begins a new session, and does not restore this one.
+        # Without the id, the next `subscribe` begins a new session. With it, this session would be restored.
         self._client.session_id = ""
         self._subscription.positions.clear()
 
@@ -163,12 +166,12 @@ class ChannelTester:
 
     @property
     def rejected(self) -> bool:
-        """Whether the subscription was rejected. `rejection` says why."""
+        """Whether the subscription was rejected. `rejection` contains the reason."""
         return bool(self.rejection)
 
     @property
     def channel(self) -> Channel:
-        """The channel object.
+        """The channel object of the subscription.
 
         Raises:
             AssertionError: the client is not subscribed.
@@ -180,12 +183,12 @@ class ChannelTester:
 
     @property
     def streams(self) -> list[str]:
-        """The names of the streams that the subscription receives, without their namespace, in order of their start."""
+        """The names of the subscription's streams, without namespaces, in the order in which they were started."""
         return [] if self._server_side is None else [split_namespace(name)[1] for name in self._server_side.streams]
 
     @property
     def state(self) -> dict[str, Any]:
-        """The values of the channel's `state` attributes that were used, by name."""
+        """The values of the channel's `state` attributes, by name. Attributes that were never used are left out."""
         return self.channel.dump_state()
 
     @property
@@ -202,7 +205,7 @@ class ChannelTester:
         return known if isinstance(known, Subscription) else None
 
     def _take_results(self) -> BaseException | None:
-        """Take over the transmissions. Return the first error of a handler since the last call."""
+        """Move the received transmissions to `transmissions`, and return the first new error of a handler."""
         sent = self._client.take_all(lambda frame: is_message(frame) and "epoch" not in frame)
         for frame in sent:
             if isinstance(frame["message"], dict) and frame["message"].get("type") == REVOKED:

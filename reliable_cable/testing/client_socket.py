@@ -1,4 +1,4 @@
-"""The socket of a client in tests: the frames that it sends to an ASGI application, and receives from it."""
+"""The WebSocket of a test client, which exchanges frames with an ASGI application without a server."""
 
 import asyncio
 import json
@@ -14,38 +14,38 @@ from reliable_cable.protocol.constants import CLOSE_NORMAL, MessageType
 
 Frame = dict[str, Any]
 
-_Application: Any = ApplicationCommunicator  # it has no types
+_Application: Any = ApplicationCommunicator  # asgiref has no types for this class
 
-#: How long, in seconds, a client waits for a frame that a test expects.
+#: How long, in seconds, to wait for a frame that a test expects.
 TIMEOUT: Final = 5.0
 
 
 def is_message(frame: Frame) -> bool:
-    """Return whether a frame has a message: a broadcast, a transmission or a whisper."""
+    """Return whether a frame contains a broadcast, a transmission or a whisper."""
     return "message" in frame and "type" not in frame
 
 
 class ClientSocket:
-    """A WebSocket to an ASGI application in this event loop. It can be opened again after it was closed."""
+    """A WebSocket to an ASGI application that runs in the same event loop. It can be reopened after it was closed."""
 
     def __init__(self) -> None:
         self._running: Any = None
-        #: The frames that were received and not taken yet, without pings.
+        #: The received frames that no test has taken yet, except pings.
         self._inbox: list[Frame] = []
         #: The server's side of the connection; None before the welcome.
         self.connection: Connection | None = None
-        #: The subprotocol that the server has chosen; None before that.
+        #: The subprotocol that the server has chosen; None before the handshake.
         self.subprotocol: str | None = None
-        #: The reason in the server's `disconnect` frame, or `""`.
+        #: The reason in the server's `disconnect` frame; `""` if there was no such frame.
         self.disconnect_reason = ""
-        #: The code with which the connection was closed; None while it is open.
+        #: The close code of the connection; None while it is open.
         self.close_code: int | None = None
-        #: The errors of the handlers. A client does not see them.
+        #: The errors that handlers have raised. A real client does not receive them.
         self.errors: list[BaseException] = []
 
     @property
     def refusal(self) -> str:
-        """Why the client was refused, for a reader of the test's output."""
+        """The reason for which the client was refused, as an English text."""
         return self.disconnect_reason or f"closed with the code {self.close_code} before the welcome; see the log"
 
     async def open(self, application: Any, scope: Mapping[str, Any]) -> Frame | None:
@@ -64,10 +64,11 @@ class ClientSocket:
         return welcome
 
     async def disconnect(self, code: int = CLOSE_NORMAL) -> None:
-        """Close the connection if it is open, and wait until the server has handled that.
+        """Close the connection if it is open, and wait until the server has handled this.
 
         Args:
-            code: the close code: 1000 if the client disconnects, 1001 if the page is closed, 1006 if the network fails.
+            code: the close code. Browsers use 1000 when the script disconnects, 1001 when the web page is closed, and
+                1006 when the network fails.
         """
         running, self._running, self.connection = self._running, None, None
         if running is not None:
@@ -77,10 +78,10 @@ class ClientSocket:
             self.close_code = code if self.close_code is None else self.close_code
 
     async def send(self, command: str, **body: Any) -> None:
-        """Send a frame with a command: `send("whisper", identifier=…, data=…)`.
+        """Send a frame with a command. An example is `send("whisper", identifier=…, data=…)`.
 
         Raises:
-            ConnectionError: there is no connection.
+            ConnectionError: the client is not connected.
         """
         if self._running is None:
             raise ConnectionError("The client is not connected.")
@@ -88,15 +89,15 @@ class ClientSocket:
         await self._running.send_input({"type": "websocket.receive", "text": text})
 
     async def settle(self) -> None:
-        """Wait until the server has handled all commands of this client, and has sent the frames that they cause.
+        """Wait until the server has handled all commands of this client and has sent the resulting frames.
 
         Raises:
-            AssertionError: this took more than 5 seconds.
+            AssertionError: a command took more than 5 seconds.
         """
         connection = self.connection
         try:
             if connection is not None:
-                await self._ping()  # after this, the server has queued the commands
+                await self._ping()  # the pong proves that the server has queued all commands
                 if not connection.closed:
                     async with asyncio.timeout(TIMEOUT):
                         await connection.commands.finished()
@@ -114,21 +115,21 @@ class ClientSocket:
         await self.take(lambda frame: frame.get("type") == MessageType.PONG, "pong")
 
     def take_all(self, wanted: Callable[[Frame], bool]) -> list[Frame]:
-        """Remove and return the received frames that are wanted."""
+        """Remove and return all received frames for which `wanted` returns True."""
         taken = [frame for frame in self._inbox if wanted(frame)]
         self._inbox = [frame for frame in self._inbox if not wanted(frame)]
         return taken
 
     async def take(self, wanted: Callable[[Frame], bool], name: str) -> Frame:
-        """Remove and return the first frame that is wanted. If it was not received yet, wait for it.
+        """Wait until a frame is received for which `wanted` returns True, then remove it and return it.
 
         Args:
-            wanted: returns whether a frame is wanted.
-            name: what is wanted, for the error.
+            wanted: a function that is called with each received frame.
+            name: a description of the frame, for the error message.
 
         Raises:
-            AssertionError: there was no such frame within `TIMEOUT`. The message shows the others.
-            ConnectionError: there is no connection, or the server closed it.
+            AssertionError: no such frame was received within `TIMEOUT`. The message lists the received frames.
+            ConnectionError: the client is not connected, or the server closed the connection.
         """
         checked = 0
         try:
@@ -145,7 +146,7 @@ class ClientSocket:
             raise AssertionError(f"No {name} was received in {TIMEOUT:g} s, but:{others}{errors}") from None
 
     async def _read(self) -> None:
-        """Wait for the next message of the application, and handle it."""
+        """Wait for the next ASGI message of the application, and handle it."""
         if self._running is None:
             raise ConnectionError("The client is not connected.")
         reading = asyncio.ensure_future(self._running.output_queue.get())
@@ -173,7 +174,7 @@ class ClientSocket:
         return ConnectionError(f"The server closed the connection{reason}.")
 
     def observe(self, frame: Frame) -> None:
-        """Handle a frame that was received. A subclass overrides this."""
+        """Handle a received frame. This does nothing; a subclass may override it."""
 
     def _receive(self, frame: Frame) -> None:
         if frame.get("type") == MessageType.PING:

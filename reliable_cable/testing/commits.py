@@ -1,4 +1,4 @@
-"""Commits in tests whose transaction never commits, such as those of `TestCase`."""
+"""Simulates commits in tests that run in a transaction and roll it back, such as those of `TestCase`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,26 +15,26 @@ from reliable_cable.logs import logger
 
 
 def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether a transaction of the tested code is open, one that the code can roll back on its own.
+    """Return whether the tested code has begun a transaction that is still open.
 
-    The transactions of the `TestCase` itself do not count. Inside them, `atomic()` of the tested code is a savepoint.
+    The transactions of the `TestCase` do not count. Inside them, a transaction of the tested code is a savepoint.
     """
     own = len(list(takewhile(lambda block: getattr(block, "_from_testcase", False), connection.atomic_blocks)))
     if not own:
         return on_commit.in_transaction(connection)
-    # The outermost block has no savepoint, and blocks with `savepoint=False` have None.
+    # The outermost block has no entry, and the entry of a block with `savepoint=False` is None.
     return any(savepoint is not None for savepoint in connection.savepoint_ids[own - 1 :])
 
 
 def take_hooks(
     connection: BaseDatabaseWrapper, *, first: int = 0, kind: type[Any] = object
 ) -> list[Callable[[], object]]:
-    """Remove `on_commit` hooks from a connection, and return them. Robust hooks log their errors.
+    """Remove `on_commit` hooks from a connection, and return them. Those with `robust=True` will log their errors.
 
     Args:
-        connection: the connection.
-        first: how many hooks, those that were registered first, to leave out.
-        kind: the class of the hooks.
+        connection: the database connection.
+        first: the index of the first hook to remove, in the order of registration.
+        kind: the class of the hooks to remove.
     """
     later: list[Any] = connection.run_on_commit[first:]
     connection.run_on_commit[first:] = [entry for entry in later if not isinstance(entry[1], kind)]
@@ -51,12 +51,14 @@ def _call_robustly(hook: Callable[[], object]) -> None:
 
 @contextmanager
 def commits_of_tested_code() -> Iterator[None]:
-    """Let the calls of this package wait only for the transactions of the tested code.
+    """Treat the end of the tested code's outermost `atomic()` as a commit, for the hooks of this package.
 
-    When its outermost `atomic()` ends, these calls are made, as they are after a commit. Hooks that are registered
-    before, as in `setUpTestData`, and hooks of other packages wait for the commit that never comes, as in every
-    `TestCase`. Channels' `database_sync_to_async`, which its middlewares
-    use, does not close a connection with an open transaction, as it usually does.
+    Without this, a broadcast in a `TestCase` would wait for the commit of the test's own transaction, which never
+    happens. Hooks of other packages, and hooks that were registered before the test, as in `setUpTestData`, still wait
+    for that commit.
+
+    In this context, Channels' `database_sync_to_async` does not close a connection that has an open transaction.
+    Usually it closes any connection. The middlewares of Channels use this function.
     """
     before = on_commit.must_wait
     on_commit.must_wait = in_tested_transaction
@@ -81,7 +83,7 @@ def _close_outside_of_transactions(connection: BaseDatabaseWrapper) -> None:
 
 
 def _call_once_on_commit(connection: BaseDatabaseWrapper, func: Callable[[], object], robust: bool = False) -> None:
-    """Register a hook that `capture_broadcasts` and Django's `captureOnCommitCallbacks` call only once together."""
+    """Register a hook that runs once, even if `capture_broadcasts` and `captureOnCommitCallbacks` both call it."""
     uncalled = [func]
 
     @wraps(func)
@@ -94,10 +96,10 @@ def _call_once_on_commit(connection: BaseDatabaseWrapper, func: Callable[[], obj
 
 
 def _call_hooks_after_release(first: int, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """Run a statement, and after the last `RELEASE SAVEPOINT` of the tested code, the hooks of this package.
+    """Run an SQL statement. If it ends the tested code's outermost `atomic()`, call the hooks of this package.
 
     Args:
-        first: how many hooks, those that were registered before the test, to leave out.
+        first: how many hooks were registered before the test. They are not called.
     """
     result = execute(sql, params, many, context)
     connection = context["connection"]

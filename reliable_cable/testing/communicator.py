@@ -1,4 +1,4 @@
-"""`CableCommunicator`: a client of the cable for tests, without a server."""
+"""`CableCommunicator`, a test client that connects to the ASGI application without a server."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Self
@@ -16,27 +16,28 @@ from .client_socket import ClientSocket, Frame, is_message
 from .isolation import current_isolation
 from .subscription import CableSubscription, identifier_of
 
-#: The close code of a connection that broke.
+#: The close code of a broken connection.
 CLOSE_ABNORMAL: Final = 1006
 
 
 class CableCommunicator(ClientSocket):
-    """A client with one connection at a time, in an async test.
+    """A test client for async tests, with one connection at a time.
 
-    `async with` connects it, and disconnects it at the end. The application is called as a server calls it.
+    `async with` connects the client, and disconnects it at the end. The application is called in the same way as a
+    server calls it.
 
     Args:
-        application: the ASGI application. The default is the one that the setting `ASGI_APPLICATION` names.
-        path: the path, and the query if there is one.
-        user: the user of the connection, in place of the one whom the authentication middleware would find.
-        client: a test client of Django. The handshake has its cookies, so the user who is logged in there connects.
-        protocol: the subprotocol that the client offers: the extended one, or `"actioncable-v1-json"`.
+        application: the ASGI application. The default is the one in the setting `ASGI_APPLICATION`.
+        path: the path, which may be followed by `?` and a query string.
+        user: the user of the connection. Without this, the authentication middleware finds the user.
+        client: a test client of Django. Its cookies are sent with the handshake, so that its logged-in user connects.
+        protocol: the subprotocol that the client offers. The alternative to the default is `"actioncable-v1-json"`.
         session_id: the id of the session to restore.
-        headers: more headers of the handshake.
-        scope: more keys of the ASGI scope, as middlewares add them.
+        headers: additional headers of the handshake.
+        scope: additional keys of the ASGI scope. Usually, middlewares add them.
 
     Raises:
-        RuntimeError: the test is not isolated, see `isolated_cable`.
+        RuntimeError: the test does not run in `isolated_cable()`.
     """
 
     def __init__(
@@ -57,16 +58,16 @@ class CableCommunicator(ClientSocket):
         self._path = path
         self._added_scope = {**(scope or {}), **({} if user is None else {"user": user})}
         if user is not None and get_settings().jwt_required:
-            # The user counts as one whom a token has authenticated.
+            # With JWT_REQUIRED, only clients with a token may connect. The test client needs no token because of this.
             self._added_scope[SCOPE_KEY] = TokenAuthentication(user)
         self._client = client
         self._protocol = protocol
         self._headers = dict(headers or {})
-        #: The id of the session, or before the welcome, of the one to restore.
+        #: The id of the session. Before `connect`, this is the id of the session to restore.
         self.session_id = session_id
-        #: The identifiers of the subscriptions that the last `connect` has restored.
+        #: The identifiers of the subscriptions that the last call of `connect` has restored.
         self.restored: list[str] = []
-        #: The subscriptions, by identifier.
+        #: The subscriptions of this client, by identifier.
         self.subscriptions: dict[str, CableSubscription] = {}
 
     async def __aenter__(self) -> Self:
@@ -83,7 +84,7 @@ class CableCommunicator(ClientSocket):
         """Connect, and return whether the client was welcomed.
 
         Raises:
-            Exception: the error that the application raised.
+            Exception: the application raised this error.
         """
         welcome = await self.open(self._application, self._scope())
         self.restored = [] if welcome is None else welcome.get("restored_ids", [])
@@ -92,19 +93,20 @@ class CableCommunicator(ClientSocket):
         return welcome is not None
 
     async def aclose(self) -> None:
-        """Close the connection, and after the last one of the event loop, what they have shared."""
+        """Close the connection. If it was the last one of the event loop, close the hub, too."""
         await self.disconnect()
         if not len(get_hub().connections):
             await close_hub()
 
     async def reconnect(self) -> bool:
-        """Lose the connection if it is open, and return as a real client does.
+        """Break the connection if it is open, and connect again in the same way as a real client.
 
-        The session is restored, and the messages after the last received ones are requested. A subscription that was
-        not restored is made again. After that, the messages that the client has missed can be received.
+        The server restores the session. The client then requests the messages after the last ones that it received,
+        and subscribes again where a subscription was not restored. After this call, `receive` returns the messages
+        that the client has missed.
 
         Returns:
-            Whether the client was welcomed, and no message is lost.
+            True if the client was welcomed and no messages are lost.
         """
         await self.disconnect(CLOSE_ABNORMAL)
         if not await self.connect():
@@ -136,12 +138,12 @@ class CableCommunicator(ClientSocket):
     async def subscribe(
         self, channel: type[Channel] | str, params: Mapping[str, Any] | None = None, *, since: float | None = None
     ) -> CableSubscription:
-        """Subscribe to a channel. Return the subscription, whose `confirmed` is False if it was rejected.
+        """Subscribe to a channel, and return the subscription. After a rejection, its `confirmed` is False.
 
         Args:
             channel: the channel class, or its name.
             params: the parameters of the subscription.
-            since: request the messages since this time, in seconds since 1970.
+            since: a time in seconds since 1970. The messages that were sent after it are requested.
 
         Raises:
             AssertionError: the server did not answer within 5 seconds.
@@ -152,12 +154,12 @@ class CableCommunicator(ClientSocket):
         return subscription
 
     def add_subscription(self, channel: type[Channel] | str, params: Mapping[str, Any] | None) -> CableSubscription:
-        """Return a new subscription to a channel with these params, without sending a command."""
+        """Return the subscription to a channel with these params. It is created if needed, but no command is sent."""
         identifier = identifier_of(channel, params)
         return self.subscriptions.setdefault(identifier, CableSubscription(self, identifier))
 
     def observe(self, frame: Frame) -> None:
-        """Remember the positions of messages."""
+        """Pass a received frame to its subscription."""
         subscription = self.subscriptions.get(frame.get("identifier", ""))
         if subscription is not None:
             subscription.observe(frame)
@@ -168,16 +170,16 @@ class CableCommunicator(ClientSocket):
         """Return the data of the next message for any subscription: a broadcast, a transmission or a whisper.
 
         Raises:
-            AssertionError: there was none within 5 seconds. The error shows what was received instead.
+            AssertionError: no message arrived within 5 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         return (await self.take(is_message, "message"))["message"]
 
     async def received(self) -> list[Any]:
-        """Return the data of all messages that the client was sent so far, except those that were returned before.
+        """Return the data of all messages that the client has received, except those that were returned before.
 
-        The server handles all earlier commands first. So if the list is empty, they have caused no message. Broadcasts
-        through Redis may arrive later: use `receive`.
+        This first waits until the server has handled all commands of the client. So an empty list means that the
+        commands have caused no messages. Broadcasts through Redis may arrive later: use `receive` for them.
         """
         await self.settle()
         return [frame["message"] for frame in self.take_all(is_message)]
@@ -186,9 +188,10 @@ class CableCommunicator(ClientSocket):
         """Return the next frame that is not a ping.
 
         Args:
-            type: return the next frame of this type. The frames before it can be received later.
+            type: the type of the frame. Frames of other types are skipped, and remain for later calls.
 
         Raises:
-            AssertionError, ConnectionError: as for `receive`.
+            AssertionError: no such frame arrived within 5 seconds. The error lists the received frames.
+            ConnectionError: the server closed the connection.
         """
         return await self.take(lambda frame: type in (None, frame.get("type")), f"frame of the type {type}")

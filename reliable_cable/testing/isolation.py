@@ -1,4 +1,4 @@
-"""Separates tests: each has its own stores, and ends the connections and threads that it has started."""
+"""Isolates tests from each other. Each test gets empty stores, and its connections and threads end with it."""
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -13,30 +13,30 @@ from reliable_cable.validation import Outgoing
 from .commits import commits_of_tested_code
 from .loop_thread import LoopThread
 
-#: How long, in seconds, to wait until the threads of a test have ended.
+#: How long, in seconds, to wait at the end of a test until its threads have ended.
 END_TIMEOUT = 5.0
 
 
 class Isolation:
-    """What lasts as long as one test."""
+    """The resources of one test, which are released at its end."""
 
     def __init__(self) -> None:
         self._loop_thread: LoopThread | None = None
-        #: What to do at the end of the test, before its event loop is closed.
+        #: The callbacks for the end of the test. They run before its event loop is closed.
         self.cleanups = ExitStack()
-        #: Called with each broadcast that was sent.
+        #: The functions that are called with each broadcast that was sent.
         self.captures: list[Callable[[Outgoing], object]] = []
         self._keys: set[tuple[str, str]] = set()
 
     @property
     def loop_thread(self) -> LoopThread:
-        """The event loop for sync tests. It is created when it is first needed."""
+        """The event loop of a sync test. It is created when it is first needed."""
         if self._loop_thread is None:
             self._loop_thread = LoopThread()
         return self._loop_thread
 
     def observe(self, batch: Sequence[Outgoing]) -> None:
-        """Pass broadcasts to the captures, except those whose `idempotency_key` was used before."""
+        """Pass broadcasts to `captures`, except those whose `idempotency_key` was used before."""
         for item in batch:
             key = item.stream, item.message.idempotency_key
             if key not in self._keys:
@@ -46,7 +46,7 @@ class Isolation:
                 self._keys.add(key)
 
     def close(self) -> None:
-        """Close what the test has opened."""
+        """Run the cleanups, then close the event loop and its hub."""
         try:
             self.cleanups.close()
         finally:
@@ -62,7 +62,7 @@ def current_isolation() -> Isolation:
     """Return the isolation of the running test.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: the test does not run in `isolated_cable()`.
     """
     if not _isolations:
         raise RuntimeError(
@@ -74,18 +74,18 @@ def current_isolation() -> Isolation:
 
 @contextmanager
 def isolated_cable(**settings: Any) -> Iterator[None]:
-    """Give the code in this context stores of its own, which are empty, and settings for tests.
+    """Give the code in this context empty stores of its own, and settings for tests.
 
     By default, the stores are in memory, and sync handlers run in the thread of the test and in its transaction. So
-    tests need no server, and see nothing of each other. In a `TestCase`, a broadcast waits for the transactions of the
-    tested code only, and is sent when its outermost `atomic()` ends.
+    tests need no server, and do not affect each other. In a `TestCase`, a broadcast waits only for the transactions of
+    the tested code. It is sent when the outermost `atomic()` of that code ends.
 
     `CableTestCase`, `CableTestMixin` and the pytest plugin run each test in this context.
 
     Args:
-        settings: keys of `RELIABLE_CABLE`, such as `ENGINE="redis"`. They have precedence over the project's. Each
-            context uses a `KEY_PREFIX` of its own, and deletes its keys in Redis, unless `KEY_PREFIX` is among the
-            settings.
+        settings: keys of `RELIABLE_CABLE`, such as `ENGINE="redis"`. They override the settings of the project. Each
+            context has a random `KEY_PREFIX`, and at its end deletes its keys in Redis. If `KEY_PREFIX` is given here,
+            no keys are deleted.
     """
     values = {"ENGINE": "memory", "HANDLER_THREADS": 0, "KEY_PREFIX": f"cable-test-{secrets.token_hex(8)}", **settings}
     isolation = Isolation()
@@ -102,18 +102,18 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
                     _delete_keys(conf.get_settings())
             finally:
                 _isolations.remove(isolation)
-                # The database connections of the threads would prevent the test database from being dropped.
+                # A test database cannot be dropped while these threads have connections to it.
                 end_threads(END_TIMEOUT)
                 close_shared_connections(END_TIMEOUT)
 
 
 def isolated() -> AbstractContextManager[None]:
-    """Return `isolated_cable()`, or a context that does nothing if the running test is isolated."""
+    """Return `isolated_cable()`. If the running test is already isolated, return a context that does nothing."""
     return nullcontext() if _isolations else isolated_cable()
 
 
 def _delete_keys(settings: conf.CableSettings) -> None:
-    """Delete the data of a test in Redis."""
+    """Delete the keys of a test in Redis, if its engine uses Redis."""
     if settings.engine not in ("memory", "database") and settings.redis_url:
         from reliable_cable.stores.redis.cleaning import delete_keys
 

@@ -1,4 +1,4 @@
-"""Runs async code for sync tests, in one event loop that continues where the last call has left it."""
+"""Runs async code for sync tests. All calls of a test use the same event loop."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,10 +12,11 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in a thread of its own, which runs only while a sync test waits for a coroutine.
+    """An event loop in a separate thread. It runs only while a sync test waits for a coroutine.
 
-    Meanwhile, Django's thread-sensitive code runs in the thread of the test, so that it is in the test's transaction.
-    `async_to_sync` does the same, but with a new event loop for each call, and a connection cannot outlive its loop.
+    Thread-sensitive code of Django, such as ORM calls, runs in the thread of the test, and so in the test's
+    transaction. `async_to_sync` does the same, but uses a new event loop for each call. A cable connection must stay in
+    the event loop in which it was opened.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The pytest plugin `reliable_cable`. It isolates each test, and has fixtures. `-p no:reliable_cable` turns it off."""
+"""The pytest plugin `reliable_cable`, which isolates tests and has fixtures. Disable it by `-p no:reliable_cable`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from .channel_tester import ChannelTester
 from .communicator import CableCommunicator
 from .isolation import isolated_cable
 
-#: The fixtures of pytest-django with which a test may use the database.
+#: The fixtures of pytest-django that give a test access to the database.
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences", "django_db_serialized_rollback"}
 
 
 @pytest.fixture
 def cable_settings() -> Mapping[str, Any]:
-    """Return settings for tests, which have precedence over `RELIABLE_CABLE`. Override this fixture to change them."""
+    """Return settings that override keys of `RELIABLE_CABLE` in tests. Define a fixture of this name to set them."""
     return {}
 
 
@@ -28,7 +28,7 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
         yield
         return
     if request.node.get_closest_marker("django_db") or not _DATABASE_FIXTURES.isdisjoint(request.fixturenames):
-        # Channels are closed while the test may still use the database.
+        # Connections are closed at the end of the isolation, and need the database until then.
         request.getfixturevalue("db")
     with isolated_cable(**cable_settings):
         yield
@@ -36,18 +36,18 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
 
 @pytest.fixture
 def broadcasts(_isolated_cable: None) -> Iterator[list[CapturedBroadcast]]:
-    """Return the list of everything that the test broadcasts. This calls no `on_commit` hooks."""
+    """Return a list to which each broadcast of the test is added when it is sent. No `on_commit` hooks are called."""
     with captured_broadcasts() as captured:
         yield captured
 
 
 @pytest.fixture
 def channel_tester(_isolated_cable: None) -> type[ChannelTester]:
-    """Return the class `ChannelTester`."""
+    """Return the class `ChannelTester`, so that tests need not import it."""
     return ChannelTester
 
 
 @pytest.fixture
 def cable_communicator(_isolated_cable: None) -> type[CableCommunicator]:
-    """Return the class `CableCommunicator`, for async tests."""
+    """Return the class `CableCommunicator`, so that async tests need not import it."""
     return CableCommunicator

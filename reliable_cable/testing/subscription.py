@@ -1,4 +1,4 @@
-"""A subscription of a client in tests."""
+"""`CableSubscription`, the subscription of a test client to a channel."""
 
 import json
 import secrets
@@ -12,11 +12,12 @@ from .client_socket import ClientSocket, Frame, is_message
 
 
 class CallFailed(Exception):
-    """An action has no result.
+    """Raised if a called action has no result.
 
     Args:
-        message: what was called, and why there is no result.
-        reason: `"refused"`, `"failed"`, `"unknown_action"` or `"not_subscribed"`, as in the `CallError` of a page.
+        message: the error message.
+        reason: `"refused"`, `"failed"`, `"unknown_action"` or `"not_subscribed"`. A `CallError` in a browser has the
+            same reasons.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -25,7 +26,7 @@ class CallFailed(Exception):
 
 
 def identifier_of(channel: type[Channel] | str, params: Mapping[str, Any] | None) -> str:
-    """Return the identifier of a subscription, as a client writes it.
+    """Return the identifier of a subscription in the form in which a client sends it.
 
     Args:
         channel: the channel class, or its name.
@@ -35,11 +36,11 @@ def identifier_of(channel: type[Channel] | str, params: Mapping[str, Any] | None
 
 
 class CableSubscription:
-    """A subscription of a `CableCommunicator`, whose method `subscribe` returns it.
+    """The subscription of a test client to a channel. `CableCommunicator.subscribe` returns it.
 
     Args:
-        socket: the socket of the client.
-        identifier: the identifier, as JSON text.
+        socket: the test client that has the subscription.
+        identifier: the identifier of the subscription, as a JSON text.
     """
 
     def __init__(self, socket: ClientSocket, identifier: str) -> None:
@@ -47,14 +48,18 @@ class CableSubscription:
         self.identifier = identifier
         #: Whether the server has confirmed the subscription.
         self.confirmed = False
-        #: The position of the last message of each stream, by stream id, in the form in which clients send it.
+        #: The position of the last received message of each stream, by stream id, in the form of a history request.
         self.positions: dict[str, dict[str, Any]] = {}
 
     async def subscribe(self, *, since: float | None = None) -> bool:
-        """Subscribe, and return whether the subscription was confirmed, and no requested message is lost.
+        """Subscribe. If the client was subscribed before, request the messages after the last received ones.
 
         Args:
-            since: request the messages since this time, in seconds since 1970.
+            since: a time in seconds since 1970. It is used for streams without a received message: their messages after
+                this time are requested.
+
+        Returns:
+            True if the subscription was confirmed and no requested message is lost.
         """
         request = self._history_request(since)
         body = {"history": request} if request else {}
@@ -66,29 +71,29 @@ class CableSubscription:
         return self.confirmed and complete
 
     async def unsubscribe(self) -> None:
-        """Unsubscribe, and wait until the server has handled that."""
+        """Unsubscribe, and wait until the server has handled the command."""
         await self._socket.send("unsubscribe", identifier=self.identifier)
         await self._socket.settle()
         self.confirmed = False
 
     async def perform(self, action: str, data: Mapping[str, Any] | None = None) -> None:
-        """Call an action without asking for an answer, and wait until the server has handled it.
+        """Call an action without a result, and wait until the server has handled it.
 
         Args:
-            action: the name that clients use for the action.
-            data: the data, as JSON values.
+            action: the name of the action for clients.
+            data: the arguments of the action, as JSON values.
         """
         await self._perform({**(data or {}), "action": action})
 
     async def call(self, action: str, data: Mapping[str, Any] | None = None) -> Any:
-        """Call an action and return its result, as `AnyCable.call` does in a page.
+        """Call an action and return its result, as `AnyCable.call` does in a browser.
 
         Args:
-            action: the name that clients use for the action.
-            data: the data, as JSON values.
+            action: the name of the action for clients.
+            data: the arguments of the action, as JSON values.
 
         Raises:
-            CallFailed: the action has no result. If it raised an error, that is the cause.
+            CallFailed: the action has no result. If the action raised an error, its `__cause__` is that error.
         """
         call = secrets.token_hex(8)
         raised = len(self._socket.errors)
@@ -108,11 +113,14 @@ class CableSubscription:
         await self._socket.settle()
 
     async def history(self, *, since: float | None = None) -> bool:
-        """Request the messages after the last ones that were received, and return whether none of them is lost.
+        """Request the messages after the last received ones.
 
         Args:
-            since: request the messages since this time, in seconds since 1970, of streams of which nothing was
-                received.
+            since: a time in seconds since 1970. It is used for streams without a received message: their messages after
+                this time are requested.
+
+        Returns:
+            True if no requested message is lost.
         """
         request = {"streams": {}, **self._history_request(since)}
         await self._socket.send("history", identifier=self.identifier, history=request)
@@ -122,7 +130,7 @@ class CableSubscription:
         """Return the data of the next message for this subscription.
 
         Raises:
-            AssertionError: there was none within 5 seconds. The error shows what was received instead.
+            AssertionError: no message arrived within 5 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         frame = await self._socket.take(
@@ -131,7 +139,7 @@ class CableSubscription:
         return frame["message"]
 
     def observe(self, frame: Frame) -> None:
-        """Remember the position of a message that was received for this subscription."""
+        """Store the position of a received message in `positions`."""
         if "stream_id" in frame:
             self.positions[frame["stream_id"]] = {"epoch": frame["epoch"], "offset": frame["offset"]}
 
@@ -144,7 +152,7 @@ class CableSubscription:
         return answer == MessageType.CONFIRM_HISTORY
 
     async def _answer(self, *types: str) -> str:
-        """Return the type of the next frame for this subscription that has one of these types."""
+        """Wait for a frame for this subscription that has one of these types, and return its type."""
         frame = await self._socket.take(
             lambda frame: frame.get("identifier") == self.identifier and frame.get("type") in types,
             f"{' or '.join(types)} for {self.identifier}",

@@ -88,10 +88,10 @@ class TestSettings:
             ("if True:\n    " + SETTINGS, "`INSTALLED_APPS` is not assigned exactly once"),
             (SETTINGS + SETTINGS, "`INSTALLED_APPS` is not assigned exactly once"),
             (SETTINGS + "INSTALLED_APPS[0] = 'other'\n", "`INSTALLED_APPS` is not assigned exactly once"),
-            ('INSTALLED_APPS = ["no.such.app"]\n', "`INSTALLED_APPS` has apps that are not in force"),
+            ('INSTALLED_APPS = ["no.such.app"]\n', "`INSTALLED_APPS` has apps that are not installed"),
             (
                 SETTINGS + "if False:\n    RELIABLE_CABLE = {}\n",
-                "`RELIABLE_CABLE` is assigned here, but is not in force",
+                "`RELIABLE_CABLE` is assigned here, but the loaded settings do not have it",
             ),
             ("DEBUG = True\n", "`INSTALLED_APPS` is assigned in no file"),
             ("INSTALLED_APPS = [\n", "the file cannot be parsed"),
@@ -120,14 +120,14 @@ class TestSettings:
         text = SETTINGS + "if False:\n    RELIABLE_CABLE = {}\n"
         site = make_site({"settings.py": text}, apps=("daphne", "channels", "reliable_cable", "django.contrib.auth"))
         output = site.set_up()
-        assert "`RELIABLE_CABLE` is assigned here, but is not in force. Write there:" in output
+        assert "`RELIABLE_CABLE` is assigned here, but the loaded settings do not have it. Write there:" in output
         assert "CableConsumer" in site["asgi.py"]
 
     def test_settings_without_a_module(self, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
         """A project in one file calls `settings.configure()`."""
         site = make_site()
         monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
-        reason = "the settings (DJANGO_SETTINGS_MODULE): the environment variable names no module."
+        reason = "the settings (DJANGO_SETTINGS_MODULE): the environment variable is not set."
         assert f"Not changed: {reason} Write there, and run this command again:" in site.set_up()
 
     def test_a_late_daphne_is_named(self, make_site: MakeSite) -> None:
@@ -236,7 +236,9 @@ class TestAnswers:
             return "y"
 
         monkeypatch.setattr("builtins.input", ask)
-        with pytest.raises(CommandError, match=r"settings\.py was changed meanwhile\. Run the command again\."):
+        with pytest.raises(
+            CommandError, match=r"settings\.py has changed since the plan was made\. Run the command again\."
+        ):
             site.set_up(yes=False)
         assert (site["settings.py"], site["asgi.py"]) == ("# new\n", ASGI)
 

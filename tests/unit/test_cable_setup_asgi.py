@@ -119,10 +119,16 @@ class TestAsgi:
             ),
             (routed('"websocket": URLRouter(routes=[])'), "`URLRouter` does not have exactly one argument"),
             (routed('"websocket": URLRouter([] if a else b)'), "the argument of `URLRouter` is not a list"),
-            ("from os import path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
-            ("import os.path as path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
+            (
+                "from os import path\n" + ASGI,
+                "the name `path` is already used for something other than django.urls.path",
+            ),
+            (
+                "import os.path as path\n" + ASGI,
+                "the name `path` is already used for something other than django.urls.path",
+            ),
             *[
-                (code + ASGI, "the name `path` is in use for something else than django.urls.path")
+                (code + ASGI, "the name `path` is already used for something other than django.urls.path")
                 for code in (
                     "path = 'cable'\n",
                     "for name, path in (): pass\n",
@@ -146,7 +152,7 @@ class TestAsgi:
     def test_a_cable_that_is_served_already_is_found(self, make_site: MakeSite, routing: str) -> None:
         text = routed('"websocket": URLRouter(urls)', "from SITE.routing import urls\n")
         site = make_site({"asgi.py": text, "routing.py": routing})
-        assert "Note: SITE/asgi.py stays as it is, because SITE/routing.py already names" in site.set_up()
+        assert "Note: SITE/asgi.py is not changed, because SITE/routing.py already uses" in site.set_up()
         assert site["asgi.py"] == text
 
     def test_a_missing_asgi_module_gets_the_settings_of_wsgi(self, make_site: MakeSite) -> None:

@@ -61,7 +61,7 @@ class TestNames:
 
         path = f"{__name__}.TestNames.test_two_classes_with_the_same_name_are_reported.<locals>"
         problems = [problem.msg for problem in check_channel_names()]
-        same = f"2 channels have the name 'same': {path}.First, {path}.Second. Clients reach only the first."
+        same = f"2 channels have the name 'same': {path}.First, {path}.Second. Clients can only subscribe to the first."
         assert same in problems
 
     def test_a_subclass_does_not_inherit_the_name(self) -> None:

@@ -101,7 +101,7 @@ async def test_receiving_continues_after_errors_of_the_layer_and_of_handlers(
                 await layer.group_send("notes", message)
             assert await next_note(consumer) == (client.sid, "hi")
     assert caplog.text.count("The channel layer cannot be read") == 1
-    assert caplog.text.count("A message of the channel layer could not be handled") == 2
+    assert caplog.text.count("A message from the channel layer could not be handled") == 2
 
 
 @pytest.mark.parametrize("rejects", [False, True])

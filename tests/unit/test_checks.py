@@ -192,7 +192,7 @@ class TestSqlite:
         assert ids([message]) == ["W001"]
         assert "If a transaction of your code reads before it writes, its first write fails" in message.msg
         assert "'transaction_mode': 'IMMEDIATE'" in str(message.hint)
-        assert "Broadcasts outside of transactions do not need this" in str(message.hint)
+        assert "Broadcasts outside of transactions work without this" in str(message.hint)
         assert "DATABASES['extra']" in str(message.hint)
 
     @pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])

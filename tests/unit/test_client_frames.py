@@ -363,7 +363,7 @@ class TestConnecting:
             channel_layer_alias = "default"
 
         settings.CHANNEL_LAYERS = {}
-        with pytest.raises(ValueError, match="there is no 'default' layer"):
+        with pytest.raises(ValueError, match="there is no channel layer 'default'"):
             await Client(consumer=Layered).communicator.connect()
 
     async def test_an_error_in_connect_is_raised_to_the_server(self) -> None:

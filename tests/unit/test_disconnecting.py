@@ -227,8 +227,8 @@ class TestRevoke:
             ({"stream": "a", "user": None}, InvalidIdentifier, "identifies nobody"),
             ({"stream": "a", "user": 1}, InvalidIdentifier, r"revoke\(user=…\) .* give the user object"),
             ({"stream": "a", "nothing": 1}, InvalidIdentifier, "no connection is identified by 'nothing'"),
-            ({"stream": "a", "reason": None}, InvalidOption, "a reason that is a string"),
-            ({"stream": "a", "reason": "\ud800"}, InvalidOption, "a reason that is a string"),
+            ({"stream": "a", "reason": None}, InvalidOption, "needs a reason, which must be a non-empty string"),
+            ({"stream": "a", "reason": "\ud800"}, InvalidOption, "needs a reason, which must be a non-empty string"),
             ({"stream": "a", "using": "nowhere"}, InvalidOption, "nowhere"),
         ],
     )

@@ -26,7 +26,7 @@ def reported(settings: Any, *, deploy: bool = True, **options: Any) -> list[Chec
 @pytest.mark.parametrize("age", [60, None])
 def test_kept_connections_without_health_checks_are_reported_with_the_remedy(settings: Any, age: int | None) -> None:
     (problem,) = reported(settings, CONN_MAX_AGE=age)
-    assert problem.msg.startswith("DATABASES['shop'] keeps connections (CONN_MAX_AGE) without health checks.")
+    assert problem.msg.startswith("DATABASES['shop'] reuses connections (CONN_MAX_AGE) without health checks.")
     assert problem.hint == "Set DATABASES['shop']['CONN_HEALTH_CHECKS'] to True."
     assert reported(settings, deploy=False, CONN_MAX_AGE=age) == []
 

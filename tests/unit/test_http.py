@@ -247,7 +247,7 @@ class TestRefusals:
             (item("a\nb"), "control characters"),
             (item(idempotency_key="x" * 256), "1 to 255 characters"),
             (item("cursor:1", idempotency_key="k"), "keeps no history"),
-            (item(idempotency_key="k", transient=True), "transient broadcast is not kept"),
+            (item(idempotency_key="k", transient=True), "transient message is not stored"),
         ],
     )
     def test_an_invalid_message_is_refused(self, http: Front, body: Any, problem: str) -> None:
@@ -306,7 +306,7 @@ class TestFailures:
             assert post(http, [item("a", "1"), item("a", "2", transient=True)]).status_code == 201
             assert post(http, item("a", "2", transient=True)).status_code == 503
         assert data() == [1]
-        assert "Transient messages of a batch were not sent" in caplog.text
+        assert "transient messages of a batch could not be sent" in caplog.text
 
     def test_a_failing_presence_store_is_reported(self, http: Front) -> None:
         with mock.patch.object(get_engine().presence, "info", side_effect=StoreError("down")):

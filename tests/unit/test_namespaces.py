@@ -139,7 +139,7 @@ class TestStreams:
     ) -> None:
         await clients["a"].perform(ROOM, "say", text="hello", within="b")
         assert await clients["a"].quiet()
-        assert "is 'b' in a handler of a connection of 'a'" in caplog.text
+        assert "returned 'b' in a handler of a connection with the namespace 'a'" in caplog.text
         await clients["a"].perform(ROOM, "say", text="hello", within="a")
         await expect_only(clients, "a", {"said": "hello"})
 

@@ -37,7 +37,7 @@ class TestTags:
     @pytest.mark.parametrize("tag", ["{% cable_position at %}", "{% signed_stream_name 'room' at=at %}"])
     @pytest.mark.parametrize("at", ["room", "", 7, StreamPosition("a", 1)])
     def test_they_read_no_position_themselves(self, tag: str, at: Any) -> None:
-        with pytest.raises(TemplateSyntaxError, match=r"call position\(stream\) before the page's data are read"):
+        with pytest.raises(TemplateSyntaxError, match=r"call position\(stream\) before you read the data of"):
             render(tag, at=at)
 
     def test_a_variable_that_the_view_has_not_passed_is_an_error(self) -> None:
@@ -89,7 +89,7 @@ class TestText:
     async def test_a_handler_that_passes_another_position_is_told(self) -> None:
         channel = Channel(None)
         for wrong in (await aposition("other"), StreamPosition("a", 1)):
-            with pytest.raises(ChannelError, match="is not what position"):
+            with pytest.raises(ChannelError, match="is not a position that position"):
                 channel.stream_from("room", after=wrong)  # type: ignore[arg-type]
 
 

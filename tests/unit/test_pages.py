@@ -330,7 +330,7 @@ class TestPubSub:
         await load_page()
         at = await aposition("room")
         for wrong in (await aposition("other"), StreamPosition(at.epoch, at.offset), str(at), ""):
-            with pytest.raises(InvalidOption, match="is not what position"):
+            with pytest.raises(InvalidOption, match="is not a position that position"):
                 signed_stream_name("room", at=wrong)  # type: ignore[arg-type]
 
 

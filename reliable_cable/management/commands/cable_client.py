@@ -1,4 +1,4 @@
-"""`manage.py cable_client`: bundles the JavaScript client for a checkout of this project."""
+"""`manage.py cable_client` bundles the JavaScript client in a checkout of reliable_cable."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from reliable_cable.client.build import STATIC, ClientBuildError, build
 
 
 class Command(BaseCommand):
-    """Creates the bundle that the template tags load. Installed wheels already contain it."""
+    """Creates the bundle that `{% cable_script %}` loads. Wheels contain this bundle already."""
 
     help = "Bundle the JavaScript client into the static files, if it is missing or older than its sources."
     requires_system_checks = ()

@@ -18,12 +18,12 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 PROBE_TIMEOUT = 5.0
 
 STREAMS_IN_MEMORY = (
-    "Streams are in the memory of each process: broadcasts of other processes (tasks, the shell, a second server "
-    "process) reach no client of a server. Remove ENGINE, so that streams are in the database, or set REDIS_URL."
+    "Streams are in the memory of each process. The clients of a server do not receive broadcasts from other processes "
+    "(tasks, the shell, a second server process). Remove ENGINE, so that streams are in the database, or set REDIS_URL."
 )
 PRESENCE_IN_MEMORY = (
-    "Presence is in the memory of each server process: with several processes, a client sees only the members of its "
-    "own one. Set REDIS_URL to share presence."
+    "Presence is in the memory of each server process. With several processes, a client sees only the members that are "
+    "connected to the same process. Set REDIS_URL to share presence."
 )
 
 
@@ -41,7 +41,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print the stores, the differences between the clocks, and all problems."""
+        """Print the stores, the differences between the clocks, and the time of a test message.
+
+        Raises:
+            CommandError: something is wrong. The message lists all problems.
+        """
         settings = get_settings()
         engine = get_engine()
         for part, path in engine_paths(settings).items():
@@ -71,9 +75,9 @@ class Command(BaseCommand):
 
 
 def _clock_differences(engine: Engine) -> dict[str, float]:
-    """Return how many seconds the clock of each server is ahead of this host's clock.
+    """Return by how many seconds the clock of each server is ahead of this host's clock, by the server's name.
 
-    The error is at most half the round trip to the server.
+    The error of the measurement is at most half the time of a round trip to the server.
     """
     differences = {}
     for name, read_clock in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
@@ -84,7 +88,7 @@ def _clock_differences(engine: Engine) -> dict[str, float]:
 
 
 async def _probe(store: StreamStore) -> float | None:
-    """Send a test message; return how long, in seconds, it took to arrive, or None if it did not arrive."""
+    """Send a test message, and return after how many seconds it arrived; None if it did not arrive."""
     stream = f"cable_doctor:{secrets.token_hex(8)}"
     arrived = asyncio.Event()
     listener = store.listen(lambda event: arrived.set())

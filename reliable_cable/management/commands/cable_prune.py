@@ -11,12 +11,13 @@ from reliable_cable.stores.engine import get_engine
 class Command(BaseCommand):
     """Deletes old messages and expired sessions.
 
-    Servers do this while clients are connected. A cron job can do it at other times.
+    A server does the same while clients are connected to it. Run the command from a cron job if clients are rarely
+    connected.
     """
 
     help = (
-        "Deletes messages that exceed their stream's history size or TTL, streams that were idle for 30 days, old "
-        "transient messages and expired sessions, in small transactions."
+        "Deletes messages beyond their stream's history size or TTL, streams that have been idle for 30 days, old "
+        "transient messages and expired sessions. Each transaction deletes few rows."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -30,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-sessions", action="store_true", help="do not delete sessions")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Prune until no expired or excess rows are left, and print how many were deleted."""
+        """Delete rows until there are no more to delete, and print how many were deleted."""
         limit: int = options["limit"]
         if limit < 1:
             raise CommandError(f"--limit is {limit}; it must be at least 1.")

@@ -1,4 +1,4 @@
-"""`manage.py cable_serve`: runs uvicorn or daphne, configured for many subscribers."""
+"""`manage.py cable_serve` runs uvicorn or daphne with a configuration for many subscribers."""
 
 import gc
 import importlib.metadata
@@ -29,15 +29,16 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-#: The maximum number of connections that the kernel queues until the server accepts them. After a restart, many arrive
-#: at once.
+#: The maximum number of connections that wait in the kernel until the server accepts them. After a restart, many
+#: clients reconnect at once.
 BACKLOG = 4096
 
-#: Python's default for the third threshold of `gc.set_threshold`: a full garbage collection runs after this many
+#: Python's default for the third argument of `gc.set_threshold`. A full garbage collection runs after this many
 #: collections of the middle generation.
 DEFAULT_FULL_COLLECTION_THRESHOLD = 10
-#: The third threshold that this command sets. A full collection blocks the event loop for 0.1 ms for each connection.
-#: With Python's default, full collections take half of the time in which thousands of clients reconnect.
+#: The value that this command sets for the same argument. A full collection blocks the event loop for 0.1 ms for each
+#: connection. With Python's default, the server spends half of its time on full collections while thousands of clients
+#: reconnect.
 FULL_COLLECTION_THRESHOLD = 100
 
 #: The exit code of the reloader's child process after which Django starts it again.
@@ -47,12 +48,12 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class Command(BaseCommand):
-    """Runs ASGI_APPLICATION with paced connections, shared frames, and the highest limit of open files."""
+    """Serves ASGI_APPLICATION with uvicorn or daphne, and with the extensions in `reliable_cable.servers`."""
 
     help = "Serves ASGI_APPLICATION with uvicorn or daphne, and encodes each broadcast once for all of its subscribers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the address, the server and the options that are passed on to the server."""
+        """Add the arguments of the command."""
         parser.add_argument("address", nargs="?", default="127.0.0.1:8000", help="host:port; default: 127.0.0.1:8000")
         parser.add_argument(
             "--server", choices=("uvicorn", "daphne"), default="uvicorn", help="the server to run; default: uvicorn"
@@ -66,12 +67,12 @@ class Command(BaseCommand):
             "--log-level",
             choices=LOG_LEVELS,
             default="warning",
-            help="the server's log level; session ids are secret, and are logged from level info on",
+            help="the server's log level; with info or debug, session ids are logged, which are secrets",
         )
         parser.add_argument(
             "--forwarded-allow-ips",
             default=os.environ.get("FORWARDED_ALLOW_IPS"),
-            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*', all of them",
+            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*' (all of them)",
         )
         parser.add_argument(
             "--reload",
@@ -80,32 +81,32 @@ class Command(BaseCommand):
         )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
-        """Run the command. With `--reload`, `_serve_again` runs the system checks."""
+        """Run the command. With `--reload`, the system checks are left to `_serve_again`, which repeats them."""
         return super().execute(*args, **{**options, "skip_checks": options["skip_checks"] or options["reload"]})
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Serve until a signal stops the server. With `--reload`, begin again when the code changes."""
+        """Serve until a signal stops the server. With `--reload`, restart the server when the code changes."""
         if options["reload"]:
             try:
                 autoreload.run_with_reloader(self._serve_again, **options)
             except KeyError:
-                # Django's reloader looks up all names in `sys.modules`. The other thread may remove one of them at this
-                # moment, because its import has failed. With this code, Django starts the process again.
+                # Django's reloader reads all names in `sys.modules`. If an import fails in the other thread, a name may
+                # be removed at this moment. With this exit code, Django starts the process again.
                 sys.exit(RELOAD_CODE)
         else:
             self._serve(**options)
 
     def _serve_again(self, **options: Any) -> None:
-        """Serve in a thread of the reloader's child process. Another thread of it waits for a change of the code.
+        """Serve in the reloader's child process. The main thread of that process waits for changes of the code.
 
-        An error in the code is raised here. The reloader then waits for the next change.
+        If the code has an error, it is raised here, and the reloader waits for the next change.
         """
         autoreload.raise_last_exception()
         self.check(display_num_errors=True)
         self._serve(**options)
 
     def _serve(self, **options: Any) -> None:
-        """Raise the limits of the process, and run the server."""
+        """Raise the limit of open files, tune the garbage collector, and run the server."""
         host, separator, port = options["address"].rpartition(":")
         if not separator or not port.isdecimal():
             raise CommandError(f"{options['address']!r} is not an address; give host:port, for example 127.0.0.1:8000.")
@@ -114,14 +115,14 @@ class Command(BaseCommand):
             raise CommandError("Set ASGI_APPLICATION to the path of the application in your asgi.py.")
         _raise_limit_of_open_files()
         youngest, middle, oldest = gc.get_threshold()
-        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # the project has not changed it
+        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # otherwise the project has set a threshold
             gc.set_threshold(youngest, middle, FULL_COLLECTION_THRESHOLD)
         serve = _serve_by_daphne if options["server"] == "daphne" else _serve_by_uvicorn
         served = _with_static_files(import_string(application))
         serve(served, host.strip("[]"), int(port), options, partial(self._announce, application, options))
 
     def _announce(self, application: str, options: dict[str, Any]) -> None:
-        """Print where the server listens, and what it uses."""
+        """Print the address, the server, the stores, and the migrations that have not been applied."""
         server = options["server"]
         version = importlib.metadata.version(server)
         self.stdout.write(f"Serving {application} at http://{options['address']}/ with {server} {version}.")
@@ -141,12 +142,12 @@ def _serves_static_files() -> bool:
 
 
 def _with_static_files(application: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an application that also serves static files while DEBUG is on, as `runserver` does."""
+    """Return an application that also serves static files if DEBUG is on, as `runserver` does."""
     if not _serves_static_files():
         return application
     from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 
-    return ASGIStaticFilesHandler(cast("ASGIHandler", application))  # it only calls the application
+    return ASGIStaticFilesHandler(cast("ASGIHandler", application))  # any ASGI application works at runtime
 
 
 def _raise_limit_of_open_files() -> None:
@@ -156,9 +157,10 @@ def _raise_limit_of_open_files() -> None:
 
 
 def _largest_frame() -> int:
-    """Return the maximum number of bytes of a frame that the server accepts. A larger one closes the connection.
+    """Return the maximum size, in bytes, of a frame. The server closes the connection if a frame is larger.
 
-    It is a multiple of `MAX_MESSAGE_SIZE`: a message that is only a little too large must not close the connection.
+    The consumer ignores a frame that is larger than `MAX_MESSAGE_SIZE`, and keeps the connection open. So this limit is
+    a multiple of that setting.
     """
     return 4 * get_settings().max_message_size
 
@@ -216,11 +218,11 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # again, because the project may not use daphne itself
+    server_logs.install()  # if the project itself does not use daphne, Twisted was not imported at the first call
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:
-        # Older versions of daphne have no server options for these limits.
+        # Older versions of daphne have no options for these limits.
         size = _largest_frame()
         server.ws_factory.setProtocolOptions(maxFramePayloadSize=size, maxMessagePayloadSize=size)
 

@@ -1,4 +1,4 @@
-"""`manage.py cable_setup`: adds reliable_cable to a project."""
+"""`manage.py cable_setup` adds reliable_cable to a project."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Then open http://127.0.0.1:8000/{url} in two windows. `python manage.py test {ap
 
 
 class Command(BaseCommand):
-    """Shows a diff of what the project needs to serve a cable, and makes the changes after a yes."""
+    """Shows a diff of the changes that a project needs to serve a cable, and makes them if the user agrees."""
 
     help = (
         "Adds reliable_cable to this project: settings, the routing in asgi.py, and an example with a channel, a page "
         "and tests. Shows a diff first. If reliable_cable is not in INSTALLED_APPS yet, run "
         "`python -m reliable_cable.setup`."
     )
-    # The checks may fail because of what this command adds.
+    # The checks may fail because the changes of this command are missing.
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the options."""
+        """Add the options `--yes`, `--dry-run` and `--no-example`."""
         answer = parser.add_mutually_exclusive_group()
         answer.add_argument("--yes", action="store_true", help="make the changes without asking")
         answer.add_argument("--dry-run", action="store_true", help="only show the changes")
         parser.add_argument("--no-example", dest="example", action="store_false", help="do not add the example app")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Show the plan, and apply it after a yes."""
+        """Show the plan, and carry it out if the user agrees."""
         try:
             from reliable_cable.setup.example import APP, URL
             from reliable_cable.setup.planning import make_plan

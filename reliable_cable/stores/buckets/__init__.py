@@ -1,1 +1,1 @@
-"""Token buckets that limit how often something happens, such as connects from one address."""
+"""Named token buckets, by which all processes together limit a rate, such as that of connects from an address."""

@@ -1,4 +1,4 @@
-"""The interface of named token buckets."""
+"""The base class of named token buckets."""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +6,7 @@ from reliable_cable.conf import RateLimit
 
 
 class Buckets(ABC):
-    """Named token buckets. A new bucket is full, and so is one that was not used for the period of its limit."""
+    """Named token buckets. A new bucket is full. An unused bucket is full again after the period of its limit."""
 
     @abstractmethod
     async def atake(self, name: str, limit: RateLimit) -> bool:
@@ -14,7 +14,7 @@ class Buckets(ABC):
 
         Args:
             name: the name of the bucket.
-            limit: how many tokens the bucket can hold, and how long it takes to fill.
+            limit: the maximum number of tokens in the bucket, and the period in which an empty bucket becomes full.
 
         Raises:
             StoreError: the buckets cannot be reached.

@@ -10,20 +10,22 @@ from reliable_cable.conf import RateLimit
 
 from .base import Buckets
 
-#: The maximum number of buckets. One bucket takes about 300 bytes.
+#: The maximum number of buckets. A bucket takes about 300 bytes of memory.
 MAX_BUCKETS: Final = 10_000
 
 
 class MemoryBuckets(Buckets):
-    """Keeps the buckets that are not full. Beyond `MAX_BUCKETS`, the least recently used ones are dropped.
+    """Stores the buckets that are not full in this process.
+
+    If there are more than `MAX_BUCKETS`, the least recently used ones are dropped.
 
     Args:
-        clock: returns the time in seconds, by any monotonic clock.
+        clock: a function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: The buckets by name, the one that was used last at the end.
+        #: The buckets, by name. The most recently used bucket is the last.
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from .base import Buckets
 
 
 class RedisBuckets(RedisStore, Buckets):
-    """Keeps each bucket that is not full in a key of its own, which Redis expires.
+    """Stores the buckets that are not full in Redis. Each bucket has a key, which expires when the bucket is full.
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.

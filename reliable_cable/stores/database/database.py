@@ -38,20 +38,20 @@ LOCK_TIMEOUT = 10
 #: The maximum number of rows that one transaction of a store numbers, deletes or examines.
 ROWS_PER_TRANSACTION = 500
 
-#: The advice in an error message if a call waits for a lock that the caller's own transaction holds.
+#: The remedy in an error message if a call waits for a lock that the caller's own transaction has.
 OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
-#: How long a process leaves SQLite's write lock free after a write, as a share of the write's duration. Without this
-#: pause, the project's own transactions would hardly ever get the lock while broadcasts are queued.
+#: The pause after a write to SQLite, as a share of the write's duration. During the pause, the process leaves the write
+#: lock free. Otherwise, the project's own transactions would hardly ever get the lock while broadcasts are queued.
 PAUSE_SHARE = 0.25
-#: The longest time, in seconds, for which a process leaves the write lock free after a write.
+#: The maximum pause, in seconds, after a write to SQLite.
 MAX_PAUSE = 0.05
 
 #: The error codes of conflicts. A transaction with a conflict was rolled back, and may succeed when it is retried.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether to stop retrying writes after the database's own timeout, because the caller may hold the write lock itself.
+#: Whether writes are retried only until the database's own timeout, because the caller itself may have the write lock.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -60,16 +60,16 @@ class _WriteQueue:
 
     def __init__(self) -> None:
         self._lock = FairLock()
-        #: The id of the thread that holds the lock; 0 if no thread holds it.
+        #: The id of the thread that has the lock; 0 if no thread has it.
         self._owner = 0
         self._pause_end = 0.0
 
     @contextmanager
     def wait(self, timeout: float) -> Iterator[None]:
-        """Hold the queue's lock in a context, or run the context without it if it is not free within `timeout`."""
+        """Hold the queue's lock in a context. If it is not free within `timeout` seconds, run without the lock."""
         thread = threading.get_ident()
         if self._owner == thread:
-            # This thread holds the lock, because the call comes from an `on_commit` hook of its last write.
+            # This thread already has the lock, because the call comes from an `on_commit` hook of its last write.
             yield
             return
         with self._lock.hold(timeout) as held:
@@ -91,21 +91,21 @@ _queues: dict[tuple[int, str], _WriteQueue] = {}
 
 
 class _CommitUncertain(OperationalError):
-    """Raised if the connection broke during a commit. Whether the transaction was stored is unknown."""
+    """Raised if the connection broke during a commit. The transaction may or may not have been stored."""
 
 
 def is_conflict(error: BaseException) -> bool:
     """Return whether a database error is a conflict with another transaction, after which nothing was written."""
     cause = error.__cause__
     if isinstance(cause, sqlite3.Error):
-        # The low byte is the primary error code; the other bytes distinguish its variants.
+        # The low byte is the primary error code. The other bytes distinguish variants of this code.
         return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CONFLICTS
     code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg, psycopg2
     return code in _POSTGRES_CONFLICTS
 
 
 def _remedy(error: Error) -> str:
-    """Return a sentence that says what to do if a table or a column is missing, or an empty text."""
+    """Return a sentence with the remedy if a table or a column is missing; `""` for other errors."""
     text = str(error)
     if "reliable_cable_" in text and ("no such" in text or "does not exist" in text):
         return " Run `manage.py migrate`."
@@ -116,8 +116,8 @@ class Database:
     """Runs the reads and writes of stores in one of Django's databases.
 
     Args:
-        settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, everything runs in
-            the calling thread and its transaction, so that tests in transactions work.
+        settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, all calls run in
+            the calling thread and its transaction, as tests in transactions need it.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -133,8 +133,8 @@ class Database:
     def write(self, call: Callable[[], T]) -> T:
         """Run a call in a short transaction. All writes of the stores use this.
 
-        On SQLite, the writers of a process queue in the order of their arrival, because SQLite's own locking is unfair.
-        The transaction then takes the write lock when it begins, whatever `transaction_mode` is, because SQLite may
+        On SQLite, the writers of a process wait in a queue, because SQLite does not grant its lock in the order of
+        arrival. The transaction takes the write lock when it begins, whatever `transaction_mode` is, because SQLite may
         refuse the lock to a transaction that has already read.
 
         After a conflict, the transaction is retried for up to `WRITE_RETRY_TIME` seconds. If the connection breaks
@@ -143,8 +143,7 @@ class Database:
         Inside a transaction of the caller, the call becomes part of that transaction and is not retried.
 
         Raises:
-            django.db.Error: nothing was written. If the error happened during the commit, whether anything was written
-                is unknown.
+            django.db.Error: nothing was written. After an error during the commit, the data may have been written.
         """
         connection = connections[self.alias]
         if in_transaction(connection):
@@ -161,7 +160,7 @@ class Database:
             float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _short_wait.get() else WRITE_RETRY_TIME
         )
         deadline = time.monotonic() + retry_time
-        # If the wait takes all of the time, the call still gets one attempt.
+        # If the wait takes the whole time, the call is still attempted once.
         with _queues.setdefault(key, _WriteQueue()).wait(retry_time):
             return self._retry(call, deadline - time.monotonic())
 
@@ -180,7 +179,7 @@ class Database:
         return result
 
     def write_broadcast(self, call: Callable[[], T]) -> T:
-        """Run a call as `write` does, and turn database errors into broadcast errors.
+        """Run a call as `write` does, and convert database errors to broadcast errors.
 
         Raises:
             BroadcastError: the transaction was rolled back.
@@ -190,12 +189,12 @@ class Database:
             return self.write(call)
 
     def outside(self, call: Callable[[], T], error: type[CableError] = StoreError) -> T:
-        """Run a call outside the caller's transaction. If a transaction is open, run the call in a store thread.
+        """Run a call outside of the caller's transaction. If a transaction is open, the call runs in a store thread.
 
         Args:
-            call: the call, which is not part of the caller's transaction.
-            error: the class of the error to raise if the caller's transaction holds SQLite's write lock. The call could
-                never get the lock then, because the caller is waiting for the call.
+            call: the call to run.
+            error: the class of the error to raise if the caller's transaction has SQLite's write lock. The call could
+                then never get the lock, because the caller waits for the call.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -212,7 +211,7 @@ class Database:
     def delete_soon(self, call: Callable[[], object]) -> None:
         """Schedule a call that deletes old rows, in a store thread.
 
-        If the call fails, or the process ends first, the rows stay until another call deletes them.
+        If the call fails, or the process ends before it, the rows remain until another call deletes them.
         """
 
         def attempt() -> None:
@@ -245,13 +244,13 @@ class Database:
 
     @contextmanager
     def broadcast_errors(self) -> Iterator[None]:
-        """Turn database errors into `BroadcastError`, or into `BroadcastUncertain` if a commit failed."""
+        """Convert database errors to `BroadcastError`, or to `BroadcastUncertain` if a commit failed."""
         try:
             yield
         except _CommitUncertain as error:
             self._recover()
             raise BroadcastUncertain(
-                f"Whether the broadcast was stored is unknown: the commit on database {self.alias!r} failed "
+                f"The broadcast may or may not have been stored: the commit on database {self.alias!r} failed "
                 f"({error}). Repeating it with the same idempotency_key is safe."
             ) from error.__cause__
         except Error as error:
@@ -266,7 +265,7 @@ class Database:
 
     @contextmanager
     def store_errors(self, message: str) -> Iterator[None]:
-        """Turn database errors into a `StoreError` with a message."""
+        """Convert database errors to a `StoreError` whose text begins with a message."""
         try:
             yield
         except Error as error:
@@ -274,7 +273,7 @@ class Database:
             raise StoreError(f"{message}: database {self.alias!r}: {reason(error)}.{_remedy(error)}") from error
 
     def _recover(self) -> None:
-        # Django replaces broken connections when a request begins. Commands, workers and shells have no requests.
+        # Django replaces broken connections only when a request begins, and not in commands, workers and shells.
         connection = connections[self.alias]
         if not in_transaction(connection):
             connection.close_if_unusable_or_obsolete()
@@ -282,7 +281,7 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. A `StoreError` is a conflict if its cause is one."""
+        """Run a call, and retry it after conflicts. A `StoreError` whose cause is a conflict counts, too."""
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True
@@ -302,12 +301,12 @@ class Database:
                 else:
                     raise
                 _free_cursors(error)
-            # The delay is random, so that the same transactions do not conflict once more.
+            # The delay is random, so that the same transactions do not conflict again.
             time.sleep(random.uniform(0, MAX_RETRY_DELAY))  # noqa: S311
 
 
 def _with_short_wait(call: Callable[[], T]) -> T:
-    """Run a call whose writes are retried no longer than the database's own timeout."""
+    """Run a call whose writes are retried only until the database's own timeout."""
     token = _short_wait.set(True)
     try:
         return call()
@@ -317,11 +316,11 @@ def _with_short_wait(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _with_write_lock(connection: Any) -> Iterator[None]:
-    """Make a transaction that begins in this context take SQLite's write lock, or fail after `LOCK_TIMEOUT`."""
+    """Let a transaction that begins in this context take SQLite's write lock, or fail after `LOCK_TIMEOUT`."""
     if connection.vendor != "sqlite":
         yield
         return
-    # Opening the connection sets `transaction_mode`.
+    # Django sets `transaction_mode` when it opens the connection.
     connection.ensure_connection()
     raw = connection.connection
     mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
@@ -335,11 +334,12 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
 
 
 def _free_cursors(error: BaseException | None) -> None:
-    """Clear the frames of an error's tracebacks, so that the database cursors in them are freed now.
+    """Clear the frames of an error's tracebacks, so that their database cursors are freed now.
 
-    Django's errors and their tracebacks form reference cycles, which the garbage collector frees later. The garbage
-    collector may run in the thread that holds SQLite's write lock. Freeing a cursor there waits for the statement that
-    the cursor's connection is running. That statement waits for the write lock, so both threads are in a deadlock.
+    Otherwise, the garbage collector frees them later, because Django's errors and their tracebacks form reference
+    cycles. It may run in the thread that has SQLite's write lock. To free a cursor, this thread waits for the running
+    statement of the cursor's connection. That statement waits for the write lock, so that both threads are in a
+    deadlock.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -347,11 +347,11 @@ def _free_cursors(error: BaseException | None) -> None:
 
 
 def _was_broken(connection: Any, opened: object) -> bool:
-    """Return whether an error was due to a broken connection. If so, close the connection.
+    """Return whether an error was caused by a broken connection, and close a broken connection.
 
     Args:
         connection: Django's connection.
-        opened: the driver's connection before the error. Django may have opened another one already.
+        opened: the driver's connection before the error. Django may have opened another one after the error.
     """
     if connection.connection is opened and connection.is_usable():
         return False

@@ -1,4 +1,4 @@
-"""A lock that is granted to waiting threads in the order of their arrival."""
+"""`FairLock`, which is granted to waiting threads in the order of their arrival."""
 
 import threading
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 class FairLock:
     """A lock with a FIFO queue.
 
-    `threading.Lock` does not promise an order. A busy thread can keep all others waiting.
+    `threading.Lock` does not guarantee an order, so that a busy thread can keep all other threads waiting.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        #: One event for each thread, in order. The first event is set, and its thread holds the lock. The other threads
-        #: are waiting.
+        #: An event for each thread, in the order of arrival. The first event is set, and its thread has the lock. The
+        #: other threads are waiting.
         self._queue: dict[threading.Event, None] = {}
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Hold the lock in a context, if it is granted within `timeout` seconds. Yield whether it was granted."""
+        """Wait up to `timeout` seconds for the lock, and hold it in a context. Yield whether the lock was granted."""
         granted = threading.Event()
         with self._mutex:
             self._queue[granted] = None

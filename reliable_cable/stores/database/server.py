@@ -13,8 +13,7 @@ from .database import Database
 class _PresentTime(Func):
     """The time at which PostgreSQL computes a row.
 
-    If the row changes while a statement is waiting for the row's lock, PostgreSQL computes the row again after the
-    wait.
+    If a statement waits for the lock of a row, and the row changes during the wait, PostgreSQL computes it again.
     """
 
     template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
@@ -31,11 +30,11 @@ class _StatementTime(Func):
 class _Lineage(Func):
     """The identifier and the timeline of a PostgreSQL cluster.
 
-    A promoted standby and a restored backup begin a new timeline. A cluster into which a dump is loaded has another
-    identifier.
+    A new timeline begins when a standby is promoted or a backup is restored. If a dump is loaded into another cluster,
+    the identifier differs.
     """
 
-    # PostgreSQL evaluates such a subquery once for each statement, not once for each row.
+    # PostgreSQL evaluates this subquery once in each statement, not once for each row.
     template = (
         "(SELECT system_identifier::text || '.' || SUBSTR(pg_walfile_name(pg_current_wal_lsn()), 1, 8) "
         "FROM pg_control_system())"
@@ -50,29 +49,29 @@ class DatabaseServer:
     its processes use the clock of that host.
 
     Args:
-        database: the database whose server is asked.
+        database: the database whose server is used.
         clock: replaces the clock in tests, in seconds since 1970.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
         self._database = database
         self._clock = clock
-        #: Whether the server reports its lineage; None before `prepare`, which finds out.
+        #: Whether the server reports its lineage; None before `prepare` has found this out.
         self._reports_lineage: bool | None = None
 
     # -- the time -----------------------------------------------------------------------------------------------------
 
     def now(self) -> Expression:
-        """Return an expression for the current time that a statement can store or select.
+        """Return an expression for the current time, which a statement can store or select.
 
-        If the statement waits for a lock, this is the time after the wait.
+        If the statement waits for a lock, the expression has the time after the wait.
         """
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
     def ago(self, seconds: float) -> Combinable:
         """Return an expression for the time `seconds` ago, which a statement can compare with a column.
 
-        A negative number of seconds gives a time in the future.
+        With a negative number of seconds, the time is in the future.
         """
         if self.has_clock:
             return _StatementTime() - Value(seconds, output_field=FloatField())
@@ -97,7 +96,7 @@ class DatabaseServer:
 
     @property
     def has_clock(self) -> bool:
-        """Whether times come from the server's clock. If not, they come from this host's clock."""
+        """Whether times come from the server's clock. Otherwise, they come from this host's clock."""
         return self._clock is None and self._is_postgresql
 
     def _host_time(self) -> float:
@@ -111,11 +110,11 @@ class DatabaseServer:
         return bool(self._reports_lineage)
 
     def lineage(self) -> Expression:
-        """Return an expression that selects the lineage of the server's data, or `""` if that is unknown."""
+        """Return an expression for the lineage of the server's data; `""` if it is unknown."""
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
     def read_lineage(self) -> str:
-        """Return the lineage of the server's data, or `""` if that is unknown. On PostgreSQL, this takes a query.
+        """Return the lineage of the server's data; `""` if it is unknown. On PostgreSQL, this takes a query.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -128,19 +127,20 @@ class DatabaseServer:
         return str(lineage)
 
     def is_foreign(self, lineage: str) -> Combinable:
-        """Return the condition that a row belongs to a lineage other than that of the server's data.
+        """Return a condition that is true for rows whose lineage differs from that of the server's data.
 
         Args:
-            lineage: the name of the column that contains the lineage of a row, or `""` if that is unknown.
+            lineage: the name of the column that contains the lineage of a row. If a row's lineage is unknown, the
+                column contains `""`, and the condition is false.
         """
         if not self._reports_lineage:
             return Value(False)
         return ExpressionWrapper(~Q(**{f"{lineage}__in": ["", _Lineage()]}), output_field=BooleanField())
 
     def prepare(self) -> None:
-        """Find out once whether the server reports its lineage.
+        """Find out whether the server reports its lineage. Only the first call takes a query.
 
-        This runs outside the caller's transaction, because the query fails on some servers.
+        The query is made outside of the caller's transaction, because it fails on some servers.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.
@@ -156,6 +156,6 @@ class DatabaseServer:
         try:
             self._database.write(query)
         except (ProgrammingError, NotSupportedError, InternalError):
-            # Some managed services lack these functions, or do not permit them.
+            # Some hosting services do not have these functions, or do not permit their use.
             return False
         return True

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def retried_read(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Make a store's method run in `Database.read`, which retries it after conflicts."""
+    """Decorate a store's method so that it runs in `Database.read`, which retries it after conflicts."""
 
     @wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -29,7 +29,7 @@ def retried_read(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatena
 
 
 class ModelStore(Store):
-    """Connects a store to the database `settings.database`, and gives it the clock of the database server.
+    """Base class of stores in the database `settings.database`, which use the clock of the database server.
 
     Args:
         settings: the settings; `database` is used.
@@ -47,7 +47,7 @@ class ModelStore(Store):
 
     @property
     def place(self) -> str:
-        """Where the data are, in words for a developer."""
+        """A description of the place of the data, for messages."""
         return f"database {self.settings.database!r}"
 
     @retried_read
@@ -57,12 +57,12 @@ class ModelStore(Store):
             return self._server.time()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clock of the server on PostgreSQL, and none on SQLite."""
+        """Return the clock of the server on PostgreSQL. On SQLite, return no clock."""
         return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
     @cached_property
     def blocking(self) -> Self:
-        """A copy of this store whose async methods block, and never suspend their caller."""
+        """A copy of this store whose async methods block in place of suspending their caller."""
         store = copy(self)
         store._in_threads = False
         return store

@@ -1,1 +1,1 @@
-"""The interface of presence stores, and its implementations."""
+"""The presence stores, which store the members of streams."""

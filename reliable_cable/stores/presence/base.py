@@ -1,4 +1,4 @@
-"""The interface of presence stores, which store the members of streams."""
+"""The base class of presence stores, which store the members of streams."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,19 +7,19 @@ from typing import Any, Final, Literal
 
 from reliable_cable.stores.base import Listener, Store, async_twin
 
-#: How long, in seconds, a client may be unreachable before the server closes its connection. Leaves are remembered this
-#: much longer than sessions, so that a restored client can be sent all leaves that it missed.
+#: How long, in seconds, a client may be unreachable before the server closes its connection. Leaves are remembered for
+#: this time in addition to the TTL of sessions. So a restored client can be sent all leaves that it has missed.
 UNHEARD_TIME: Final = 60.0
 
-#: The store assumes an outage if no process has called `expire` for this share of PRESENCE_TTL. Each process refreshes
-#: its members and then calls `expire` every third of PRESENCE_TTL, so the share must be greater than 1/3. It must be
-#: less than 2/3: at each refresh, a member has 2/3 of its TTL left.
+#: The share of PRESENCE_TTL after which the store assumes an outage if no process has called `expire`. Each process
+#: refreshes its members and then calls `expire` in every third of PRESENCE_TTL. So the share must be greater than 1/3.
+#: It must be less than 2/3, because a member has 2/3 of its TTL left at each refresh.
 OUTAGE_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceEvent:
-    """The event that a member joined or left a stream (see Protocol: Presence)."""
+    """The event for a member who has joined or left a stream (see Protocol: Presence)."""
 
     stream: str
     type: Literal["join", "leave"]
@@ -29,7 +29,7 @@ class PresenceEvent:
 
 @dataclass(frozen=True, slots=True)
 class PresenceMissed:
-    """The event that presence events of a stream may have been missed. The receiver must read the members again."""
+    """The event for a stream whose presence events may have been missed. The receiver must read the members again."""
 
     stream: str
 
@@ -40,9 +40,9 @@ class PresenceInfo:
 
     Args:
         total: the number of members.
-        records: the members' infos by id, in the order of their joins. None if only the total was requested.
-        incarnation: identifies the data of the stream. If it differs from an earlier one, the store lost data in
-            between. `""` means that the store has no data of the stream.
+        records: the infos of the members by id, in the order of the joins; None if only the total was requested.
+        incarnation: the incarnation of the stream's presence data. If it has changed, the store has lost data. It is
+            `""` if the store has no data of the stream.
     """
 
     total: int
@@ -52,16 +52,16 @@ class PresenceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One session of a member of a stream.
+    """A session of a member of a stream.
 
     Args:
         stream: the name of the stream.
         session: the key of the session.
         id: the id of the member.
         info: the info of the session.
-        joined: whether the session joined before, so that the store should have it.
-        replaces: the key of the former session of the same client, or `""`. If the former session has the same member
-            id, the new session takes its place in the order of joins, and the former session ends.
+        joined: whether the session has joined before, so that the store should already have it.
+        replaces: the key of the client's former session; `""` if there is none. If that session has the same member id,
+            the new session takes its place in the order of joins, and the former session ends.
     """
 
     stream: str
@@ -77,7 +77,7 @@ class Refreshed:
     """The result of a refresh.
 
     Args:
-        unknown: the (stream, session) pairs that the store does not have, because they expired or were lost.
+        unknown: the (stream, session) pairs that the store does not have, because they have expired or were lost.
         incarnations: the incarnations of the streams, by name (see `PresenceInfo`).
     """
 
@@ -86,29 +86,29 @@ class Refreshed:
 
 
 class PresenceListener(Listener):
-    """Receives the presence events of streams. `PresenceStore.listen` returns one."""
+    """Receives the presence events of streams. `PresenceStore.listen` returns a listener."""
 
 
 class PresenceStore(Store):
     """Stores the members of streams.
 
-    A member is an id (a string) with an info (any JSON value). It has one or more sessions, one for each connection and
-    subscription, each with an opaque key. A session ends with `leave`. It also ends when `expire` is called and
-    `settings.presence_ttl` seconds have passed since its last `refresh`, or `settings.presence_grace` since `shorten`.
+    A member is an id (a string) with an info (any JSON value). It has a session for each subscription in which it has
+    joined. A session has an opaque key. It ends with `leave`. A call of `expire` also ends it if its last `refresh` was
+    more than `settings.presence_ttl` seconds ago, or `shorten` was more than `settings.presence_grace` seconds ago.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
     last session ends. If a session joins with another id, it leaves the first id.
 
-    Each session has its own info, which it changes by joining again. The info of a member is that of its earliest
-    session, so sessions that join later do not change the member's info. Changes of a member's info are not announced.
+    Each session has an info of its own, which changes if the session joins again. The info of a member is that of its
+    earliest session. Changes of an info are not announced.
 
-    Events are announced to the listeners of all processes that share the store. The call that caused an event also
-    returns the event, so that exactly one process can act on it. If the response to the call is lost, no process can.
+    Events are announced to the listeners of all processes that share the store. The call that has caused an event also
+    returns it, so that exactly one process can act on the event. If the response to the call is lost, no process can.
     """
 
     @property
     def outage(self) -> float:
-        """How long, in seconds, the store waits for a call of `expire` by any process before it assumes an outage."""
+        """The time, in seconds, without a call of `expire` by any process, after which the store assumes an outage."""
         return self.settings.presence_ttl * OUTAGE_SHARE
 
     @property
@@ -117,7 +117,7 @@ class PresenceStore(Store):
         return self.settings.sessions_ttl + UNHEARD_TIME
 
     def join(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
-        """Add a session to a stream, or refresh it; return the events that this caused.
+        """Add a session to a stream, or refresh it. Return the resulting events.
 
         Args:
             stream: the name of the stream.
@@ -128,28 +128,28 @@ class PresenceStore(Store):
         Raises:
             TypeError: `info` is not a JSON value.
             ValueError: `info` is not a JSON value.
-            StoreError: the store failed. Whether the session was added is unknown.
+            StoreError: the store failed. The session may or may not have been added.
         """
         return self.join_all([Member(stream, session, id, info)])
 
     @abstractmethod
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions to streams, or refresh them, in this order; return the events that this caused.
+        """Add sessions to streams, or refresh them, in this order. Return the resulting events.
 
-        If the store has lost its data, the joins of members with `joined` are announced, so that all rosters become
-        complete again. These events are not returned, because no member has really joined. If the leave of such a
-        member was announced before, the member does join again, and the event is returned.
+        If the store has lost its data, members with `joined` are added again. Their joins are announced, so that all
+        rosters are complete again. But the events are not returned, because no member has really joined. Only if the
+        leave of such a member was announced before, the event is returned.
         """
 
     @abstractmethod
     def leave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Remove a session from a stream; return the events that this caused. An unknown session is ignored."""
+        """Remove a session from a stream. Return the resulting events. An unknown session is ignored."""
 
     def shorten(self, stream: str, session: str) -> None:
-        """Let a session expire after `settings.presence_grace` seconds, if it would expire later.
+        """Let a session expire after `settings.presence_grace` seconds, unless it expires earlier.
 
-        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. In a store
-        that does not override this method, the session expires after the TTL.
+        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. A store need
+        not override this method. The session then expires after the TTL.
         """
 
     @abstractmethod
@@ -157,16 +157,16 @@ class PresenceStore(Store):
         """Renew the TTL of sessions.
 
         Args:
-            held: the keys of the sessions, by stream. A stream may have no sessions, if only its incarnation is
+            held: the keys of the sessions, by stream. The keys of a stream may be empty, if only its incarnation is
                 needed. If the store has no data of a stream, this call begins an incarnation.
         """
 
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
-        """Remove the expired sessions of all streams; return the leave events that this caused.
+        """Remove the expired sessions of all streams. Return the resulting leave events.
 
         Each process calls this method after each `refresh`. If no process has called it for `outage` seconds, sessions
-        could not be refreshed either. Then no session is removed for the next `presence_ttl` seconds.
+        could not be refreshed either. So no sessions are removed in the next `presence_ttl` seconds.
         """
 
     @abstractmethod
@@ -175,18 +175,19 @@ class PresenceStore(Store):
 
         Args:
             stream: the name of the stream.
-            records: whether to return the members' infos. If not, only the total is returned.
-            overdue: whether to include members whose sessions have all expired. The next `expire` announces their
-                leaves.
+            records: whether to return the infos of the members. Otherwise, only the total is returned.
+            overdue: whether to include members whose sessions have all expired. The next call of `expire` announces
+                their leaves.
         """
 
     @abstractmethod
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left a stream in the last `seconds` seconds and did not join again.
+        """Return the ids that have left a stream and have not joined again.
 
         Args:
             stream: the name of the stream.
-            seconds: how far back to look. The store remembers leaves for `memory` seconds.
+            seconds: the age, in seconds, up to which leaves are returned. The store remembers leaves for `memory`
+                seconds.
         """
 
     @abstractmethod

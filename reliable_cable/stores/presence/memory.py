@@ -22,8 +22,8 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 @dataclass(slots=True)
 class _Member:
-    #: The info of each session as JSON text, so that callers share no objects with the store. The earliest session is
-    #: the first.
+    #: The info of each session, as JSON text, so that callers share no objects with the store. The sessions are in the
+    #: order of their joins.
     infos: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -39,14 +39,14 @@ class _Stream:
 
 
 class MemoryPresenceListener(BusListener[PresenceEvent | PresenceMissed], PresenceListener):
-    """Announces the events of this process. Each listener delivers copies, which the receiver may change."""
+    """Announces the events of this process. Each listener delivers its own copies, which the receiver may change."""
 
     def __init__(self, bus: Bus[PresenceEvent | PresenceMissed], deliver: Deliver) -> None:
         super().__init__(bus, lambda event: deliver(deepcopy(event)))
 
 
 class MemoryPresenceStore(PresenceStore):
-    """Stores the members of streams in this process only.
+    """Stores the members of streams in the memory of this process.
 
     An expired session is still present, and can be refreshed, until `expire` removes it.
     """
@@ -57,10 +57,10 @@ class MemoryPresenceStore(PresenceStore):
         super().__init__(settings, clock=clock)
         self._incarnation = secrets.token_hex(8)
         self._streams: dict[str, _Stream] = {}
-        # (stream, session) -> (id, time of expiry), in the order of expiry: a new or refreshed session moves to the
-        # end.
+        #: The id and the time of expiry of each session, by (stream, session). The order is that of expiry, because a
+        #: new or refreshed session moves to the end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        #: When the sessions expire for which `shorten` was called, the earliest first.
+        #: The times of expiry of the sessions for which `shorten` was called, the earliest first.
         self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()

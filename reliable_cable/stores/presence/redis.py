@@ -18,14 +18,14 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 #: The maximum number of scripts in one round trip.
 SCRIPTS_PER_ROUND_TRIP: Final = 200
-#: The maximum number of sessions that one script removes, because Redis executes nothing else during a script.
+#: The maximum number of sessions that a script removes. It must be limited, because a script blocks Redis.
 EXPIRE_SIZE: Final = 500
-#: The maximum number of rounds of one `expire`. The next call handles the remaining streams.
+#: The maximum number of rounds in a call of `expire`. The next call handles the remaining streams.
 EXPIRE_ROUNDS: Final = 50
 
 
 class RedisPresenceStore(RedisStore, PresenceStore):
-    """Stores the members of streams in the Redis of `settings.redis_url`.
+    """Stores the members of streams in the Redis server at `settings.redis_url`.
 
     Times come from Redis's clock, because the clocks of hosts differ. An expired session is still present, and can be
     refreshed, until a process calls `expire`.

@@ -6,7 +6,7 @@ from reliable_cable.conf import CableSettings
 
 from .client import Call, client_for
 
-#: How many keys one call examines or deletes.
+#: The number of keys that a SCAN examines in one call.
 KEYS_PER_CALL: Final = 1000
 
 

@@ -56,9 +56,9 @@ CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 #: The maximum number of calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
-#: Errors of a server that currently accepts no commands or no writes, and has executed nothing: a replica, a server
-#: that is loading its data, or a primary that has lost its replicas. If a script fails with such an error, the code is
-#: in the text of the error.
+#: The errors of a server that currently accepts no commands or no writes. It may be a replica, a server that is loading
+#: its data, or a primary that has lost its replicas. The command was not executed. An error of a script has another
+#: class, and its text contains one of these codes.
 UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
 UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
@@ -78,7 +78,7 @@ Argument = str | int | float | bytes | _Placeholder
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One command, or one Lua script.
+    """A call of a command or a Lua script.
 
     Args:
         name: the name of a command in capitals, or the name of a script in `lua/`.
@@ -126,7 +126,7 @@ class RedisClient:
         self.settings = settings
         self.url = settings.redis_url
         self.options = _options(settings)
-        #: How long, in seconds, to try to open a connection.
+        #: The maximum time, in seconds, in which a connection must be opened.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
         #: Tracks the server that the connections lead to, and the lineage of its data.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
@@ -170,12 +170,12 @@ class RedisClient:
     def run(self, *calls: Call, idempotent: bool = False) -> list[Any]:
         """Run calls in one round trip, and return their replies.
 
-        If the server accepts none of the calls at present, they are run again over another connection. After a
+        If the server accepts none of the calls at present, they are sent again over another connection. After a
         failover, that connection leads to the new primary.
 
         Args:
-            calls: one call or more.
-            idempotent: whether the calls may be executed twice. If so, they are run again if they get no response.
+            calls: one or more calls.
+            idempotent: whether the calls may be executed twice. If so, they are sent again after a lost response.
 
         Raises:
             RedisUnavailable: Redis could not be reached, did not respond, or accepts no such calls at present.
@@ -218,7 +218,7 @@ class RedisClient:
         return await self._arun(calls)
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Run any number of idempotent calls, `size` in each round trip, and return their replies.
+        """Run any number of idempotent calls, and return their replies. Each round trip has `size` of them.
 
         Raises:
             StoreError: see `run`.
@@ -254,7 +254,7 @@ class RedisClient:
             sent = True
             replies = await arun_exchange(connection, self._exchange(calls, connection))
         except BaseException as error:
-            # If the task was cancelled, the reply may arrive later. It must not be read as the reply to another call.
+            # The reply may arrive later, for example after a cancellation. It must not be read as that of another call.
             if connection is not None:
                 await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
@@ -269,7 +269,7 @@ class RedisClient:
         return replies
 
     def new_connection(self) -> Any:
-        """Return a new connection for the running event loop. It is closed, and waits for replies without a timeout."""
+        """Return a new connection for the running event loop. It is not open yet, and reads without a timeout."""
         pool = self._async_pools.get(self._new_pool)
         return pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": None})
 
@@ -284,7 +284,7 @@ class RedisClient:
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _exchange(self, calls: Sequence[Call], connection: Any) -> Exchange[list[Any]]:
-        """Run calls over a connection. Load the scripts that the server does not have."""
+        """Run calls over a connection. First load the scripts that the server does not have."""
         needs_lineage = any(call.args and call.args[0] is LINEAGE for call in calls)
         lineage = self.lineage.argument(connection) if needs_lineage else ""
         commands = [self._command(call, lineage) for call in calls]
@@ -315,10 +315,10 @@ class RedisClient:
 
 
 class BlockingClient(RedisClient):
-    """A client whose async methods block and never suspend their caller, for code without an event loop.
+    """A client whose async methods block in place of suspending their caller, for code without an event loop.
 
     Args:
-        client: the client whose connections of sync code are used.
+        client: the client whose sync connections are used.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -330,7 +330,7 @@ class BlockingClient(RedisClient):
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Return a context without a timeout: each call has the timeout of its connection."""
+        """Return a context without a timeout, because each call has the timeout of its connection."""
         return nullcontext()
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
@@ -345,7 +345,7 @@ def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
 
 
 def _is_unavailable(reply: Any) -> bool:
-    """Return whether a reply is the error of a server that accepts no such command at present."""
+    """Return whether a reply is an error by which a server says that it accepts no such command at present."""
     if isinstance(reply, UNAVAILABLE_ERRORS):
         return True
     return isinstance(reply, ResponseError) and UNAVAILABLE_CODES.search(str(reply)) is not None
@@ -366,8 +366,8 @@ def _options(settings: CableSettings) -> dict[str, Any]:
     """Return the arguments of a connection pool."""
     options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
     if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
-        options.pop("socket_keepalive", None)  # only TCP has it
-    # REDIS_OPTIONS cannot change these, because this module expects bytes, and decides itself about retries.
+        options.pop("socket_keepalive", None)  # this option is only for TCP
+    # REDIS_OPTIONS cannot change these options, because this module expects bytes, and retries calls itself.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
 
 

@@ -1,4 +1,4 @@
-"""Finds faults of a Redis server, for the warning when a server starts and for `manage.py cable_doctor`."""
+"""Finds problems of a Redis server, for the warning at the start and for `manage.py cable_doctor`."""
 
 from .client import Call, RedisClient
 from .lineage import parse_info
@@ -8,12 +8,12 @@ MIN_VERSION = (6, 2)
 
 
 def find_problems(client: RedisClient) -> list[str]:
-    """Return the faults of the Redis server that break the stores' promises, each as a sentence that names a remedy.
+    """Return the problems of the Redis server that break guarantees of the stores. Each is a sentence with a remedy.
 
     Raises:
         StoreError: Redis could not be reached.
     """
-    # This uses INFO alone, because hosted servers often refuse CONFIG.
+    # The configuration is read with INFO, because hosted servers often refuse CONFIG.
     info = parse_info(client.run(Call("INFO", [], ["everything"]), idempotent=True)[0])
     problems = []
     version = info.get("redis_version", "0")
@@ -31,5 +31,5 @@ def find_problems(client: RedisClient) -> list[str]:
             "restarted cannot be detected: run `manage.py cable_doctor --new-epochs` after each failback."
         )
     if info.get("cluster_enabled") == "1":
-        problems.append("Redis is a cluster, which is not supported: let REDIS_URL lead to a single Redis or Valkey.")
+        problems.append("Redis is a cluster, which is not supported: set REDIS_URL to a single Redis or Valkey server.")
     return problems

@@ -16,12 +16,12 @@ T = TypeVar("T")
 Command = Sequence[str | int | float | bytes]
 Exchange = Generator[Sequence[Command], list[Any], T]
 
-#: The exceptions that stand for error replies of Redis. The connection stays usable after them.
+#: The exceptions for error replies of Redis. The connection remains usable after them.
 ERROR_REPLIES = (ResponseError, BusyLoadingError)
 
 
 def pack(commands: Sequence[Command]) -> bytes:
-    """Return commands in the format in which they are sent to Redis. redis-py takes three times as long for this."""
+    """Encode commands in the protocol of Redis. redis-py takes three times as long for this."""
     parts = []
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
@@ -73,9 +73,9 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
 
 
 async def cancellable(sending: Awaitable[T]) -> T:
-    """Wait for redis-py to send something, and raise `CancelledError` if the task was cancelled during the wait.
+    """Wait until redis-py has sent data, and raise `CancelledError` if the task was cancelled during the wait.
 
-    redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. A task with an endless loop
+    redis-py sends with `asyncio.wait_for`, which may ignore a cancellation on Python 3.11. A task with an endless loop
     could then not be stopped.
 
     Raises:
@@ -94,7 +94,7 @@ async def cancellable(sending: Awaitable[T]) -> T:
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, without an event loop, and return its result."""
+    """Run a coroutine without an event loop, and return its result. The coroutine must never suspend."""
     try:
         coroutine.send(None)
     except StopIteration as stop:

@@ -20,7 +20,7 @@ class IdleQueue(LifoQueue[Any]):
     """The idle connections of a pool for sync code. `None` stands for a connection that has not been opened yet."""
 
     def _put(self, item: Any) -> None:
-        # The caller holds the lock of the queue, so no thread can take a connection out of it meanwhile.
+        # The caller has the lock of the queue. So no thread can take a connection out of the queue during this method.
         super()._put(item)
         now = time.monotonic()
         if item is not None:

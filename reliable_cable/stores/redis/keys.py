@@ -1,7 +1,7 @@
 """The names of the keys and the pub/sub channels in Redis.
 
-The keys of one stream share a hash tag, so that a cluster would store them on one node. The tag is a digest of the
-stream's name, because the name may contain braces.
+All keys of a stream have the same hash tag, so that a cluster would store them on the same node. The tag is a digest of
+the stream's name, because the name may contain braces.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ def stream_tag(prefix: str, stream: str) -> str:
 
 
 def stream_channel(prefix: str, database: int, stream: str) -> str:
-    """Return the pub/sub channel on which a stream's messages and presence events are announced.
+    """Return the name of the pub/sub channel on which a stream's messages and presence events are announced.
 
-    The name contains the number of the database, because all databases of a server share its pub/sub channels.
+    It contains the number of the database, because all databases of a server share the pub/sub channels.
     """
     return f"{prefix}:stream@{database}:{stream}"
 
 
 def former_channel(channel: str) -> str:
-    """Return the name that the previous release gave to a channel. It lacks the number of the database."""
+    """Return the name of a channel in the previous release, which lacks the number of the database."""
     return _DATABASE.sub(":stream:", channel, count=1)
 
 
@@ -38,7 +38,7 @@ def session_key(prefix: str, sid: str) -> str:
 
 
 def revocation_key(prefix: str, condition: str) -> str:
-    """Return the key of the time at which the sessions that match a condition were revoked.
+    """Return the key under which the time of a revocation is stored.
 
     Args:
         prefix: the prefix of all keys.

@@ -1,12 +1,12 @@
-"""Finds out the role of a Redis server and the lineage of its data when a connection opens.
+"""Finds the role of a Redis server and the lineage of its data, whenever a connection is opened.
 
-An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
-streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
+After a failover, an address may lead to another server, and a server may have other data than before. So the epochs of
+streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data (see
 lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has older data again.
 
-A server may also be demoted, receive older data and be promoted again while a connection to it is open and idle. The
-older data may have the same token. So scripts regularly compare the server's replication id with the one in the data
-(see lua/prelude.lua).
+While a connection is open and idle, a server may be demoted, receive older data, and be promoted again. The older data
+may have the same token. So scripts regularly compare the server's replication id with the one in the data (see
+lua/prelude.lua).
 """
 
 import random
@@ -21,11 +21,11 @@ from redis.exceptions import RedisError
 from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
-#: How long, in seconds, to use a connection before it is reopened, so that the server's address is resolved again.
+#: The maximum age, in seconds, of a connection. It is then reopened, so that the server's address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
-#: How often, in seconds, a script checks whether the server was demoted or promoted while the connection was open.
+#: The minimum time, in seconds, between two checks whether the server was demoted or promoted. Scripts make the checks.
 CHECK_INTERVAL: Final = 1.0
-#: The shortest time, in seconds, between two reopenings of all connections because of refused commands.
+#: The minimum time, in seconds, between two reopenings of all connections because of refused commands.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, Redis keeps the lineage record after its last use. This is longer than the TTL of all data that
 #: are bound to a lineage.
@@ -55,7 +55,7 @@ class LineageTracker:
         #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
-        #: All lineages that `identity` has had.
+        #: All lineages that connections of this process have found.
         self._seen_lineages: set[str] = set()
         self._lock = threading.Lock()
 
@@ -69,7 +69,7 @@ class LineageTracker:
             connection.on_connect()
             run_exchange(connection, self._handshake(connection))
         except BaseException:
-            # A late reply must not be read as the reply to a later command.
+            # The connection is closed, so that a late reply is not read as the reply to a later command.
             connection.disconnect()
             raise
 
@@ -87,7 +87,7 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def argument(self, connection: Any) -> str:
-        """Return the lineage of a connection as an argument of a script. A leading `?` makes the script check it."""
+        """Return the lineage of a connection as an argument for scripts. After a `?`, the script checks the lineage."""
         lineage: str = connection.identity.lineage
         now = time.monotonic()
         if now < connection.check_at:
@@ -98,15 +98,15 @@ class LineageTracker:
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
         """Make all connections of this connection's generation reopen before their next use.
 
-        Call this when the server has refused a command.
+        Call this if the server has refused a command.
 
         Args:
             connection: the connection whose command was refused.
-            moved: whether the command was refused because the data have a new lineage. New connections find it out.
+            moved: whether the command was refused because the data have a new lineage.
         """
         with self._lock:
             now = time.monotonic()
-            # The rate is limited, so that a server that refuses everything is not flooded with connections.
+            # The rate is limited, because a server may refuse all commands.
             if connection.generation == self._generation and (moved or now >= self._reopened_at + REOPEN_INTERVAL):
                 self._generation += 1
                 self._reopened_at = now
@@ -118,7 +118,7 @@ class LineageTracker:
             info |= parse_info(_checked(reply))
         if info.get("role") in ("slave", "replica"):
             raise redis.ConnectionError(
-                "the server is a replica, which accepts no broadcasts: let REDIS_URL lead to the primary"
+                "the server is a replica, which accepts no broadcasts: set REDIS_URL to the primary"
             )
         try:
             run_id = info["run_id"]
@@ -141,9 +141,9 @@ class LineageTracker:
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _has_returned(self, lineage: str, generation: int) -> bool:
-        """Return whether this process has seen this lineage before, and another one after it.
+        """Return whether this process has found this lineage before, and another one after it.
 
-        If so, the other lineage may have given the same offsets to other messages.
+        Under the other lineage, the same offsets may belong to other messages.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""
@@ -152,7 +152,7 @@ class LineageTracker:
     def _record_identity(self, identity: Identity, generation: int) -> int:
         """Record the server and the lineage of a new connection, and return the connection's generation."""
         with self._lock:
-            # If the generation ended during the handshake, it is unknown which lineage is the newer one.
+            # If the generation has ended during the handshake, it is unknown which lineage is newer.
             if generation == self._generation and identity != self.identity:
                 self._generation += 1
                 self.identity = identity
@@ -162,7 +162,7 @@ class LineageTracker:
 
 
 def parse_info(reply: bytes) -> dict[str, str]:
-    """Return the fields of a reply to INFO."""
+    """Return the fields in a reply to INFO, by name."""
     lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines() if not line.startswith("#"))
     return {name: value for name, _, value in lines}
 

@@ -16,24 +16,26 @@ from .client import CONNECTION_ERRORS, RedisClient
 from .exchange import cancellable
 from .keys import former_channel, stream_channel
 
-#: A callback that takes a message, or None if messages may have been missed.
+#: A function that is called with each message, and with None if messages may have been missed.
 Deliver = Callable[[bytes | None], None]
 
 #: How long, in seconds, `subscribe` waits for the confirmation of Redis.
 SUBSCRIBE_TIMEOUT: Final = 2.0
-#: How often, in seconds, to ping Redis.
+#: The time, in seconds, between two pings to Redis.
 PING_INTERVAL: Final = 2.0
-#: How long, in seconds, to wait for any reply before the connection is closed.
+#: The time, in seconds, without any reply after which the connection is closed.
 SILENCE_TIMEOUT: Final = 7.0
-#: How long, in seconds, a fence waits for its reply. Then the connection is closed, and messages in transit are lost.
+#: How long, in seconds, a fence waits for its reply. After that, the connection is closed, and messages in transit are
+#: lost.
 FENCE_TIMEOUT: Final = 5.0
-#: The shortest delay, in seconds, before another attempt to connect.
+#: The minimum delay, in seconds, before another attempt to connect.
 MIN_RETRY_DELAY: Final = 0.05
-#: The longest delay, in seconds, before another attempt to connect.
+#: The maximum delay, in seconds, before another attempt to connect.
 MAX_RETRY_DELAY: Final = 1.0
-#: The maximum number of channels that one command names, not counting their former names.
+#: The maximum number of channels in a command. Their former names are not counted.
 CHANNELS_PER_COMMAND: Final = 500
-#: The last character of a copy that a script publishes under the former name of a channel (see lua/prelude.lua).
+#: The last character of a copy of a message, which a script publishes under the former name of the channel (see
+#: lua/prelude.lua).
 COPY_MARK: Final = b" "
 
 
@@ -48,13 +50,13 @@ class _Channel:
 
 
 class PubSub:
-    """Subscribes to channels, and reconnects after every loss of the connection.
+    """Subscribes to channels, and reconnects whenever the connection is lost.
 
-    It is connected while it has channels. `pubsub_of` returns the object of the running event loop, and all its methods
-    must be called on that loop.
+    It is connected while it has channels. `pubsub_of` returns the object of the running event loop, on which all its
+    methods must be called.
 
-    For one release, it also subscribes to the former name of each channel, because processes of the previous release
-    publish there.
+    It also subscribes to the former name of each channel, under which processes of the previous release publish. The
+    next release will not need this.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -63,9 +65,9 @@ class PubSub:
         #: The names of the channels, by their former names.
         self._names: dict[str, str] = {}
         self._connection: Any = None
-        #: The subscriptions that Redis has not confirmed on this connection, by channel, in the order of the commands.
+        #: The subscriptions that Redis has not confirmed yet, by channel, in the order of the commands.
         self._unconfirmed: dict[str, deque[_Channel]] = {}
-        #: The pending fences on this connection, by the payload of their PING.
+        #: The pending fences, by the payload of their PING.
         self._fences: dict[bytes, asyncio.Future[None]] = {}
         self._fence_count = 0
         self._task: asyncio.Task[None] | None = None
@@ -74,14 +76,14 @@ class PubSub:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is open, as far as is known."""
+        """Whether the connection is open. A loss may not have been noticed yet."""
         return self._connection is not None
 
     async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
-        """Start to call a function with the messages of each channel.
+        """Subscribe to channels. Start to call a function with the messages of each channel.
 
         If Redis cannot be reached, this method returns nevertheless. The function is then called with None as soon as
-        its channel is subscribed to. It is also called with None after each reconnect.
+        Redis has confirmed the subscription. It is also called with None after each reconnect.
 
         Args:
             delivers: the function for each channel.
@@ -125,9 +127,9 @@ class PubSub:
             await asyncio.wait([task])
 
     async def fence(self) -> None:
-        """Wait until each message that Redis published before this call has been delivered, or is lost.
+        """Wait until all messages that Redis published before this call have been delivered or are lost.
 
-        Messages are lost if the connection breaks. Then `deliver` is called with None after the reconnect.
+        Messages are lost if the connection breaks. After the reconnect, `deliver` is then called with None.
         """
         connection = self._connection
         if connection is None:
@@ -136,14 +138,14 @@ class PubSub:
         payload = f"fence {self._fence_count}".encode()
         passed = self._fences[payload] = asyncio.get_running_loop().create_future()
         try:
-            # Redis sends the reply after all messages that it published earlier.
+            # Redis sends the reply after all messages that it has published before.
             await cancellable(connection.send_command("PING", payload, check_health=False))
             async with asyncio.timeout(FENCE_TIMEOUT):
                 await passed
         except TimeoutError:
             await connection.disconnect(nowait=True)
         except CONNECTION_ERRORS:
-            pass  # `_serve` gets the same error, and reconnects
+            pass  # `_serve` receives the same error, and reconnects
         finally:
             self._fences.pop(payload, None)
 
@@ -161,14 +163,14 @@ class PubSub:
             channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
                 self._unconfirmed.setdefault(channel, deque()).append(self._channels[channel])
-        # The former name comes first, so that it is already subscribed to when Redis confirms the new name. One command
-        # has both names, because the scripts compare the numbers of their subscribers.
+        # The former name is the first, so that its subscription is complete when Redis confirms the new name. Both
+        # names are in the same command, because scripts compare the numbers of their subscribers.
         names = [name for channel in channels for name in (former_channel(channel), channel)]
         try:
-            if names:  # the channels may have been unsubscribed from meanwhile
+            if names:  # the list is empty if `unsubscribe` was called in the meantime
                 await cancellable(connection.send_command(command, *names, check_health=False))
         except CONNECTION_ERRORS:
-            pass  # `_serve` gets the same error, and reconnects
+            pass  # `_serve` receives the same error, and reconnects
 
     async def _keep_connected(self) -> None:
         delay = MIN_RETRY_DELAY
@@ -241,7 +243,7 @@ class PubSub:
         if state is None or self._channels.get(channel) is not state:
             return
         if state.confirmed.done():
-            # The channel was subscribed to before. Messages that were published in between may be missing.
+            # This is a new subscription after a reconnect. Messages that were published before it may be missing.
             self._deliver(state, None)
         else:
             state.confirmed.set_result(None)
@@ -255,9 +257,9 @@ class PubSub:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping Redis. Close the connection if it is silent, or if newer connections lead to another server.
+        """Ping Redis. Close the connection if Redis does not respond, or if newer connections lead to another server.
 
-        A server that has crashed, or is no longer the primary, may not close the connection itself.
+        A server that has crashed or is no longer the primary may not close its connections.
         """
         while True:
             await asyncio.sleep(PING_INTERVAL)
@@ -312,7 +314,7 @@ class ChannelListener(Listener):
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:
-        """Announce the event in a message. `message` is None if messages may have been missed."""
+        """Announce the event in a message. The message is None if messages may have been missed."""
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

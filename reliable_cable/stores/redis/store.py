@@ -21,10 +21,10 @@ T = TypeVar("T")
 def sync_twin(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """Return the sync twin of an async method of a Redis store. The method must not await anything but the client.
+    """Return the sync twin of an async method of a Redis store. The method must await only calls of the client.
 
-    The twin runs the method, or the one that overrides it in a subclass, with a client that blocks. So the method never
-    suspends, and needs no event loop.
+    The twin runs the method with a client that blocks. So the method never suspends, and needs no event loop. If a
+    subclass overrides the method, the twin runs the method of the subclass.
     """
 
     @wraps(method)
@@ -36,7 +36,7 @@ def sync_twin(
 
 
 class RedisStore(Store):
-    """Connects a store to the Redis of `settings.redis_url`, and gives it Redis's clock.
+    """Base class of stores in the Redis server at `settings.redis_url`, which use Redis's clock.
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
@@ -52,7 +52,7 @@ class RedisStore(Store):
 
     @property
     def place(self) -> str:
-        """Where the data are, in words for a developer."""
+        """A description of the place of the data, for messages."""
         return self.client.place
 
     @cached_property
@@ -67,7 +67,7 @@ class RedisStore(Store):
         return stream_channel(self.settings.key_prefix, self.client.database, stream)
 
     def script_time(self) -> str:
-        """Return the time argument of a Lua script: the time by a test's clock, or `""` to use Redis's clock."""
+        """Return the time argument for Lua scripts. It is `""`, which stands for Redis's clock, or a test's time."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def atime(self) -> float:

@@ -1,4 +1,4 @@
-"""The interface of session stores, which store the records from which sessions are restored."""
+"""The base class of session stores, which store the records from which sessions are restored."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: A revocation also applies to connections that were authenticated up to this many seconds after it. The time of
-#: authentication is not exact (see clock.py), and Django deletes a Django session only after its logout signal.
+#: A connection is also revoked if it was authenticated within this time, in seconds, after the revocation. The time of
+#: the authentication is not exact (see clock.py), and Django deletes a Django session only after the logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The maximum number of characters of a session id.
@@ -24,7 +24,7 @@ class SessionRecord:
         identity: the identity of the connection. Only a connection with an equal identity can restore the session.
         authenticated: the time when the connection was authenticated, by the store's clock, in seconds since 1970.
         data: the state, with JSON values only.
-        size: the approximate size of the record in bytes. It is not stored.
+        size: the approximate size of the record, in bytes. The size is not stored.
     """
 
     identity: Identity
@@ -36,7 +36,7 @@ class SessionRecord:
 def is_session_id(sid: str) -> bool:
     """Return whether a text can be a session id.
 
-    Clients may send any text. Without this check, some texts would cause errors in a store.
+    Clients may send any text, and some texts would cause errors in a store.
     """
     return 0 < len(sid) <= MAX_SID_LENGTH and sid.isascii() and sid.isprintable()
 
@@ -46,7 +46,7 @@ def is_revoked(authenticated: float, times: Iterable[float]) -> bool:
 
     Args:
         authenticated: the time when the session's connection was authenticated.
-        times: the times at which sessions with matching identities were revoked.
+        times: the times of the revocations that match the session's identity.
     """
     return any(authenticated <= at + CLOCK_MARGIN for at in times)
 
@@ -54,8 +54,8 @@ def is_revoked(authenticated: float, times: Iterable[float]) -> bool:
 class SessionStore(Store):
     """Stores session records by session id, and the times of revocations.
 
-    A record expires `settings.sessions_ttl` seconds after it was saved or touched. A revocation is remembered for as
-    long as the records that it revokes can live.
+    A record expires `settings.sessions_ttl` seconds after it was saved or touched. A revocation is remembered until all
+    records that it may revoke have expired.
     """
 
     #: Whether the store may lose records before they expire.
@@ -65,24 +65,25 @@ class SessionStore(Store):
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Store records by session id, in few round trips. They replace existing records.
 
-        A client can cause a record of 256 KiB to be saved again and again, as fast as the store can. If others use the
-        same server, write only what has changed in a large record.
+        A client can cause a record of 256 KiB to be saved continuously. If other software uses the same server, write
+        only the changes of a large record.
         """
 
     @abstractmethod
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Return the record of a session, in one round trip.
 
-        Return None if there is no record, if it has another identity, or if it was revoked.
+        Returns:
+            The record; None if it does not exist, has another identity, or was revoked.
         """
 
     def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of several sessions, as `load` does. Override this if one round trip can do it."""
+        """Return the records of several sessions, as `load` does. Override this if one round trip is enough for it."""
         return [self.load(sid, identity) for sid, identity in wanted]
 
     @abstractmethod
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Renew the TTL of records, in one round trip; return the session ids that have no record."""
+        """Renew the TTL of records, in one round trip. Return the session ids that have no record."""
 
     @abstractmethod
     def delete(self, sids: Collection[str]) -> None:
@@ -101,11 +102,11 @@ class SessionStore(Store):
 
     @abstractmethod
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
+        """Return for each identity the time of the last revocation that matches it; 0 if none matches."""
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` expired records; return how many were deleted. Servers call this regularly."""
+        """Delete about `limit` expired records at most, and return their number. Servers call this regularly."""
 
     asave = async_twin(save, writes=True)
     aload_many = async_twin(load_many)

@@ -31,13 +31,13 @@ class MemorySessionStore(SessionStore):
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
-        # Both dicts are in the order of expiry, because a new or renewed item moves to the end.
+        # Both dicts are in the order of expiry, because new and renewed items move to the end.
         self._records: OrderedDict[str, _StoredRecord] = OrderedDict()
         self._revoked: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Store records. If one of them is not JSON, none is stored."""
+        """Store records. If one of them is not JSON, no record is stored."""
         if self.settings.sessions_ttl == 0:
             return
         expires = self.clock() + self.settings.sessions_ttl
@@ -62,7 +62,7 @@ class MemorySessionStore(SessionStore):
         return SessionRecord(dict(record.identity), record.authenticated, json.loads(record.data), len(record.data))
 
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Renew the TTL of records. Expired records stay expired."""
+        """Renew the TTL of records. Expired records are not renewed."""
         now = self.clock()
         missing: set[str] = set()
         with self._lock:
@@ -93,7 +93,7 @@ class MemorySessionStore(SessionStore):
         return now
 
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
+        """Return for each identity the time of the last revocation that matches it; 0 if none matches."""
         with self._lock:
             return [max(self._revocation_times(identity), default=0.0) for identity in identities]
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: The maximum number of records that one SELECT reads.
 LOAD_SIZE: Final = 100
 
-#: The most parts that `prune` examines in search of those that have no record.
+#: The maximum number of parts that `prune` examines to find parts without a record.
 PARTS_PER_SEARCH: Final = 5000
 
 #: The kinds of rows that `ModelSessionStore._select` returns.
@@ -36,7 +36,7 @@ _HEAD, _PART, _REVOCATION = range(3)
 class ModelSessionStore(ModelStore, SessionStore):
     """Stores session records in the models `Session` and `SessionPart`, in the database `settings.database`.
 
-    A large record has its parts in `SessionPart` (see record_parts.py).
+    Large records are divided into parts, which are in `SessionPart` (see record_parts.py).
 
     Times come from the server's clock on PostgreSQL, and from this host's clock on SQLite. Every method raises
     `StoreError` if the database fails.
@@ -55,9 +55,9 @@ class ModelSessionStore(ModelStore, SessionStore):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Insert or replace records. Write only what has changed in a large record that this process has saved before.
+        """Insert or replace records. If a large record was saved by this process before, write only its changes.
 
-        All small records take one statement, and large ones at most four. If a record is not JSON, none is stored.
+        All small records take one statement, and large ones at most four. If a record is not JSON, no record is stored.
         """
         if self.settings.sessions_ttl == 0 or not records:
             return
@@ -79,14 +79,13 @@ class ModelSessionStore(ModelStore, SessionStore):
     def _save(
         self, records: Mapping[str, SessionRecord], texts: Mapping[str, str | RecordParts]
     ) -> dict[str, StoredParts]:
-        """Write records, and return what is now stored of the large ones."""
+        """Write records, and return the stored parts of the large records."""
         large = {sid: text for sid, text in texts.items() if isinstance(text, RecordParts)}
         known = self._lock(texts)
         # The heads are written first, because only the transaction that has locked a head may write its parts.
         expires = self._server.ago(-self.settings.sessions_ttl)
-        # The data are stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a
-        # surrogate pair. Clients can send both, and one such record would keep all records of the batch from being
-        # saved.
+        # The data are stored as JSON text in a JSON string, because PostgreSQL refuses JSON with U+0000 or with half a
+        # surrogate pair. Clients can send both, and the whole batch of records could then not be saved.
         self._rows.bulk_create(
             [
                 Session(
@@ -96,7 +95,7 @@ class ModelSessionStore(ModelStore, SessionStore):
                     data=text if isinstance(text, str) else text.head,
                     expires=expires,
                 )
-                # All processes lock records in the same order, because PostgreSQL takes 1 s to notice a deadlock.
+                # All processes lock records in the same order, because PostgreSQL takes 1 s to find a deadlock.
                 for sid, text in sorted(texts.items(), key=itemgetter(0))
             ],
             update_conflicts=True,
@@ -106,9 +105,9 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._save_parts(large, known) if large else {}
 
     def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
-        """Lock records. Return the hash values of the parts of each record that is stored as this process wrote it.
+        """Lock records. For those that this process has written last, return the hash values of the parts.
 
-        If this process has written none of the large records before, lock nothing.
+        If this process has never written any of the large records, no record is locked.
         """
         known = {
             sid: stored
@@ -153,7 +152,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 
     @retried_read
     def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of sessions, `LOAD_SIZE` of them with one SELECT."""
+        """Return the records of sessions. Each SELECT reads up to `LOAD_SIZE` records."""
         with self._errors("read"):
             return [
                 record
@@ -180,7 +179,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return [_loaded(heads.get(sid), parts[sid], identity, times) for sid, identity in wanted]
 
     def _select(self, sids: Collection[str], conditions: Collection[str]) -> Iterable[tuple[Any, ...]]:
-        """Read records, their parts and revocations with one statement, so that all come from one snapshot."""
+        """Read records, their parts and revocations with one statement, so that all are from the same snapshot."""
         no_number, no_text = Value(0, BigIntegerField()), Value("", TextField())
         heads = self._alive().filter(sid__in=sids)
         parts = self._parts.filter(sid__in=sids)
@@ -195,7 +194,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     # -- keeping ------------------------------------------------------------------------------------------------------
 
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Renew the TTL of records with one UPDATE. Expired records stay expired."""
+        """Renew the TTL of records with one UPDATE. Expired records are not renewed."""
         if not sids:
             return set()
         expires = self._server.ago(-self.settings.sessions_ttl)
@@ -211,7 +210,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     def delete(self, sids: Collection[str]) -> None:
         """Delete records, and then their parts.
 
-        If another process creates the record again between the two statements, its parts stay.
+        If another process creates a record again between the two statements, its parts are not deleted.
         """
         if not sids:
             return
@@ -236,23 +235,23 @@ class ModelSessionStore(ModelStore, SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # This is not part of the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
+            # This is outside of the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 
     @retried_read
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
+        """Return for each identity the time of the last revocation that matches it; 0 if none matches."""
         keys = {key for identity in identities for key in condition_keys(identity)}
         with self._errors("read"):
             times = dict(self._database.rows(Revocation).filter(condition__in=keys).values_list("condition", "at"))
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete expired records, the oldest first, and revocations that affect no record.
+        """Delete expired records, the oldest first, and revocations that are no longer needed.
 
-        Then delete the parts of these records, and other parts that have no record, in short transactions. Records and
-        parts that another process is deleting are skipped.
+        After that, delete the parts of these records, and other parts without a record, in short transactions. Records
+        and parts that another process is deleting are skipped.
         """
         expired = self._rows.filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
@@ -270,15 +269,16 @@ class ModelSessionStore(ModelStore, SessionStore):
         return len(pruned)
 
     def _find_orphans(self) -> Collection[str]:
-        """Return the ids of deleted records whose parts remain: those of some parts that follow the last ones examined.
+        """Return the ids of deleted records whose parts remain in the table.
 
-        A process that ended during `prune`, or one of the previous release, leaves such parts. A search in the whole
-        table would read all parts of all sessions.
+        Such parts remain if a process ended during `prune`, or if a process of the previous release deleted the record.
+        Each call examines only some of the parts, which follow those of the last call, because the table may be large.
         """
         following = self._parts.filter(sid__gt=self._examined).order_by("sid", "number").values_list("sid", flat=True)
         with self._errors("read"):
             sids = dict.fromkeys(following[:PARTS_PER_SEARCH])
-            # The last one in the order of the database. After the end of the table, the next search begins anew.
+            # This is the last id in the order of the database. At the end of the table, it is `""`, so that the next
+            # search begins at the first part.
             self._examined = next(reversed(sids), "")
             return sids.keys() - set(self._rows.filter(sid__in=sids).values_list("sid", flat=True)) if sids else ()
 
@@ -298,7 +298,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._database.store_errors(f"Session records could not be {action}")
 
     def _locked(self, sids: Collection[str]) -> QuerySet[Session, str]:
-        """Return a subquery that locks records in the order of their ids, as `save` does."""
+        """Return a subquery that locks records in the order of their ids. `save` uses the same order."""
         locked = self._rows.select_for_update().filter(sid__in=sids).order_by("sid")
         return locked.values_list("sid", flat=True)
 
@@ -322,7 +322,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 def _loaded(
     head: tuple[str, float, str] | None, parts: Mapping[int, str], identity: Identity, times: Mapping[str, float]
 ) -> SessionRecord | None:
-    """Return a record if it belongs to an identity, is not revoked and has all its parts; otherwise None."""
+    """Return a record; None if it belongs to another identity, is revoked, or lacks parts."""
     if head is None:
         return None
     text, authenticated, owner = head

@@ -1,6 +1,7 @@
-"""Large session records in a database: a head, and a row for each item of the record's largest list.
+"""Divides large session records into a head and parts, which are rows in a database.
 
-A change of one item then writes only the head and the row of this item. A small record is one row.
+Each item of the record's largest list is a part, and the head contains all other data. So if an item changes, only the
+head and the row of this item are written. A small record is stored in one row.
 """
 
 import json
@@ -15,24 +16,26 @@ from typing import Any, Final, Self
 
 from .base import SessionRecord
 
-#: The maximum number of bytes of a record that is always stored in one row.
+#: The maximum size, in bytes, of a record that is always stored in one row.
 MAX_WHOLE_SIZE: Final = 4096
 
-#: The difference between the numbers of two successive new parts. Parts that are inserted later can get numbers in
-#: between.
+#: The difference between the numbers of two successive new parts. Parts that are inserted later get numbers between
+#: these.
 STRIDE: Final = 1 << 20
 
-#: The maximum number of parts that one DELETE lists for one record. If more have to be deleted, all parts are written
-#: again. SQLite limits the parameters of a statement, and one statement deletes the parts of many records.
+#: The maximum number of parts of a record in a DELETE. If more parts must be deleted, all parts are written again. The
+#: number is limited, because a DELETE may contain the parts of many records, and SQLite limits the parameters of a
+#: statement.
 MAX_REMOVED: Final = 100
 
-#: The approximate maximum number of bytes that `KnownParts` takes.
+#: The approximate maximum size of `KnownParts` in memory, in bytes.
 MAX_KNOWN_SIZE: Final = 8 * 1024 * 1024
 
-#: The approximate number of bytes that `KnownParts` takes for a record, in addition to 16 bytes for each part.
+#: The approximate size of a record in `KnownParts`, in bytes. A record has 16 more bytes for each part.
 _RECORD_SIZE: Final = 512
 
-#: The key of the head that says where the parts belong. The data of a record must not have this key.
+#: The key in a head under which the key of the list and the number of parts are stored. The data of a record must not
+#: have this key.
 _PARTS_KEY: Final = "parts"
 
 
@@ -42,7 +45,7 @@ class RecordParts:
 
     Args:
         list_key: the key of the list whose items are the parts.
-        head: all other data. Servers of the previous release read it as a record without items.
+        head: the head. Servers of the previous release read it as a record whose list is empty.
         items: the items of the list.
     """
 
@@ -56,8 +59,8 @@ class RecordParts:
 
         Args:
             record: the record to encode.
-            list_key: the key of the list that was used for the session before. If the record has no such list, its
-                largest list is used.
+            list_key: the key of the list that was divided before. If the record has no list with this key, the largest
+                list is used.
 
         Raises:
             TypeError: the record is not JSON.
@@ -67,7 +70,7 @@ class RecordParts:
             list_key = max(lists, key=lambda key: sum(map(len, lists[key])), default="")
             if not lists.get(list_key):
                 return None
-        version = secrets.token_hex(8)  # makes the head differ from every other head of the session
+        version = secrets.token_hex(8)  # with this, the head differs from all former heads of the session
         layout = {_PARTS_KEY: [list_key, len(lists[list_key]), version]}
         return cls(list_key, json.dumps({**record.data, list_key: [], **layout}), lists[list_key])
 
@@ -77,8 +80,8 @@ def join(head: str, items: Sequence[str]) -> dict[str, Any] | None:
 
     Args:
         head: the text of a head, or of a record that is stored in one row.
-        items: the texts of the stored parts, in their order. They are ignored if `head` is a whole record, because they
-            then belong to an older record.
+        items: the texts of the stored parts, in the order of their numbers. If `head` is a whole record, the parts
+            belong to an older record, and are ignored.
     """
     data: dict[str, Any] = json.loads(head)
     layout = data.pop(_PARTS_KEY, None)
@@ -92,13 +95,13 @@ def join(head: str, items: Sequence[str]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class PartsChange:
-    """The difference between stored parts and new ones.
+    """The difference between stored parts and new parts.
 
     Args:
         whole: whether all stored parts must be deleted first.
         written: the texts of the parts that must be written, by number.
-        removed: the numbers of other parts that must be deleted.
-        hashes: the hash values of all new parts, by number, in their order.
+        removed: the numbers of the parts that must be deleted if `whole` is False.
+        hashes: the hash values of all new parts, by number, in the order of the numbers.
     """
 
     whole: bool
@@ -108,10 +111,10 @@ class PartsChange:
 
     @classmethod
     def between(cls, old: Mapping[int, int] | None, items: Sequence[str]) -> Self:
-        """Compare stored parts with new ones. Equal parts keep their numbers.
+        """Compare stored parts with new parts. Parts that are equal keep their numbers.
 
         Args:
-            old: the hash values of the stored parts, by number, in their order; None if they are unknown.
+            old: the hash values of the stored parts, by number, in the order of the numbers; None if they are unknown.
             items: the texts of the new parts.
         """
         hashes = [hash(item) for item in items]
@@ -130,7 +133,7 @@ class PartsChange:
 
 
 def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
-    """Return the numbers of new parts, in ascending order; None if too few numbers are free between equal parts."""
+    """Return numbers for new parts, in ascending order; None if too few numbers are free between two equal parts."""
     former = list(old)
     number_of = {old[number]: number for number in reversed(former)}
     numbers: list[int] = []
@@ -152,9 +155,9 @@ def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
 
 
 def _numbers_between(former: Sequence[int], low: int, high: int, count: int) -> Sequence[int] | None:
-    """Return `count` numbers between two others: those of former parts, which are then replaced, or else new ones.
+    """Return `count` numbers between two numbers; None if there are too few numbers.
 
-    The result is None if there are too few numbers.
+    If enough former parts have numbers in this range, their numbers are used, and these parts are replaced.
     """
     replaced = former[bisect_right(former, low) : bisect_left(former, high)]
     if len(replaced) >= count:
@@ -166,12 +169,12 @@ def _numbers_between(former: Sequence[int], low: int, high: int, count: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class StoredParts:
-    """What this process has stored of a large record.
+    """The hash values of a large record that this process has stored.
 
     Args:
         list_key: the key of the list whose items are the parts.
         head: the hash value of the head.
-        numbers: the numbers of the parts, in their order.
+        numbers: the numbers of the parts, in ascending order.
         values: the hash value of each part.
     """
 
@@ -182,29 +185,29 @@ class StoredParts:
 
     @classmethod
     def of(cls, parts: RecordParts, hashes: Mapping[int, int]) -> Self:
-        """Return what is stored after a write.
+        """Return the hash values of a record that was written.
 
         Args:
-            parts: the record that was written.
-            hashes: the hash values of the parts, by number, in their order.
+            parts: the record.
+            hashes: the hash values of the parts, by number, in the order of the numbers.
         """
         return cls(parts.list_key, hash(parts.head), array("q", hashes), array("q", hashes.values()))
 
     @property
     def hashes(self) -> dict[int, int]:
-        """The hash values of the parts, by number, in their order."""
+        """The hash values of the parts, by number, in the order of the numbers."""
         return dict(zip(self.numbers, self.values, strict=True))
 
     @property
     def size(self) -> int:
-        """The approximate number of bytes that this object takes in memory."""
+        """The approximate size of this object in memory, in bytes."""
         return _RECORD_SIZE + 16 * len(self.numbers)
 
 
 class KnownParts:
-    """The large records that this process stored last, so that only changed parts must be written.
+    """The large records that this process has stored last. With their hash values, only changed parts must be written.
 
-    When they take more than `MAX_KNOWN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
+    If they take more than `MAX_KNOWN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
     """
 
     def __init__(self) -> None:
@@ -213,11 +216,11 @@ class KnownParts:
         self._size = 0
 
     def get(self, sid: str) -> StoredParts | None:
-        """Return what was stored last for a session."""
+        """Return the hash values of a session's record; None if they are unknown."""
         return self._records.get(sid)
 
     def add(self, sid: str, stored: StoredParts) -> None:
-        """Remember what was stored for a session."""
+        """Remember the hash values of a session's record."""
         with self._lock:
             self._remove(sid)
             self._records[sid] = stored
@@ -226,7 +229,7 @@ class KnownParts:
                 self._remove(next(iter(self._records)))
 
     def forget(self, sid: str) -> None:
-        """Forget a session. All parts of its next record are written."""
+        """Forget a session, so that all parts of its next record are written."""
         with self._lock:
             self._remove(sid)
 

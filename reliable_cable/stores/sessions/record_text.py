@@ -1,4 +1,4 @@
-"""The texts of session records in Redis, and the differences between two texts of a session."""
+"""Encodes session records as texts for Redis, and finds the difference between two texts of a session."""
 
 import json
 import secrets
@@ -10,17 +10,17 @@ from typing import Final, Self
 
 from .base import SessionRecord
 
-#: The maximum number of bytes of a record that is always written whole.
+#: The maximum size, in bytes, of a record that is always written whole.
 MAX_WHOLE_SIZE: Final = 4096
 
-#: The maximum number of bytes of the texts that `WrittenTexts` keeps.
+#: The maximum total size of the texts in `WrittenTexts`, in bytes.
 MAX_WRITTEN_SIZE: Final = 8 * 1024 * 1024
 
 _VERSION_BITS: Final = 48
 
 
 def encode(record: SessionRecord) -> str:
-    """Return a record as JSON text, which all releases can read.
+    """Encode a record as JSON text, which all releases can read.
 
     Raises:
         TypeError: the record is not JSON.
@@ -36,11 +36,11 @@ class TextChange:
     `end`.
 
     Args:
-        kept: how many bytes of the beginning of the old text are used.
+        kept: the size of the beginning of the old text that is used, in bytes.
         inserted: the new text after this beginning.
-        resumed: the position in the old text, from 1, of the first byte of its later part.
-        ended: the position in the old text, from 1, of the last byte of its later part.
-        end: the new text after this later part.
+        resumed: the position of the first byte of the later part in the old text, from 1.
+        ended: the position of the last byte of the later part in the old text, from 1.
+        end: the new text after the later part.
     """
 
     kept: int
@@ -52,12 +52,12 @@ class TextChange:
 
 @dataclass(frozen=True, slots=True)
 class RecordText:
-    """A record as JSON text, in parts.
+    """The JSON text of a record, in parts.
 
     Args:
-        parts: the beginning of the text, which contains all lists. Each item of a list is a part of its own.
-        values: the values that are not lists, which may differ in every record of a session.
-        version: identifies the text. It consists of white space, which readers of JSON ignore.
+        parts: the beginning of the text, which contains all lists. Each item of a list is a separate part.
+        values: the text of the values that are not lists. It may differ in all records of a session.
+        version: a random text that identifies the record. It consists of white space, which JSON decoders ignore.
     """
 
     parts: tuple[str, ...]
@@ -91,7 +91,7 @@ class RecordText:
 
     @property
     def size(self) -> int:
-        """The number of bytes. The text is ASCII."""
+        """The size of the text, in bytes. The text is ASCII."""
         return sum(map(len, self.parts)) + len(self.values) + len(self.version)
 
     def change_from(self, old: "RecordText") -> TextChange:
@@ -111,10 +111,9 @@ def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
 
 
 class WrittenTexts:
-    """The large texts that this process wrote last, so that only the changed part of a record must be written.
+    """The large texts that this process has written last. With them, only the changes of a record must be written.
 
-    When they have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest ones are forgotten. All methods are
-    thread-safe.
+    If they have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
     """
 
     def __init__(self) -> None:
@@ -123,11 +122,11 @@ class WrittenTexts:
         self._size = 0
 
     def get(self, sid: str) -> RecordText | None:
-        """Return the text that was written last for a session."""
+        """Return the text that was written last for a session; None if it is unknown."""
         return self._texts.get(sid)
 
     def add(self, sid: str, text: RecordText) -> None:
-        """Remember a text that was written."""
+        """Remember a text that was written for a session."""
         with self._lock:
             self._remove(sid)
             self._texts[sid] = text
@@ -136,7 +135,7 @@ class WrittenTexts:
                 self._remove(next(iter(self._texts)))
 
     def forget(self, sid: str) -> None:
-        """Forget the text of a session. Its next record is written whole."""
+        """Forget the text of a session, so that its next record is written whole."""
         with self._lock:
             self._remove(sid)
 

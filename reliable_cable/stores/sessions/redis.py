@@ -14,7 +14,7 @@ from .record_text import MAX_WHOLE_SIZE, RecordText, WrittenTexts, encode
 
 
 class RedisSessionStore(RedisStore, SessionStore):
-    """Stores session records in the Redis of `settings.redis_url`.
+    """Stores session records in the Redis server at `settings.redis_url`.
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl` are used.
@@ -25,18 +25,18 @@ class RedisSessionStore(RedisStore, SessionStore):
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
-        #: The TTL of a record in milliseconds.
+        #: The TTL of records, in milliseconds.
         self._ttl = int(settings.sessions_ttl * 1000)
         self._written = WrittenTexts()
 
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:
-        """Store records. If one of them is not JSON, none is stored."""
+        """Store records. If one of them is not JSON, no record is stored."""
         texts = {sid: self._encode(sid, record) for sid, record in records.items()}
         if not self._ttl:
             return
         calls = {sid: self._write(sid, text) for sid, text in texts.items()}
         replies = await self.client.arun_all(calls.values())
-        # Redis has another text if it has lost data, or if another process has written the record.
+        # The reply is 0 if Redis has another text, because it has lost data or another process has written the record.
         unchanged = [sid for sid, reply in zip(calls, replies, strict=True) if reply == 0]
         await self.client.arun_all([self._write_whole(sid, texts[sid]) for sid in unchanged])
         for sid, text in texts.items():
@@ -53,7 +53,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return RecordText.of(record)
 
     def _write(self, sid: str, text: str | RecordText) -> Call:
-        """Return the call that writes a record, or only what has changed in it."""
+        """Return the call that writes a record or its changes."""
         old = self._written.get(sid)
         if old is None or isinstance(text, str):
             return self._write_whole(sid, text)
@@ -69,7 +69,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return self.load_many([(sid, identity)])[0]
 
     async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of sessions. Hundreds of them take one round trip."""
+        """Return the records of sessions. Hundreds of records take one round trip."""
         sids = [sid for sid, _ in wanted if is_session_id(sid)]
         # Revocations are read after the records, so that a revocation during the reads is found.
         revocations = self._revocations([identity for _, identity in wanted]) if sids else {}
@@ -82,7 +82,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     load_many = sync_twin(aload_many)
 
     async def atouch(self, sids: Collection[str]) -> set[str]:
-        """Renew the TTL of records. Expired records stay expired."""
+        """Renew the TTL of records. Expired records are not renewed."""
         replies = await self.client.arun_all([Call("PEXPIRE", [self._key(sid)], [self._ttl]) for sid in sids])
         return {sid for sid, existed in zip(sids, replies, strict=True) if not existed}
 
@@ -97,7 +97,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     delete = sync_twin(adelete)
 
     async def arevoke(self, condition: Identity) -> float:
-        """Store the time of a revocation for as long as the records that it revokes can live."""
+        """Store the time of a revocation, until all records that it may revoke have expired."""
         key = revocation_key(self.settings.key_prefix, condition_key(condition))
         ttl = self._ttl + int(CLOCK_MARGIN * 1000) if self._ttl else 0
         return float((await self.client.arun(Call("revoke", [key], [self.script_time(), ttl]), idempotent=True))[0])
@@ -105,7 +105,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     revoke = sync_twin(arevoke)
 
     async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
+        """Return for each identity the time of the last revocation that matches it; 0 if none matches."""
         calls = self._revocations(identities)
         times = _times(dict(zip(calls, await self.client.arun_all(calls.values()), strict=True)))
         return [max(_matching(identity, times), default=0.0) for identity in identities]
@@ -113,7 +113,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     revoked = sync_twin(arevoked)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Return 0, because Redis itself deletes expired keys."""
+        """Delete nothing and return 0, because Redis deletes expired keys."""
         return 0
 
     async def aprune(self, *, limit: int = 1000) -> int:

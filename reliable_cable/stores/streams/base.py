@@ -1,4 +1,4 @@
-"""The interface of stream stores, which number, store and announce the messages of streams."""
+"""The base class of stream stores, which number, store and announce the messages of streams."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,14 +17,14 @@ from .failures import report_failure
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: A time before this one, in seconds since 1970, cannot come from a web page or a ping. A request with such a time asks
-#: for all messages that the stream has in its epoch, whatever was lost before the epoch.
+#: A time in seconds since 1970. Earlier times cannot come from a web page or a ping. A request with an earlier time
+#: means all messages in the current epoch, even if earlier epochs have lost messages.
 LONG_AGO = 86400.0
 
-#: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
-#: history size. Such entries are called young, and such clients are called followers.
+#: The maximum age, in seconds, of young entries. Followers, which read a stream without a break, can read young entries
+#: even beyond the history size.
 YOUNG_TIME = 20.0
-#: The maximum number of bytes of young entries that a stream keeps beyond its history size.
+#: The maximum total size, in bytes, of the young entries that a stream stores beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
 
 
@@ -34,9 +34,9 @@ class Message:
 
     Args:
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message, or `""`.
-        idempotency_key: if the stream has a stored message with the same key, an append stores nothing, and returns the
-            position of the stored message. `""` means no key.
+        exclude: the id of the session that must not receive the message; `""` if all may receive it.
+        idempotency_key: the idempotency key; `""` if there is none. If the stream has stored a message with the same
+            key, an append stores nothing, and returns the position of that message.
     """
 
     data: str
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The event that a numbered message was stored. It may come late, twice, out of order, or not at all."""
+    """The event for a message that was stored. It may arrive late, twice, out of order, or never."""
 
     stream: str
     epoch: str
@@ -60,13 +60,13 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Transient:
-    """The event that a message without a position was sent. The message is delivered now or never.
+    """The event for a transient message, which is not stored.
 
     Args:
         stream: the name of the stream.
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message; `""` if there is none.
-        whisper: whether a client sent the message. A client whose socket is full misses a whisper.
+        exclude: the id of the session that must not receive the message; `""` if all may receive it.
+        whisper: whether a client has sent the message. A client does not receive whispers while its socket is full.
     """
 
     stream: str
@@ -77,7 +77,7 @@ class Transient:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """The event that a stream may have new messages or a new epoch. The receiver must read the stream."""
+    """The event for a stream that may have new messages or a new epoch. The receiver must read the stream."""
 
     stream: str
 
@@ -86,68 +86,69 @@ StreamEvent = Published | Transient | Advanced
 
 
 def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> bool:
-    """Return whether a read of a stream's tail found messages that were not announced.
+    """Return whether a read of a stream's tail has found messages that were not announced.
 
     Args:
         was: the newest announced position when the read began.
         now: the newest announced position when the read ended.
-        tail: the position that the read returned.
+        tail: the position that the read has returned.
     """
-    # Announcements that arrived during the read may have reached the tail, or gone beyond it.
+    # Messages that were announced during the read may be newer than the tail.
     overtaken = tail.epoch == now.epoch and was.offset <= tail.offset <= now.offset
     return tail != was and not overtaken
 
 
 class StreamListener(Listener):
-    """Receives the events of a stream store. `StreamStore.listen` returns one.
+    """Receives the events of a stream store. `StreamStore.listen` returns a listener.
 
-    Each message that is appended after `subscribe` has returned causes an event: `Published` with the message, or
-    `Advanced`. After `Advanced`, a read of the stream returns the message.
+    Each message that is appended after `subscribe` has returned causes an event. This is `Published` with the message,
+    or `Advanced`, after which a read of the stream returns the message.
     """
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams. Override this if one round trip can do it.
+        """Start to announce the events of several streams. Override this if one round trip is enough for it.
 
-        If this method raises an error, the caller unsubscribes from all of the streams.
+        If this method raises an error, the caller unsubscribes from all these streams.
         """
         for stream in streams:
             await self.subscribe(stream)
 
     async def fence(self) -> None:
-        """Wait until every event that was announced before this call has been delivered, or is known to be lost.
+        """Wait until all events that were announced before this call have been delivered, or are known to be lost.
 
-        To find out whether missing messages are lost, read the store, and then call this method. Messages that have not
-        arrived when it returns are lost.
+        To find out whether missing messages are lost, read the store, then call this method. Messages that have not
+        arrived when this method returns are lost.
         """
 
     def doubt(self, stream: str) -> None:
         """Make the next check announce `Advanced` for a stream, if the stream exists.
 
-        Call this when a repair has ended before the stream reached the announced position.
+        Call this if a repair has ended before the stream has reached the announced position.
         """
 
 
 class StreamStore(Store):
     """Numbers, stores and announces messages.
 
-    The stored messages of a stream have the offsets 1, 2, 3, … without holes in each epoch. An epoch never gives an
-    offset twice. Times are in seconds since 1970 by the store's clock. The times of a stream's entries never decrease.
+    In each epoch, the stored messages of a stream have the offsets 1, 2, 3, … without holes. An offset is never used
+    twice in an epoch. Times are in seconds since 1970 by the store's clock. The times of a stream's entries never
+    decrease.
 
-    The store reads the history settings of a stream from `settings.policy(stream)`.
+    `settings.policy(stream)` returns the history settings of a stream.
     """
 
-    #: Whether the store fulfils the promise of the setting `durable`.
+    #: Whether the store supports the option `durable` of streams.
     supports_durable: bool = False
 
     @abstractmethod
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, all or none, in this order, and announce them. Return their positions.
+        """Store messages in this order, announce them, and return their positions. Either all are stored, or none.
 
-        Use `publish_transient` for streams with a history size of 0.
+        Streams with a history size of 0 need `publish_transient` in place of this method.
 
         Raises:
             BroadcastError: nothing was stored.
-            BroadcastUncertain: the response was lost. Repeating the append with the same idempotency key is safe.
+            BroadcastUncertain: the response was lost. The append can safely be repeated with the same idempotency key.
         """
 
     def require_history(self, streams: Iterable[str]) -> None:
@@ -165,11 +166,11 @@ class StreamStore(Store):
 
         This implementation appends the messages after the commit. If the process crashes between the commit and the
         append, the messages are lost. If the append fails, the error is logged, and the signal `broadcast_failed` is
-        sent. A store that uses the database of the transaction overrides this method.
+        sent. A store in the database of the transaction should override this method.
 
         Raises:
             BroadcastError: the messages could not be added to the transaction, or Django runs no `on_commit` hooks for
-                it.
+                the transaction.
         """
         items = tuple(items)
         failed = partial(report_failure, type(self), [stream for stream, _ in items])
@@ -177,12 +178,12 @@ class StreamStore(Store):
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message to every process, without storing it."""
+        """Announce a message to all processes, without storing it."""
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper.
 
-        A whisper is a transient message. It must cost little, so the store may announce it to this process only.
+        A whisper is a transient message. Because it must cost little, the store may announce it only in this process.
         """
         self.publish_transient(stream, message)
 
@@ -199,56 +200,60 @@ class StreamStore(Store):
     ) -> StreamPage:
         """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state.
 
-        The entries are in the order of their offsets. If `after + 1` is no longer stored, they begin with the oldest
-        stored entry. A stream that does not exist has the epoch `""`.
+        The entries are in the order of their offsets. If the entry `after + 1` is no longer stored, they begin with the
+        oldest stored entry. A stream that does not exist has the epoch `""`.
 
         Args:
             stream: the name of the stream.
             after: the offset after which the entries begin.
             limit: the maximum number of entries to return.
-            max_size: the approximate size in bytes after which no further entry is returned. At least one entry is
+            max_size: the approximate size, in bytes, after which no more entries are returned. At least one entry is
                 returned. None means no such limit.
-            following: whether the reader has followed the stream without a break. If so, it gets every entry that the
-                store still has. That includes at least the young entries, up to `YOUNG_SIZE` bytes beyond the history
-                size (see `YOUNG_TIME`). Other readers get only the entries that the history size and the TTL allow.
-            known: a position that the stream once had in its current epoch. A store with a fast copy, which may lag,
-                may return the state of this copy if it has reached the position. None requests the current state.
+            known: a position that the stream has had in its current epoch. If the store has a faster copy of the stream
+                that contains this position, it may return the state of the copy, which may be older. None requests the
+                current state.
+            following: whether the reader is a follower, which has read the stream without a break. Followers get all
+                entries that the store still has, which include the young entries (see `YOUNG_TIME`). Other readers get
+                only the entries within the history size and the TTL.
         """
 
     @abstractmethod
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time.
+        """Return the offset before the first message since a time. All messages since then have greater offsets.
 
-        All messages that were appended at or after `since` have greater offsets. Return None if some of them were
-        trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist.
+        Args:
+            stream: the name of the stream.
+            since: the time, in seconds since 1970.
 
-        If the stream's `history_meta_ttl` is shorter than `IDLE_STREAM_TTL`, return None for a time that is longer ago
-        than `history_meta_ttl`, because the stream may have been deleted.
+        Returns:
+            The offset; 0 if the stream does not exist. It is None if messages since this time were trimmed, have
+            expired, or belong to an epoch that has ended. It is also None if the time is longer ago than the stream's
+            `history_meta_ttl`, and this is shorter than `IDLE_STREAM_TTL`, because the stream may have been deleted.
         """
 
     def deleted_after(self, stream: str) -> float | None:
-        """Return after how many idle seconds a stream is deleted; None if `offset_since` need not consider it."""
+        """Return the idle time, in seconds, after which a stream is deleted; None if `offset_since` can ignore this."""
         ttl = self.settings.policy(stream).history_meta_ttl
         return ttl if ttl < IDLE_STREAM_TTL else None
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data. Data of another lineage may lack messages that were stored in this one.
+        """Return the lineage of the data. If it has changed, stored messages may have been lost.
 
         Args:
-            durable: whether to return the lineage of the data that contain the durable streams.
+            durable: whether to return the lineage for durable streams. Otherwise, it is that for all other streams.
 
         Returns:
-            The lineage; `""` if the store does not know it.
+            The lineage; `""` if it is unknown.
         """
         return ""
 
     def position(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
+        """Return the position of the stream's newest message; `("", 0)` if the stream never had a message."""
         page = self.read(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
     async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
-        """Return the positions of several streams. Override this if one round trip can do it."""
+        """Return the positions of several streams. Override this if one round trip is enough for it."""
         return [await self.aposition(stream) for stream in streams]
 
     @abstractmethod
@@ -257,15 +262,15 @@ class StreamStore(Store):
 
         Args:
             stream: the name of the stream.
-            epoch: forget the stream only if this is still its epoch (a compare-and-set). `""` means any epoch. A hub
-                that has found out that the store lost messages passes the epoch of the stream.
+            epoch: the epoch to end, for a hub that has found a loss of messages. If the stream has another epoch,
+                nothing is deleted. `""` stands for any epoch.
         """
 
     def forget_all(self) -> int:
-        """End the epoch of every stream, as `forget` does for one, in bounded steps. Return the number of streams.
+        """End the epochs of all streams, as `forget` does for one, in bounded steps. Return the number of streams.
 
-        Call this after every restore from a backup. Otherwise the store would give the offsets of lost messages to
-        other messages in the same epoch. Messages in the transactional outbox survive.
+        Call this after a backup was restored. Otherwise, the offsets of lost messages would be used again in the same
+        epoch. Messages in the transactional outbox are not deleted.
 
         Raises:
             StoreError: the store could not be reached, or does not implement this method.
@@ -274,7 +279,7 @@ class StreamStore(Store):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` entries that exceed their stream's size or TTL; return how many were deleted."""
+        """Delete entries beyond their stream's size or TTL, about `limit` at most, and return their number."""
 
     @abstractmethod
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
@@ -284,7 +289,7 @@ class StreamStore(Store):
         """
 
     def problems(self) -> list[str]:
-        """Return the faults of the server that break the store's promises, each as a sentence that names a remedy.
+        """Return the problems of the server that break guarantees of the store. Each is a sentence with a remedy.
 
         Raises:
             StoreError: the store could not be reached.

@@ -1,9 +1,8 @@
-"""The stream store in Redis that also stores `durable` streams in the database, so that they survive a loss of Redis.
+"""The stream store in Redis that stores `durable` streams in the database, so that they survive the loss of Redis.
 
-The model store numbers the messages of durable streams, and its tables are authoritative. It announces numbered
-messages to the listeners of this process directly. A background thread pushes the messages to Redis, which stores the
-newest ones (the *hot tail*) and announces them to other processes. If that fails, other processes find the messages by
-polling.
+The model store numbers the messages of durable streams, and its tables are authoritative. It announces the messages to
+the listeners of this process directly. A background thread pushes the messages to Redis, which stores the newest ones
+(the *hot tail*) and announces them to other processes. If Redis fails, other processes find the messages by polling.
 """
 
 import sys
@@ -31,16 +30,16 @@ from .redis_listener import RedisStreamListener
 
 Item = tuple[str, Message]
 
-#: How often, in seconds, to poll the tables while Redis announces messages. The polls find messages that were not
-#: pushed to Redis because of a crash.
+#: The time, in seconds, between two polls of the tables while Redis announces messages. The polls find messages that
+#: were not pushed to Redis because a process has crashed.
 SLOW_POLL_INTERVAL: Final = 1.0
-#: How long, in seconds, to use only the database for durable streams after a failure of Redis.
+#: How long, in seconds, durable streams use only the database after a failure of Redis.
 REDIS_PAUSE: Final = 1.0
-#: How long, in seconds, an async read waits for the hot tail before it reads the database instead.
+#: How long, in seconds, an async read waits for the hot tail. After that, it reads the database.
 HOT_TAIL_TIMEOUT: Final = 1.0
-#: The maximum number of bytes of pending messages for Redis. Beyond that, the oldest ones are dropped.
+#: The maximum total size, in bytes, of the messages that wait to be pushed. If it is exceeded, the oldest are dropped.
 MAX_PUSH_BYTES: Final = 16 * 1024 * 1024
-#: How long, in seconds, `close` and the exit of the interpreter wait until the pending messages are pushed.
+#: How long, in seconds, `close` and the exit of the interpreter wait until all messages have been pushed.
 PUSH_TIMEOUT: Final = 1.0
 
 
@@ -65,14 +64,14 @@ class DurableStreamStore(RedisStreamStore):
 
     @cached_property
     def blocking(self) -> Self:
-        """A copy of this store whose async methods block."""
+        """A copy of this store whose async methods block in place of suspending their caller."""
         store = super().blocking
         store._model = self._model.blocking
         return store
 
     @property
     def place(self) -> str:
-        """Where the data are, in words for a developer."""
+        """A description of the place of the data, for messages."""
         return f"{super().place} (durable streams: {self._model.place})"
 
     def _is_durable(self, stream: str) -> bool:
@@ -81,11 +80,11 @@ class DurableStreamStore(RedisStreamStore):
     # -- appending ----------------------------------------------------------------------------------------------------
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, in this order, and announce them; return their positions.
+        """Store messages in this order, announce them, and return their positions.
 
         Raises:
             BroadcastError: nothing was stored.
-            BroadcastUncertain: the response was lost, or the batch goes to both stores and only Redis stored its part.
+            BroadcastUncertain: the response was lost, or only the messages of streams that are not durable were stored.
         """
         durable, others = self._split(items)
         in_redis = iter(await super().aappend(others))
@@ -96,11 +95,11 @@ class DurableStreamStore(RedisStreamStore):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages if the open transaction on database `using` commits.
 
-        If that is `settings.database`, the messages of durable streams are stored in the transaction itself.
+        If this is `settings.database`, the messages of durable streams are stored in the transaction itself.
         """
         durable, others = self._split(items) if using == self.settings.database else ([], items)
         if others:
-            # This check comes before anything is written.
+            # The check may raise an error, so it must precede the writes.
             check_hooks([using])
         if durable:
             self._model.append_on_commit(durable, using)
@@ -108,7 +107,7 @@ class DurableStreamStore(RedisStreamStore):
             super().append_on_commit(others, using)
 
     def _split(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-        """Return the items of durable streams, and the others."""
+        """Return the items of durable streams, and the items of other streams."""
         durable = [item for item in items if self._is_durable(item[0])]
         return durable, [item for item in items if not self._is_durable(item[0])]
 
@@ -145,7 +144,7 @@ class DurableStreamStore(RedisStreamStore):
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the database if `durable` is True, and otherwise that of Redis."""
+        """Return the lineage of the database if `durable` is True; otherwise, return that of Redis."""
         return await (self._model.alineage() if durable else super().alineage())
 
     async def aposition(self, stream: str) -> StreamPosition:
@@ -178,20 +177,20 @@ class DurableStreamStore(RedisStreamStore):
             await super().aforget(stream, epoch=epoch)
 
     def forget_all(self) -> int:
-        """End the epoch of every stream in both stores; return the number of streams.
+        """End the epochs of all streams in both stores, and return the number of streams.
 
         A durable stream may be counted twice.
         """
-        # The durable streams are forgotten first. Their hot tails are then deleted from Redis in the background. A hot
-        # tail that still exists counts as a stream of Redis.
+        # After the durable streams were forgotten, their hot tails are deleted in the background. A hot tail that still
+        # exists is counted as a stream of Redis.
         return self._model.forget_all() + super().forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` rows that exceed a size or TTL; return how many were deleted."""
+        """Delete rows beyond a size or TTL, about `limit` at most, and return their number."""
         return self._model.prune(limit=limit)
 
     async def atime(self) -> float:
-        """Return the earlier of the times by Redis's and the database's clock, so that it is ahead of neither clock."""
+        """Return the time by the clock of Redis or the database, whichever is earlier."""
         return min(await super().atime(), await self._model.atime())
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
@@ -207,13 +206,13 @@ class DurableStreamStore(RedisStreamStore):
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def _announce(self, events: Sequence[StreamEvent]) -> None:
-        """Announce events in this process now, and push them to Redis in the background, so that no caller waits."""
+        """Announce events in this process now. Push them to Redis in the background, so that callers do not wait."""
         self._model.bus.publish(events)
         if not self._pause.active:
             self._pusher.put(events)
 
     def _push_all(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
-        """Send events to Redis in their order, or drop them while Redis fails."""
+        """Send events to Redis in this order. After a failure of Redis, drop them."""
         if not self._pause.active:
             try:
                 for numbered, group in groupby(events, lambda event: isinstance(event, Published)):
@@ -249,19 +248,19 @@ class _Pause:
 
 @contextmanager
 def _half_stored(others: Sequence[Item]) -> Iterator[None]:
-    """Turn an error of the model store into `BroadcastUncertain` if Redis has stored its part of the batch."""
+    """Convert an error of the model store to `BroadcastUncertain` if Redis has stored the rest of the batch."""
     try:
         yield
     except BroadcastError as error:
         if not others:
             raise
         raise BroadcastUncertain(
-            f"Only the messages to streams that are not durable were stored, not those to durable streams: {error}"
+            f"The messages to durable streams were not stored, but the other messages of the batch were: {error}"
         ) from error
 
 
 def _size(event: StreamEvent) -> int:
-    """Return the approximate number of bytes that an event takes in memory."""
+    """Return the approximate size of an event in memory, in bytes."""
     return sys.getsizeof(event.entry.data) if isinstance(event, Published) else 0
 
 
@@ -271,7 +270,10 @@ def _covers(page: StreamPage, after: int, known: StreamPosition) -> bool:
 
 
 class _Listener(RedisStreamListener):
-    """Listens to Redis for all streams, and polls the tables for durable streams, more slowly while Redis works."""
+    """Receives the events of all streams from Redis, and also polls the tables for durable streams.
+
+    While Redis works, it polls less often.
+    """
 
     def __init__(
         self, redis: RedisStreamStore, model: ModelStreamStore, deliver: Callable[[StreamEvent], None]

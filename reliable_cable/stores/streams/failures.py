@@ -1,4 +1,4 @@
-"""Reports broadcasts that failed after the commit that they waited for."""
+"""Reports broadcasts that waited for a commit, and failed after it."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def report_failure(store: type, streams: Iterable[str], error: Exception) -> Non
         error: the error that the store raised.
     """
     names = list(dict.fromkeys(streams))
-    # Errors of this package need no traceback. Any other error is a bug.
+    # Errors of this package are logged without a traceback. Any other error is a bug.
     traceback = None if isinstance(error, CableError) else error
     logger.error(
         "A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=traceback

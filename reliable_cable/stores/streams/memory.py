@@ -1,4 +1,4 @@
-"""The stream store in the memory of one process, for tests and for single processes that may lose their history."""
+"""The stream store in the memory of a process, for tests, or for a single process that may lose its history."""
 
 import asyncio
 import secrets
@@ -44,7 +44,7 @@ class _StoredEntry:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream. `kept` has the entries within the history size and TTL. `young` has earlier ones, for followers."""
+    """A stream. `kept` has the entries within the history size and TTL. `young` has earlier entries, for followers."""
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
@@ -62,7 +62,7 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Move entries that exceed the size or TTL to `young`. Return how many entries of `young` were dropped."""
+        """Move entries beyond the size or TTL to `young`. Return how many entries were dropped from `young`."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created
@@ -81,7 +81,7 @@ class MemoryStreamListener(BusListener[StreamEvent], StreamListener):
 
 
 class MemoryStreamStore(StreamStore):
-    """Stores streams in this process only. Other processes do not receive their messages."""
+    """Stores streams in the memory of this process. Other processes do not receive their messages."""
 
     place = "memory of this process, which broadcasts of other processes do not reach"
 
@@ -89,12 +89,12 @@ class MemoryStreamStore(StreamStore):
         super().__init__(settings, clock=clock)
         self._bus: Bus[StreamEvent] = Bus()
         self._lock = threading.Lock()
-        #: The time of the last call of `forget_all`. Messages from before that time may be lost.
+        #: The time of the last call of `forget_all`. Earlier messages may be lost.
         self._began = 0.0
         self._streams: dict[str, _Stream] = {}
 
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, all or none, in this order, and announce them; return their positions."""
+        """Store messages in this order, announce them, and return their positions. Either all are stored, or none."""
         names = {name for name, _ in items}
         self.require_history(names)
         now = self.clock()
@@ -117,7 +117,7 @@ class MemoryStreamStore(StreamStore):
                 positions.append(StreamPosition(stream.epoch, offset))
             for name in names:
                 self._streams[name].trim(self.settings.policy(name), now)
-            # This happens under the lock, so that listeners receive the offsets in order.
+            # The events are published under the lock, so that listeners receive the offsets in order.
             self._bus.publish(events)
         return positions
 
@@ -178,7 +178,7 @@ class MemoryStreamStore(StreamStore):
                 self._bus.publish([Advanced(stream)])
 
     def forget_all(self) -> int:
-        """End the epoch of every stream; return the number of streams."""
+        """End the epochs of all streams, and return the number of streams."""
         with self._lock:
             names = list(self._streams)
             self._streams.clear()
@@ -187,7 +187,7 @@ class MemoryStreamStore(StreamStore):
         return len(names)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete all entries that exceed their stream's size or TTL, and all idle streams. `limit` has no effect."""
+        """Delete all entries beyond their stream's size or TTL, and all idle streams. `limit` has no effect."""
         with self._lock:
             now = self.clock()
             count = sum(stream.trim(self.settings.policy(name), now) for name, stream in self._streams.items())
@@ -211,6 +211,6 @@ class MemoryStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         result = call()
-        # Without this pause, a loop of broadcasts would never be suspended, and would keep other tasks from running.
+        # Without this pause, a loop of broadcasts would never be suspended, and no other task could run.
         await asyncio.sleep(0)
         return result

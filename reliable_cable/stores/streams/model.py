@@ -27,25 +27,25 @@ from .model_reading import PageReader, PageRequest
 from .model_retention import Retention
 from .wakeup import Waker
 
-#: The maximum number of streams or rows that one query names.
+#: The maximum number of names of streams, or ids of rows, in a query.
 NAMES_PER_QUERY = 500
-#: How often, in seconds, a process that sends transient messages deletes old ones.
+#: The minimum time, in seconds, between two deletions of old transient messages by a process that sends such messages.
 TRANSIENT_DELETE_INTERVAL = 10.0
 
 
 class ModelStreamStore(ModelStore, StreamStore):
     """Stores streams in the tables of `reliable_cable.models`, in the database `settings.database`.
 
-    An append locks the rows of its streams in a short transaction of its own, which numbers the messages. Inside the
-    caller's transaction, nothing is locked, and messages are inserted into the transactional outbox. After the commit,
+    An append numbers messages in a short transaction of its own, which locks the rows of the streams. Inside the
+    caller's transaction, messages are only inserted into the transactional outbox, without a lock. After the commit,
     they are numbered by an `on_commit` hook, by the next append, or by the next poll of any process.
 
     Args:
         settings: the settings; `database` and the history settings of the streams are used.
         clock: replaces the clock in tests. The default is the server's clock on PostgreSQL, and this host's clock on
             SQLite.
-        announce: called with the events after each commit. The default passes them to the listeners of this process,
-            and wakes the other processes.
+        announce: a function that is called with the events after each commit. By default, the events are passed to the
+            listeners of this process, and other processes are woken.
     """
 
     supports_durable = True
@@ -72,15 +72,15 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @property
     def origin(self) -> str:
-        """The name of this store in this process. In a forked child, the store has another name."""
+        """The name of this store in this process. It differs in a forked child."""
         return f"{self._id}.{os.getpid()}"
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, all or none, in this order, and announce them; return their positions.
+        """Store messages in this order, announce them, and return their positions. Either all are stored, or none.
 
-        The caller's transaction is never used. If one is open, a store thread uses another connection.
+        If the caller has an open transaction, the messages are stored by a thread with another database connection.
         """
         items = tuple(items)
         if not items:
@@ -129,7 +129,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             streams: the names of the streams whose messages are numbered. None means all streams.
 
         Raises:
-            BroadcastError: some messages could not be numbered. They stay in the outbox.
+            BroadcastError: some messages could not be numbered. They remain in the outbox.
         """
         failure: BroadcastError | None = None
         with self._database.broadcast_errors():
@@ -148,7 +148,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         while True:
             written = self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
-                # New rows get a transaction of their own, because locking a new row among others can cause a deadlock.
+                # New rows are inserted in a separate transaction. Otherwise, their locks could cause a deadlock.
                 self._database.write_broadcast(partial(self._numbering.create, names))
                 continue
             self._announce(written.events)
@@ -182,7 +182,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Async twin of `read`. Reads that are requested at the same time share a query and a thread hop."""
+        """Async twin of `read`. Simultaneous reads share a query and a thread hop."""
         request = PageRequest(stream, after, limit, max_size, following)
         return await self._batches(request) if self._in_threads else (await self._read_pages([request]))[0]
 
@@ -204,18 +204,18 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def position(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
+        """Return the position of the stream's newest message; `("", 0)` if the stream never had a message."""
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             return self._tails([stream]).get(stream, NOWHERE)
 
     async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
-        """Return the positions of several streams, with one query for each `NAMES_PER_QUERY` of them."""
+        """Return the positions of several streams. Each query reads up to `NAMES_PER_QUERY` positions."""
         tails = await self._run(partial(self.tails, streams))
         return [tails.get(stream, NOWHERE) for stream in streams]
 
     @retried_read
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Return the positions of the streams that exist, with one query for each `NAMES_PER_QUERY` names.
+        """Return the positions of the streams that exist. Each query reads up to `NAMES_PER_QUERY` positions.
 
         Raises:
             StoreError: the database could not be read.
@@ -228,7 +228,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         """Return the offset before the first message since a time; None if some messages since then are gone."""
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
-        # This is one statement, so that no append and no trim happens between reading the tail and the entry.
+        # Tail and entry are read by one statement, so that no append and no trim can happen between two reads.
         query = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             row = query.annotate(
@@ -263,7 +263,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message without numbering it.
 
-        Listeners of this process get the message at once. Other processes find it in a table when they poll.
+        Listeners of this process receive the message immediately. Other processes find it in a table when they poll.
         """
 
         def insert() -> None:
@@ -279,7 +279,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             self._database.delete_soon(self._retention.delete_transients)
 
     def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper to this process only, because whispers are frequent and a loss is harmless."""
+        """Announce a client's whisper only in this process, because whispers are frequent and a loss is harmless."""
         self.bus.publish([Transient(stream, message.data, message.exclude, whisper=True)])
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
@@ -288,11 +288,11 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Query the tables for a listener. If nothing is new, this takes one query per table.
+        """Query the tables for a listener. If there is nothing new, this takes one query for each table.
 
         Args:
-            streams: the streams whose tails to return.
-            seen: the ids of the transient messages that the listener has seen.
+            streams: the names of the listener's streams.
+            seen: the ids of the transient messages that the listener has already received.
 
         Raises:
             StoreError: the database could not be read.
@@ -334,7 +334,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     # -- deleting -----------------------------------------------------------------------------------------------------
 
     def forget(self, stream: str, *, epoch: str = "") -> None:
-        """Delete a stream's history and end its epoch now, outside the caller's transaction."""
+        """Delete a stream's history and end its epoch now, outside of the caller's transaction."""
         self._database.outside(partial(self._forget, stream, epoch))
 
     def _forget(self, stream: str, epoch: str) -> None:
@@ -353,7 +353,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             self._announce([Advanced(stream)])
 
     def forget_all(self) -> int:
-        """End the epoch of every stream, outside the caller's transaction; return the number of streams."""
+        """End the epochs of all streams, outside of the caller's transaction, and return the number of streams."""
         return self._database.outside(self._forget_all)
 
     def _forget_all(self) -> int:
@@ -367,10 +367,10 @@ class ModelStreamStore(ModelStore, StreamStore):
         return count
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` rows that exceed a size or TTL; return how many were deleted."""
+        """Delete rows beyond a size or TTL, about `limit` at most, and return their number."""
         with self._database.store_errors("The streams cannot be pruned"):
             return self._retention.prune(limit)
 
     def close(self) -> None:
-        """Stop the thread that wakes other processes, if there is one."""
+        """Stop the thread that wakes other processes, if it is running."""
         self._waker.close()

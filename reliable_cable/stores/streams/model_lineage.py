@@ -1,7 +1,7 @@
-"""Records when a database may have lost messages: after a failover, or after a backup was restored.
+"""Records the times at which a database may have lost messages, by a failover or by the restore of a backup.
 
-The table `Lineage` has the time at which each lineage of the data was found (see stores/database/server.py). Messages
-that were stored before the present lineage was found may be lost, even messages of streams that no longer exist.
+The table `Lineage` contains the time at which each lineage of the data was found (see stores/database/server.py).
+Messages that were stored before the current lineage was found may be lost. Their streams may not exist any more.
 """
 
 from django.db.models import FloatField, Value
@@ -13,11 +13,11 @@ from reliable_cable.stores.database.server import DatabaseServer
 
 
 class Lineages:
-    """The lineages of one database.
+    """The lineages that a database has had.
 
     Args:
-        database: the database that has the table.
-        server: reports the lineage of the database.
+        database: the database with the table `Lineage`.
+        server: the server of the database, which reports the current lineage.
     """
 
     def __init__(self, database: Database, server: DatabaseServer) -> None:
@@ -26,7 +26,7 @@ class Lineages:
         self._recorded = False
 
     def prepare(self) -> None:
-        """Record the lineage once in each process, so that a later change is noticed.
+        """Record the current lineage, once in each process, so that a later change is found.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.
@@ -37,9 +37,9 @@ class Lineages:
             self._recorded = True
 
     def ended(self) -> Combinable:
-        """Return the condition that the epoch of a stream began in another lineage of the database.
+        """Return a condition that is true for streams whose epoch began in another lineage of the database.
 
-        The epoch may then come from an older copy of the database. Reads ignore it, and the next append ends it.
+        Such an epoch may come from an older copy of the database. Reads ignore it, and the next append ends it.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -48,7 +48,7 @@ class Lineages:
         return self._server.is_foreign("lineage")
 
     def began(self) -> float:
-        """Return when the present lineage was found, by the server's clock; 0 if no messages can be missing.
+        """Return the time when the current lineage was found, by the server's clock; 0 if no loss is possible.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -62,12 +62,12 @@ class Lineages:
 
     def _record(self) -> None:
         rows = self._database.rows(Lineage)
-        # As far as is known, no data were lost before the first record.
+        # If there is no earlier record, no loss of data is known.
         began = self._server.now() if rows.exists() else Value(0, output_field=FloatField())
         rows.bulk_create([Lineage(name=self._server.lineage(), began=began)], ignore_conflicts=True)
 
     def renew(self) -> None:
-        """Record that messages that were stored before now may be lost, because a backup was restored."""
+        """Record that all messages until now may be lost, because a backup was restored."""
         rows = self._database.rows(Lineage)
         if not rows.filter(name=self._server.lineage()).update(began=self._server.now()):
             rows.create(name=self._server.lineage(), began=self._server.now())

@@ -1,4 +1,4 @@
-"""Numbers messages of the model store, both new ones and those in the outbox, under locks on their streams."""
+"""Numbers new messages and messages in the outbox of the model store, under locks on their streams."""
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,20 +16,20 @@ from reliable_cable.stores.database.server import DatabaseServer
 from .base import Advanced, Message, Published, StreamEvent
 from .model_retention import Retention
 
-#: The columns of a stream's row that change when entries are added.
+#: The columns of a stream's row that change if entries are added.
 CHANGING = ("epoch", "tail", "tail_at", "lineage")
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The result of one transaction.
+    """The result of a transaction.
 
     Args:
         positions: the positions of the caller's messages.
         events: the events to announce after the commit.
         overfull: the names of the streams to trim.
-        complete: whether the caller's messages were stored. If not, the transaction numbered outbox rows or ended
-            epochs first, and the caller's messages need another transaction.
+        complete: whether the caller's messages were stored. Otherwise, the transaction has only numbered rows of the
+            outbox or ended epochs, and another transaction must store these messages.
     """
 
     positions: list[StreamPosition]
@@ -39,9 +39,9 @@ class Written:
 
 
 class Numbering:
-    """Inserts messages as numbered entries.
+    """Numbers messages and inserts them as entries.
 
-    Call `write` and `create` inside transactions.
+    `write` and `create` must be called inside of transactions.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Numbering:
         """Return the names of streams with messages in the outbox.
 
         Args:
-            names: the streams to look for. None means all streams.
+            names: the names of the streams to look for; None for all streams.
         """
         rows = self._database.rows(OutboxEntry)
         if names is not None:
@@ -69,9 +69,9 @@ class Numbering:
         self._database.rows(Stream).bulk_create(rows, ignore_conflicts=True)
 
     def write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> Written | None:
-        """Lock the streams, number their outbox rows, then store `items`. Return None if a stream's row is missing.
+        """Lock streams, number their messages in the outbox, then store `items`. Return None if a stream has no row.
 
-        If the epochs of some streams belong to another lineage of the database, delete these streams instead.
+        If the epoch of a stream belongs to another lineage of the database, only delete such streams.
         """
         outbox = OutboxEntry.objects.filter(name=OuterRef("name"))
         locked = self._database.rows(Stream).select_for_update().filter(name__in=names).order_by("name")
@@ -98,7 +98,7 @@ class Numbering:
         if len(streams) < len(names):
             return None
         if ended:
-            # The database may have lost entries of these epochs. Their offsets must not be used again.
+            # The database may have lost entries of these epochs, whose offsets must not be used again.
             self._database.rows(Stream).filter(name__in=ended).delete()
             return Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []
@@ -119,12 +119,13 @@ class Numbering:
     def insert(
         self, streams: Mapping[str, Stream], items: Sequence[tuple[str, Message]], now: float
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
-        """Insert messages, move the tails, and return the messages' positions and the events to announce.
+        """Insert messages as entries. Return the positions of the messages, and the events to announce.
 
-        A message with the idempotency key of a stored entry is not inserted again. Its position is that of the entry.
+        If a stored entry has the idempotency key of a message, the message is not inserted. Its position is then that
+        of the entry.
 
         Args:
-            streams: the locked rows of the streams, by name. They are changed.
+            streams: the locked rows of the streams, by name. Their tails are updated.
             items: pairs of a stream's name and a message.
             now: the current time.
         """
@@ -179,6 +180,6 @@ class Numbering:
             elif key is not None:
                 repeats[name, key] = offset
         if expired:
-            # These entries exceed the stream's size or TTL, but have not been trimmed. Their keys can be used again.
+            # These entries are beyond the stream's size or TTL, but have not been trimmed. Their keys can be reused.
             self._database.rows(StreamEntry).filter(pk__in=expired).update(idempotency_key=None)
         return repeats

@@ -23,14 +23,14 @@ from .wakeup import receive_wakeups
 #: How long, in seconds, to look for rows with smaller ids after a row has become visible. Their transactions may commit
 #: later.
 MAX_ROW_DELAY = 5.0
-#: How often, in seconds, a listener prunes its store.
+#: The time, in seconds, between two prunes of the store by a listener.
 PRUNE_INTERVAL = 60.0
-#: The maximum number of rows that a listener deletes in one prune.
+#: The maximum number of rows that a listener deletes in a prune.
 PRUNE_LIMIT = 500
 
 
 class SeenIds:
-    """Finds the new rows of a table, although rows may become visible out of the order of their ids.
+    """Finds the new rows of a table, whose rows may become visible in another order than that of their ids.
 
     After a backup was restored, a database assigns the same ids again. So a row is identified by its id and its time.
 
@@ -40,19 +40,19 @@ class SeenIds:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
-        #: The id up to which queries can leave out rows that are not newer than `newest`.
+        #: A query need not return rows whose id is at most this number and whose time is at most `newest`.
         self.horizon = 0
         #: The time of the newest row, by the clock of the database.
         self.newest = 0.0
         self._clock = clock
         self._seen: dict[tuple[int, float], float] = {}
-        #: Whether the existing rows are known, so that any other row is new.
+        #: Whether the existing rows have been recorded, so that all other rows are new.
         self.primed = False
 
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
-        """Record the visible rows beyond the horizon, and return the new ones.
+        """Record visible rows, and return the new ones.
 
-        The first call returns nothing, because the rows that it records are older than the listener.
+        The first call returns no rows, because the rows that it records are older than the listener.
 
         Args:
             rows: the id and the time of each row.
@@ -72,11 +72,11 @@ class SeenIds:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """The result of one poll.
+    """The result of a poll.
 
     Args:
-        tails: the position of each stream that has one.
-        transients: the messages without a position that other processes sent.
+        tails: the positions of the streams that exist.
+        transients: the transient messages of other processes.
         pending: the names of streams with messages in the outbox.
     """
 
@@ -86,40 +86,40 @@ class Poll:
 
 
 class PolledStore(Protocol):
-    """The part of the store that the listener uses, in the store threads."""
+    """The part of a store that the listener uses. The methods are called in store threads."""
 
     settings: CableSettings
 
     @property
     def origin(self) -> str:
-        """The name of the store in this process. Messages of this process are announced without polling."""
+        """The name of the store in this process. Messages of this origin are announced without a poll."""
 
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         """Query the positions of streams."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Query the tables."""
+        """Query the tables for tails, transient messages and messages in the outbox."""
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Number the committed messages in the outbox."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete rows that exceed a size or TTL."""
+        """Delete rows beyond a size or TTL."""
 
 
 class PollingListener(BusListener[StreamEvent], StreamListener):
-    """Announces events of this process at once, and events of other processes after a poll.
+    """Announces events of this process immediately, and events of other processes after a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
-    announced position. It does not rely on the order of ids across streams, because transactions may become visible in
-    another order.
+    announced position. Ids of rows are not used for this, because transactions may become visible in another order.
 
     Args:
         store: the store to poll.
-        bus: the source of this process's events.
-        deliver: called with each event.
-        interval: returns the time until the next poll, in seconds. The default is the setting `poll_interval`.
-        wakeups: whether to receive the wake-ups of other processes over a channel layer.
+        bus: the bus on which the events of this process are published.
+        deliver: a function that is called with each event.
+        interval: a function that returns the time until the next poll, in seconds. The default is the setting
+            `poll_interval`.
+        wakeups: whether the listener receives wake-ups from other processes over a channel layer.
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._known: dict[str, StreamPosition] = {}
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
-        #: The current poller, and earlier ones that are still cleaning up.
+        #: The tasks of the current poller, and of earlier pollers that are still cleaning up.
         self._tasks = BackgroundTasks()
         self._woken = asyncio.Event()
-        #: Streams whose wake-up arrived during `subscribe`, before a poll could include them.
+        #: The streams whose wake-up arrived during `subscribe`, before a poll could include them.
         self._woken_early: set[str] = set()
         self._failing = False
 
@@ -155,7 +155,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams, with one query. If the query fails, announce none."""
+        """Start to announce the events of several streams, with one query. If it fails, no stream is subscribed to."""
         new = [stream for stream in streams if stream not in self._known]
         if not new:
             return
@@ -174,7 +174,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
                 self._woken.set()
 
     async def _first_tails(self, streams: Collection[str]) -> Mapping[str, StreamPosition]:
-        """Return the positions of new streams. The first call also records the existing rows as seen."""
+        """Return the positions of new streams. The first call also records the existing transient messages as seen."""
         if self._poller is None:
             self._seen = SeenIds()
             self._poller = self._tasks.spawn(self._keep_polling())
@@ -201,7 +201,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self._known[stream] = NOWHERE
 
     def note(self, event: StreamEvent) -> bool:
-        """Record an event that the caller announces; return False if it was announced before."""
+        """Record an event that the caller is about to announce. Return False if it was announced before."""
         known = self._known.get(event.stream)
         if isinstance(event, Published) and known is not None:
             offset = event.entry.offset

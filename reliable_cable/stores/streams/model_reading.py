@@ -1,4 +1,4 @@
-"""Reads pages of entries for the model store: many streams with few queries and one thread hop."""
+"""Reads pages of entries for the model store. Few queries and one thread hop are enough for many streams."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from reliable_cable.stores.database.server import DatabaseServer
 
 from .model_lineage import Lineages
 
-#: How many times to read a stream whose entries are missing. The stream may have changed between the queries, because
-#: entries were trimmed, a backup was restored, or a standby without the newest messages took over.
+#: The maximum number of attempts to read a page whose entries are missing. The stream may have changed between the
+#: queries, because entries were trimmed, a backup was restored, or a standby without the newest messages was promoted.
 READ_ATTEMPTS: Final = 3
 
 
@@ -34,11 +34,11 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class _MissingStream:
-    """Stands for the row of a stream that has had no message.
+    """Replaces the row of a stream that has had no message.
 
     Args:
-        present: the present lineage of the database.
-        ended: whether the epoch has ended. A stream without an epoch is read like one whose epoch has ended.
+        present: the current lineage of the database.
+        ended: whether the epoch has ended. It is True, because such a stream is read like one whose epoch has ended.
     """
 
     present: str
@@ -51,7 +51,7 @@ class PageReader:
     Args:
         database: the database with the streams.
         settings: the settings; the history settings of the streams are used.
-        server: reports the time and the lineage of the database.
+        server: the server of the database, which reports the time and the current lineage.
         lineages: the lineages that the database has had.
     """
 
@@ -62,7 +62,7 @@ class PageReader:
         self._lineages = lineages
 
     def read(self, requests: Sequence[PageRequest]) -> list[StreamPage]:
-        """Return pages. This reads the rows of the streams together, and then the entries of each stream that has some.
+        """Return pages. First the rows of all streams are read together, then the entries of each stream.
 
         Raises:
             StoreError: the database could not be read.
@@ -84,7 +84,7 @@ class PageReader:
                 expected = expected[: len(page.entries)]
             if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
                 return page
-        # Entries were trimmed during the last attempt, or were deleted by someone else.
+        # Entries were trimmed during the last attempt, or were deleted by hand.
         first = page.entries[0].offset if page.entries else page.tail + 1
         return page if first == start else replace(page, low=first)
 
@@ -106,7 +106,7 @@ class PageReader:
         return rows
 
     def _entries_after(self, request: PageRequest, row: Any) -> StreamPage:
-        """Read the entries of a stream. Some may be missing if the stream has changed since its row was read."""
+        """Read the entries of a stream. Entries may be missing if the stream has changed since its row was read."""
         if row.ended:
             return StreamPage("", 0, 1, lineage=row.present)
         policy = self._settings.policy(request.stream)
@@ -125,5 +125,9 @@ class PageReader:
         return StreamPage(row.epoch, row.tail, low, [Entry(*each) for each in values], row.present)
 
     def entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
-        """Return the entries of the stream with this primary key."""
+        """Return all entries of a stream.
+
+        Args:
+            stream: the primary key of the stream.
+        """
         return self._database.rows(models.StreamEntry).filter(stream=stream)

@@ -1,4 +1,4 @@
-"""Deletes old rows of the model store, in bounded transactions that do not delay appends and reads."""
+"""Deletes old rows of the model store, in small transactions that do not delay appends and reads."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,29 +16,29 @@ from .base import YOUNG_SIZE, YOUNG_TIME
 
 M = TypeVar("M", bound=Model)
 
-#: The minimum number of appended entries between two trims of a stream. This must be a power of two.
+#: The minimum number of appended entries between two trims of a stream. It must be a power of two.
 TRIM_STEP = 64
-#: How long, in seconds, to keep a transient message so that other processes can find it.
+#: How long, in seconds, a transient message is stored, so that other processes can find it.
 TRANSIENT_TTL = 30.0
 
 
 class _ByteLength(Func):
-    """The number of bytes of a text. `LENGTH` counts characters, for which PostgreSQL has to decompress the text."""
+    """The size of a text in bytes. `LENGTH` would count characters, for which PostgreSQL must decompress the text."""
 
     function = "OCTET_LENGTH"
     output_field = IntegerField()
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Use another function, because SQLite has OCTET_LENGTH only since version 3.43."""
+        """Use another function on SQLite, which has OCTET_LENGTH only since version 3.43."""
         return self.as_sql(compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context)
 
 
 class Retention:
-    """Deletes entries that exceed their stream's size or TTL.
+    """Deletes entries beyond their stream's size or TTL, and other old rows.
 
     The transaction that deletes entries of a stream also changes the stream's `low` and `trimmed_at`, under the lock on
-    the stream's row. Entries younger than `YOUNG_TIME` are kept for followers, whatever the size and the TTL, up to
-    `YOUNG_SIZE` bytes.
+    the stream's row. Entries younger than `YOUNG_TIME` are not deleted, because followers may need them. Only if they
+    exceed `YOUNG_SIZE` bytes, the oldest of them are deleted.
     """
 
     def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
@@ -46,7 +46,7 @@ class Retention:
         self._settings = settings
         self._server = server
         self._lock = threading.Lock()
-        #: Streams that will be trimmed soon.
+        #: The streams that will be trimmed soon.
         self._trimming: set[str] = set()
 
     def has_expired(self, stream: Stream, now: float) -> bool:
@@ -55,23 +55,23 @@ class Retention:
         return stream.low <= stream.tail and stream.tail_at <= now - ttl
 
     def has_grown(self, stream: Stream, tail: int) -> bool:
-        """Return whether enough was appended to a stream to trim it.
+        """Return whether a stream must be trimmed after an append.
 
-        A trim does not delete young entries. If the number of stored entries decided, every append of a burst would
-        cause a trim that deletes nothing. So the number of appended entries decides.
+        This depends on the number of appended entries. It must not depend on the number of stored entries, because
+        young entries are not deleted. Every append of a burst would then cause a trim that deletes nothing.
 
         Args:
             stream: the stream's row after the append.
             tail: the stream's tail before the append.
         """
         kept = stream.tail - stream.low + 1
-        # Steps are powers of two. Each multiple of a step is then also a multiple of all smaller steps. So no trim is
-        # skipped when the step grows with the stream.
+        # The step is a power of two, so that its multiples are also multiples of all smaller steps. So no trim is
+        # skipped if the step grows with the stream.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
         return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
 
     def trim_soon(self, names: Iterable[str]) -> None:
-        """Trim streams in a store thread, so that appends do not wait."""
+        """Trim streams in a store thread, so that appends do not wait for this."""
         with self._lock:
             due = [name for name in names if name not in self._trimming]
             self._trimming.update(due)
@@ -79,13 +79,13 @@ class Retention:
             self._database.delete_soon(partial(self._trim_due, name))
 
     def _trim_due(self, name: str) -> None:
-        # The name is removed first, so that appends from now on can request another trim.
+        # The name is removed before the trim, so that appends during the trim can request another one.
         with self._lock:
             self._trimming.discard(name)
         self.trim(name)
 
     def trim(self, name: str) -> None:
-        """Delete all entries of a stream that exceed its size or TTL, in bounded transactions."""
+        """Delete all entries of a stream beyond its size or TTL, in small transactions."""
         while self._database.write(partial(self._trim, name, ROWS_PER_TRANSACTION)) == ROWS_PER_TRANSACTION:
             pass
 
@@ -100,7 +100,7 @@ class Retention:
         return max(low - stream.low, 0)
 
     def _first_to_keep(self, stream: Stream, now: float) -> int:
-        """Return the offset of the oldest entry to keep. Call this under the lock on the stream."""
+        """Return the offset of the oldest entry that must not be deleted. Call this under the lock on the stream."""
         entries = self._database.rows(StreamEntry).filter(stream=stream.pk)
 
         def first_after(time: float) -> int:
@@ -128,7 +128,7 @@ class Retention:
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
     def forget_all(self) -> Iterator[list[str]]:
-        """Delete the streams that exist now, with their entries, in bounded transactions. Yield their names."""
+        """Delete all existing streams with their entries, in small transactions. Yield the names of the streams."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
         while newest is not None:
             names = self._database.write(partial(self._forget_some, newest))
@@ -143,8 +143,7 @@ class Retention:
             return None
         deleted: list[Stream] = []
         rows = 0
-        # Appends also lock streams in the order of their names. Transactions that lock in the same order cannot cause a
-        # deadlock.
+        # The streams are locked in the order of their names. Appends use the same order, so that there is no deadlock.
         for stream in streams.select_for_update().filter(pk__in=ids).order_by("name"):
             rows += 1 + stream.tail - stream.low + 1
             if rows > ROWS_PER_TRANSACTION and deleted:
@@ -157,7 +156,7 @@ class Retention:
         return [stream.name for stream in deleted]
 
     def prune(self, limit: int) -> int:
-        """Delete up to about `limit` old entries, idle streams and transient messages; return how many were deleted."""
+        """Delete old entries, idle streams and transient messages, about `limit` at most, and return their number."""
         count = self._prune_entries(limit)
         for delete in (self._delete_idle, self.delete_transients):
             if count < limit:
@@ -194,14 +193,14 @@ class Retention:
         if len(ttls) > 1:
             due = self._due(idle, limit)
             idle = self._database.rows(Stream).filter(low__gt=F("tail"), pk__in=due)
-        # The lock keeps messages from being added to the streams now. Streams that are locked elsewhere are skipped.
+        # While a stream is locked, no messages can be added to it. Streams that others have locked are skipped.
         return self._delete_some(idle.order_by("pk").select_for_update(skip_locked=True), limit)
 
     def _meta_ttl_of(self, pattern: str) -> float:
         return self._settings.policy_of(pattern).history_meta_ttl
 
     def _due(self, idle: QuerySet[Stream], limit: int) -> list[int]:
-        """Return the ids of up to `limit` idle streams whose own time to live has passed."""
+        """Return the ids of up to `limit` idle streams whose `history_meta_ttl` has passed."""
         due: list[int] = []
         last = 0
         rows = idle.annotate(age=self._server.now() - F("tail_at")).order_by("pk").values_list("pk", "name", "age")
@@ -211,12 +210,12 @@ class Retention:
         return due[:limit]
 
     def delete_transients(self, limit: int = ROWS_PER_TRANSACTION) -> int:
-        """Delete up to `limit` transient messages that are past `TRANSIENT_TTL`; return how many were deleted."""
+        """Delete up to `limit` transient messages that are older than `TRANSIENT_TTL`, and return their number."""
         old = self._database.rows(TransientEntry).filter(created__lt=self._server.ago(TRANSIENT_TTL))
         return self._delete_some(old.order_by("created"), limit)
 
     def _delete_some(self, rows: QuerySet[M], limit: int) -> int:
-        """Delete the first `limit` rows of a query in a transaction; return how many were deleted."""
+        """Delete the first `limit` rows of a query in a transaction, and return their number."""
 
         def delete() -> int:
             ids = list(rows.values_list("pk", flat=True)[:limit])

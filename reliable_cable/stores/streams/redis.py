@@ -1,4 +1,4 @@
-"""The stream store in Redis. Lua scripts change a hash and a Redis stream for each stream, in one round trip."""
+"""The stream store in Redis. Each stream is a hash and a Redis stream, which Lua scripts change in one round trip."""
 
 import base64
 import re
@@ -21,18 +21,18 @@ from .redis_listener import WHISPER_SUFFIX, RedisStreamListener
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
-#: How long, in seconds, to wait before each retry of an append.
+#: The delay, in seconds, before each retry of an append.
 RETRY_DELAY: Final = 0.05
 
-#: The maximum number of keys that one call reads.
+#: The maximum number of keys that a call reads.
 KEYS_PER_CALL: Final = 500
 
 
 class RedisStreamStore(RedisStore, StreamStore):
-    """Stores streams in the Redis of `settings.redis_url`.
+    """Stores streams in the Redis server at `settings.redis_url`.
 
     Times come from Redis's clock, because the clocks of hosts differ. An epoch is bound to the lineage of the data (see
-    redis/lineage.py), so new epochs begin after a restart or a failover of Redis.
+    redis/lineage.py). So new epochs begin after a restart or failover of Redis.
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are
@@ -47,14 +47,14 @@ class RedisStreamStore(RedisStore, StreamStore):
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def keys(self, stream: str) -> tuple[str, str, str]:
-        """Return the keys of a stream's state, of its log, and of its idempotency keys."""
+        """Return the keys of a stream's state, its entries and its idempotency keys in Redis."""
         tag = stream_tag(self.settings.key_prefix, stream)
         return f"{tag}:meta", f"{tag}:log", f"{tag}:keys"
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, all or none, in this order, and announce them; return their positions."""
+        """Store messages in this order, announce them, and return their positions. Either all are stored, or none."""
         if not items:
             return []
         attempt = self._append_attempts(items)
@@ -81,10 +81,10 @@ class RedisStreamStore(RedisStore, StreamStore):
     append = sync_twin(aappend)
 
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
-        """Return a function that builds the call for one attempt to append messages.
+        """Return a function that makes the call for an attempt to append messages.
 
-        The argument of the function is the time, in seconds, since the first attempt, or `""` if no earlier attempt can
-        have succeeded.
+        The argument of the function is the time, in seconds, since the first attempt. It is `""` if no earlier attempt
+        can have succeeded.
         """
         names = list(dict.fromkeys(name for name, _ in items))
         self.require_history(names)
@@ -99,11 +99,11 @@ class RedisStreamStore(RedisStore, StreamStore):
         return lambda elapsed: Call("append", keys, [LINEAGE, NEW_TOKEN, self.script_time(), append_id, elapsed, *rest])
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message to every process, without storing it."""
+        """Announce a message to all processes, without storing it."""
         await self._publish(stream, message.exclude, message.data)
 
     async def awhisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper to every process."""
+        """Announce a client's whisper to all processes."""
         await self._publish(stream, message.exclude + WHISPER_SUFFIX, message.data)
 
     async def _publish(self, stream: str, head: str, data: str) -> None:
@@ -112,7 +112,7 @@ class RedisStreamStore(RedisStore, StreamStore):
             await self.client.arun(call)
         except (RedisUnavailable, RedisRefused) as error:
             if error.sent:
-                raise BroadcastUncertain(f"Whether the message was sent is unknown: {error}") from error
+                raise BroadcastUncertain(f"The message may or may not have been sent: {error}") from error
             raise BroadcastError(f"Nothing was broadcast: {error}") from error
 
     publish_transient = sync_twin(apublish_transient)
@@ -141,21 +141,21 @@ class RedisStreamStore(RedisStore, StreamStore):
     read = sync_twin(aread)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage that this process found last. Only the first call may take a round trip."""
+        """Return the lineage that this process has found last. Only the first call may take a round trip."""
         if self.client.lineage.identity is None:
             await self.client.arun(Call("PING"), idempotent=True)
         identity = self.client.lineage.identity
         return "" if identity is None else identity.lineage
 
     async def aposition(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
+        """Return the position of the stream's newest message; `("", 0)` if the stream never had a message."""
         page = await self.aread(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
     position = sync_twin(aposition)
 
     async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
-        """Return the positions of several streams, in one round trip for each `KEYS_PER_CALL` of them."""
+        """Return the positions of several streams. Each round trip reads up to `KEYS_PER_CALL` positions."""
         tails = await self.tails(list(streams))
         return [tails[stream] for stream in streams]
 
@@ -177,7 +177,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return (*self._limits(stream), int(self.settings.policy(stream).history_meta_ttl))
 
     async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
-        """Return the positions of streams, in one round trip for each `KEYS_PER_CALL` streams."""
+        """Return the positions of streams, by name. Each round trip reads up to `KEYS_PER_CALL` positions."""
         positions: dict[str, StreamPosition] = {}
         for start in range(0, len(streams), KEYS_PER_CALL):
             batch = streams[start : start + KEYS_PER_CALL]
@@ -196,10 +196,9 @@ class RedisStreamStore(RedisStore, StreamStore):
     forget = sync_twin(aforget)
 
     def forget_all(self) -> int:
-        """End the epochs of all streams, and the incarnations of all presence data; return the number of streams.
+        """End the epochs of all streams, and the incarnations of all presence data. Return the number of streams.
 
-        The data get a new lineage, which other processes find within seconds. Call this after every restore from a
-        backup.
+        The data get a new lineage, which other processes find within seconds. Call this after a backup was restored.
 
         Raises:
             StoreError: Redis could not be reached.
@@ -209,9 +208,9 @@ class RedisStreamStore(RedisStore, StreamStore):
         return len({name for names in self._names() for name in names})
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` entries that exceed their stream's size or TTL; return how many were deleted.
+        """Delete entries beyond their stream's size or TTL, about `limit` at most, and return their number.
 
-        This is seldom needed, because appends trim their streams, and Redis deletes an idle stream's entries.
+        This is seldom needed, because appends trim their streams, and Redis deletes the entries of idle streams.
         """
         count = 0
         for names in self._names():
@@ -236,7 +235,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return Call("prune", self.keys(stream), [self.script_time(), *self._retention(stream), *_common_limits()])
 
     def problems(self) -> list[str]:
-        """Return the faults of the Redis server that break the store's promises."""
+        """Return the problems of the Redis server that break guarantees of the store."""
         return find_problems(self.client)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
@@ -245,7 +244,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         """Store and announce messages that another store has numbered, in one round trip.
 
         Args:
-            events: the messages. The messages of one stream are in the order of their offsets.
+            events: the messages. The messages of each stream must be in the order of their offsets.
 
         Raises:
             StoreError: some messages may not have been announced.
@@ -268,7 +267,7 @@ class RedisStreamStore(RedisStore, StreamStore):
 
 def _uncertain(why: str) -> BroadcastUncertain:
     return BroadcastUncertain(
-        f"Whether the broadcast was stored is unknown: {why} Repeating it with the same idempotency_key is safe."
+        f"The broadcast may or may not have been stored: {why} Repeating it with the same idempotency_key is safe."
     )
 
 

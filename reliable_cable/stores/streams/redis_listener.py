@@ -15,20 +15,21 @@ from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
-#: The suffix of the session id in the announcement of a whisper. A server of the previous release takes it as a part of
-#: the id, and so excludes nobody. That is harmless, because the client is connected to the server of its whisper.
+#: The suffix of the session id in the announcement of a whisper. A server of the previous release regards it as a part
+#: of the id, and excludes no client. This is harmless, because the client that whispered is on another server.
 WHISPER_SUFFIX: Final = " whisper"
-#: How often, in seconds, to check the streams' positions, in case pub/sub lost a message without an error.
+#: The approximate time, in seconds, between two checks of the streams' positions. Pub/sub may lose a message without an
+#: error.
 CHECK_INTERVAL: Final = 5.0
 
 
 class RedisStreamListener(ChannelListener, StreamListener):
-    """Announces messages that are published in Redis, and `Advanced` after a connection or a message was lost.
+    """Announces the messages that are published in Redis, and `Advanced` after the loss of a connection or a message.
 
     Args:
         client: the Redis client of the store.
-        tails: returns the positions of streams.
-        deliver: called with each event.
+        tails: a function that returns the positions of streams.
+        deliver: a function that is called with each event.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams, `CHANNELS_PER_COMMAND` of them with each command."""
+        """Start to announce the events of several streams. Each command has up to `CHANNELS_PER_COMMAND` of them."""
         if self._checker is None:
             self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
         await self._subscribe_channels(streams)
@@ -63,7 +64,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
             await cancel(checker)
 
     async def fence(self) -> None:
-        """Wait until every event that was announced before this call has been delivered, or is known to be lost."""
+        """Wait until all events that were announced before this call have been delivered, or are known to be lost."""
         await self._pubsub.fence()
 
     def doubt(self, stream: str) -> None:
@@ -86,7 +87,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
                 logger.debug("The positions of the streams could not be checked: %s", error)
 
     async def check(self) -> None:
-        """Announce `Advanced` for each stream whose position differs from the announced one."""
+        """Announce `Advanced` for each stream whose position differs from the newest announced position."""
         before = {stream: self._known.get(stream, NOWHERE) for stream in self._callbacks}
         tails = await self._tails(list(before))
         for stream, was in before.items():
@@ -97,7 +98,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
 
 
 def parse_event(stream: str, message: bytes) -> StreamEvent | None:
-    """Return the event in a message on a stream's channel; None if it does not concern messages of the stream."""
+    """Return the event in a message on a stream's channel; None if it is a presence event."""
     kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
     if kind == b"m":
         epoch, offset, exclude = head.decode().split(" ", 2)

@@ -19,20 +19,20 @@ MESSAGE_TYPE = "cable.wake"
 
 NOT_WOKEN = "Other processes could not be woken over the channel layer. They find new messages when they poll."
 
-#: The maximum number of streams that one wake-up names.
+#: The maximum number of streams in a wake-up.
 MAX_STREAMS = 500
-#: How long, in seconds, to try to send a wake-up.
+#: The maximum time, in seconds, to send a wake-up.
 SEND_TIMEOUT = 5.0
-#: How long, in seconds, to try to leave the group.
+#: The maximum time, in seconds, to leave the group.
 DISCARD_TIMEOUT = 1.0
-#: How long, in seconds, to wait before listening again to a channel layer that failed.
+#: The time, in seconds, before a channel layer that has failed is used again.
 RETRY_INTERVAL = 5.0
-#: How often, in seconds, to renew the membership of the group, because channel layers let it expire.
+#: The time, in seconds, after which the membership of the group is renewed. In channel layers, memberships expire.
 RENEW_INTERVAL = 3600.0
 
 
 def shared_layer() -> Any:
-    """Return the default channel layer if it reaches other processes, and None otherwise."""
+    """Return the default channel layer; None if there is none, or if it cannot send messages to other processes."""
     layer = get_channel_layer()
     return None if layer is None or isinstance(layer, InMemoryChannelLayer) else layer
 
@@ -40,7 +40,7 @@ def shared_layer() -> Any:
 class _Sender:
     """Sends wake-ups from a thread with an event loop of its own.
 
-    The event loop lives as long as the process, because channel layers keep a connection for each event loop.
+    The same event loop is used until the process ends, because channel layers open a connection for each event loop.
     """
 
     def __init__(self, origin: str) -> None:
@@ -93,7 +93,7 @@ class _Sender:
 
 
 class Waker:
-    """Tells other processes which streams have new messages. It raises no errors, never blocks, and is fork-safe."""
+    """Tells other processes which streams have new messages. It raises no errors, does not block, and is fork-safe."""
 
     def __init__(self) -> None:
         self._senders: dict[int, _Sender] = {}
@@ -117,19 +117,19 @@ class Waker:
             logger.warning(NOT_WOKEN, exc_info=True)
 
     def close(self) -> None:
-        """Stop the thread of this process, if there is one."""
+        """Stop the thread of this process, if it is running."""
         sender = self._senders.pop(os.getpid(), None)
         if sender is not None:
             sender.close()
 
 
 async def receive_wakeups(origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
-    """Receive wake-ups until cancelled. Retry after errors.
+    """Receive wake-ups until cancelled, and retry after errors.
 
     Args:
-        origin: the name of this process's sender, whose wake-ups are ignored.
-        woken: called with the names of the streams of each wake-up.
-        joined: called whenever receiving begins. Earlier wake-ups were missed.
+        origin: the name of this process's store, whose wake-ups are ignored.
+        woken: a function that is called with the names of the streams in each wake-up.
+        joined: a function that is called whenever receiving begins, because earlier wake-ups were missed.
     """
     failing = False
     while True:

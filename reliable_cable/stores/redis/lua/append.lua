@@ -1,27 +1,28 @@
--- Number, store, trim and announce messages of one or more streams, all or none (see streams/redis.py).
+-- Number, store, trim and announce messages of one or more streams (see streams/redis.py). Either all are stored, or
+-- none.
 --
 -- KEYS: for each stream, its meta hash, its log (a Redis stream with the ids `<offset>-0`) and its idempotency keys (a
 --   hash); then the lineage record.
--- ARGV: the lineage; the prefix of new epochs; the time or ''; a unique id of this append; how long ago, in seconds, the
---   first attempt was, or '' in the first attempt; the age, in seconds, below which an entry is young; the most bytes of
---   young entries beyond the history size; the number of streams; then for each stream: its name, channel, history size,
---   history TTL in seconds, and how long, in seconds, to keep its meta hash while it is idle; then for each message: the
---   number of its stream, its data, exclude and idempotency key.
--- Returns the epoch and offset of each message as one text, which redis-py reads faster than arrays. Returns 'uncertain'
---   if it cannot tell whether an earlier attempt stored the messages. Returns 'late' to a first attempt that Redis
---   executes after a retry, because Redis was hanging.
+-- ARGV: the lineage; the prefix of new epochs; the time or ''; a unique id of this append; the seconds since the first
+--   attempt, or '' in the first attempt; the maximum age of a young entry in seconds; the maximum size of young entries
+--   beyond the history size in bytes; the number of streams; then for each stream: its name, its channel, its history
+--   size, its history TTL in seconds, and the TTL of its meta hash in seconds; then for each message: the number of its
+--   stream, its data, exclude and idempotency key.
+-- Returns the epoch and offset of each message in one text, which redis-py reads faster than arrays. Returns
+--   'uncertain' if an earlier attempt may or may not have stored the messages. Returns 'late' to a first attempt that
+--   Redis executes after a retry, because Redis did not respond for some time.
 --
 -- The fields of the meta hash: n name, e epoch, t tail, r lineage of the data in which the epoch began, a time of the
 --   tail's entry, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
 --   so far, l ids of recently retried appends.
 
--- How many characters of the ids of retried appends to remember. This is enough for all appends that are retried while
--- Redis hangs once.
+-- The maximum length of the remembered ids of retried appends, in characters. This is enough for all appends that are
+-- retried when Redis does not respond for some time.
 local REMEMBERED = 8192
 
--- How far, in seconds, Redis's clock may step back between two attempts of an append.
+-- The maximum time, in seconds, by which Redis's clock may be set back between two attempts of an append.
 local STEP_BACK = 10
--- How far it may step forward. This limits how much of a long log is searched.
+-- The maximum time, in seconds, by which it may be set forward. This limits the part of a long log that is searched.
 local STEP_FORWARD = 600
 
 local lineage, fresh, now, append = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4]
@@ -44,10 +45,10 @@ for number = 1, count do
   if not elapsed and string.find(stream.repeated, append, 1, true) then return 'late' end
   if stream.epoch and stored[3] == lineage then
     stream.kept = redis.call('XLEN', log)
-    -- If the log is empty, it expired as a whole.
+    -- If the log is empty, all its entries have expired.
     if stream.kept == 0 then stream.trimmed = stream.made end
   else
-    -- The stream is new, or its epoch began in another lineage. In that case, these data may lack its last offsets.
+    -- The stream is new, or its epoch began in another lineage. The data may then lack the last offsets of the epoch.
     stream.begins = true
     stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh .. 'x' .. number, 0, 0, nil, false
     stream.bytes = 0
@@ -67,7 +68,7 @@ local function offset_of_key(stream, key)
 end
 
 -- Find the entries that an earlier attempt of this append stored in a stream, and record their offsets by the numbers
--- of the messages. Entries are identified by their marks, not by their times, because the clock may step between two
+-- of the messages. Entries are identified by their marks, not by their times, because the clock may be set between two
 -- attempts.
 local function find_earlier(stream)
   if stream.begins then return end
@@ -87,7 +88,7 @@ local function find_earlier(stream)
       last = '(' .. entry[1]
     end
   until #page < 100
-  -- The entries of the earlier attempt may have been trimmed if an equally new entry was trimmed.
+  -- If an entry of the same age was trimmed, the entries of the earlier attempt may have been trimmed, too.
   stream.unknown = stream.trimmed and stream.trimmed > now - elapsed - STEP_BACK
 end
 

@@ -1,13 +1,13 @@
 -- Find the streams with expired sessions (see presence/redis.py).
 --
--- KEYS: the index of all streams; the sweeps, a hash with `at` (when any process last called this) and `grace` (until
---   when no session expires).
--- ARGV: the time or ''; the most streams to return; PRESENCE_TTL; after how many seconds without a call to assume an
---   outage.
--- Returns the names of the streams, those with the earliest expiry first.
+-- KEYS: the index of all streams; the sweeps, a hash with `at` (the time of the last call by any process) and `grace`
+--   (the time before which no session expires).
+-- ARGV: the time or ''; the maximum number of streams to return; PRESENCE_TTL; the seconds without a call after which
+--   an outage is assumed.
+-- Returns the names of the streams, in the order of their earliest expiry.
 --
 -- Each process calls this several times within PRESENCE_TTL. After a long time without a call, no process could refresh
--- its members either. Then no session expires for one PRESENCE_TTL, so that all processes can refresh their members.
+-- its members either. So no session expires for one PRESENCE_TTL, in which all processes can refresh their members.
 
 local index, sweeps, now = KEYS[1], KEYS[2], clock(ARGV[1])
 local ttl, outage = tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -1,15 +1,15 @@
 -- Return the lineage of the data, and begin a new one if the data may have changed (see lineage.py).
 --
--- KEYS: the lineage record, a hash with run_id, replid, token and began. ARGV: the server's run_id; its master_replid and
---   master_replid2, if scripts may not call INFO; a token for a new lineage; a token that must be replaced, or ''; how
---   long, in seconds, to keep the record; for how many seconds the server has been running.
+-- KEYS: the lineage record, a hash with run_id, replid, token and began. ARGV: the server's run_id; its master_replid
+--   and master_replid2, if scripts may not call INFO; a token for a new lineage; a token that must be replaced, or '';
+--   the TTL of the record in seconds; the uptime of the server in seconds.
 --
--- A new lineage begins when another server process has the data (after a restart, or the promotion of a replica), and
--- when the same process was promoted again. A primary also changes its master_replid when its first replica attaches
--- and when it frees its backlog. Then master_replid2 is zero, and the data are the same.
+-- A new lineage begins if another server process has the data, after a restart or the promotion of a replica, or if the
+-- same process was promoted again. A primary also changes its master_replid when its first replica connects, and when
+-- it frees its backlog. In these cases, master_replid2 is zero, and the data are the same.
 
 local run_id, fresh, replaced = ARGV[1], ARGV[4], ARGV[5]
--- The client asked for these before the script began. The server may have been demoted and promoted since then.
+-- The client has read these before the script. The server may have been demoted and promoted since then.
 local replid, former_replid = replication_ids()
 if not replid then replid, former_replid = ARGV[2], ARGV[3] end
 local promoted = string.match(former_replid or '', '[^0]') ~= nil
@@ -25,8 +25,8 @@ if token ~= stored[3] or replid ~= stored[2] then
   redis.call('HSET', KEYS[1], 'run_id', run_id, 'replid', replid, 'token', token)
 end
 if token ~= stored[3] then
-  -- Messages from before this time may be lost. If there is no record, only a restart can have lost messages. The server
-  -- counts whole seconds from the second in which it started, so it may have started up to a second later.
+  -- Messages from before this time may be lost. If there is no record, only a restart can have lost messages. The
+  -- server counts whole seconds from the second in which it started, so it may have started up to a second later.
   local running = stored[3] and 0 or math.max(tonumber(ARGV[7]) - 1, 0)
   redis.call('HSET', KEYS[1], 'began', text(clock('') - running))
 end

@@ -9,10 +9,10 @@ local function replication_ids()
   end
 end
 
--- Return the lineage of the connection, ARGV[1]. Fail if it differs from the recorded one, because the connection was
--- then opened to other data. If the lineage is preceded by '?', fail also if the server was demoted or promoted since the
--- lineage was recorded: the server may have got older data with the same record. The last of KEYS is the lineage record
--- (see lineage.lua).
+-- Return the lineage of the connection, ARGV[1]. Fail if it differs from the recorded lineage, because the connection
+-- was opened to other data. If ARGV[1] begins with '?', also fail if the server was demoted or promoted since the
+-- lineage was recorded, because it may have received older data with the same record. The last of KEYS is the lineage
+-- record (see lineage.lua).
 local function require_lineage()
   local lineage, moved = ARGV[1], false
   local token, replid = unpack(redis.call('HMGET', KEYS[#KEYS], 'token', 'replid'))
@@ -23,8 +23,8 @@ local function require_lineage()
   return lineage
 end
 
--- Fail on a replica, because a replica would publish to its own subscribers only. It refuses this write. On a primary,
--- the write changes nothing.
+-- Fail on a replica, which would publish only to its own subscribers. A replica refuses this write. On a primary, the
+-- write has no effect.
 local function require_primary()
   redis.call('HDEL', KEYS[#KEYS], '')
 end
@@ -35,7 +35,7 @@ local function exists(epoch, bound, lineage)
   return epoch and (bound == '' or bound == lineage)
 end
 
--- Return the time in seconds since 1970. It is the time of a test's clock if that is given, or else of Redis's clock.
+-- Return the time in seconds since 1970, by Redis's clock, or by a test's clock if its time is given.
 local function clock(given)
   if given ~= '' then return tonumber(given) end
   local time = redis.call('TIME')
@@ -47,12 +47,12 @@ local function text(number)
   return string.format('%.6f', number)
 end
 
--- For each channel, its former name if a process of the previous release subscribes to that, or else false.
+-- The former name of each channel, if a process of the previous release subscribes to it; otherwise false.
 local former = {}
 
--- Publish a message on a channel. For one release, also publish a copy under the name that the previous release gave to
--- the channel, if a process of that release subscribes to it. Processes of this release subscribe to both names (see
--- pubsub.py), and drop the copies. A copy ends with a space, which has no meaning after the JSON of a message.
+-- Publish a message on a channel. If a process of the previous release subscribes to the former name of the channel,
+-- also publish a copy under that name. Processes of this release subscribe to both names (see pubsub.py), and drop the
+-- copies. A copy ends with a space, which has no meaning after the JSON of a message.
 local function publish(channel, message)
   redis.call('PUBLISH', channel, message)
   if former[channel] == nil then
@@ -64,7 +64,7 @@ local function publish(channel, message)
   if former[channel] then redis.call('PUBLISH', former[channel], message .. ' ') end
 end
 
--- About how many bytes of memory an entry takes besides its data.
+-- The approximate size of an entry in memory, in bytes, without its data.
 local ENTRY_SIZE = 100
 
 -- Add an entry to a log. `before` is the number of bytes of all earlier entries. Return that number including the new
@@ -114,8 +114,8 @@ local function first_since(log, low, tail, time, strict)
   end)
 end
 
--- Return the first offset that a log must keep. Entries that exceed the size or TTL are not kept, except entries younger
--- than `young` seconds, up to `most` bytes of them beyond the size.
+-- Return the first offset that a log must keep. Entries that exceed the size or TTL are not kept, except entries
+-- younger than `young` seconds, up to `most` bytes of them beyond the size.
 local function first_kept(log, low, tail, now, size, ttl, young, most)
   local alive = first_since(log, low, tail, now - math.max(ttl, young), true)
   local sized = tail - size + 1

@@ -1,6 +1,7 @@
 -- Return the members of a stream (see presence/redis.py).
 --
--- ARGV, from 8: '1' to return the members and not only their number; '1' to include members with only expired sessions.
+-- ARGV, from 8: '1' to return the members, or '0' for only their number; '1' to include members whose sessions have all
+--   expired.
 -- Returns the incarnation or '', the number of members, and the id and value of each member as in the members hash.
 
 local wanted, overdue = ARGV[8] == '1', ARGV[9] == '1'

@@ -1,8 +1,9 @@
 -- Add a session of a member, or refresh it (see presence/redis.py).
 --
--- ARGV, from 8: the session; the id; the info; '1' if the session joined before; the session whose place it takes, or ''.
--- Returns the events that this caused, each as 'j' or 'l', the id and the info. If the session joined before and is
--- missing only because data were lost, its join is announced but not returned. If its leave is remembered, its join is
+-- ARGV, from 8: the session; the id; the info; '1' if the session has joined before; the session that it replaces, or
+--   ''.
+-- Returns the resulting events, each as 'j' or 'l', the id and the info. If the session has joined before and is
+-- missing because data were lost, its join is announced but not returned. Only if its leave is remembered, its join is
 -- returned.
 
 local session, id, info, known = ARGV[8], ARGV[9], ARGV[10], ARGV[11] == '1'

@@ -1,6 +1,6 @@
--- Return the ids that left in the last seconds and did not join again (see presence/redis.py).
+-- Return the ids that have left within a time and have not joined again (see presence/redis.py).
 --
--- ARGV, from 8: the number of seconds.
+-- ARGV, from 8: the time in seconds, until now.
 -- Returns the ids in the order of their leaves.
 
 return redis.call('ZRANGEBYSCORE', left, text(now - math.min(tonumber(ARGV[8]), memory)), '+inf')

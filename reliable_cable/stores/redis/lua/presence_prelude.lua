@@ -4,17 +4,17 @@
 -- KEYS: the stream's meta, expiries, sessions, members, left, infos and queue; the index of all streams; the lineage
 --   record.
 -- ARGV: the lineage; a new incarnation, in case the stream has no data; the time or ''; the stream's name; its channel;
---   PRESENCE_TTL; how long, in seconds, to remember leaves; then, from 8, the arguments of the script.
+--   PRESENCE_TTL; the seconds for which leaves are remembered; then, from 8, the arguments of the script.
 --
 -- meta (hash): i incarnation, r lineage of the data in which it began, n number of joins so far.
 -- expiries (sorted set): session -> time of expiry. sessions (hash): session -> id.
 -- members (hash): id -> '<number of sessions> <number of the join> <info>'. Ids and infos are JSON texts. The info is
 --   that of the earliest session.
 -- infos (hash): session -> '<number of the join> <info>', for all sessions except the earliest one of each id.
--- queue (sorted set): '<id> <number of the join> <session>', for the sessions in infos. All scores are 0, so the sessions
---   of an id are in the order of their joins.
---   Servers of earlier releases know neither infos nor queue. They replace the info in members when a session joins, and
---   leave entries of removed sessions in the queue.
+-- queue (sorted set): '<id> <number of the join> <session>', for the sessions in infos. All scores are 0, so the
+--   sessions of an id are in the order of their joins.
+--   Servers of earlier releases have neither infos nor queue. They replace the info in members when a session joins,
+--   and leave entries of removed sessions in the queue.
 -- left (sorted set): id -> time of the leave. Ids that joined again are not included.
 -- index (sorted set): name of a stream -> time of the first expiry of its sessions.
 
@@ -23,11 +23,12 @@ local infos, queue, index = KEYS[6], KEYS[7], KEYS[8]
 local lineage, fresh, now, stream, channel = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4], ARGV[5]
 local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 
--- How long, in seconds, to keep members while no server is running. A server that starts later announces their leaves.
+-- How long, in seconds, members are kept if no server is running. A server that starts within this time announces their
+-- leaves.
 local UNATTENDED = 86400
 
--- Return the incarnation of the stream's data, or false. An incarnation ends when the data expire, and when their
--- lineage ends, because the data may then be older data.
+-- Return the incarnation of the stream's data; false if there is none. An incarnation ends when the data expire. It
+-- also ends with the lineage of the data, because older data may then have replaced them.
 local function incarnation()
   local stored = redis.call('HMGET', meta, 'i', 'r')
   return stored[1] and stored[2] == lineage and stored[1]

@@ -1,6 +1,6 @@
 -- Renew the TTL of sessions (see presence/redis.py).
 --
--- ARGV, from 8: the sessions, or none to get the incarnation only.
+-- ARGV, from 8: the sessions. There are none if only the incarnation is needed.
 -- Returns the incarnation, and the sessions that the stream does not have.
 
 local given, unknown, deadline = begin(), {}, text(now + ttl)

@@ -1,8 +1,8 @@
--- Delete entries that exceed a stream's size or TTL, or the whole stream if it is idle (see streams/redis.py).
+-- Delete entries beyond a stream's size or TTL, or the whole stream if it is idle (see streams/redis.py).
 --
--- KEYS: meta, log, idempotency keys. ARGV: the time or ''; history size; history TTL in seconds; how long, in seconds,
---   to keep an idle stream's meta hash; the age, in seconds, below which an entry is young; the most bytes of young
---   entries beyond the history size.
+-- KEYS: meta, log, idempotency keys. ARGV: the time or ''; history size; history TTL in seconds; the TTL of an idle
+--   stream's meta hash in seconds; the maximum age of a young entry in seconds; the maximum size of young entries
+--   beyond the history size in bytes.
 -- Returns the number of deleted entries, or the number of deleted keys of an idle stream.
 
 local now, size, ttl, idle = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])

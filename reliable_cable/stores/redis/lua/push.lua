@@ -1,11 +1,11 @@
 -- Store and announce messages of a durable stream that the model store has numbered (see streams/durable.py).
 --
--- KEYS: meta, log. ARGV: channel; history size; history TTL in seconds; how long, in seconds, to keep an idle stream's
---   meta hash; the age, in seconds, below which an entry is young; the most bytes of young entries beyond the history
---   size; epoch; then for each message: offset, data, exclude.
--- The log is the hot tail of the stream. It has no holes: a message after a hole replaces the whole log. A message that
--- the log has already is only announced. The hot tail is not bound to a lineage (r is ''), because the tables of the
--- database are authoritative.
+-- KEYS: meta, log. ARGV: channel; history size; history TTL in seconds; the TTL of an idle stream's meta hash in
+--   seconds; the maximum age of a young entry in seconds; the maximum size of young entries beyond the history size in
+--   bytes; epoch; then for each message: offset, data, exclude.
+-- The log is the hot tail of the stream. It has no holes, because a message after a hole replaces the whole log. If the
+-- log already has a message, the message is only announced. The hot tail is not bound to a lineage (r is ''), because
+-- the tables of the database are authoritative.
 
 local channel, size, ttl, idle = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local young, most, epoch = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]

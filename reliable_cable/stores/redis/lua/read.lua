@@ -1,11 +1,12 @@
 -- Read entries of a stream, and the stream's state (see streams/redis.py and streams/durable.py).
 --
 -- KEYS: meta, log; the lineage record. ARGV: the lineage; the time or ''; history size; history TTL in seconds; the
---   offset after which the entries begin; the most entries to return; '1' to read all entries, or '0' to read entries
---   within the history size and TTL; the size in bytes after which no further entry is returned, or '' for no limit.
--- Returns the epoch, the tail, the oldest offset that can be read (tail + 1 if there is none), the entries in the format of
---   XRANGE, and the lineage. The epoch of a stream that does not exist is ''. So is the epoch of a stream whose epoch began in
---   another lineage, because the next append begins a new epoch.
+--   offset after which the entries begin; the maximum number of entries to return; '1' to read all entries, or '0' to
+--   read entries within the history size and TTL; the size in bytes after which no more entries are returned, or '' for
+--   no limit.
+-- Returns the epoch, the tail, the oldest offset that can be read (tail + 1 if there is none), the entries in the
+--   format of XRANGE, and the lineage. The epoch is '' if the stream does not exist. It is also '' if the epoch began
+--   in another lineage, because the next append begins a new epoch.
 
 local lineage, size, ttl = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local after, limit, all = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'

@@ -1,7 +1,7 @@
--- Revoke all sessions that match a condition and were authenticated before now (see sessions/redis.py).
+-- Store the time of a revocation (see sessions/redis.py).
 --
--- KEYS: the key of the condition. ARGV: the time or ''; how long, in milliseconds, to remember the revocation, or 0 to
---   remember nothing.
+-- KEYS: the key of the condition. ARGV: the time or ''; the TTL of the revocation in milliseconds, or 0 to store
+--   nothing.
 -- Returns the time of the revocation.
 
 local now = text(clock(ARGV[1]))

@@ -1,8 +1,9 @@
 -- Replace a part of a session record (see sessions/record_text.py). Do nothing if the record is not the expected one.
 --
--- KEYS: the key of the session. ARGV: the TTL in milliseconds; the version of the expected record; how many of its first
---   bytes stay; the bytes that follow them; the first and last of the bytes that stay after those; the new end.
--- Returns 1 if the record was changed, else 0.
+-- KEYS: the key of the session. ARGV: the TTL in milliseconds; the version of the expected record; the size of its
+--   beginning that is used; the new text after the beginning; the positions of the first and the last byte of the later
+--   part that is used; the new text after this part.
+-- Returns 1 if the record was changed; otherwise 0.
 
 local old = redis.call('GET', KEYS[1])
 if not old or string.sub(old, -#ARGV[2]) ~= ARGV[2] then return 0 end

@@ -1,9 +1,10 @@
 -- Find the offset before the first message since a time (see streams/redis.py).
 --
--- KEYS: meta, log; the lineage record. ARGV: the lineage; the present time or ''; history size; history TTL in seconds;
---   the time; how long ago, in seconds, a stream that does not exist may have had messages, or '' to ignore that.
--- Returns the offset, false if some messages since then are gone, or 0 if the stream does not exist. Messages from before
--- the lineage began may be gone. A time on the first day of 1970 asks for all messages of the epoch (`LONG_AGO`).
+-- KEYS: meta, log; the lineage record. ARGV: the lineage; the current time or ''; history size; history TTL in seconds;
+--   the time; the seconds after which an idle stream may have been deleted, or '' to ignore this.
+-- Returns the offset; false if some messages since the time are gone; 0 if the stream does not exist. Messages from
+-- before the lineage began may be gone. A time on the first day of 1970 asks for all messages of the epoch
+-- (`LONG_AGO`).
 
 local lineage, size, ttl, since = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local began = tonumber(redis.call('HGET', KEYS[#KEYS], 'began') or 0)

@@ -1,8 +1,8 @@
 -- Take a token from a bucket, if it has one (see buckets/redis.py).
 --
 -- KEYS: the bucket. Its value is the time at which it will be full.
--- ARGV: the time or ''; how many tokens the bucket holds; how long, in seconds, it takes to fill.
--- Returns 1 if a token was taken, or else 0.
+-- ARGV: the time or ''; the maximum number of tokens in the bucket; the seconds in which an empty bucket becomes full.
+-- Returns 1 if a token was taken; otherwise 0.
 
 local now, size, period = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local known = tonumber(redis.call('GET', KEYS[1]) or now)

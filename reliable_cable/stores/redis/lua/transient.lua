@@ -1,4 +1,4 @@
--- Publish a message that is not kept (see streams/redis.py).
+-- Publish a message that is not stored (see streams/redis.py).
 --
 -- KEYS: the lineage record. ARGV: the lineage; channel; message.
 
