@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .actions import ACTION
 from .actions import action as action
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
+from .declarations import declared_actions
 from .exceptions import ChannelError
 from .namespaces import namespace_of, qualify
 from .protocol.params import Params
@@ -32,9 +32,6 @@ _names: set[str] = set()
 
 #: The maximum size of a subscription's state as JSON, in bytes.
 MAX_STATE_SIZE = 16 * 1024
-
-#: The handlers that a subclass may define, although `Channel` does not define them.
-_OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
 def find_channel(name: str) -> type[Channel] | None:
@@ -115,21 +112,9 @@ class Channel:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        actions: dict[str, tuple[str, bool]] = {}
-        for attribute in dir(cls):
-            method = inspect.getattr_static(cls, attribute, None)
-            public = getattr(method, ACTION, None)
-            if isinstance(method, state):
-                _check_attribute(cls, attribute, "a state")
-            elif callable(method) and public is not None:
-                _check_attribute(cls, attribute, f"the action {public!r}")
-                former, _ = actions.get(public, (attribute, False))
-                if inspect.getattr_static(cls, former) is not method:
-                    raise ChannelError(f"{cls.__qualname__}: {former} and {attribute} are both the action {public!r}.")
-                actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
         if not isinstance(cls.name, str) or not cls.name:
             raise ChannelError(f"{cls.__qualname__}.name is {cls.name!r}; it must be a non-empty string.")
-        cls._actions = actions
+        cls._actions = declared_actions(cls, Channel)
         _names.add(cls.name)
         if abstract:
             return
@@ -404,12 +389,3 @@ class Channel:
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None
-
-
-def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
-    """Raise `ChannelError` if an action or a state has the name of an attribute or handler of `Channel`."""
-    if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
-        raise ChannelError(
-            f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
-            f"can still call an action {name!r} if it is marked with @action(name={name!r})."
-        )
