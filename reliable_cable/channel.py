@@ -112,9 +112,9 @@ class Channel:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+        cls._actions = declared_actions(cls, Channel)
         if not isinstance(cls.name, str) or not cls.name:
             raise ChannelError(f"{cls.__qualname__}.name is {cls.name!r}; it must be a non-empty string.")
-        cls._actions = declared_actions(cls, Channel)
         _names.add(cls.name)
         if abstract:
             return
