@@ -210,6 +210,8 @@ def _decode(page: StreamPage) -> list[HistoryEntry]:
 def forget(stream: str, *, using: str | None = None) -> None:
     """Delete a stream's history and begin a new epoch. Subscribers are told that their positions are lost.
 
+    A stream that has never had a message is not changed.
+
     Inside transactions, this happens after all of them have committed, as for broadcasts.
 
     Args:
@@ -242,10 +244,8 @@ def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, o
     store = get_engine().streams
 
     def forget_on_commit(databases: Sequence[str]) -> None:
-        on_commit.check_hooks(databases, "call it after the commit")
-        on_commit.call_after_commit(
-            partial(store.forget, name), databases, failed=partial(report_failure, type(store), [name])
-        )
+        failed = partial(report_failure, type(store), [name])
+        on_commit.call_after_commit(partial(store.forget, name), databases, failed=failed, remedy=on_commit.CALL_LATER)
 
     return store, name, forget_on_commit
 
@@ -297,8 +297,8 @@ class Batch:
         return self._all_positions(positions)
 
     def _send_on_commit(self, databases: Sequence[str]) -> None:
-        if self._others or len(databases) > 1:
-            on_commit.check_hooks(databases)
+        if self._others or observers or len(databases) > 1:
+            on_commit.check_hooks(databases)  # before anything is stored
         if len(databases) == 1 and self._kept:
             self._store.append_on_commit(self._kept, using=databases[0])
         elif self._kept:

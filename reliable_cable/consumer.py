@@ -206,8 +206,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return
         tenants = get_settings().namespace is not None
         if not origins.is_allowed(scope, self.allowed_origins, tenants=tenants):
-            origins.log_refusal(scope)
-            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            if "method" not in scope:  # for a reader of events, `http.events` explains the refusal
+                origins.log_refusal(scope)
+            await _refuse_for_now(send, constants.WRONG_ORIGIN)
             return
         if not await get_hub().connect_limit.allows(scope, self._namespace):
             await _refuse_for_now(send, DisconnectReason.RATE_LIMITED)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from django.conf import settings as django_settings
 
 from .concurrency.background import BackgroundWorker
-from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_hooks, check_using, defer_to_commit
+from .concurrency.on_commit import CALL_LATER, adefer_to_commit, call_after_commit, check_using, defer_to_commit
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, InvalidOption, StoreError
@@ -243,8 +243,7 @@ class _Disconnect:
 
     def store_on_commit(self, databases: Sequence[str]) -> None:
         """Call `store_soon` after the commit of the transactions on these databases."""
-        check_hooks(databases, "call it after the commit")
-        call_after_commit(self.store_soon, databases, failed=self.store_later)
+        call_after_commit(self.store_soon, databases, failed=self.store_later, remedy=CALL_LATER)
 
     def store_soon(self) -> None:
         """Call `store`. If Redis does not respond within `REQUEST_TIMEOUT`, retry in the background.

@@ -93,8 +93,9 @@ def _may_end_logins(user: Any, saved: Collection[str] | None) -> bool:
 def _announce(change: LoginChange) -> None:
     """Send a change to all processes after the commit. Only log errors, because regular checks find the change, too."""
     send = partial(_send, change)
+    on_commit = partial(call_after_commit, send, failed=_report, remedy="end the login after the commit")
     try:
-        if not defer_to_commit(partial(call_after_commit, send, failed=_report), None):
+        if not defer_to_commit(on_commit, None):
             send()
     except Exception as error:
         _report(error)

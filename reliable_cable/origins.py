@@ -179,19 +179,37 @@ def _origin_headers(scope: Mapping[str, Any]) -> list[str]:
 
 _logged_at = -math.inf
 
+#: What allows the page of an origin to open a WebSocket.
+_REMEDY: Final = (
+    "Allowed are this host, ALLOWED_HOSTS (unless NAMESPACE is set) and CSRF_TRUSTED_ORIGINS, or `allowed_origins` of "
+    "the consumer."
+)
 
-def log_refusal(scope: Mapping[str, Any]) -> None:
-    """Log that the origin of a handshake was refused. Further refusals within `LOG_INTERVAL` are not logged."""
+
+def log_refusal(scope: Mapping[str, Any], what: str = "A WebSocket was refused", remedy: str = _REMEDY) -> None:
+    """Log that the origin of a request was refused. Further refusals within `LOG_INTERVAL` are not logged.
+
+    Args:
+        scope: the ASGI scope of the request.
+        what: says what was refused.
+        remedy: sentences that say which settings allow an origin.
+    """
     global _logged_at
     now = time.monotonic()
     if now - _logged_at < LOG_INTERVAL:
         return
     _logged_at = now
-    host = next((value for name, value in scope.get("headers", ()) if name.lower() == b"host"), b"")
+    origin, host = origin_and_host(scope)
     logger.warning(
-        "A WebSocket was refused, because its Origin is %r and its Host is %r. Allowed are this host, ALLOWED_HOSTS "
-        "(unless NAMESPACE is set) and CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals in "
-        "the next minute are not logged.",
-        ", ".join(_origin_headers(scope)),
-        host.decode("latin1"),
+        "%s, because its Origin is %r and its Host is %r. %s Other refusals in the next minute are not logged.",
+        what,
+        origin,
+        host,
+        remedy,
     )
+
+
+def origin_and_host(scope: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the headers `Origin` and `Host` of a request."""
+    host = next((value for name, value in scope.get("headers", ()) if name.lower() == b"host"), b"")
+    return ", ".join(_origin_headers(scope)), host.decode("latin1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Any
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -12,7 +13,7 @@ from django.db import connections
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
-from tests.support.examples import examples
+from tests.support.examples import FEW, examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
@@ -49,13 +50,16 @@ COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests on combinations that are not in `COMBINATIONS`, and deselect slow tests there.
 
-    Those slow tests run only if the expression of `-m` contains `slow`.
+    Slow tests run there if the `-m` expression contains `slow`. Runs that repeat tests (`CABLE_FEW`) deselect more.
     """
     others = [item for item in items if not _is_chosen(item)]
     for item in others:
         item.add_marker("other_combination")
-    left_out = {item for item in others if item.get_closest_marker("slow")}
-    if left_out and "slow" not in config.option.markexpr:
+    slow = {item for item in others if item.get_closest_marker("slow")}
+    left_out = {item for item in others if FEW and _is_repeated(item)}
+    if "slow" not in config.option.markexpr:
+        left_out |= slow
+    if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 
@@ -64,6 +68,13 @@ def _is_chosen(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)  # only parametrized tests have it
     params = {} if callspec is None else callspec.params
     return not {"kind", "engine"} <= params.keys() or (params["kind"], params["engine"]) in COMBINATIONS
+
+
+def _is_repeated(item: pytest.Item) -> bool:
+    """Return whether a test on one of the other combinations is left to the other one of them."""
+    # Half of the tests are on each.
+    kind = ("daphne", "uvicorn")[crc32(item.nodeid.partition("[")[0].encode()) % 2]
+    return isinstance(item, pytest.Function) and item.callspec.params["kind"] == kind
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ stored, and later `on_commit` hooks must still run.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from asgiref.sync import SyncToAsync
 from django.db import connections, transaction
@@ -18,6 +19,10 @@ from .threads import has_own_thread
 #: A function that registers `on_commit` hooks for databases with an open transaction. It is called with their aliases.
 Schedule = Callable[[Sequence[str]], None]
 
+#: What callers can do if Django runs no `on_commit` hooks: those that have the option `immediate`, and the others.
+IMMEDIATE: Final = "pass immediate=True to send it at once"
+CALL_LATER: Final = "call it after the commit"
+
 
 def is_manual(connection: BaseDatabaseWrapper) -> bool:
     """Return whether autocommit is off on a connection, outside of `atomic()`.
@@ -27,6 +32,16 @@ def is_manual(connection: BaseDatabaseWrapper) -> bool:
     # A closed connection will be opened with the autocommit mode of its settings.
     autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
     return not (connection.in_atomic_block or autocommit)
+
+
+def runs_hooks(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether Django runs `on_commit` hooks for the transaction that is open on a connection."""
+    if is_manual(connection):
+        return False
+    # `atomic()` with autocommit off commits nothing, and Django runs its hooks when autocommit is turned on after the
+    # commit. Autocommit that is off in the settings is never turned on.
+    commits = connection.commit_on_exit or not connection.in_atomic_block
+    return commits or connection.settings_dict["AUTOCOMMIT"]
 
 
 def in_transaction(connection: BaseDatabaseWrapper) -> bool:
@@ -98,8 +113,11 @@ async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
     return await SyncToAsync(defer_to_commit, thread_sensitive=True)(schedule, using)
 
 
-def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to send it at once") -> None:
+def check_hooks(databases: Iterable[str], remedy: str = IMMEDIATE) -> None:
     """Check that Django runs `on_commit` hooks for the open transactions on these databases.
+
+    `call_after_commit` checks this, too. Call this function before something that must not happen if a later
+    `call_after_commit` fails.
 
     Args:
         databases: the aliases of the databases.
@@ -109,15 +127,21 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
         BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.
     """
     for database in databases:
-        if is_manual(connections[database]):
+        connection = connections[database]
+        if not runs_hooks(connection):
+            cause = "set_autocommit(False)" if connection.settings_dict["AUTOCOMMIT"] else "AUTOCOMMIT in DATABASES"
             raise BroadcastError(
-                f"Nothing was sent: autocommit is off on database {database!r} (set_autocommit(False)), and Django "
-                f"runs no on_commit hooks there. Use transaction.atomic(), or {remedy}."
+                f"Nothing was sent: autocommit is off on database {database!r} ({cause}), and Django runs no on_commit "
+                f"hooks there. Use transaction.atomic() with autocommit on, or {remedy}."
             )
 
 
 def call_after_commit(
-    call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
+    call: Callable[[], object],
+    databases: Sequence[str],
+    *,
+    failed: Callable[[Exception], object],
+    remedy: str = IMMEDIATE,
 ) -> None:
     """Run a call after the open transactions on all these databases have committed. After a rollback, do not run it.
 
@@ -125,11 +149,12 @@ def call_after_commit(
         call: a function that is called once, after the last commit.
         databases: the aliases of the databases.
         failed: a function that is called with the error if `call` raises one.
+        remedy: as for `check_hooks`.
 
     Raises:
         BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.
     """
-    check_hooks(databases)
+    check_hooks(databases, remedy)
     pending = set(databases)
 
     def committed(database: str) -> None:

@@ -1,6 +1,6 @@
 """Reads the bodies of requests from an ASGI server, and sends responses to it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .core import Response
@@ -35,9 +35,14 @@ async def read_body(receive: Receive, limit: int) -> bytes:
     return b"".join(parts)[:limit]
 
 
+def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return headers in the form that ASGI has for them."""
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
 async def send_response(response: Response, send: Send, *, with_body: bool) -> None:
     """Send a response. If `with_body` is False, leave out the body, as the answer to a HEAD request requires."""
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
+    headers = encode_headers(response.headers)
     headers.append((b"content-length", b"%d" % len(response.body)))
     await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
     await send({"type": "http.response.body", "body": response.body if with_body else b""})

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from reliable_cable.conf import get_settings
-from reliable_cable.origins import EVERY_ORIGIN, listed_origin
+from django.conf import settings
 
-from .core import Response
+from reliable_cable.conf import get_settings
+from reliable_cable.origins import EVERY_ORIGIN, listed_origin, log_refusal, origin_and_host
+from reliable_cable.protocol.constants import WRONG_ORIGIN
+
+from .core import Refusal, Response
 
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -31,14 +34,21 @@ def cors_headers(scope: Mapping[str, Any]) -> dict[str, str]:
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true", "Vary": "Origin"}
 
 
-def preflight(headers: Mapping[str, str]) -> Response:
+def preflight(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
     """Return the response to a preflight request, in which a browser asks whether it may send the actual request.
 
     Args:
+        scope: the scope of the request.
         headers: the result of `cors_headers`.
     """
-    may_read = "Access-Control-Allow-Origin" in headers
+    may_read = _may_read(headers)
+    if not may_read:
+        _log(scope, _problems(scope, headers))
     return Response(HTTPStatus.NO_CONTENT, headers={**headers, **(_PREFLIGHT if may_read else {})})
+
+
+def _may_read(headers: Mapping[str, str]) -> bool:
+    return "Access-Control-Allow-Origin" in headers
 
 
 def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequence[tuple[bytes, bytes]]:
@@ -51,17 +61,67 @@ def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequ
         scope: the scope of the request.
         headers: the result of `cors_headers`.
     """
-    names = {name for name, _ in scope["headers"]}
-    if b"cookie" in names or "Access-Control-Allow-Origin" not in headers:
+    if _has(scope, b"cookie") or not _may_read(headers):
         return list(scope["headers"])
     return [header for header in scope["headers"] if header[0] != b"origin"]
 
 
-def is_forged(scope: Mapping[str, Any]) -> bool:
-    """Return whether a web page of another site has caused the request, with the cookies of its visitor.
+def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+    """Check the page that has caused the request, if the browser says that it belongs to another origin.
 
-    Browsers send no `Origin` when they load an image, for example, so the consumer cannot check it. The web page could
-    not read the response, but the visitor could become a member of a stream.
+    Args:
+        scope: the scope of the request.
+        headers: the result of `cors_headers`.
+
+    Raises:
+        Refusal: the request has the cookies of the page's visitor, but no `Origin`, as that of an image. The page could
+            not read the response, but a member would join.
     """
-    found = dict(scope["headers"])
-    return b"cookie" in found and b"origin" not in found and found.get(b"sec-fetch-site") in _OTHER_SITES
+    if dict(scope["headers"]).get(b"sec-fetch-site") not in _OTHER_SITES:
+        return
+    if _has(scope, b"origin"):
+        # In production, a proxy may add the headers by which the page can read the response.
+        if settings.DEBUG and not _may_read(headers):
+            log_refusal(scope, f"A page cannot read {scope['path']!r}", _problems(scope, headers))
+    elif _has(scope, b"cookie"):
+        problem = "It has cookies and no Origin. EventSource and fetch() send one, which CORS_ORIGINS can allow."
+        raise _refusal(scope, "The request of a page of another site was refused", problem)
+
+
+def refuse_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Refusal:
+    """Log that a request was refused because of its origin. Return the error for the response.
+
+    Args:
+        scope: the scope of the request.
+        headers: the result of `cors_headers`.
+    """
+    return _refusal(scope, "The request of a page of this origin was refused", _problems(scope, headers))
+
+
+def _refusal(scope: Mapping[str, Any], error: str, problem: str) -> Refusal:
+    _log(scope, problem)
+    if settings.DEBUG:
+        origin, host = origin_and_host(scope)
+        error += f": its Origin is {origin!r}, its Host is {host!r}. {problem}"
+    return Refusal(HTTPStatus.FORBIDDEN, error, reason=WRONG_ORIGIN)
+
+
+def _log(scope: Mapping[str, Any], problem: str) -> None:
+    log_refusal(scope, f"A request for {scope['path']!r} was refused", problem)
+
+
+def _problems(scope: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+    """Return what is wrong with the origin of a request, and which settings allow it."""
+    problems = []
+    if not _may_read(headers):
+        problems.append("RELIABLE_CABLE['CORS_ORIGINS'] does not have this origin, so its pages may not read events.")
+    if _has(scope, b"cookie"):
+        problems.append(
+            "With cookies, the origin must also be allowed to open a WebSocket: by CSRF_TRUSTED_ORIGINS, or by "
+            "`allowed_origins` of the consumer."
+        )
+    return " ".join(problems)
+
+
+def _has(scope: Mapping[str, Any], header: bytes) -> bool:
+    return any(name == header for name, _ in scope["headers"])

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from http import HTTPMethod, HTTPStatus
 from typing import Any, Final
 
-from reliable_cable.protocol.constants import Subprotocol
+from reliable_cable.protocol.constants import WRONG_ORIGIN, Subprotocol
 from reliable_cable.servers import event_transport_for
 from reliable_cable.servers.base import FRAMES_EXTENSION
 from reliable_cable.servers.events import EventTransport
 
-from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, read_body, send_response
+from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, encode_headers, read_body, send_response
 from .core import Refusal, Response
-from .cors import cors_headers, is_forged, preflight, without_origin
+from .cors import check_site, cors_headers, preflight, refuse_origin, without_origin
 from .event_request import MAX_BODY_SIZE, EventRequest, read_request
 
 _METHODS: Final = (HTTPMethod.GET, HTTPMethod.POST)
@@ -36,6 +36,16 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
         send: the ASGI `send` of the HTTP request.
     """
     headers = cors_headers(scope)
+
+    async def respond(response: Response) -> None:
+        response.headers.update({"Cache-Control": "no-store", **headers, **response.headers})
+        await send_response(response, send, with_body=True)
+
+    async def refuse(status: HTTPStatus, error: str, details: Mapping[str, str]) -> None:
+        wrong_origin = details.get("reason") == WRONG_ORIGIN
+        refusal = refuse_origin(scope, headers) if wrong_origin else Refusal(status, error, **details)
+        await respond(refusal.response())
+
     try:
         request = await _read(scope, receive, headers)
     except ClientDisconnected:
@@ -43,15 +53,15 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
     except Refusal as refusal:
         request = refusal.response()
     if isinstance(request, Response):
-        request.headers.update({**headers, **request.headers})
-        await send_response(request, send, with_body=True)
+        await respond(request)
         return
     transport = event_transport_for(
         send,
+        refuse=refuse,
         form=request.form,
         identifiers=request.identifiers,
         resumed=request.resumed,
-        headers=[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+        headers=encode_headers(headers),
     )
     inner = {**scope, "headers": without_origin(scope, headers)}
     try:
@@ -78,11 +88,10 @@ async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> E
     """
     method = scope["method"].upper()
     if method == HTTPMethod.OPTIONS:
-        return preflight(headers)
+        return preflight(scope, headers)
     if method not in _METHODS:
         return Response(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join((*_METHODS, HTTPMethod.OPTIONS))})
-    if is_forged(scope):
-        raise Refusal(HTTPStatus.FORBIDDEN, "A web page of another site has made this request.")
+    check_site(scope, headers)
     body = await read_body(receive, MAX_BODY_SIZE + 1)
     last_event_id = b""
     for name, value in scope["headers"]:

@@ -11,7 +11,7 @@ from typing import Final
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import StoreError
 from reliable_cable.logs import logger
-from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.positions import StreamPosition, is_later_epoch
 from reliable_cable.protocol.recovery import StreamPage, advance, went_back
 from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamStore
 
@@ -118,13 +118,14 @@ class Repairs:
     def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
         """Set the epoch of a stream that has had no messages, if it has an epoch now.
 
-        If the lineage has changed, an epoch may have begun and ended without being read by this process. Its messages
-        are lost.
+        If the lineage has changed, an epoch may have begun and ended without being read by this process. If the stream
+        was forgotten, there was such an epoch. Its messages are lost.
         """
         start = StreamPosition(page.epoch, 0)
         # The observer, which is the control bus, is not told of this loss. Otherwise, all clients would reconnect
         # whenever a Redis server without control messages is restarted.
-        if stream.observer is None and page.low == 1 and stream.lineage not in ("", page.lineage):
+        unseen = is_later_epoch(page.epoch) or (page.low == 1 and stream.lineage not in ("", page.lineage))
+        if stream.observer is None and unseen:
             stream.lose_beginning(start)
             self._data_lost()
         elif page.epoch:

@@ -88,6 +88,9 @@ CLOSE_GOING_AWAY: Final = 1001
 #: refusal. The reason `DisconnectReason.RATE_LIMITED` has the same effect.
 TRY_AGAIN: Final = "try again"
 
+#: The `reason` of a `websocket.close` that refuses a handshake because of its header `Origin`.
+WRONG_ORIGIN: Final = "origin"
+
 #: The maximum length of a member's id, in characters.
 MAX_MEMBER_ID_LENGTH: Final = 255
 #: The maximum size of a member's info as JSON, in bytes.

@@ -52,6 +52,27 @@ def is_beginning(position: StreamPosition) -> bool:
     return position.epoch.startswith(_LINEAGE)
 
 
+#: The last character of an epoch before which the stream had other messages, which were deleted.
+LATER: Final = "-"
+
+
+def later_epoch(token: str) -> str:
+    """Return the id of an epoch before which the stream had other messages, which were deleted.
+
+    Args:
+        token: a random text.
+    """
+    return token + LATER
+
+
+def is_later_epoch(epoch: str) -> bool:
+    """Return whether the stream had other messages before this epoch.
+
+    A subscriber that has the position of a stream without a message may have missed them.
+    """
+    return epoch.endswith(LATER)
+
+
 #: Matches the text of a page position, which consists of the offset, a digest of the stream's name, and the epoch. If
 #: the stream did not exist, the epoch is that of `beginning_of`.
 _PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~]{1,100})")

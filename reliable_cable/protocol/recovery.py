@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .positions import HistoryRequest, StreamPosition
+from .positions import HistoryRequest, StreamPosition, is_later_epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     """Move a subscriber's position forward with a page of history.
 
     Messages are lost if the page is of another epoch, if the message after the position was trimmed, or if the stream's
-    tail is before the position. The subscriber then continues with the oldest message that is still stored.
+    tail is before the position. (A position without an epoch belongs to the first epoch of the stream only.) The
+    subscriber then continues with the oldest message that is still stored.
 
     If the message after the position is missing although it was not trimmed, it was deleted by hand. The subscriber
     then continues with the first message of the page, and messages count as lost.
@@ -132,7 +133,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         # The stream was forgotten or never existed. A position with an epoch proves that it had messages.
         return Step((), StreamPosition("", 0), lost=position != StreamPosition("", 0))
     start = position.offset
-    lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
+    lost = not _in_epoch(position, page) or position.offset > page.tail or page.low > position.offset + 1
     if lost:
         start = page.low - 1
     sent: list[Entry] = []
@@ -177,9 +178,17 @@ def recoverable(position: StreamPosition, page: StreamPage) -> bool:
     """
     if not page.epoch:
         return position.epoch == "" and position.offset == 0
-    if position.epoch not in (page.epoch, ""):
+    if not _in_epoch(position, page):
         return False
     return page.low - 1 <= position.offset <= page.tail
+
+
+def _in_epoch(position: StreamPosition, page: StreamPage) -> bool:
+    """Return whether a position belongs to the epoch of a page.
+
+    A position without an epoch is that of a stream without a message. It belongs to the first epoch.
+    """
+    return position.epoch == page.epoch or (position.epoch == "" and not is_later_epoch(page.epoch))
 
 
 def requested_position(request: HistoryRequest, names: Sequence[str]) -> StreamPosition | None:

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import Subscribe
-from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason
+from reliable_cable.protocol.constants import TRY_AGAIN, WRONG_ORIGIN, DisconnectReason
 from reliable_cable.protocol.event_ids import MAX_STREAMS, EventPositions
 from reliable_cable.protocol.events import Event
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
@@ -23,6 +23,7 @@ from .base import Transport
 
 Headers = Sequence[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Refuse = Callable[[HTTPStatus, str, Mapping[str, str]], Awaitable[None]]
 
 #: The reason that is sent to a refused reader that may reconnect, by the reason in the `websocket.close` message.
 _FOR_NOW: Final = {
@@ -41,11 +42,10 @@ _HEADERS: Final[Headers] = (
 class EventTransport(Transport):
     """The transport for a reader. This class only uses ASGI.
 
-    The response begins when the first subscription is confirmed. Until then, events are queued. If all subscriptions
-    are rejected, the response has the status 403.
-
     Args:
         send: the ASGI `send` of the request.
+        refuse: sends the response for a reader that is refused. It is called with the status, the text of the error,
+            and additional keys of the JSON body.
         form: the class of events.
         identifiers: the identifiers of the reader's subscriptions.
         resumed: the positions in the last event id that the reader has received.
@@ -59,12 +59,14 @@ class EventTransport(Transport):
         self,
         send: Send,
         *,
+        refuse: Refuse,
         form: type[Event],
         identifiers: Collection[str],
         resumed: EventPositions,
         headers: Headers = (),
     ) -> None:
         self._respond = send
+        self._respond_refusal = refuse
         self.form: type[Event] = form
         self._unanswered = set(identifiers)
         self.resumed = resumed
@@ -115,7 +117,8 @@ class EventTransport(Transport):
                 text = messages.disconnect(_FOR_NOW[message["reason"]], reconnect=True)
                 await self._start(self.form.of(text).wire, more=False)
             case "websocket.close":
-                await self._refuse(HTTPStatus.FORBIDDEN, "The client may not connect.")
+                details = {"reason": WRONG_ORIGIN} if message.get("reason") == WRONG_ORIGIN else {}
+                await self._refuse(HTTPStatus.FORBIDDEN, "The client may not connect.", **details)
 
     async def _send_body(self, body: bytes, *, more: bool = True) -> None:
         if self.started:
@@ -148,15 +151,7 @@ class EventTransport(Transport):
     async def _refuse(self, status: HTTPStatus, error: str, **details: str) -> None:
         self.started = True
         self._end()
-        body = json.dumps({"error": error, **details}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
-            *self._headers,
-        ]
-        await self._respond({"type": "http.response.start", "status": int(status), "headers": headers})
-        await self._respond({"type": "http.response.body", "body": body, "more_body": False})
+        await self._respond_refusal(status, error, details)
 
     def _end(self) -> None:
         if not self.ended.done():

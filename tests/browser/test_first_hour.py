@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django import get_version
 from playwright.async_api import Browser, Page, expect
 
 from reliable_cable import __version__
@@ -78,18 +81,31 @@ class Newcomer:
         wheel: the wheel that pip must find.
         constraints: the versions that pip must choose.
         redis_url: the Redis to use in place of the one in README.
+        dependencies: a folder with packages that pip finds installed; None: it installs all.
     """
 
-    def __init__(self, folder: Path, python: str, wheel: Path, constraints: Path, redis_url: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        python: str,
+        wheel: Path,
+        constraints: Path,
+        redis_url: str,
+        *,
+        dependencies: Path | None,
+    ) -> None:
         self.folder = folder
         self.python = python
+        self.wheel = wheel
+        self.dependencies = dependencies
         self.redis_url = redis_url
         self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.served = ""
         self.environment = {
             **own_environment(),
-            "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}",
+            # The programs of packages in `dependencies` are beside the Python of these tests.
+            "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}:{Path(sys.executable).parent}",
             "PIP_CONSTRAINT": str(constraints),
             "PIP_FIND_LINKS": str(wheel.parent),
             "PIP_NO_COMPILE": "1",
@@ -103,6 +119,8 @@ class Newcomer:
         if block.language == "sh":
             for line in text.splitlines():
                 self.run(line)
+                if " -m venv " in line and self.dependencies is not None:
+                    self.provide(self.dependencies)
             return
         match = PATH.match(text)
         assert match is not None, f"the block does not name its file: {text}"
@@ -110,6 +128,12 @@ class Newcomer:
         path.parent.mkdir(parents=True, exist_ok=True)
         former = path.read_text() if match[2] else ""
         path.write_text(former + text[match.end() :])
+
+    def provide(self, dependencies: Path) -> None:
+        """Let pip find packages in the new environment. This package is its wheel, and not one in that folder."""
+        (site_packages,) = self.folder.glob(".venv/lib/python*/site-packages")
+        (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
+        self.run(f"pip install --no-deps --no-index --ignore-installed {self.wheel}")
 
     def run(self, line: str) -> str:
         """Run a command, and return its output. A server goes on running until the next one is started."""
@@ -188,7 +212,13 @@ def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) ->
     folder = tmp_path / "folder"
     folder.mkdir()
     newcomer = Newcomer(
-        folder, interpreter_for(django), wheel, constraints, redis_pool.get(find_binaries()[0].name).url
+        folder,
+        interpreter_for(django),
+        wheel,
+        constraints,
+        redis_pool.get(find_binaries()[0].name).url,
+        # pip installs everything for the other version of Django.
+        dependencies=Path(sysconfig.get_path("purelib")) if get_version().startswith(f"{django}.") else None,
     )
     yield newcomer
     if newcomer.server is not None:

@@ -15,7 +15,7 @@ from tests.browser.proxy import TcpProxy
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 #: The width and height, in CSS pixels, of phones. The last one is held sideways.
-PHONES = ((360, 640), (390, 844), (740, 360))
+PHONES = ((360, 640), (740, 360))
 PAGES = ("/", "/rooms/lobby/", "/rooms/lobby/turbo/", "/rooms/lobby/htmx/", "/assistant/", "/migrations/")
 #: The least width and height of what can be tapped, in CSS pixels.
 TARGET = 44

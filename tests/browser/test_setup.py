@@ -17,14 +17,23 @@ from tests.support.projects import ProjectServer
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
-@pytest.fixture
-def server(tmp_path: Path, bundle: None) -> Iterator[ProjectServer]:
+@pytest.fixture(scope="module")
+def project_server(tmp_path_factory: pytest.TempPathFactory, bundle: None) -> Iterator[ProjectServer]:
     """A project after the commands that README.md shows."""
-    project = stock(tmp_path / "project", Path(sys.executable))
+    folder = tmp_path_factory.mktemp("setup")
+    project = stock(folder / "project", Path(sys.executable))
     project.set_up("--yes")
     project.manage("migrate", "--verbosity", "0")
-    with ProjectServer(project, tmp_path) as server:
+    with ProjectServer(project, folder) as server:
         yield server
+
+
+@pytest.fixture
+def server(project_server: ProjectServer) -> ProjectServer:
+    """The running server of the project."""
+    if not project_server.alive:
+        project_server.start()
+    return project_server
 
 
 @fixture

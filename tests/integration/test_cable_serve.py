@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,16 +37,23 @@ both_servers = pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
 
 
 class Site:
-    """A new project, which one server serves."""
+    """A new project, which one server serves.
+
+    Args:
+        folder: the folder of its manage.py.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
         self.output = folder / "output"
-        subprocess.run([sys.executable, "-m", "django", "startproject", "site1", folder], check=True)
+
+    def make(self) -> None:
+        """Make the project and its database."""
+        subprocess.run([sys.executable, "-m", "django", "startproject", "site1", self.folder], check=True)
         self.add_settings(SETTINGS)
         self.answer_with("one")
-        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=folder, env=ENVIRONMENT, check=True)
+        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=self.folder, env=ENVIRONMENT, check=True)
 
     def add_settings(self, text: str) -> None:
         """Add lines to the settings."""
@@ -114,9 +122,17 @@ class Site:
         return httpx.get(f"http://127.0.0.1:{self.port}/{path}", **LOCAL)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new project, which each test copies."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.make()
+    return site.folder
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(template: Path, tmp_path: Path) -> Site:
+    return Site(Path(shutil.copytree(template, tmp_path / "site")))
 
 
 @both_servers

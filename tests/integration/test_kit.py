@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 
 from tests.support.postgres import find_postgres, running_postgres
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import ROOT
 
 PROJECT = "tests/integration/kit_project"
@@ -129,8 +129,9 @@ def test_the_test_runner_of_django(engine: str, options: list[str]) -> None:
     assert "Ran 6 tests" in output
 
 
-def test_redis(redis_server: RedisServer) -> None:
-    environment = {"KIT_ENGINE": "redis", "KIT_REDIS": redis_server.url}
+@pytest.mark.redis
+def test_redis(redis_pool: RedisPool) -> None:
+    environment = {"KIT_ENGINE": "redis", "KIT_REDIS": redis_pool.get(find_binaries()[0].name).url}
     assert "7 passed" in run([*PYTEST, "-n", "2", f"{PROJECT}/check_pytest.py"], environment)
     assert "Ran 6 tests" in run([*DJANGO, "--parallel", "2"], environment)
 

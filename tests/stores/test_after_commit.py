@@ -43,10 +43,6 @@ every_engine = pytest.mark.parametrize(
     ["memory", pytest.param("default", id="sqlite"), "postgres", redis_param, durable_param],
     indirect=True,
 )
-in_tables = pytest.mark.parametrize(
-    "alias", [pytest.param("default", id="sqlite"), "postgres", durable_param], indirect=True
-)
-elsewhere = pytest.mark.parametrize("alias", ["memory", redis_param], indirect=True)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["default", "postgres"])]
 
@@ -65,17 +61,6 @@ def other(own: str) -> str:
 
 def data(stream: str = "a") -> list[Any]:
     return [entry.data for entry in history(stream)]
-
-
-@contextmanager
-def manual(database: str) -> Iterator[None]:
-    """Turn autocommit off."""
-    transaction.set_autocommit(False, using=database)
-    try:
-        yield
-    finally:
-        transaction.rollback(using=database)
-        transaction.set_autocommit(True, using=database)
 
 
 @every_engine
@@ -175,78 +160,6 @@ def test_a_disconnect_does_not_join_a_transaction_that_it_does_not_wait_for(
         transaction.set_rollback(True, using=own)
     assert engine.streams.position(CONTROL_STREAM).offset == 1
     assert engine.sessions.revoked([{"user": "str:ann"}]) != [0.0]
-
-
-class TestWithoutAutocommit:
-    @in_tables
-    @pytest.mark.usefixtures("engine")
-    def test_a_rollback_sends_nothing_and_uses_no_position(self, own: str) -> None:
-        with manual(own):
-            assert broadcast("a", 1) is None
-            transaction.rollback(using=own)
-        assert broadcast("a", 2) == position("a")
-        assert [(entry.position.offset, entry.data) for entry in history("a")] == [(1, 2)]
-
-    @in_tables
-    @pytest.mark.usefixtures("engine")
-    def test_a_committed_broadcast_comes_before_the_next_one(self, own: str) -> None:
-        with manual(own):
-            broadcast("a", 1)
-            broadcast_batch([("a", 2), ("b", 3)])
-            transaction.commit(using=own)
-        broadcast("a", 4)
-        broadcast("b", 5)
-        assert data() == [1, 2, 4]
-        assert data("b") == [3, 5]
-
-    # On SQLite, such a block commits, because it ends a savepoint without a BEGIN before it.
-    @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
-    @pytest.mark.usefixtures("engine")
-    def test_an_atomic_block_inside_a_manual_transaction_is_part_of_it(self, own: str) -> None:
-        with manual(own):
-            with transaction.atomic(using=own):
-                assert broadcast("a", 1) is None
-            transaction.rollback(using=own)
-        broadcast("a", 2)
-        assert data() == [2]
-
-    @elsewhere
-    @pytest.mark.usefixtures("engine")
-    def test_a_broadcast_that_cannot_wait_for_the_commit_is_an_error(self, own: str) -> None:
-        for using in (None, own):
-            with manual(own), pytest.raises(BroadcastError, match=r"autocommit is off on database .*immediate=True"):
-                broadcast("a", 1, using=using)
-        assert data() == []
-
-    @every_engine
-    @pytest.mark.usefixtures("engine")
-    def test_transient_messages_and_other_databases_cannot_wait_either(self, own: str, other: str) -> None:
-        broadcast("a", 1)
-        calls: list[Callable[[], object]] = [
-            lambda: broadcast("a", 2, transient=True),
-            lambda: broadcast_batch([("a", 2), ("a", 3, {"transient": True})]),
-            lambda: forget("a"),
-            lambda: disconnect(user="ann"),
-        ]
-        for call in calls:
-            with manual(own):
-                with pytest.raises(BroadcastError, match="autocommit is off"):
-                    call()
-                transaction.commit(using=own)
-        with manual(own), transaction.atomic(using=other), pytest.raises(BroadcastError, match="autocommit is off"):
-            broadcast("a", 2)
-        broadcast("a", 4)
-        assert data() == [1, 4]
-
-    @pytest.mark.parametrize("alias", ["memory", "postgres", redis_param], indirect=True)
-    @pytest.mark.usefixtures("engine")
-    def test_an_immediate_broadcast_is_stored_outside_the_transaction(self, own: str) -> None:
-        with manual(own):
-            with connections[own].cursor() as cursor:
-                cursor.execute("SELECT 1")
-            assert broadcast("a", 1, immediate=True) is not None
-            transaction.rollback(using=own)
-        assert data() == [1]
 
 
 @pytest.fixture

@@ -47,9 +47,10 @@ class TestForgettingAnEpoch:
     def test_forget_ends_the_given_epoch(self, store: StreamStore) -> None:
         (before,) = store.append([("a", Message("1"))])
         store.forget("a", epoch=before.epoch)
-        assert store.read("a", after=0, limit=10) == StreamPage("", 0, 1)
+        page = store.read("a", after=0, limit=10)
+        assert page == StreamPage(page.epoch, 0, 1)
         (after,) = store.append([("a", Message("2"))])
-        assert after.offset == 1
+        assert after == StreamPosition(page.epoch, 1)
         assert after.epoch != before.epoch
 
     def test_forget_does_not_end_another_epoch(self, store: StreamStore) -> None:
@@ -144,12 +145,16 @@ class TestForgettingAll:
         names = [f"s{number}" for number in range(20)]
         before = store.append([(name, Message("1")) for name in names])
         assert store.forget_all() == 20
-        assert {store.position(name) for name in names} == {StreamPosition("", 0)}
+        empty = [store.position(name) for name in names]
+        assert {position.offset for position in empty} == {0}
         after = store.append([(name, Message("2")) for name in names])
-        assert {position.offset for position in after} == {1}
+        assert after == [StreamPosition(position.epoch, 1) for position in empty]
         assert not {position.epoch for position in before} & {position.epoch for position in after}
         assert store.forget_all() == 20
-        assert store.forget_all() == 0
+        # After a restore, even these streams may have lost messages.
+        forgotten = store.position("s0")
+        assert store.forget_all() == 20
+        assert store.position("s0") != forgotten
 
     def test_messages_from_before_may_be_lost(self, store: StreamStore, clock: Clock) -> None:
         before = clock.now
@@ -196,7 +201,7 @@ class TestForgettingAllRows:
         assert store.forget_all() == 13
         assert counts[-1] == 0
         assert max(before - after for before, after in pairwise(counts)) <= 10
-        assert not models.Stream.objects.using(alias).exists()
+        assert set(models.Stream.objects.using(alias).values_list("tail", flat=True)) == {0}
 
 
 def doctor(*arguments: str, **settings: Any) -> str:
@@ -216,7 +221,7 @@ def test_the_doctor_ends_all_epochs_when_asked() -> None:
     said = doctor("--new-epochs", ENGINE="database")
     assert "Epochs ended: 1." in said
     assert "Nothing is wrong." in said
-    assert store.position("a") == StreamPosition("", 0)
+    assert store.position("a").offset == 0
     store.close()
 
 

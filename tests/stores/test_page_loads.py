@@ -26,9 +26,10 @@ from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.streams.base import NOWHERE
 from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import DURABLE, EVERY_STORE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
+from tests.support.examples import examples
 
 #: The page loads of each run, how many of them there are for each commit, and the writers.
-LOADS = 500
+LOADS = examples(500)
 LOADS_PER_COMMIT = 4
 WRITERS = ("a", "b")
 

@@ -32,6 +32,7 @@ async def test_connections_of_an_event_loop(client: RedisClient, redis_server: R
         assert connections(redis_server) == 10
         while connections(redis_server) > 1:
             await client.arun(Call("PING"))
+            await asyncio.sleep(0.02)
         await asyncio.gather(*(client.arun(WAIT) for _ in range(10)))
         assert connections(redis_server) == 10
     await client.aclose()
@@ -46,6 +47,7 @@ def test_connections_of_threads(client: RedisClient, redis_server: RedisServer) 
         while connections(redis_server) > 1:
             assert time.monotonic() < deadline
             client.run(Call("PING"))
+            time.sleep(0.02)
         for each in [pool.submit(client.run, WAIT) for _ in range(10)]:
             each.result(30)
         assert connections(redis_server) == 10

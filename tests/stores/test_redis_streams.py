@@ -152,7 +152,7 @@ class TestForget:
         store.forget("a", epoch="another")
         assert store.position("a") == position
         store.forget("a", epoch=position.epoch)
-        assert store.position("a") == StreamPosition("", 0)
+        assert store.position("a").offset == 0
 
     async def test_the_async_twin_does_not_end_another_epoch(self, make_store: MakeStore) -> None:
         store = make_store()
@@ -160,7 +160,7 @@ class TestForget:
         await store.aforget("a", epoch="another")
         assert await store.aposition("a") == position
         await store.aforget("a", epoch=position.epoch)
-        assert await store.aposition("a") == StreamPosition("", 0)
+        assert (await store.aposition("a")).offset == 0
 
 
 class TestTime:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.examples import examples
+
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 3
 
@@ -65,7 +67,7 @@ def stored(path: str) -> tuple[list[Any], list[int]]:
 
 def test_broadcasts_of_many_writers_do_not_fail(path: str) -> None:
     # tests/integration/test_stock_sqlite.py does the same while clients of a server reconnect.
-    writers, count = (6, 5, 5), 20
+    writers, count = (6, 5, 5), examples(20)
     started = [run(path, number, count) for number in writers]
     assert refused(*started) == []
     assert [process.returncode for process in started] == [0] * PROCESSES

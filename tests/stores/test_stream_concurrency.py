@@ -22,9 +22,10 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_polling import SeenIds
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, POSTGRES, MakeStore, until, with_own_connection
+from tests.support.examples import examples
 
 ROOT = Path(__file__).resolve().parents[2]
-THREADS, MESSAGES = 6, 20
+THREADS, MESSAGES = 6, examples(20)
 
 
 def in_threads(*calls: Callable[[], Any]) -> None:
@@ -99,10 +100,11 @@ class TestThreads:
 
     def test_concurrent_forgets_and_trims_leave_no_holes(self, make_store: MakeStore) -> None:
         store = make_store(history_size=3)
+        count = examples(60)
         done = threading.Event()
 
         def write() -> None:
-            for number in range(60):
+            for number in range(count):
                 store.append([("a", Message(str(number)))])
             done.set()
 
@@ -117,9 +119,9 @@ class TestThreads:
                 assert [entry.offset for entry in page.entries] == list(range(page.low, page.tail + 1))
 
         in_threads(write, disturb, read)
-        store.append([("a", Message("60"))])
+        store.append([("a", Message(str(count)))])
         page = store.read("a", after=0, limit=10)
-        assert [int(entry.data) for entry in page.entries] == list(range(61))[-len(page.entries) :]
+        assert [int(entry.data) for entry in page.entries] == list(range(count + 1))[-len(page.entries) :]
 
 
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)

@@ -1,11 +1,11 @@
-"""How many examples property tests and random walks try."""
+"""How many examples property tests, random walks and tests of concurrency try, and how many Redis programs are used."""
 
 from __future__ import annotations
 
 import os
 
-#: Whether to try only a few examples. `.ci/run` sets this where it repeats tests with other versions.
-FEW = os.environ.get("CABLE_FEW_EXAMPLES") == "1"
+#: Whether to try only a few. `.ci/run` sets this where it repeats tests with other versions of Python and of packages.
+FEW = os.environ.get("CABLE_FEW") == "1"
 
 
 def examples(number: int) -> int:

@@ -20,6 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.examples import FEW
 from tests.support.process import OwnProcess
 from tests.support.server import free_port
 
@@ -38,11 +39,18 @@ class Binary:
 
     Args:
         path: the path of the program.
-        name: its name and version, for example "redis 6.2" or "valkey 8.1".
+        program: its name, for example "redis" or "valkey".
+        version: its major and minor version.
     """
 
     path: Path
-    name: str
+    program: str
+    version: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """The name with the version, for example "redis 6.2"."""
+        return f"{self.program} {'.'.join(map(str, self.version))}"
 
 
 def _places(program: str, package: str) -> list[Path]:
@@ -57,16 +65,22 @@ def _places(program: str, package: str) -> list[Path]:
 
 @cache
 def find_binaries() -> tuple[Binary, ...]:
-    """Return all server programs on this machine, one for each name. Those on the PATH come first."""
-    found: dict[str, Binary] = {}
+    """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
+
+    If only a few things are to be tried, return one program: that on the PATH, if there is one. So `.ci/run` tests a
+    Redis that is newer than that of the package, too.
+    """
+    found: list[Binary] = []
     for program, package in PROGRAMS.items():
         for place in _places(program, package):
             text = subprocess.run([place, "--version"], capture_output=True, text=True, check=True).stdout
-            version = re.match(r"(\w+) server v=(\d+\.\d+)", text)
-            if version is not None:
-                name = f"{version[1].lower()} {version[2]}"
-                found.setdefault(name, Binary(place, name))
-    return tuple(found.values())
+            match = re.match(r"(\w+) server v=(\d+)\.(\d+)", text)
+            if match is not None:
+                found.append(Binary(place, match[1].lower(), (int(match[2]), int(match[3]))))
+    if FEW:
+        return tuple(found[:1])
+    oldest = {each.program: each for each in sorted(found, key=lambda each: each.version, reverse=True)}
+    return tuple(oldest[name] for name in sorted(oldest))
 
 
 class RedisServer(OwnProcess):

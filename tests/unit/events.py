@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from reliable_cable import CableConsumer
@@ -29,12 +30,25 @@ class Reader:
         query: the query.
         last_id: the header `Last-Event-ID`.
         application: the application.
+        headers: the other headers.
+        method: the method.
+        body: the parts of the body.
     """
 
-    def __init__(self, query: str, last_id: str = "", *, application: Any = None, headers: Any = ()) -> None:
+    def __init__(
+        self,
+        query: str,
+        last_id: str = "",
+        *,
+        application: Any = None,
+        headers: Any = (),
+        method: str = "GET",
+        body: Sequence[bytes] = (),
+    ) -> None:
         self.application = application or CableHTTP(elsewhere, consumer=Anyone)
         found = [*headers, *([(b"last-event-id", last_id.encode())] if last_id else [])]
-        self.scope = make_scope("GET", "/events", found, query_string=query.encode())
+        self.scope = make_scope(method, "/events", found, query_string=query.encode())
+        self._parts = list(body) or [b""]
         self.body = b""
         self.status: int | None = None
         self._left = asyncio.Event()
@@ -53,9 +67,8 @@ class Reader:
 
     async def _receive(self) -> dict[str, Any]:
         await asyncio.sleep(0)
-        if "read" not in self.scope:
-            self.scope["read"] = True
-            return {"type": "http.request", "body": b"", "more_body": False}
+        if self._parts:
+            return {"type": "http.request", "body": self._parts.pop(0), "more_body": bool(self._parts)}
         await self._left.wait()
         return {"type": "http.disconnect"}
 

@@ -25,6 +25,10 @@ REQUEST = b"GET /events?stream=a HTTP/1.1\r\nHost: x\r\n\r\n"
 EVENT = Event.make("data: 1")
 
 
+async def refuse(*_: Any) -> None:
+    """Refuse no reader: these tests accept all."""
+
+
 class Application:
     """An ASGI application that finds the transport of its only request, and returns when the reader has left."""
 
@@ -36,7 +40,8 @@ class Application:
             await send(message)
 
         outermost = middleware if scope["headers"][0][1] == b"wrapped" else send
-        self.transport.set_result(event_transport_for(outermost, form=Event, identifiers=["a"], resumed={}))
+        transport = event_transport_for(outermost, refuse=refuse, form=Event, identifiers=["a"], resumed={})
+        self.transport.set_result(transport)
         while (await receive())["type"] != "http.disconnect":
             pass
 

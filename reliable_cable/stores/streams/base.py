@@ -258,7 +258,11 @@ class StreamStore(Store):
 
     @abstractmethod
     def forget(self, stream: str, *, epoch: str = "") -> None:
-        """Delete a stream's history and end its epoch. The next message begins a new epoch at offset 1.
+        """Delete a stream's history, and begin a new epoch, in which the next message has the offset 1.
+
+        The id of the new epoch is made by `positions.later_epoch`, and it is the stream's epoch from now on. So a
+        subscriber that has the position of the stream from before its first message is told that messages are missing.
+        Nothing changes if the stream does not exist.
 
         Args:
             stream: the name of the stream.

@@ -11,7 +11,7 @@ from itertools import accumulate, chain, islice
 from typing import TypeVar
 
 from reliable_cable.conf import CableSettings, StreamPolicy
-from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.positions import StreamPosition, later_epoch
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus, BusListener
 
@@ -51,6 +51,8 @@ class _Stream:
     tail_at: float = 0
     #: The time of the newest entry that is no longer in `kept`.
     trimmed_at: float | None = None
+    #: The time of the newest entry of the epochs before this one.
+    forgotten_at: float = 0
     kept: deque[_StoredEntry] = field(default_factory=deque)
     #: The offsets of the messages in `kept`, by idempotency key.
     keys: dict[str, int] = field(default_factory=dict)
@@ -60,6 +62,11 @@ class _Stream:
     @property
     def low(self) -> int:
         return self.tail - len(self.kept) + 1
+
+    def next_epoch(self, now: float) -> "_Stream":
+        """Return a stream without entries that continues this one in a new epoch."""
+        forgotten_at = self.tail_at if self.tail else self.forgotten_at
+        return _Stream(later_epoch(secrets.token_hex(8)), tail_at=max(now, self.tail_at), forgotten_at=forgotten_at)
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
         """Move entries beyond the size or TTL to `young`. Return how many entries were dropped from `young`."""
@@ -162,6 +169,8 @@ class MemoryStreamStore(StreamStore):
             if state is None:
                 deleted_after = self.deleted_after(stream)
                 return None if deleted_after is not None and since < self.clock() - deleted_after else 0
+            if LONG_AGO < since <= state.forgotten_at:
+                return None
             if state.trimmed_at is not None and state.trimmed_at >= since:
                 return None
             for stored in state.kept:
@@ -174,15 +183,15 @@ class MemoryStreamStore(StreamStore):
         with self._lock:
             state = self._streams.get(stream)
             if state is not None and epoch in ("", state.epoch):
-                del self._streams[stream]
+                self._streams[stream] = state.next_epoch(self.clock())
                 self._bus.publish([Advanced(stream)])
 
     def forget_all(self) -> int:
         """End the epochs of all streams, and return the number of streams."""
         with self._lock:
             names = list(self._streams)
-            self._streams.clear()
-            self._began = self.clock()
+            now = self._began = self.clock()
+            self._streams = {name: stream.next_epoch(now) for name, stream in self._streams.items()}
             self._bus.publish([Advanced(name) for name in names])
         return len(names)
 

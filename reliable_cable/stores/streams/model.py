@@ -10,7 +10,7 @@ from django.db.models import OuterRef, Q, Subquery
 
 from reliable_cable import models
 from reliable_cable.concurrency.batching import Batches, Outcome
-from reliable_cable.concurrency.on_commit import call_after_commit, is_manual
+from reliable_cable.concurrency.on_commit import call_after_commit, runs_hooks
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.logs import logger
@@ -24,7 +24,7 @@ from .model_lineage import Lineages
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_reading import PageReader, PageRequest
-from .model_retention import Retention
+from .model_retention import EXISTS, Retention
 from .wakeup import Waker
 
 #: The maximum number of names of streams, or ids of rows, in a query.
@@ -107,7 +107,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 )
                 for name, message in items
             )
-        if not is_manual(connections[using]):
+        if runs_hooks(connections[using]):
             failed = partial(self._not_numbered, names)
             call_after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 
@@ -229,7 +229,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
         # Tail and entry are read by one statement, so that no append and no trim can happen between two reads.
-        query = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
+        query = self._database.rows(models.Stream).filter(EXISTS, name=stream)
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             row = query.annotate(
                 first=Subquery(later.values("offset")[:1]),
@@ -246,7 +246,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         if row.ended:
             # The next message of the stream begins a new epoch.
             return 0 if 0 < began <= since else None
-        if row.low > 1 and row.trimmed_at >= since:
+        if row.trimmed_at >= since and (row.low > 1 or since > LONG_AGO):
             return None
         if row.first is None:
             return row.tail
@@ -317,12 +317,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         names = list(streams)
-        rows = (
-            self._database.rows(models.Stream)
-            .filter(tail__gt=0)
-            .alias(ended=self._lineages.ended())
-            .filter(ended=False)
-        )
+        rows = self._database.rows(models.Stream).filter(EXISTS).alias(ended=self._lineages.ended()).filter(ended=False)
         return {
             name: StreamPosition(epoch, tail)
             for start in range(0, len(names), NAMES_PER_QUERY)
@@ -339,15 +334,17 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _forget(self, stream: str, epoch: str) -> None:
         def delete() -> bool:
-            row = self._database.rows(models.Stream).select_for_update().filter(name=stream).first()
+            locked = self._retention.with_times(self._database.rows(models.Stream).select_for_update())
+            row = locked.filter(name=stream).first()
             if row is None or epoch not in ("", row.epoch):
                 return False
-            row.delete()
+            self._retention.end_epochs([row])
             return True
 
         if not epoch:
             self.number_outbox([stream])
         with self._database.store_errors(f"The stream {stream!r} cannot be forgotten"):
+            self._lineages.prepare()
             deleted = self._database.write(delete)
         if deleted:
             self._announce([Advanced(stream)])

@@ -8,7 +8,7 @@ from django.db.models import Exists, OuterRef
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.models import OutboxEntry, Stream, StreamEntry
-from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.positions import StreamPosition, is_later_epoch
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Database
 from reliable_cable.stores.database.server import DatabaseServer
@@ -89,7 +89,7 @@ class Numbering:
             now = max(now, stream.now)
             if stream.waits:
                 with_outbox.append(stream.name)
-            if stream.tail == 0:
+            if stream.tail == 0 and not is_later_epoch(stream.epoch):
                 # The first entry begins a new epoch, because a restored database may have lost entries of the old one.
                 stream.epoch = secrets.token_hex(8)
             elif stream.ended:

@@ -15,6 +15,7 @@ from reliable_cable.stores.database.database import Database
 from reliable_cable.stores.database.server import DatabaseServer
 
 from .model_lineage import Lineages
+from .model_retention import EXISTS
 
 #: The maximum number of attempts to read a page whose entries are missing. The stream may have changed between the
 #: queries, because entries were trimmed, a backup was restored, or a standby without the newest messages was promoted.
@@ -97,7 +98,7 @@ class PageReader:
         for ttl, names in by_ttl.items():
             alive = self.entries(OuterRef("pk")).filter(created__gt=self._server.ago(ttl))
             oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
-            streams = self._database.rows(models.Stream).filter(name__in=names, tail__gt=0)
+            streams = self._database.rows(models.Stream).filter(EXISTS, name__in=names)
             for row in streams.annotate(oldest=oldest, ended=self._lineages.ended(), present=self._server.lineage()):
                 rows[row.name] = row
         missing = {request.stream for request in requests} - rows.keys()

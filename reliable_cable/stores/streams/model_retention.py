@@ -1,14 +1,16 @@
 """Deletes old rows of the model store, in small transactions that do not delay appends and reads."""
 
+import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from django.db.models import F, Func, IntegerField, Model, OuterRef, QuerySet, Subquery, Sum, Window
+from django.db.models import F, Func, IntegerField, Model, OuterRef, Q, QuerySet, Subquery, Sum, Window
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
+from reliable_cable.protocol.positions import LATER, is_later_epoch, later_epoch
 from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Database
 from reliable_cable.stores.database.server import DatabaseServer
 
@@ -20,6 +22,9 @@ M = TypeVar("M", bound=Model)
 TRIM_STEP = 64
 #: How long, in seconds, a transient message is stored, so that other processes can find it.
 TRANSIENT_TTL = 30.0
+
+#: The condition that a stream has an epoch: it has had a message, perhaps before its history was deleted.
+EXISTS: Final = Q(tail__gt=0) | Q(epoch__endswith=LATER)
 
 
 class _ByteLength(Func):
@@ -127,6 +132,34 @@ class Retention:
         trimmed_at = stream.tail_at if newest is None else newest
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
+    def with_times(self, streams: QuerySet[Stream]) -> QuerySet[Stream]:
+        """Add what `end_epochs` needs to a query: the time, the lineage, and whether the epoch began in another one."""
+        return streams.annotate(
+            now=self._server.now(), present=self._server.lineage(), ended=self._server.is_foreign("lineage")
+        )
+
+    def end_epochs(self, streams: Sequence[Any]) -> None:
+        """Delete streams, with their entries, and begin new epochs. Call this under the locks on the streams.
+
+        The new rows have other primary keys, so that a read that has begun before finds no entry of the new epoch.
+
+        Args:
+            streams: rows of a query of `with_times`.
+        """
+        self._database.rows(Stream).filter(pk__in=[stream.pk for stream in streams]).delete()
+        self._database.rows(Stream).bulk_create(
+            Stream(
+                name=stream.name,
+                epoch=later_epoch(secrets.token_hex(8)),
+                tail_at=max(stream.now, stream.tail_at),
+                trimmed_at=stream.tail_at if stream.tail else stream.trimmed_at,
+                lineage=stream.present,
+            )
+            for stream in streams
+            # In another lineage, the stream has had no message, and in its first epoch, it may have had none.
+            if not stream.ended and (stream.tail or is_later_epoch(stream.epoch))
+        )
+
     def forget_all(self) -> Iterator[list[str]]:
         """Delete all existing streams with their entries, in small transactions. Yield the names of the streams."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
@@ -144,7 +177,7 @@ class Retention:
         deleted: list[Stream] = []
         rows = 0
         # The streams are locked in the order of their names. Appends use the same order, so that there is no deadlock.
-        for stream in streams.select_for_update().filter(pk__in=ids).order_by("name"):
+        for stream in self.with_times(streams.select_for_update()).filter(pk__in=ids).order_by("name"):
             rows += 1 + stream.tail - stream.low + 1
             if rows > ROWS_PER_TRANSACTION and deleted:
                 break
@@ -152,7 +185,7 @@ class Retention:
                 self._delete_below(stream, stream.low + ROWS_PER_TRANSACTION)
                 break
             deleted.append(stream)
-        streams.filter(pk__in=[stream.pk for stream in deleted]).delete()
+        self.end_epochs(deleted)
         return [stream.name for stream in deleted]
 
     def prune(self, limit: int) -> int:

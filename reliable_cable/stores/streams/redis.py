@@ -191,7 +191,9 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
-        await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream), epoch]), idempotent=True)
+        idle = int(self.settings.policy(stream).history_meta_ttl)
+        args: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), self.channel(stream), epoch, idle]
+        await self.client.arun(Call("forget", self.keys(stream), args), idempotent=True)
 
     forget = sync_twin(aforget)
 

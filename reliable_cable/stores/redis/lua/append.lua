@@ -13,8 +13,8 @@
 --   Redis executes after a retry, because Redis did not respond for some time.
 --
 -- The fields of the meta hash: n name, e epoch, t tail, r lineage of the data in which the epoch began, a time of the
---   tail's entry, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
---   so far, l ids of recently retried appends.
+--   tail's entry, or of the last call of forget, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
+--   so far, l ids of recently retried appends, f see forget.lua.
 
 -- The maximum length of the remembered ids of retried appends, in characters. This is enough for all appends that are
 -- retried when Redis does not respond for some time.
@@ -46,7 +46,7 @@ for number = 1, count do
   if stream.epoch and stored[3] == lineage then
     stream.kept = redis.call('XLEN', log)
     -- If the log is empty, all its entries have expired.
-    if stream.kept == 0 then stream.trimmed = stream.made end
+    if stream.kept == 0 and stream.tail > 0 then stream.trimmed = stream.made end
   else
     -- The stream is new, or its epoch began in another lineage. The data may then lack the last offsets of the epoch.
     stream.begins = true
