@@ -96,7 +96,7 @@ class Feeder:
         elif type_.startswith(("message_", "content_block_")):
             self._message(type_, event)
         elif type_ == "error":
-            error = getattr(event, "error", event)
+            error = getattr(event, "error", None) or event
             self._fail(getattr(error, "code", None) or error.type, error.message)
         elif not _is_event(type(event)):
             raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
@@ -157,13 +157,11 @@ class Feeder:
         if text := getattr(delta, "content", None) or getattr(delta, "refusal", None):
             self._out.write(text)
         for piece in getattr(delta, "tool_calls", None) or ():
-            if (
-                not self._calls
-                or self._calls[-1].index != piece.index
-                or piece.id not in ("", None, self._calls[-1].id)
-            ):
-                self._calls.append(_Call(piece.index, piece.id, piece.function.name))
-            self._calls[-1].pieces.append(piece.function.arguments or "")
+            call = self._open_call(piece.index)
+            if call is None or piece.id not in ("", None, call.id):
+                call = _Call(piece.index, piece.id, piece.function.name)
+                self._calls.append(call)
+            call.pieces.append(piece.function.arguments or "")
 
     def _finish(self, reason: str) -> None:
         self._unfinished = False
@@ -185,7 +183,7 @@ class Feeder:
             case "content_block_delta":
                 self._block_delta(event.index, event.delta)
             case "content_block_stop":
-                for call in [call for call in self._calls if call.index == event.index]:
+                if call := self._open_call(event.index):
                     self._calls.remove(call)
                     self._call(call)
             case "message_delta":
@@ -204,9 +202,8 @@ class Feeder:
             case "citations_delta":
                 self._cite(delta.citation)
             case "input_json_delta":
-                for call in self._calls:
-                    if call.index == index:
-                        call.pieces.append(delta.partial_json)
+                if call := self._open_call(index):
+                    call.pieces.append(delta.partial_json)
 
     def _begin(self) -> None:
         """Begin the next answer."""
@@ -228,6 +225,9 @@ class Feeder:
         if usage is not None:
             self._usage |= usage.model_dump(mode="json", exclude_none=True, warnings=False)
             self._out.count(_sum(self._former_usage, self._usage))
+
+    def _open_call(self, index: int) -> _Call | None:
+        return next((call for call in reversed(self._calls) if call.index == index), None)
 
     def _call(self, call: _Call) -> None:
         arguments = "".join(call.pieces)
