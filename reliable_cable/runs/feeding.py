@@ -238,8 +238,10 @@ class Feeder:
             self._out.tool_call(call.id, call.name, arguments)
 
     def _cite(self, citation: Any) -> None:
-        if url := getattr(citation, "url", None):
-            self._out.source(url, citation.title or "")
+        # Versions 2 of `openai` leave it a dict.
+        values = citation if isinstance(citation, dict) else vars(citation)
+        if url := values.get("url"):
+            self._out.source(url, values.get("title") or "")
 
 
 def _is_event(cls: type) -> bool:
