@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from anthropic.lib.streaming import MessageStreamEvent
 from anthropic.types import ErrorResponse, Message, RawMessageStreamEvent, TextBlock
+from openai.lib.streaming.chat import ChunkEvent, ContentDeltaEvent
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -286,6 +287,15 @@ def test_a_chat_that_is_cut_off_fails_after_its_usage(reason: str, message: str)
     assert out.written == [], "the arguments of the call are not complete"
     with pytest.raises(RunFailed, match=message):
         feeder.feed(chunk({"content": "next"}, chat="chat_2"))
+
+
+def test_the_helper_of_openai_repeats_nothing() -> None:
+    """`client.chat.completions.stream()` yields each chunk, and other events that say the same."""
+    events = [
+        ChunkEvent.construct(type="chunk", chunk=chunk({"content": "a"}, "stop")),
+        ContentDeltaEvent(type="content.delta", delta="a", snapshot="a"),
+    ]
+    assert feed(events).written == ["a"]
 
 
 def test_what_azure_sends() -> None:

@@ -140,21 +140,51 @@ def responses_events() -> Sequence[Event]:
     """Return the events of an answer of the Responses API."""
     response = {"id": "r", "object": "response", "created_at": 0, "model": "m", "output": [], "tools": []}
     usage = {"input_tokens": 3, "output_tokens": 5, "total_tokens": 8}
-    call = {"type": "function_call", "id": "i", "call_id": "c", "name": "find", "arguments": ""}
-    complete_call = {**call, "arguments": '{"x": 1}', "status": "completed"}
-    at = {"item_id": "i", "output_index": 0, "content_index": 0}
-    events: list[dict[str, Any]] = [
-        {"type": "response.created", "response": response},
-        {"type": "response.reasoning_summary_text.delta", "summary_index": 0, "delta": "Hm.", **at},
-        {"type": "response.output_text.delta", "delta": "Hel", "logprobs": [], **at},
-        {"type": "response.output_text.delta", "delta": "lo", "logprobs": [], **at},
-        {"type": "response.output_item.added", "output_index": 1, "item": call},
-        {"type": "response.function_call_arguments.delta", "delta": '{"x":', **at},
-        {"type": "response.function_call_arguments.delta", "delta": " 1}", **at},
-        {"type": "response.output_item.done", "output_index": 1, "item": complete_call},
-        {"type": "response.news", "text": "unknown"},
-        {"type": "keepalive"},
-        {"type": "response.completed", "response": {**response, "usage": usage}},
+    part = {"type": "output_text", "text": "", "annotations": []}
+    complete_part = {**part, "text": "Hello"}
+    summary = {"type": "summary_text", "text": ""}
+    complete_summary = {**summary, "text": "Hm."}
+    items = [
+        {"type": "reasoning", "id": "i0", "summary": []},
+        {"type": "message", "id": "i1", "role": "assistant", "status": "in_progress", "content": []},
+        {"type": "function_call", "id": "i2", "call_id": "c", "name": "find", "arguments": "", "status": "in_progress"},
+    ]
+    complete_items: list[dict[str, Any]] = [
+        {**items[0], "summary": [complete_summary]},
+        {**items[1], "status": "completed", "content": [complete_part]},
+        {**items[2], "status": "completed", "arguments": '{"x": 1}'},
+    ]
+
+    def event(type_: str, index: int | None = None, **values: Any) -> dict[str, Any]:
+        place = {} if index is None else {"output_index": index}
+        if index is not None and "item" not in values:
+            place |= {"item_id": f"i{index}", "summary_index" if index == 0 else "content_index": 0}
+        return {"type": f"response.{type_}", **place, **values}
+
+    events = [
+        event("created", response={**response, "status": "in_progress"}),
+        event("in_progress", response={**response, "status": "in_progress"}),
+        event("output_item.added", 0, item=items[0]),
+        event("reasoning_summary_part.added", 0, part=summary),
+        event("reasoning_summary_text.delta", 0, delta="Hm."),
+        event("reasoning_summary_text.done", 0, text="Hm."),
+        event("reasoning_summary_part.done", 0, part=complete_summary),
+        event("output_item.done", 0, item=complete_items[0]),
+        event("output_item.added", 1, item=items[1]),
+        event("content_part.added", 1, part=part),
+        event("output_text.delta", 1, delta="Hel", logprobs=[]),
+        event("output_text.delta", 1, delta="lo", logprobs=[]),
+        event("output_text.done", 1, text="Hello", logprobs=[]),
+        event("content_part.done", 1, part=complete_part),
+        event("output_item.done", 1, item=complete_items[1]),
+        event("output_item.added", 2, item=items[2]),
+        event("function_call_arguments.delta", 2, delta='{"x":'),
+        event("function_call_arguments.delta", 2, delta=" 1}"),
+        event("function_call_arguments.done", 2, arguments='{"x": 1}', name="find"),
+        event("output_item.done", 2, item=complete_items[2]),
+        event("news", text="unknown"),
+        {"type": "news", "text": "unknown"},
+        event("completed", response={**response, "status": "completed", "output": complete_items, "usage": usage}),
     ]
     return [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
@@ -261,6 +291,27 @@ def stream(api: str, url: str, seconds: float) -> Iterator[Iterator[Any]]:
                 yield iter(events)
 
 
+@contextmanager
+def helper_stream(api: str, url: str) -> Iterator[Iterator[Any]]:
+    """Ask a model by an API, with the client's helper for streams."""
+    if api == "messages":
+        with (
+            anthropic.Anthropic(base_url=url, api_key="k", max_retries=0) as claude,
+            claude.messages.stream(
+                model="m", max_tokens=9, messages=[{"role": "user", "content": QUESTION}]
+            ) as messages,
+        ):
+            yield iter(messages)
+        return
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
+        if api == "chat":
+            with client.chat.completions.stream(model="m", messages=[{"role": "user", "content": QUESTION}]) as chunks:
+                yield iter(chunks)
+        else:
+            with client.responses.stream(model="m", input=QUESTION) as events:
+                yield iter(events)
+
+
 @asynccontextmanager
 async def astream(api: str, url: str, seconds: float) -> AsyncIterator[AsyncIterator[Any]]:
     """Ask a model by an API, with the async client."""
@@ -342,6 +393,16 @@ def test_an_answer(api: str, answer: Callable[..., None], server: ModelServer, r
     ]
     assert {name: run.usage[name] for name in USAGE[api]} == USAGE[api]
     assert server.paths == [{"responses": "/v1/responses", "chat": "/v1/chat/completions"}.get(api, "/v1/messages")]
+
+
+def test_the_helpers_of_the_clients(api: str, server: ModelServer, run: Run) -> None:
+    server.events = [event for event in EVENTS[api]() if "unknown" not in event.values()]
+    with writing(run.pk) as out, helper_stream(api, server.url) as events:
+        for event in events:
+            out.feed(event)
+    run.refresh_from_db()
+    assert (run.status, run.text) == (Status.COMPLETED, "Hello")
+    assert [part["type"] for part in run.parts] == ["reasoning", "tool-call"]
 
 
 def test_an_error_in_the_middle(api: str, answer: Callable[..., None], server: ModelServer, run: Run) -> None:
