@@ -11,6 +11,7 @@ from reliable_cable.concurrency.threads import run_store_write, sync_only
 
 from .attempt import Attempt
 from .exceptions import RunFailed, RunLost, RunStopped
+from .feeding import Feeder
 from .models import Run, Status
 from .parts import check_part, clean_text
 from .pump import pump
@@ -27,6 +28,7 @@ class Writer:
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._pump = pump()
+        self._feeder: Feeder | None = None
 
     @property
     def run(self) -> Run:
@@ -56,6 +58,30 @@ class Writer:
         """Add each of several texts to the answer, as `write` does."""
         for text in texts:
             self.write(text)
+
+    def feed(self, event: object) -> None:
+        """Add what an event of the client library of a language model says.
+
+        These are understood: events of the Responses API and chunks of the Chat Completions API, as the library
+        `openai` yields them, events of the Messages API, as `anthropic` yields them, and `str`. Text, reasoning,
+        complete calls of your tools, cited web pages and usage are added. Other events are ignored. The run also fails
+        if the block ends before the last answer is complete; raise `RunStopped` to end it early.
+
+        Args:
+            event: the event.
+
+        Raises:
+            RunFailed: the model has failed, or its answer is not complete.
+            TypeError: the object is none of these.
+            RunError: as for `write`.
+        """
+        if isinstance(event, str):
+            self.write(event)
+            return
+        self._check()
+        if self._feeder is None:
+            self._feeder = Feeder(self)
+        self._feeder.feed(event)
 
     def reason(self, text: str) -> None:
         """Add text to the model's reasoning, which is a part of its own. It raises what `write` raises."""
@@ -96,6 +122,10 @@ class Writer:
         """Record what the model has counted, such as tokens. Later values replace earlier ones of the same name."""
         self._attempt.usage.update(usage)
 
+    def _end(self) -> None:
+        if self._feeder is not None and not self._attempt.stopped:
+            self._feeder.end()
+
     def _add(self, item: str | Mapping[str, Any]) -> None:
         self._check()
         if self._attempt.coalescer.add(item):
@@ -129,8 +159,10 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
     attempt.begin()
     if not attempt.stopped:
         pump().add(attempt, lambda: None)
+    out = Writer(attempt)
     try:
-        yield Writer(attempt)
+        yield out
+        out._end()
     except BaseException as error:
         pump().remove(attempt)
         attempt.end(*_outcome(error))
@@ -151,8 +183,10 @@ async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
     cancellation = _Cancellation(task)
     if not attempt.stopped:
         pump().add(attempt, lambda: loop.call_soon_threadsafe(cancellation.cancel))
+    out = Writer(attempt)
     try:
-        yield Writer(attempt)
+        yield out
+        out._end()
     except BaseException as error:
         pump().remove(attempt)
         caught: BaseException = error
