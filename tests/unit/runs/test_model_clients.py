@@ -144,7 +144,7 @@ def responses_events() -> Sequence[Event]:
     complete_part = {**part, "text": "Hello"}
     summary = {"type": "summary_text", "text": ""}
     complete_summary = {**summary, "text": "Hm."}
-    items = [
+    items: list[dict[str, Any]] = [
         {"type": "reasoning", "id": "i0", "summary": []},
         {"type": "message", "id": "i1", "role": "assistant", "status": "in_progress", "content": []},
         {"type": "function_call", "id": "i2", "call_id": "c", "name": "find", "arguments": "", "status": "in_progress"},
@@ -156,7 +156,7 @@ def responses_events() -> Sequence[Event]:
     ]
 
     def event(type_: str, index: int | None = None, **values: Any) -> dict[str, Any]:
-        place = {} if index is None else {"output_index": index}
+        place: dict[str, Any] = {} if index is None else {"output_index": index}
         if index is not None and "item" not in values:
             place |= {"item_id": f"i{index}", "summary_index" if index == 0 else "content_index": 0}
         return {"type": f"response.{type_}", **place, **values}
