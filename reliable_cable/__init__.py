@@ -35,6 +35,7 @@ from .protocol.positions import PagePosition as PagePosition
 from .protocol.positions import StreamPosition as StreamPosition
 from .rendering import abroadcast_template as abroadcast_template
 from .rendering import broadcast_template as broadcast_template
+from .reply import Snapshot as Snapshot
 from .signing import signed_stream_name as signed_stream_name
 
 __version__ = "0.1.0"

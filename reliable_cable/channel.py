@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .actions import ACTION
 from .actions import action as action
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
+from .declarations import declared_actions
 from .exceptions import ChannelError
 from .namespaces import namespace_of, qualify
 from .protocol.params import Params
@@ -32,9 +32,6 @@ _names: set[str] = set()
 
 #: The maximum size of a subscription's state as JSON, in bytes.
 MAX_STATE_SIZE = 16 * 1024
-
-#: The handlers that a subclass may define, although `Channel` does not define them.
-_OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
 def find_channel(name: str) -> type[Channel] | None:
@@ -115,21 +112,9 @@ class Channel:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        actions: dict[str, tuple[str, bool]] = {}
-        for attribute in dir(cls):
-            method = inspect.getattr_static(cls, attribute, None)
-            public = getattr(method, ACTION, None)
-            if isinstance(method, state):
-                _check_attribute(cls, attribute, "a state")
-            elif callable(method) and public is not None:
-                _check_attribute(cls, attribute, f"the action {public!r}")
-                former, _ = actions.get(public, (attribute, False))
-                if inspect.getattr_static(cls, former) is not method:
-                    raise ChannelError(f"{cls.__qualname__}: {former} and {attribute} are both the action {public!r}.")
-                actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
+        cls._actions = declared_actions(cls, Channel)
         if not isinstance(cls.name, str) or not cls.name:
             raise ChannelError(f"{cls.__qualname__}.name is {cls.name!r}; it must be a non-empty string.")
-        cls._actions = actions
         _names.add(cls.name)
         if abstract:
             return
@@ -192,6 +177,17 @@ class Channel:
         Args:
             error: the error.
             handler: "subscribed", "resubscribed", "unsubscribed", or the name of the action.
+        """
+
+    def snapshot(self, stream: str) -> Any:
+        """Return the content of a stream as a `Snapshot`, or None if there is none. May be async.
+
+        If a channel overrides this, a client is sent the snapshot of each of its streams that has a history: on a first
+        subscribe, and when messages after its position are lost. The messages after the snapshot follow. This runs
+        beside other handlers, so it can neither change state nor call `transmit()` and the like.
+
+        Args:
+            stream: the name of the stream, without its namespace.
         """
 
     # A channel allows clients to join presence by themselves if it defines this method:
@@ -325,6 +321,11 @@ class Channel:
     # -- for the connection --------------------------------------------------------------------------------------------
 
     @classmethod
+    def has_snapshots(cls) -> bool:
+        """Return whether the class overrides `snapshot`."""
+        return cls.snapshot is not Channel.snapshot
+
+    @classmethod
     def is_registered(cls) -> bool:
         """Return whether clients can subscribe to a channel with this name."""
         return bool(registry.get(cls.name))
@@ -388,12 +389,3 @@ class Channel:
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None
-
-
-def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
-    """Raise `ChannelError` if an action or a state has the name of an attribute or handler of `Channel`."""
-    if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
-        raise ChannelError(
-            f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
-            f"can still call an action {name!r} if it is marked with @action(name={name!r})."
-        )

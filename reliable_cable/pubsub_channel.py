@@ -11,7 +11,7 @@ from .namespaces import namespace_of, split_namespace
 from .protocol.positions import PagePosition
 from .reply import StreamStart
 from .signing import verify_signed_stream
-from .validation import check_stream_name, qualify_stream, start_position
+from .validation import check_stream_name, private_prefixes, qualify_stream, start_position
 
 #: Matches a time that `{% turbo_stream_from %}` has rendered, in seconds since 1970.
 _TIME: Final = re.compile(r"[0-9]{1,12}\.[0-9]{6}")
@@ -87,6 +87,9 @@ def is_public(stream: str) -> bool:
 
     A pattern in `PUBLIC_STREAMS` must match the name. If the name begins with that of a channel, as in
     `ChatChannel:chat.room:1`, the pattern must begin with `ChatChannel:`, too. So `"*"` matches no stream of a channel.
+    No pattern matches the streams of `private_prefixes`.
     """
+    if stream.startswith(tuple(private_prefixes)):
+        return False
     prefix = channel_prefix(stream)
     return any(fnmatchcase(stream, pattern) and pattern.startswith(prefix) for pattern in get_settings().public_streams)

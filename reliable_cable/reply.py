@@ -46,6 +46,19 @@ class PresenceLeave:
     """A request to leave presence."""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The content of a stream as one message. It stands for all messages of the stream up to a position.
+
+    Args:
+        position: the position, as `position()` returned it before the data were read; or one that was saved with them.
+        data: the message, any value that can be encoded as JSON, unless it is falsy in JavaScript.
+    """
+
+    position: PagePosition
+    data: Any
+
+
 @dataclass(slots=True)
 class Reply:
     """The changes and messages that a handler has recorded, in order. If the handler fails, they are dropped."""

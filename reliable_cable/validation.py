@@ -24,6 +24,8 @@ from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
+#: The beginnings of the names of streams that no pattern of `PUBLIC_STREAMS` opens. Apps add theirs in `ready()`.
+private_prefixes: set[str] = set()
 MAX_KEY_LENGTH = 255
 #: How many messages of a batch are prepared in one iteration of the event loop. This takes less than 1 ms.
 PER_ITERATION: Final = 50

@@ -23,6 +23,7 @@ INSTALLED_APPS = [
     "django.contrib.admin",
     "channels",
     "reliable_cable",
+    "reliable_cable.runs",
     "demo_project.chat",
 ]
 MIDDLEWARE = [

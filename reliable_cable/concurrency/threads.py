@@ -164,7 +164,7 @@ async def run_handler(call: Callable[..., T], *args: Any) -> T:
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
     """Run a sync store method that reads. Reads have separate threads, so that slow handlers do not delay them."""
-    return await _run("read", _store_threads(), _with_kept_connections, call, *args)
+    return await _run("read", _store_threads(), with_kept_connections, call, *args)
 
 
 async def run_store_write(call: Callable[..., T], *args: Any) -> T:
@@ -172,7 +172,7 @@ async def run_store_write(call: Callable[..., T], *args: Any) -> T:
 
     Writes have separate threads, so that a write that waits for a lock does not delay reads.
     """
-    return await _run("write", _store_threads(), _with_kept_connections, call, *args)
+    return await _run("write", _store_threads(), with_kept_connections, call, *args)
 
 
 async def run_fetch(call: Callable[[], T]) -> T:
@@ -182,7 +182,17 @@ async def run_fetch(call: Callable[[], T]) -> T:
 
 def submit_store(call: Callable[[], T]) -> Future[T]:
     """Run a sync store method that writes, outside of the caller's transaction. This is the sync `run_store_write`."""
-    return _executor("write", STORE_THREADS).submit(_with_kept_connections, call)
+    return _executor("write", STORE_THREADS).submit(with_kept_connections, call)
+
+
+def submit_alone(kind: str, call: Callable[[], T]) -> Future[T]:
+    """Run a sync function that takes long, in the only thread of its kind.
+
+    Args:
+        kind: names the thread.
+        call: the function.
+    """
+    return _executor(kind, 1).submit(call)
 
 
 def _store_threads() -> int:
@@ -266,7 +276,7 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
         close_old_connections()
 
 
-def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
+def with_kept_connections(call: Callable[..., T], *args: Any) -> T:
     """Run a call, and leave this thread's database connections open afterwards, because more calls usually follow.
 
     Before the call, a connection is closed if its age exceeds `CONN_MAX_AGE` by more than `EXTRA_AGE` seconds. After an

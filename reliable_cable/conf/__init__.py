@@ -29,6 +29,7 @@ from .values import (
     check_namespace,
     check_optional_text,
     check_origins,
+    check_path,
     check_paths,
     check_public_streams,
     check_rate_limits,
@@ -144,6 +145,10 @@ class CableSettings:
     jwt_issuer: tuple[str, ...] = _setting((), check_texts)
     authenticators: tuple[str, ...] = _setting((), check_paths)
     namespace: str | None = _setting(None, check_namespace)
+    run_permissions: str = _setting("reliable_cable.runs.access.RunPermissions", check_path)
+    run_broadcast_interval: float = _setting(0.03, number(0))
+    run_broadcast_size: int = _setting(2048, number(1, whole=True))
+    run_lease: float = _setting(15, number(3))
     database: str = _setting("default", instance(str, "the alias of a database", not_empty=True))
     handler_threads: int = _setting(8, number(0, whole=True))
     #: Whether `RELIABLE_CABLE` contains a setting for tokens, which is `AUTHENTICATORS` or begins with `JWT_`. This

@@ -240,4 +240,9 @@ def check_paths(key: str | tuple[str, ...], value: Any) -> None:
         raise setting_error(key, value, "a list of dotted paths of functions")
 
 
+def check_path(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, str) or "." not in value:
+        raise setting_error(key, value, "the dotted path of a class")
+
+
 check_switch = instance(bool, "True or False")

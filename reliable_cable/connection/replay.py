@@ -6,7 +6,7 @@ See Architecture: Delivery to a subscriber, and Protocol: History.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
@@ -16,10 +16,14 @@ from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
 
+from .snapshots import read_snapshot
 from .stream_ids import stream_alias
 from .streams import SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
+
+#: How long, in seconds, to wait before each read of a snapshot.
+SNAPSHOT_DELAYS: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 
 
 class Replay:
@@ -103,7 +107,7 @@ class Replay:
 
     async def _handle(self, request: HistoryRequest | None, answers: int) -> None:
         subscription = self._subscription
-        if request is None and any(each.starts_with_page for each in subscription.streams.values()):
+        if request is None and any(each.begins_elsewhere for each in subscription.streams.values()):
             request = HistoryRequest()
         if request is not None:
             self._suspend()  # the request before this one marked the streams live
@@ -152,7 +156,7 @@ class Replay:
             await subscription.connection.outbox.drained()
             if complete:
                 subscription.acknowledge(MessageType.CONFIRM_HISTORY)
-            else:
+            elif subscription.connection.extended:
                 subscription.reject_history()
 
     def _streams_with_history(self) -> Sequence[SubscribedStream]:
@@ -177,7 +181,13 @@ class Replay:
             position, since = self._named_position(subscribed, request), self._since(subscribed, request)
             if position is None and since is None:
                 continue
+            if position is None and subscribed.has_snapshots:
+                subscribed.needs_snapshot = True
+                continue
             found = await self._first_page(subscribed, position, since)
+            if found is None and subscribed.has_snapshots:
+                subscribed.needs_snapshot = True
+                continue
             if found is None:
                 return None
             starts[subscribed], page = found
@@ -211,7 +221,9 @@ class Replay:
             position = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
             return subscribed.page if position is None else subscribed.resolve(position)
         # In a restored session, the position of another stream id belongs to another subscription.
-        return requested_position(request, (subscribed.stream_id or name,)) or subscribed.first
+        position = requested_position(request, (subscribed.stream_id or name,))
+        # A client that names no position has no snapshot, so it needs one.
+        return position if position is not None or subscribed.has_snapshots else subscribed.first
 
     def _since(self, subscribed: SubscribedStream, request: HistoryRequest) -> float | None:
         """Return the time from which to replay a stream without a position: the web page's, or else the request's."""
@@ -266,9 +278,13 @@ class Replay:
     async def _send_pages(self, streams: Sequence[SubscribedStream], pages: dict[SubscribedStream, StreamPage]) -> bool:
         """Send pages of entries until all streams are caught up. Return False if entries were missing."""
         complete = True
+        for subscribed in streams:
+            if subscribed.needs_snapshot:
+                complete = await self._send_snapshot(subscribed) and complete
         while behind := [subscribed for subscribed in streams if subscribed.is_behind]:
             for subscribed in behind:
-                complete = await self._send_page(subscribed, pages.pop(subscribed, None)) and complete
+                sent = await self._send_page(subscribed, pages.pop(subscribed, None))
+                complete = (sent or await self._send_snapshot(subscribed)) and complete
         return complete
 
     async def _go_live(self) -> None:
@@ -276,14 +292,47 @@ class Replay:
         streams = self._subscription.streams
         while behind := [subscribed for subscribed in streams.values() if subscribed.is_behind]:
             for subscribed in behind:
-                if not await self._send_page(subscribed):
-                    self._subscription.messages_lost()
+                if not await self._send_page(subscribed) and not await self._send_snapshot(subscribed):
+                    self._subscription.report_loss()
         for subscribed in streams.values():
             subscribed.resume()
 
     def _send_page(self, subscribed: SubscribedStream, page: StreamPage | None = None) -> Awaitable[bool]:
         catch_up = self._subscription.connection.hub.catch_up
         return self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
+
+    async def _send_snapshot(self, subscribed: SubscribedStream) -> bool:
+        """Send the channel's snapshot of a stream, and move the cursor to its position.
+
+        A snapshot that is so old that the entries after it are not all kept is read again, a few times.
+
+        Returns:
+            False if there is no snapshot that the entries continue.
+        """
+        if not subscribed.has_snapshots:
+            return False
+        stream, outbox = subscribed.stream, subscribed.outbox
+        for delay in SNAPSHOT_DELAYS:
+            await asyncio.sleep(delay)
+            if subscribed.state is not SubscriberState.CATCHING_UP:
+                return True
+            snapshot = await read_snapshot(self._subscription.channel, stream.name)
+            if snapshot is None:
+                return False
+            position, text = snapshot
+            if not recoverable(position, await self._retry(partial(self._read, stream, position, following=True))):
+                continue
+            async with outbox.reading:
+                await outbox.drained()
+                if subscribed.state is SubscriberState.CATCHING_UP:
+                    group = stream.group(subscribed)
+                    known = position.epoch and position.offset
+                    encoded = group.encode(position.epoch, position.offset, text) if known else None
+                    outbox.push(encoded or group.encode_transient(text))
+                    subscribed.start_at(position)
+                    await outbox.drained()
+            return True
+        return False
 
     def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Repeat a read until the store answers. Live messages that arrive meanwhile are read afterwards, too."""

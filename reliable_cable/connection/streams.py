@@ -55,6 +55,10 @@ class SubscribedStream(Subscriber):
     #: When the request for the client's web page began. None after the first replay, or if the web page did not pass
     #: it.
     page_since: float | None = None
+    #: Whether the channel gives snapshots of the stream.
+    has_snapshots: bool = False
+    #: Whether the client needs a snapshot before the stream goes live.
+    needs_snapshot: bool = False
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
     #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
@@ -75,7 +79,12 @@ class SubscribedStream(Subscriber):
     @property
     def needs_replay(self) -> bool:
         """Whether the subscriber needs a replay before it can go live."""
-        return self.is_behind or self.page_since is not None
+        return self.is_behind or self.page_since is not None or self.needs_snapshot
+
+    @property
+    def begins_elsewhere(self) -> bool:
+        """Whether a replay must find where the stream begins: after the client's web page, or after a snapshot."""
+        return self.starts_with_page or self.needs_snapshot
 
     @property
     def named_position(self) -> StreamPosition:
@@ -125,6 +134,7 @@ class SubscribedStream(Subscriber):
 
     def start_at(self, position: StreamPosition) -> None:
         """Catch up from a position that the client named or had in its session."""
+        self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.first = position
 
@@ -134,6 +144,7 @@ class SubscribedStream(Subscriber):
         `first` is not changed. If the client does not receive the notice of the loss, the next restore has to send it
         again.
         """
+        self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.stream.position
 
@@ -239,8 +250,8 @@ class SubscriptionStreams:
         """Send an acknowledgement that names the subscription, such as `confirm_history`."""
         self.connection.outbox.push(messages.acknowledgement(type_, self.identifier))
 
-    def messages_lost(self) -> None:
-        """Tell an extended client that messages were lost. Make a base client reconnect (see Protocol: History)."""
+    def report_loss(self) -> None:
+        """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
         if self.connection.extended:
             self.reject_history()
         else:

@@ -96,6 +96,8 @@ class Subscription(SubscriptionStreams):
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor
+        subscribed.has_snapshots = self.channel.has_snapshots() and hub.settings.policy(start.name).history_size > 0
+        subscribed.needs_snapshot = subscribed.has_snapshots
         if start.after is not None:
             self._start_after_page(subscribed, start.after)
         elif start.since is not None and stream_id is not None and hub.settings.policy(start.name).history_size:
@@ -200,6 +202,17 @@ class Subscription(SubscriptionStreams):
     def fell_behind(self) -> None:
         """Catch up, because the socket of a live subscriber is full."""
         self.catch_up()
+
+    def messages_lost(self) -> None:
+        """Send snapshots if the channel has them. Otherwise, tell the client of the loss."""
+        snapshots = [each for each in self.streams.values() if each.has_snapshots]
+        for subscribed in snapshots:
+            subscribed.suspend()
+            subscribed.needs_snapshot = True
+        if len(snapshots) < len(self.streams):
+            self.report_loss()
+        if snapshots:
+            self.catch_up()
 
     def cancel_deadline(self) -> None:
         """Stop waiting for the history request of a restored subscription."""

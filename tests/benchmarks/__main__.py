@@ -7,6 +7,7 @@
 - `posts`: what a broadcast over HTTP costs a server
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
+- `runs`: what a token costs the process that writes a run
 """
 
 from __future__ import annotations
@@ -74,6 +75,16 @@ def run_logins() -> int:
         return logins.run(Path(folder))
 
 
+def run_runs() -> int:
+    """Measure the cost of tokens with a new Redis and a new SQLite file, and print a table."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    django.setup()
+    from tests.benchmarks import runs
+
+    with tempfile.TemporaryDirectory() as folder:
+        return runs.run(Path(folder))
+
+
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
     from tests.benchmarks import events, incoming, posts
@@ -89,11 +100,14 @@ def main() -> int:
     posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
     events.add_arguments(choices.add_parser("events", help="CPU per delivery to readers of server-sent events"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
+    choices.add_parser("runs", help="CPU per token of an answer that a task writes")
     options = parser.parse_args()
     if options.benchmark == "broadcast":
         return run_broadcast()
     if options.benchmark == "logins":
         return run_logins()
+    if options.benchmark == "runs":
+        return run_runs()
     modules: Mapping[str, Any] = {
         "fanout": command,
         "reconnect": reconnect,

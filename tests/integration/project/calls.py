@@ -26,6 +26,7 @@ from reliable_cable.channel import find_channel
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.templatetags.reliable_cable import cable_meta_tags
+from tests.integration.project import runs
 from tests.integration.project.gates import gates
 
 
@@ -270,7 +271,10 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "page_time": page_time,
     "position": reliable_cable.position,
     "presence_signals": presence_signals,
+    "read_run": runs.read_run,
+    "retry_run": runs.retry_run,
     "revoke": revoke,
+    "start_run": runs.start_run,
     "serve_wsgi": serve_wsgi,
     "session_time": session_time,
     "wait_at_gate": wait_at_gate,

@@ -19,6 +19,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "channels",
     "reliable_cable",
+    "reliable_cable.runs",
     "tests.integration.project",
     *json.loads(os.environ.get("CABLE_TEST_APPS", "[]")),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from celery import shared_task
 
 import reliable_cable
-from tests.integration.project import calls
+from tests.integration.project import calls, runs
 
 
 @shared_task  # type: ignore[untyped-decorator]
@@ -36,3 +36,9 @@ def count_up(stream: str, first: int, last: int, writer: str) -> None:
 def perform(request: Mapping[str, Any]) -> dict[str, Any]:
     """Make a call (calls.py) in a worker, and store its result for the process that sent the task."""
     return calls.perform(request)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def write_run(run: str) -> None:
+    """Write a run."""
+    runs.write(run)

@@ -1,0 +1,56 @@
+"""Reads the snapshots that channels give of their streams (see Architecture: Delivery to a subscriber)."""
+
+from functools import partial
+
+from reliable_cable.channel import Channel
+from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
+from reliable_cable.exceptions import ChannelError, StoreError
+from reliable_cable.namespaces import split_namespace
+from reliable_cable.protocol.payloads import is_falsy
+from reliable_cable.protocol.positions import PagePosition
+from reliable_cable.reply import Snapshot
+from reliable_cable.validation import encode_channel_value, start_position
+
+from .handlers import invoke_isolated
+
+
+async def read_snapshot(channel: Channel, stream: str) -> tuple[PagePosition, str] | None:
+    """Return a snapshot of a stream: its position, and its message as JSON text. None: the channel has none.
+
+    While a database or store cannot be reached, the call is repeated.
+
+    Args:
+        channel: the channel, which overrides `snapshot`.
+        stream: the name of the stream, with its namespace.
+
+    Raises:
+        ChannelError: the handler returned something else, or a snapshot of another stream.
+    """
+    return await retry(
+        partial(_read, channel, stream),
+        f"A snapshot of {channel.identifier} could not be read",
+        delay=RETRY_DELAY,
+        errors=StoreError,
+    )
+
+
+async def _read(channel: Channel, stream: str) -> tuple[PagePosition, str] | None:
+    try:
+        snapshot = await invoke_isolated(channel.connection, partial(channel.snapshot, split_namespace(stream)[1]))
+    except Exception as error:
+        if is_outage(error):
+            raise StoreError(str(error)) from error
+        raise
+    if snapshot is None:
+        return None
+    described = f"{type(channel).__name__}: the snapshot"
+    if not isinstance(snapshot, Snapshot):
+        raise ChannelError(f"{described} is a {type(snapshot).__name__}; it must be a Snapshot or None.")
+    position = start_position(snapshot.position, stream)
+    if position is None or not isinstance(snapshot.position, PagePosition):
+        raise ChannelError(f"{described} has no position of its stream.")
+    text, _ = encode_channel_value(snapshot.data, described)
+    if is_falsy(text):
+        raise ChannelError(f"{described} is falsy. Clients drop falsy messages; wrap it in a dict.")
+    return position, text

@@ -1,0 +1,64 @@
+"""Who may read and stop a run."""
+
+import uuid
+from typing import Any
+
+from django.utils.module_loading import import_string
+
+from reliable_cable.conf import get_settings
+from reliable_cable.namespaces import current_namespace
+
+from .models import Run
+
+
+class RunPermissions:
+    """Decides who may read and stop a run. By default, its owner may.
+
+    A project names its own class as the setting `RUN_PERMISSIONS`.
+    """
+
+    def may_read(self, user: Any, run: Run) -> bool:
+        """Return whether a user may read a run."""
+        return run.owner_id is not None and getattr(user, "is_authenticated", False) and run.owner_id == user.pk
+
+    def may_stop(self, user: Any, run: Run) -> bool:
+        """Return whether a user who may read a run may also stop it."""
+        return self.may_read(user, run)
+
+
+def permissions() -> RunPermissions:
+    """Return an object of the class that `RUN_PERMISSIONS` names."""
+    found: RunPermissions = import_string(get_settings().run_permissions)()
+    return found
+
+
+def readable_run(run: object, user: Any) -> Run:
+    """Return a run that a user may read.
+
+    Args:
+        run: the id of the run, as a client has sent it.
+        user: the user.
+
+    Raises:
+        Run.DoesNotExist: there is no such run, or the user may not read it.
+    """
+    found = _find(run)
+    if found is None or found.namespace != current_namespace() or not permissions().may_read(user, found):
+        raise Run.DoesNotExist("There is no such run.")
+    return found
+
+
+def stoppable_run(run: object, user: Any) -> Run:
+    """Return a run that a user may stop. It raises what `readable_run` raises."""
+    found = readable_run(run, user)
+    if not permissions().may_stop(user, found):
+        raise Run.DoesNotExist("There is no such run.")
+    return found
+
+
+def _find(run: object) -> Run | None:
+    try:
+        key = uuid.UUID(run) if isinstance(run, str) else run
+    except ValueError:
+        return None
+    return Run.objects.filter(pk=key).first() if isinstance(key, uuid.UUID) else None

@@ -1,0 +1,97 @@
+"""Decides what is broadcast of an answer, and when. It does no I/O, and has no clock."""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import events
+from .parts import REASONING
+
+
+class Coalescer:
+    """Collects what is written, and joins it to few events.
+
+    One thread may add while another one takes.
+
+    Args:
+        attempt: the number of the attempt.
+        interval: the shortest time between two broadcasts, in seconds.
+        max_length: how many characters of text are broadcast at once, even before that time.
+    """
+
+    __slots__ = ("_attempt", "_interval", "_length", "_lock", "_max_length", "_taken_at", "_written")
+
+    def __init__(self, attempt: int, interval: float = 0.03, max_length: int = 2048) -> None:
+        self._attempt = attempt
+        self._interval = interval
+        self._max_length = max_length
+        #: Texts, and parts, in the order in which they were written.
+        self._written: list[str | Mapping[str, Any]] = []
+        self._length = 0
+        self._lock = threading.Lock()
+        self._taken_at = -math.inf
+
+    def add(self, item: str | Mapping[str, Any]) -> bool:
+        """Add a text or a part.
+
+        Returns:
+            Whether `due` returns an earlier time now.
+        """
+        with self._lock:
+            self._written.append(item)
+            before = self._length
+            self._length += len(item) if isinstance(item, str) else 0
+            return len(self._written) == 1 or before < self._max_length <= self._length
+
+    def due(self) -> float:
+        """Return when the next broadcast is due, by the clock of `take`; infinity if there is nothing to broadcast."""
+        if not self._written:
+            return math.inf
+        return -math.inf if self._length >= self._max_length else self._taken_at + self._interval
+
+    def take(self, now: float) -> Sequence[dict[str, Any]]:
+        """Return the events for everything that was added since the last call.
+
+        Args:
+            now: the time, in seconds.
+        """
+        with self._lock:
+            written, self._written = self._written, []
+            self._length = 0
+        if not written:
+            return ()
+        self._taken_at = now
+        return [
+            events.chunk(self._attempt, item) if isinstance(item, str) else events.part(self._attempt, item)
+            for item in _joined(written)
+        ]
+
+
+def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:
+    """Join neighbouring texts, and neighbouring pieces of reasoning."""
+    joined: list[str | Mapping[str, Any]] = []
+    texts: list[str] = []
+    kind: str | None = None
+
+    def end() -> None:
+        if texts:
+            text = "".join(texts)
+            joined.append(text if kind is None else {"type": REASONING, "text": text})
+            texts.clear()
+
+    for item in written:
+        if isinstance(item, str):
+            following, text = None, item
+        elif item["type"] == REASONING:
+            following, text = REASONING, item["text"]
+        else:
+            end()
+            joined.append(item)
+            continue
+        if following != kind:
+            end()
+        kind = following
+        texts.append(text)
+    end()
+    return joined

@@ -1,0 +1,260 @@
+"""The streaming events of the client libraries `openai` and `anthropic`.
+
+Neither library is imported. Events are recognised by their attributes `type` and `object`, so objects of compatible
+libraries work, too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, Protocol
+
+from .exceptions import RunFailed
+
+_UNDERSTOOD: Final = (
+    "feed() takes a str, an event of the Responses API or a chunk of the Chat Completions API (openai), or an event of "
+    "the Messages API (anthropic), as the client yields it with stream=True."
+)
+
+# What the user reads if the model fails, or does not finish its answer.
+_FAILED: Final = "The model could not answer. Please try again."
+_BUSY: Final = "The model is busy. Please try again in a moment."
+_INTERRUPTED: Final = "The answer was interrupted. Please try again."
+_TOO_LONG: Final = "The answer was cut off at its maximum length."
+_FILTERED: Final = "The answer was ended by a content filter."
+_CONVERSATION_TOO_LONG: Final = "The conversation is too long for the model."
+
+#: Messages for the codes of errors, and for the reasons for which a model stops before its answer is complete.
+_MESSAGES: Final[Mapping[str, str]] = {
+    "rate_limit_exceeded": _BUSY,
+    "rate_limit_error": _BUSY,
+    "overloaded_error": _BUSY,
+    "max_output_tokens": _TOO_LONG,
+    "max_tokens": _TOO_LONG,
+    "length": _TOO_LONG,
+    "content_filter": _FILTERED,
+    "refusal": _FILTERED,
+    "context_length_exceeded": _CONVERSATION_TOO_LONG,
+    "model_context_window_exceeded": _CONVERSATION_TOO_LONG,
+}
+
+
+class Output(Protocol):
+    """What a `Feeder` writes to. See `Writer`."""
+
+    def write(self, text: str) -> None: ...
+    def reason(self, text: str) -> None: ...
+    def tool_call(self, id: str, name: str, input: Any) -> None: ...  # noqa: A002
+    def source(self, url: str, title: str = "") -> None: ...
+    def count(self, usage: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call whose arguments arrive in pieces."""
+
+    index: int
+    id: str
+    name: str
+    pieces: list[str] = field(default_factory=list)
+
+
+class Feeder:
+    """Writes what events say to an output. Several answers of a model may follow one another.
+
+    Args:
+        out: where to write.
+    """
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._calls: list[_Call] = []
+        #: The id of the answer to which the last chunk of the Chat Completions API belonged.
+        self._chat = ""
+        #: Whether the last answer has begun and not ended.
+        self._unfinished = False
+        #: Why the answer is not complete, while chunks with its usage may follow.
+        self._cut_off: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._former_usage: dict[str, Any] = {}
+
+    def feed(self, event: Any) -> None:
+        """Write what an event says. Types of events that are unknown here are ignored.
+
+        Raises:
+            RunFailed: the event is an error, or says that the answer is not complete.
+            TypeError: the object is not an event of these libraries.
+        """
+        type_ = getattr(event, "type", None)
+        if not isinstance(type_, str):
+            # The first chunk of Azure has an empty `object`.
+            if getattr(event, "object", None) not in ("chat.completion.chunk", "") or not hasattr(event, "choices"):
+                raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
+            self._chunk(event)
+        elif type_.startswith("response."):
+            self._response(type_, event)
+        elif type_.startswith(("message_", "content_block_")):
+            self._message(type_, event)
+        elif type_ == "error":
+            error = getattr(event, "error", None) or event
+            self._fail(getattr(error, "code", None) or error.type, error.message)
+        elif not _is_event(type(event)):
+            raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
+        elif type_ == "chunk":  # of `chat.completions.stream()`
+            self._chunk(event.chunk)
+
+    def end(self) -> None:
+        """Check that the last answer is complete. Call this after the last event.
+
+        Raises:
+            RunFailed: it is not, for example because the connection has ended early.
+        """
+        if self._cut_off is not None:
+            self._fail(self._cut_off)
+        if self._unfinished:
+            raise RunFailed(_INTERRUPTED)
+
+    def _response(self, type_: str, event: Any) -> None:
+        """Write an event of the Responses API."""
+        match type_.removeprefix("response."):
+            case "created":
+                self._begin()
+            case "output_text.delta" | "refusal.delta":
+                self._out.write(event.delta)
+            case "reasoning_text.delta" | "reasoning_summary_text.delta":
+                self._out.reason(event.delta)
+            case "reasoning_summary_part.added" if event.summary_index:
+                self._out.reason("\n\n")
+            case "output_text.annotation.added":
+                self._cite(event.annotation)
+            case "output_item.done" if event.item.type == "function_call" and event.item.status != "incomplete":
+                self._call(_Call(0, event.item.call_id, event.item.name, [event.item.arguments]))
+            case "output_item.done" if event.item.type == "custom_tool_call":
+                self._out.tool_call(event.item.call_id, event.item.name, event.item.input)
+            case "completed" | "incomplete" | "failed":
+                self._unfinished = False
+                self._count(event.response.usage)
+                if cause := event.response.error or event.response.incomplete_details:
+                    self._fail(getattr(cause, "code", None) or cause.reason, getattr(cause, "message", ""))
+
+    def _chunk(self, chunk: Any) -> None:
+        """Write a chunk of the Chat Completions API."""
+        if chunk.id and chunk.id != self._chat:
+            self._chat = chunk.id
+            self._begin()
+        for choice in chunk.choices:
+            if choice.index == 0:
+                self._delta(choice.delta)
+                if choice.finish_reason:
+                    self._finish(choice.finish_reason)
+        self._count(getattr(chunk, "usage", None))
+
+    def _delta(self, delta: Any) -> None:
+        # Compatible servers stream the model's reasoning by one of these names.
+        reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+        if isinstance(reasoning, str):
+            self._out.reason(reasoning)
+        if text := getattr(delta, "content", None) or getattr(delta, "refusal", None):
+            self._out.write(text)
+        for piece in getattr(delta, "tool_calls", None) or ():
+            call = self._open_call(piece.index)
+            if call is None or piece.id not in ("", None, call.id):
+                call = _Call(piece.index, piece.id, piece.function.name)
+                self._calls.append(call)
+            call.pieces.append(piece.function.arguments or "")
+
+    def _finish(self, reason: str) -> None:
+        self._unfinished = False
+        if reason in _MESSAGES:
+            self._cut_off = reason
+        else:
+            for call in self._calls:
+                self._call(call)
+        self._calls.clear()
+
+    def _message(self, type_: str, event: Any) -> None:
+        """Write an event of the Messages API."""
+        match type_:
+            case "message_start":
+                self._begin()
+                self._count(event.message.usage)
+            case "content_block_start" if event.content_block.type == "tool_use":
+                self._calls.append(_Call(event.index, event.content_block.id, event.content_block.name))
+            case "content_block_delta":
+                self._block_delta(event.index, event.delta)
+            case "content_block_stop":
+                if call := self._open_call(event.index):
+                    self._calls.remove(call)
+                    self._call(call)
+            case "message_delta":
+                self._count(event.usage)
+                if event.delta.stop_reason in _MESSAGES:
+                    self._fail(event.delta.stop_reason)
+            case "message_stop":
+                self._unfinished = False
+
+    def _block_delta(self, index: int, delta: Any) -> None:
+        match delta.type:
+            case "text_delta":
+                self._out.write(delta.text)
+            case "thinking_delta":
+                self._out.reason(delta.thinking)
+            case "citations_delta":
+                self._cite(delta.citation)
+            case "input_json_delta":
+                if call := self._open_call(index):
+                    call.pieces.append(delta.partial_json)
+
+    def _begin(self) -> None:
+        """Begin the next answer."""
+        if self._cut_off is not None:
+            self._fail(self._cut_off)
+        self._unfinished = True
+        self._calls.clear()
+        self._former_usage, self._usage = _sum(self._former_usage, self._usage), {}
+
+    def _fail(self, code: str, detail: str = "") -> NoReturn:
+        """Fail with the message for a code. What the server has said about it is for developers, so it is a note."""
+        self._unfinished, self._cut_off = False, None
+        failure = RunFailed(_MESSAGES.get(code, _FAILED))
+        failure.add_note(f"The model's server reported {code}{detail and ': '}{detail}")
+        raise failure
+
+    def _count(self, usage: Any) -> None:
+        """Record the usage of the current answer so far, added to the usage of the answers before it."""
+        if usage is not None:
+            self._usage |= usage.model_dump(mode="json", exclude_none=True, warnings=False)
+            self._out.count(_sum(self._former_usage, self._usage))
+
+    def _open_call(self, index: int) -> _Call | None:
+        return next((call for call in reversed(self._calls) if call.index == index), None)
+
+    def _call(self, call: _Call) -> None:
+        arguments = "".join(call.pieces)
+        try:
+            self._out.tool_call(call.id, call.name, json.loads(arguments or "{}"))
+        except (ValueError, RecursionError):
+            # Models write invalid JSON, too.
+            self._out.tool_call(call.id, call.name, arguments)
+
+    def _cite(self, citation: Any) -> None:
+        # Versions 2 of `openai` leave it a dict.
+        values = citation if isinstance(citation, dict) else vars(citation)
+        if url := values.get("url"):
+            self._out.source(url, values.get("title") or "")
+
+
+def _is_event(cls: type) -> bool:
+    """Return whether a class is one of the libraries' events, and not for example a message."""
+    return cls.__module__.partition(".")[0] in ("openai", "anthropic") and "Event" in cls.__name__
+
+
+def _sum(former: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the numbers in two usages. Of other values, the second one is kept."""
+    total = {**former, **usage}
+    for name in former.keys() & usage.keys():
+        if isinstance(former[name], dict) and isinstance(usage[name], dict):
+            total[name] = _sum(former[name], usage[name])
+        elif isinstance(former[name], int | float) and isinstance(usage[name], int | float):
+            total[name] = former[name] + usage[name]
+    return total

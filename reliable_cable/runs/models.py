@@ -1,0 +1,270 @@
+"""Runs in the database."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, ClassVar, Self
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.contenttypes.fields import GenericForeignKey
+from django.contrib.contenttypes.models import ContentType
+from django.db import models
+from django.db.models.functions import Now
+
+from reliable_cable.broadcasting import broadcast
+from reliable_cable.namespaces import current_namespace, use_namespace
+
+from . import events
+
+#: The error of a run whose writer has died.
+WRITER_DIED = "The answer was interrupted, because its writer has stopped."
+
+
+class Status(models.TextChoices):
+    """What happens to a run now."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+#: The states in which an attempt has not ended.
+ACTIVE = (Status.QUEUED, Status.RUNNING)
+
+
+class RunQuerySet(models.QuerySet["Run"]):
+    """Queries for runs."""
+
+    def about(self, subject: models.Model) -> Self:
+        """Return the runs with this subject."""
+        type_ = ContentType.objects.get_for_model(subject)
+        return self.filter(subject_type=type_, subject_id=str(subject.pk))
+
+    def active(self) -> Self:
+        """Return the runs that have not ended."""
+        return self.filter(status__in=ACTIVE)
+
+    def abandoned(self) -> Self:
+        """Return the running runs whose writer has not renewed its lease in time."""
+        return self.filter(status=Status.RUNNING, lease_until__lt=Now())
+
+
+class RunManager(models.Manager["Run"]):
+    """Starts runs, and ends those whose writer has died."""
+
+    def get_queryset(self) -> RunQuerySet:
+        """Return all runs."""
+        return RunQuerySet(self.model, using=self._db)
+
+    def about(self, subject: models.Model) -> RunQuerySet:
+        """Return the runs with this subject."""
+        return self.get_queryset().about(subject)
+
+    def active(self) -> RunQuerySet:
+        """Return the runs that have not ended."""
+        return self.get_queryset().active()
+
+    def start(
+        self,
+        *,
+        owner: AbstractBaseUser | None = None,
+        subject: models.Model | None = None,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - the name of the field
+    ) -> Run:
+        """Create a run, which is queued until a task writes it with `writing`.
+
+        Call this in the transaction that creates the question, and start the task with `transaction.on_commit`.
+
+        Args:
+            owner: the user who may read and stop the run.
+            subject: the saved object to which the run belongs, such as a conversation.
+            input: what the task needs, as JSON values.
+        """
+        run = self.model(
+            owner_id=None if owner is None else owner.pk,
+            input={} if input is None else dict(input),
+            namespace=current_namespace(),
+        )
+        if subject is not None:
+            run.subject = subject
+        run.save(using=self.db, force_insert=True)
+        return run
+
+    async def astart(
+        self,
+        *,
+        owner: AbstractBaseUser | None = None,
+        subject: models.Model | None = None,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - as above
+    ) -> Run:
+        """Async twin of `start`."""
+        return await sync_to_async(self.start)(owner=owner, subject=subject, input=input)
+
+    def retry(self, run: uuid.UUID | str) -> Run:
+        """Queue a run that has ended again, as a new attempt on the same stream. Start its task afterwards.
+
+        Args:
+            run: the id of the run.
+
+        Raises:
+            Run.DoesNotExist: there is no such run, or it has not ended.
+        """
+        ended = self.filter(pk=run).exclude(status__in=ACTIVE)
+        if not ended.update(
+            status=Status.QUEUED,
+            attempt=models.F("attempt") + 1,
+            text="",
+            parts=[],
+            usage={},
+            error="",
+            stop_requested=False,
+            writer="",
+            position="",
+            lease_until=None,
+            started_at=None,
+            ended_at=None,
+        ):
+            raise self.model.DoesNotExist(f"There is no run {run} that has ended.")
+        return self.get(pk=run)
+
+    async def aretry(self, run: uuid.UUID | str) -> Run:
+        """Async twin of `retry`."""
+        return await sync_to_async(self.retry)(run)
+
+    def expire(self) -> list[Run]:
+        """Fail the runs whose writer has died, and tell their readers. Return these runs.
+
+        Servers call this for the runs that are read there. A scheduled task may call it for all.
+        """
+        return [run for run in self.get_queryset().abandoned() if run.fail_if_abandoned()]
+
+
+class Run(models.Model):
+    """An answer that a background task writes. It belongs to no connection.
+
+    The events of a run are on its stream. The row has the whole answer as it was saved last.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    #: The user who may read and stop the run.
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, blank=True)
+    subject_type = models.ForeignKey(ContentType, on_delete=models.CASCADE, null=True, blank=True)
+    subject_id = models.CharField(max_length=255, blank=True, default="")
+    #: The object to which the run belongs.
+    subject = GenericForeignKey("subject_type", "subject_id")
+    #: The namespace in which the run was started, or "".
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
+    #: What the task needs.
+    input = models.JSONField(default=dict, blank=True)
+    status = models.CharField(max_length=9, choices=Status, default=Status.QUEUED)
+    #: The number of the attempt. Readers drop what they have from former attempts.
+    attempt = models.PositiveIntegerField(default=1)
+    #: The text of the answer so far.
+    text = models.TextField(blank=True, default="")
+    #: The other parts of the answer so far (see parts.py).
+    parts = models.JSONField(default=list, blank=True)
+    #: What the model has counted, such as tokens.
+    usage = models.JSONField(default=dict, blank=True)
+    #: Why the run has failed, for its user.
+    error = models.TextField(blank=True, default="")
+    stop_requested = models.BooleanField(default=False)
+    #: Names the writer of the attempt. A writer changes only rows that name it.
+    writer = models.CharField(max_length=32, blank=True, default="", editable=False)
+    #: The position on the stream up to which the row has the content, as `str(PagePosition)`; "" before the attempt is
+    #: written.
+    position = models.CharField(max_length=255, blank=True, default="", editable=False)
+    #: Until when the writer counts as alive, unless it renews this.
+    lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects: ClassVar[RunManager] = RunManager()
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["subject_type", "subject_id", "status"], name="reliable_cable_run_subject"),
+            models.Index(fields=["status", "lease_until"], name="reliable_cable_run_lease"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.pk} ({self.status})"
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream with the run's events."""
+        return events.stream_of(self.pk)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the attempt has ended."""
+        return self.status not in ACTIVE
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> bool:
+        """Stop the run, whoever writes it. What was written stays.
+
+        A run that no task writes yet is stopped at once. Otherwise, its writer stops within a quarter of a second.
+
+        Returns:
+            Whether the run had not ended before.
+        """
+        queued = Run.objects.filter(pk=self.pk, status=Status.QUEUED)
+        if queued.update(status=Status.STOPPED, stop_requested=True, ended_at=Now()):
+            self.refresh_from_db()
+            self.announce_end()
+            return True
+        return bool(Run.objects.filter(pk=self.pk, status=Status.RUNNING).update(stop_requested=True))
+
+    async def astop(self) -> bool:
+        """Async twin of `stop`."""
+        return await sync_to_async(self.stop)()
+
+    def fail_if_abandoned(self) -> bool:
+        """Fail the run if its writer has died, and tell its readers. Return whether this call has failed it."""
+        abandoned = Run.objects.get_queryset().abandoned().filter(pk=self.pk, writer=self.writer)
+        if not abandoned.update(status=Status.FAILED, error=WRITER_DIED, ended_at=Now(), lease_until=None):
+            return False
+        self.refresh_from_db()
+        self.announce_end()
+        return True
+
+    def announce_end(self) -> None:
+        """Broadcast the event with which the attempt ended. Repeating this sends nothing, as long as it is kept."""
+        with use_namespace(self.namespace):
+            broadcast(self.stream, self.end_event(), idempotency_key=f"{self.attempt}:end")
+
+    def end_event(self) -> dict[str, Any]:
+        """Return the event with which the attempt ended."""
+        if self.status == Status.FAILED:
+            return {"event": events.ERROR, "attempt": self.attempt, "message": self.error}
+        name = events.STOPPED if self.status == Status.STOPPED else events.COMPLETE
+        return {"event": name, "attempt": self.attempt, "usage": self.usage}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the event that has the whole answer, as it was saved last."""
+        return {
+            "event": events.SNAPSHOT,
+            "attempt": self.attempt,
+            "status": self.status,
+            "content": self.text,
+            "parts": self.parts,
+            "usage": self.usage,
+            "error": self.error,
+        }
+
+
+def lease(seconds: float) -> models.expressions.Combinable:
+    """Return an expression for the time at which a lease ends, by the clock of the database.
+
+    Args:
+        seconds: how long the lease lasts.
+    """
+    return models.ExpressionWrapper(Now() + timedelta(seconds=seconds), output_field=models.DateTimeField())

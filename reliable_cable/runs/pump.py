@@ -1,0 +1,133 @@
+"""Broadcasts and saves what tasks write, in one background thread for all runs of a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
+
+from .attempt import Attempt, stop_requests
+
+logger = logging.getLogger("reliable_cable")
+
+#: How often, in seconds, to ask the database whether runs were stopped.
+STOP_INTERVAL: Final = 0.2
+
+
+class _Served:
+    """An attempt that is served.
+
+    Args:
+        attempt: the attempt.
+        ended: called once, when the run was stopped or lost.
+    """
+
+    def __init__(self, attempt: Attempt, ended: Callable[[], object]) -> None:
+        self.attempt = attempt
+        self._ended: Callable[[], object] | None = ended
+
+    def end(self) -> None:
+        """Call `ended`, unless it was called before."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
+
+class Pump:
+    """Calls `step` of the attempts that are written in this process, and tells them when their runs were stopped.
+
+    Args:
+        clock: the clock of the attempts, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: The attempts by the ids of their runs.
+        self._attempts: dict[Any, _Served] = {}
+        self._changed = threading.Condition()
+        self._woken = False
+        self._running = False
+        self._asked_at = 0.0
+
+    def add(self, attempt: Attempt, ended: Callable[[], object]) -> None:
+        """Serve an attempt.
+
+        Args:
+            attempt: the attempt, which has begun.
+            ended: called once, in the thread of the pump, when the run was stopped or lost.
+        """
+        with self._changed:
+            self._attempts[attempt.run.pk] = _Served(attempt, ended)
+            if not self._running:
+                self._running = True
+                submit_alone("runs", self._run)
+            self._wake()
+
+    def remove(self, attempt: Attempt) -> None:
+        """Stop serving an attempt."""
+        with self._changed:
+            self._attempts.pop(attempt.run.pk, None)
+            self._wake()
+
+    def wake(self) -> None:
+        """Look again at what is due, because an attempt has more to broadcast."""
+        with self._changed:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._woken = True
+        self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._attempts:
+                    self._running = False
+                    return
+                due = min(served.attempt.due() for served in self._attempts.values())
+                due = min(due, self._asked_at + STOP_INTERVAL)
+                self._changed.wait_for(lambda: self._woken, max(0.0, due - self._clock()))
+                self._woken = False
+                attempts = dict(self._attempts)
+            for served in attempts.values():
+                if served.attempt.due() <= self._clock():
+                    self._step(served)
+            if self._asked_at + STOP_INTERVAL <= self._clock():
+                self._asked_at = self._clock()
+                self._find_stopped(attempts)
+
+    def _step(self, served: _Served) -> None:
+        try:
+            with_kept_connections(served.attempt.step)
+        except Exception:
+            # The other attempts must still be served.
+            logger.exception("The run %s could not be written.", served.attempt.run.pk)
+            served.attempt.lost = True
+        if served.attempt.lost:
+            served.end()
+
+    def _find_stopped(self, attempts: dict[Any, _Served]) -> None:
+        try:
+            stopped = with_kept_connections(stop_requests, list(attempts))
+        except Exception as error:
+            if not is_outage(error):
+                logger.exception("Stopped runs could not be looked for.")
+            return  # `step` logs outages
+        for pk in stopped:
+            attempts[pk].attempt.stopped = True
+            attempts[pk].end()
+
+
+_pumps: dict[int, Pump] = {}
+
+
+def pump() -> Pump:
+    """Return the pump of this process. A forked child has a pump of its own."""
+    pid = os.getpid()
+    return _pumps.get(pid) or _pumps.setdefault(pid, Pump())

@@ -1,0 +1,95 @@
+"""Tells the readers of runs how these ended, if their writers could not."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Final
+from weakref import WeakSet
+
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.per_loop import PerLoop
+from reliable_cable.concurrency.threads import run_store_write
+
+from .models import Run, Status
+
+logger = logging.getLogger("reliable_cable")
+
+#: How often, in seconds, to look for runs whose writer has died.
+INTERVAL: Final = 2.0
+#: For how long, in seconds, after its end to make sure that the readers of a run were told.
+ENDED_TIME: Final = 30
+#: How many runs to ask about in one query.
+BATCH: Final = 500
+
+
+class Reader:
+    """Someone on this server who reads a run.
+
+    Args:
+        run: the id of the run.
+    """
+
+    def __init__(self, run: uuid.UUID) -> None:
+        self.run = run
+
+
+class RunWatcher:
+    """Looks regularly for the ends of the runs that are read on this event loop."""
+
+    def __init__(self) -> None:
+        self._readers: WeakSet[Reader] = WeakSet()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, reader: Reader) -> None:
+        """Watch the run of a reader for as long as someone holds a reference to the reader."""
+        self._readers.add(reader)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        failing = False
+        try:
+            while self._readers:
+                await asyncio.sleep(INTERVAL)
+                try:
+                    await run_store_write(announce_ends, {reader.run for reader in self._readers})
+                    failing = False
+                except Exception as error:
+                    if not is_outage(error):
+                        logger.exception("Runs that have ended could not be looked for.")
+                    elif not failing:
+                        logger.warning("Runs that have ended cannot be looked for; trying again: %s", error)
+                    failing = True
+        finally:
+            self._task = None
+
+
+def announce_ends(runs: Collection[uuid.UUID]) -> None:
+    """Fail those of the runs whose writer has died, and tell the readers of those that have ended recently.
+
+    The writer of a run tells its readers, too. Whoever comes second sends nothing.
+
+    Args:
+        runs: the ids of runs.
+    """
+    ids = list(runs)
+    ended = ~Q(status__in=(Status.QUEUED, Status.RUNNING)) & Q(ended_at__gt=Now() - timedelta(seconds=ENDED_TIME))
+    for begin in range(0, len(ids), BATCH):
+        batch = Run.objects.get_queryset().filter(pk__in=ids[begin : begin + BATCH])
+        for run in batch.abandoned():
+            run.fail_if_abandoned()
+        for run in batch.filter(ended).defer("text", "parts"):
+            run.announce_end()
+
+
+_watchers: PerLoop[RunWatcher] = PerLoop()
+
+
+def watcher() -> RunWatcher:
+    """Return the watcher of the running event loop."""
+    return _watchers.get(RunWatcher)

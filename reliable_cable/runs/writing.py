@@ -1,0 +1,234 @@
+"""What a task uses to write a run: `writing`, `awriting` and `Writer`."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+from reliable_cable.concurrency.threads import run_store_write, sync_only
+
+from .attempt import Attempt
+from .exceptions import RunFailed, RunLost, RunStopped
+from .feeding import Feeder
+from .models import Run, Status
+from .parts import check_part, clean_text
+from .pump import pump
+
+logger = logging.getLogger("reliable_cable")
+
+#: What the user reads if a task fails with an error that is not a `RunFailed`.
+FAILED: Final = "Something went wrong. Please try again."
+
+
+class Writer:
+    """Writes the answer of a run. Its methods return at once: a background thread broadcasts and saves."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._pump = pump()
+        self._feeder: Feeder | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run, as it was when the attempt began."""
+        return self._attempt.run
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was stopped. A task that waits for a slow tool may ask this."""
+        return self._attempt.stopped
+
+    def write(self, text: str) -> None:
+        """Add text to the answer.
+
+        Raises:
+            RunStopped: the run was stopped. `writing` ends it.
+            RunLost: the run no longer belongs to this writer.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"write() takes a str, not {type(text).__name__}.")
+        if text:
+            self._add(clean_text(text))
+        else:
+            self._check()
+
+    def write_all(self, texts: Iterable[str]) -> None:
+        """Add each of several texts to the answer, as `write` does."""
+        for text in texts:
+            self.write(text)
+
+    def feed(self, event: object) -> None:
+        """Add what an event of the client library of a language model says.
+
+        These are understood: events of the Responses API and chunks of the Chat Completions API, as the library
+        `openai` yields them, events of the Messages API, as `anthropic` yields them, and `str`. Text, reasoning,
+        complete calls of your tools, cited web pages and usage are added. Other events are ignored. The run also fails
+        if the block ends before the last answer is complete; raise `RunStopped` to end it early.
+
+        Args:
+            event: the event.
+
+        Raises:
+            RunFailed: the model has failed, or its answer is not complete.
+            TypeError: the object is none of these.
+            RunError: as for `write`.
+        """
+        if isinstance(event, str):
+            self.write(event)
+            return
+        self._check()
+        if self._feeder is None:
+            self._feeder = Feeder(self)
+        self._feeder.feed(event)
+
+    def reason(self, text: str) -> None:
+        """Add text to the model's reasoning, which is a part of its own. It raises what `write` raises."""
+        if text:
+            self._add({"type": "reasoning", "text": clean_text(text)})
+
+    def tool_call(self, id: str, name: str, input: Any) -> None:  # noqa: A002 - the names in the part
+        """Add the call of a tool.
+
+        Args:
+            id: the id of the call.
+            name: the name of the tool.
+            input: its arguments, as JSON values.
+
+        Raises:
+            TypeError, ValueError: the part cannot be stored (see `parts.check_part`).
+            RunError: as for `write`.
+        """
+        self.part({"type": "tool-call", "id": id, "name": name, "input": input})
+
+    def tool_result(self, id: str, output: Any) -> None:  # noqa: A002 - the name in the part
+        """Add the result of a tool. It raises what `tool_call` raises."""
+        self.part({"type": "tool-result", "id": id, "output": output})
+
+    def source(self, url: str, title: str = "") -> None:
+        """Add a source that the answer cites. It raises what `tool_call` raises."""
+        self.part({"type": "source", "url": url, "title": title})
+
+    def data(self, name: str, data: Any) -> None:
+        """Add data of the application, such as a chart. It raises what `tool_call` raises."""
+        self.part({"type": "data", "name": name, "data": data})
+
+    def part(self, part: Mapping[str, Any]) -> None:
+        """Add a part of any type. It raises what `tool_call` raises."""
+        self._add(check_part(part))
+
+    def count(self, usage: Mapping[str, Any]) -> None:
+        """Record what the model has counted, such as tokens. Later values replace earlier ones of the same name."""
+        self._attempt.usage.update(usage)
+
+    def _end(self) -> None:
+        if self._feeder is not None and not self._attempt.stopped:
+            self._feeder.end()
+
+    def _add(self, item: str | Mapping[str, Any]) -> None:
+        self._check()
+        if self._attempt.coalescer.add(item):
+            self._pump.wake()
+
+    def _check(self) -> None:
+        if self._attempt.lost:
+            raise RunLost(f"The run {self.run.pk} no longer belongs to this writer.")
+        if self._attempt.stopped:
+            raise RunStopped(f"The run {self.run.pk} was stopped.")
+
+
+@contextmanager
+@sync_only("awriting")
+def writing(run: uuid.UUID | str) -> Iterator[Writer]:
+    """Write a queued run in the block. At its end, the answer is saved, and the run is completed.
+
+    If the run is stopped, the next `write` raises `RunStopped`, which ends the block and the run without an error. Any
+    other error fails the run, and is raised. The user reads the text of a `RunFailed`; of other errors, only that
+    something went wrong.
+
+    Args:
+        run: the id of the run.
+
+    Raises:
+        Run.DoesNotExist: there is no such run.
+        RunNotQueued: another task writes the run, or it has ended. A run that was stopped before is no error: then the
+            first `write` raises `RunStopped`.
+    """
+    attempt = Attempt(Run.objects.get(pk=run))
+    attempt.begin()
+    if not attempt.stopped:
+        pump().add(attempt, lambda: None)
+    out = Writer(attempt)
+    try:
+        yield out
+        out._end()
+    except BaseException as error:
+        pump().remove(attempt)
+        attempt.end(*_outcome(error))
+        if not isinstance(error, RunStopped):
+            raise
+    else:
+        pump().remove(attempt)
+        attempt.end(Status.STOPPED if attempt.stopped else Status.COMPLETED)
+
+
+@asynccontextmanager
+async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
+    """Async twin of `writing`. If the run is stopped, the block is cancelled, even while it waits for the model."""
+    attempt = Attempt(await Run.objects.aget(pk=run))
+    await run_store_write(attempt.begin)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - for the type checker: async code runs in a task
+    cancellation = _Cancellation(task)
+    if not attempt.stopped:
+        pump().add(attempt, lambda: loop.call_soon_threadsafe(cancellation.cancel))
+    out = Writer(attempt)
+    try:
+        yield out
+        out._end()
+    except BaseException as error:
+        pump().remove(attempt)
+        caught: BaseException = error
+        if cancellation.end() and isinstance(error, asyncio.CancelledError) and task.uncancel() == 0:
+            caught = RunLost("") if attempt.lost else RunStopped("")
+        await asyncio.shield(run_store_write(attempt.end, *_outcome(caught)))
+        if isinstance(caught, RunStopped):
+            return
+        if caught is not error:
+            raise RunLost(f"The run {attempt.run.pk} no longer belongs to this writer.") from None
+        raise
+    else:
+        pump().remove(attempt)
+        cancellation.end()
+        await run_store_write(attempt.end, Status.STOPPED if attempt.stopped else Status.COMPLETED)
+
+
+class _Cancellation:
+    """Cancels the task of a block at most once, and only while the block runs.
+
+    Args:
+        task: the task.
+    """
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task: asyncio.Task[Any] | None = task
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Cancel the task. Call this in its event loop."""
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    def end(self) -> bool:
+        """End the block. Return whether the task was cancelled."""
+        self._task = None
+        return self._cancelled
+
+
+def _outcome(error: BaseException) -> tuple[Status, str]:
+    """Return how an attempt ends with an error, and what its user reads."""
+    if isinstance(error, RunStopped):
+        return Status.STOPPED, ""
+    return Status.FAILED, str(error) if isinstance(error, RunFailed) else FAILED

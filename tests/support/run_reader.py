@@ -1,0 +1,71 @@
+"""A reader of a run, which computes the answer from the events, as clients do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from reliable_cable.runs import events
+
+
+class RunReader:
+    """What a reader has of a run.
+
+    Attributes:
+        attempt: the number of the newest attempt.
+        text: the text of that attempt so far.
+        parts: the data of its parts so far.
+        status: the status of that attempt, or the event with which it ended.
+        names: the names of all events, in their order.
+    """
+
+    def __init__(self) -> None:
+        self.attempt = 0
+        self.text = ""
+        self.parts: list[dict[str, Any]] = []
+        self.status = ""
+        self.names: list[str] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether the attempt has ended."""
+        return self.status not in ("", "queued", "running")
+
+    async def read(
+        self, receive: Callable[[], Awaitable[Any]], until: Callable[[RunReader], object], patience: float = 30
+    ) -> None:
+        """Read frames until a condition is true.
+
+        Args:
+            receive: returns the next frame.
+            until: the condition.
+            patience: how long to wait, in seconds.
+        """
+        async with asyncio.timeout(patience):
+            while not until(self):
+                frame = await receive()
+                if isinstance(frame.get("message"), dict):
+                    self.add(frame["message"])
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Apply an event."""
+        name = event["event"]
+        self.names.append(name)
+        if name == events.SNAPSHOT:
+            self.attempt, self.status = event["attempt"], event["status"]
+            self.text, self.parts = event["content"], event["parts"]
+            return
+        if event["attempt"] > self.attempt:
+            self.attempt, self.status = event["attempt"], "running"
+            self.text, self.parts = "", []
+        elif event["attempt"] < self.attempt or self.ended:
+            return
+        if name == events.START:
+            self.status = "running"
+        elif name == events.CHUNK:
+            self.text += event["content"]
+        elif name == events.PART:
+            self.parts = [*self.parts, event["part"]]
+        elif name in events.ENDS:
+            self.status = name

@@ -1,0 +1,84 @@
+"""What is broadcast of an answer, and when."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reliable_cable.runs.coalescing import Coalescer
+from reliable_cable.runs.parts import Content
+
+CALL = {"type": "tool-call", "id": "1", "name": "weather", "input": {}}
+
+
+def test_the_first_text_is_due_at_once() -> None:
+    coalescer = Coalescer(1)
+    assert coalescer.due() == math.inf
+    assert coalescer.add("a")
+    assert coalescer.due() == -math.inf
+
+
+def test_later_texts_are_joined_for_a_time() -> None:
+    coalescer = Coalescer(1, interval=0.03)
+    coalescer.add("a")
+    assert coalescer.take(10.0) == [{"event": "chunk", "attempt": 1, "content": "a"}]
+    assert coalescer.add("b")
+    assert not coalescer.add("c"), "the pump need not be woken for each token"
+    assert coalescer.due() == 10.03
+    assert coalescer.take(10.03) == [{"event": "chunk", "attempt": 1, "content": "bc"}]
+    assert not coalescer.take(11.0)
+
+
+def test_much_text_is_due_at_once() -> None:
+    coalescer = Coalescer(1, max_length=4)
+    coalescer.add("a")
+    coalescer.take(10.0)
+    coalescer.add("bcd")
+    assert coalescer.due() > 10.0
+    assert coalescer.add("e")
+    assert coalescer.due() == -math.inf
+
+
+def test_parts_keep_their_places_and_reasoning_is_joined() -> None:
+    coalescer = Coalescer(2)
+    for item in ("a", {"type": "reasoning", "text": "b"}, {"type": "reasoning", "text": "c"}, CALL, "d", "e"):
+        coalescer.add(item)
+    assert coalescer.take(0.0) == [
+        {"event": "chunk", "attempt": 2, "content": "a"},
+        {"event": "part", "attempt": 2, "part": {"type": "reasoning", "text": "bc"}},
+        {"event": "part", "attempt": 2, "part": CALL},
+        {"event": "chunk", "attempt": 2, "content": "de"},
+    ]
+
+
+items = st.one_of(
+    st.text(min_size=1, max_size=5),
+    st.text(min_size=1, max_size=5).map(lambda text: {"type": "reasoning", "text": text}),
+    st.just(CALL),
+    st.none(),
+)
+
+
+@given(st.lists(items))
+def test_however_it_is_taken_the_content_is_the_same(written: list[Any]) -> None:
+    """None means that the pump takes what was written before."""
+    direct, taken, coalescer = Content(), Content(), Coalescer(1, max_length=4)
+
+    def take() -> None:
+        for event in coalescer.take(0.0):
+            if event["event"] == "chunk":
+                taken.add_text(event["content"])
+            else:
+                taken.add_part(event["part"])
+
+    for item in written:
+        if item is None:
+            take()
+            continue
+        coalescer.add(item)
+        direct.add_text(item) if isinstance(item, str) else direct.add_part(item)
+    take()
+    assert (taken.text, taken.parts) == (direct.text, direct.parts)
