@@ -68,8 +68,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
-    #: The origins of web pages that may connect, such as `["https://example.com", "https://*.example.org"]`.
-    #: `"*"` means all origins, and None means this site (see `origins.is_allowed`).
+    #: The origins of the web pages that may connect. `"*"` allows all, and None allows this site. See
+    #: `origins.is_allowed`. An example is `["https://example.com", "https://*.example.org"]`.
     allowed_origins: Sequence[str] | None = None
     #: The alias of the channel layer from which the consumer receives messages; None if it uses no channel layer.
     channel_layer_alias: str | None = None
