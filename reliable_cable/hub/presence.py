@@ -315,7 +315,8 @@ class PresenceService:
     async def _send_signals(self) -> None:
         try:
             while self._signals:
-                await run_handler(self._send_signal, self._signals.popleft())
+                # A context variable that a receiver sets must not leak into the receivers of other signals.
+                await run_handler(Context().run, self._send_signal, self._signals.popleft())
         finally:
             self._sending = None
 
