@@ -67,6 +67,10 @@ VALID: dict[str, list[Any]] = {
     "NAMESPACE": [None, "project.tenants.namespace"],
     "DATABASE": ["default"],
     "HANDLER_THREADS": [0, 8],
+    "RUN_LEASE": [3, 15, 60.5],
+    "RUN_BROADCAST_INTERVAL": [0, 0.03, 1],
+    "RUN_BROADCAST_SIZE": [1, 2048],
+    "RUN_PERMISSIONS": ["project.access.TeamPermissions"],
 }
 
 #: Values that are invalid for every setting with a number.
@@ -127,6 +131,10 @@ INVALID: dict[str, list[Any]] = {
     "NAMESPACE": ["", "namespace", 1, len],
     "DATABASE": [*NOT_TEXT, "nowhere"],
     "HANDLER_THREADS": NOT_INTEGERS,
+    "RUN_LEASE": [*NOT_NUMBERS, 2.9],
+    "RUN_BROADCAST_INTERVAL": NOT_NUMBERS,
+    "RUN_BROADCAST_SIZE": [*NOT_INTEGERS, 0],
+    "RUN_PERMISSIONS": [None, "", "TeamPermissions", len],
 }
 
 
@@ -383,38 +391,3 @@ class TestGetSettings:
             for _ in range(2):
                 with pytest.raises(ImproperlyConfigured):
                     get_settings()
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"JWT_ALGORITHMS": ["RS256"]}, "it must be used with JWT_JWKS, which has the keys for RS256"),
-        ({"JWT_JWKS": "keys.json"}, "a list with the algorithms of the keys in JWT_JWKS"),
-        ({"JWT_JWKS": "keys.json", "JWT_ALGORITHMS": ["HS256"]}, "a list with the algorithms of the keys in JWT_JWKS"),
-        ({"JWT_JWKS": "keys.json", "JWT_ALGORITHMS": ["RS256"], "JWT_SECRET": "s"}, "the algorithm of JWT_SECRET"),
-    ],
-)
-def test_algorithms_of_tokens_without_a_key_and_keys_without_an_algorithm_are_errors(
-    values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ImproperlyConfigured, match=message):
-        read_settings(values)
-
-
-def test_a_single_audience_or_issuer_is_read_as_a_tuple() -> None:
-    settings = read_settings({"JWT_AUDIENCE": "web", "JWT_ISSUER": "https://login.example.com"})
-    assert (settings.jwt_audience, settings.jwt_issuer) == (("web",), ("https://login.example.com",))
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({}, False),
-        ({"SECRET": "s"}, False),
-        ({"JWT_SECRET": "s"}, True),
-        ({"JWT_REQUIRED": False}, True),
-        ({"AUTHENTICATORS": []}, True),
-    ],
-)
-def test_tokens_are_read_if_one_of_their_settings_is_given(values: dict[str, Any], expected: bool) -> None:
-    assert read_settings(values).reads_tokens is expected
