@@ -58,7 +58,7 @@ async def test_readers_that_come_and_go_get_the_whole_answer(served: Server, wor
     async with Client(served.url) as client:
         await client.send("subscribe", identifier, history={"since": 1})
         await late.read(client.next, lambda reader: reader.ended, PATIENCE)
-    assert (late.status, late.text) == ("complete", TEXT)
+    assert (late.status, late.text) == ("completed", TEXT)
     assert late.names[0] == "snapshot"
     async with Client(served.url) as client:
         await client.send("subscribe", identifier, history={"since": 1})
@@ -75,11 +75,11 @@ async def test_a_run_whose_worker_is_killed_fails_and_can_be_retried(served: Ser
         os.kill(reader.parts[0]["data"], signal.SIGKILL)
         await reader.read(client.next, lambda reader: reader.ended, PATIENCE)
         failed = await served.call("read_run", run)
-        assert (reader.status, failed["status"]) == ("error", "failed")
+        assert (reader.status, failed["status"]) == ("failed", "failed")
         assert reader.text.startswith(failed["text"])
         await served.call("retry_run", run)
         await reader.read(client.next, lambda reader: reader.attempt == 2 and reader.ended, PATIENCE)
-    assert (reader.status, reader.text) == ("complete", TEXT)
+    assert (reader.status, reader.text) == ("completed", TEXT)
     assert worker.dead_children
 
 

@@ -7,6 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from reliable_cable.runs import events
+from reliable_cable.runs.models import Status
+
+#: The events that end an attempt, with the status of the run after each.
+ENDED = {events.COMPLETE: Status.COMPLETED, events.STOPPED: Status.STOPPED, events.ERROR: Status.FAILED}
 
 
 class RunReader:
@@ -16,7 +20,7 @@ class RunReader:
         attempt: the number of the newest attempt.
         text: the text of that attempt so far.
         parts: the data of its parts so far.
-        status: the status of that attempt, or the event with which it ended.
+        status: the status of that attempt: the same whether a snapshot or an event told it.
         names: the names of all events, in their order.
     """
 
@@ -67,5 +71,5 @@ class RunReader:
             self.text += event["content"]
         elif name == events.PART:
             self.parts = [*self.parts, event["part"]]
-        elif name in events.ENDS:
-            self.status = name
+        elif name in ENDED:
+            self.status = ENDED[name]

@@ -274,7 +274,7 @@ async def test_readers_are_told_that_the_writer_died(
         await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
         await reader.read(client.receive, lambda reader: reader.text == "a")
         await sync_to_async(expire)(run)
-        await reader.read(client.receive, lambda reader: reader.status == "error")
+        await reader.read(client.receive, lambda reader: reader.status == "failed")
     assert reader.text == "a"
     assert (await Run.objects.aget(pk=run.pk)).error == WRITER_DIED
 
@@ -286,11 +286,12 @@ async def test_readers_are_told_of_an_end_that_the_writer_could_not_broadcast(
     reader = RunReader()
     async with Client(scope={"user": owner}) as client:
         await client.send("subscribe", identifier("RunChannel", id=str(run.pk)), history={"since": 1})
+        await reader.read(client.receive, lambda reader: reader.status == "queued")
         with monkeypatch.context() as broken:
             broken.setattr(Run, "announce_end", lambda run: None)
             async with awriting(run.pk) as out:
                 out.write("a")
-        await reader.read(client.receive, lambda reader: reader.status == "complete")
+        await reader.read(client.receive, lambda reader: reader.status == "completed")
     assert reader.text == "a"
 
 
