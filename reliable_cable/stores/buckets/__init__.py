@@ -1,1 +1,1 @@
-"""Named token buckets, by which all processes together limit a rate, such as that of connects from an address."""
+"""Named token buckets, which limit rates, such as the rate of new connections from an IP address."""

@@ -15,9 +15,9 @@ MAX_BUCKETS: Final = 10_000
 
 
 class MemoryBuckets(Buckets):
-    """Stores the buckets that are not full in this process.
+    """Stores buckets in the memory of this process. Full buckets are dropped, because a new bucket is full too.
 
-    If there are more than `MAX_BUCKETS`, the least recently used ones are dropped.
+    If there are more than `MAX_BUCKETS` buckets, the least recently used ones are dropped as well.
 
     Args:
         clock: a function that returns the time of a monotonic clock, in seconds.

@@ -9,7 +9,7 @@ from .base import Buckets
 
 
 class RedisBuckets(RedisStore, Buckets):
-    """Stores the buckets that are not full in Redis. Each bucket has a key, which expires when the bucket is full.
+    """Stores buckets in Redis. The key of a bucket expires when the bucket is full, because a new bucket is full too.
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.

@@ -8,18 +8,19 @@ from typing import Any, Final, Literal
 from reliable_cable.stores.base import Listener, Store, async_twin
 
 #: How long, in seconds, a client may be unreachable before the server closes its connection. Leaves are remembered for
-#: this time in addition to the TTL of sessions. So a restored client can be sent all leaves that it has missed.
+#: this time in addition to `sessions_ttl`. So a client whose session is restored can be sent all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
-#: The share of PRESENCE_TTL after which the store assumes an outage if no process has called `expire`. Each process
-#: refreshes its members and then calls `expire` in every third of PRESENCE_TTL. So the share must be greater than 1/3.
-#: It must be less than 2/3, because a member has 2/3 of its TTL left at each refresh.
+#: The store assumes an outage if no process has called `expire` for this share of PRESENCE_TTL. The share must be more
+#: than 1/3, because each process calls `refresh` and `expire` only once in each third of PRESENCE_TTL. It must be less
+#: than 2/3, because when an outage begins, sessions have at least 2/3 of their TTL left. With a greater share, sessions
+#: could expire before the store assumes an outage.
 OUTAGE_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceEvent:
-    """The event for a member who has joined or left a stream (see Protocol: Presence)."""
+    """The event for a member that has joined or left a stream (see Protocol: Presence)."""
 
     stream: str
     type: Literal["join", "leave"]
@@ -40,7 +41,7 @@ class PresenceInfo:
 
     Args:
         total: the number of members.
-        records: the infos of the members by id, in the order of the joins; None if only the total was requested.
+        records: the infos of the members by id, in the order of their joins; None if only the total was requested.
         incarnation: the incarnation of the stream's presence data. If it has changed, the store has lost data. It is
             `""` if the store has no data of the stream.
     """
@@ -52,14 +53,14 @@ class PresenceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A session of a member of a stream.
+    """A session in which a member is present in a stream.
 
     Args:
         stream: the name of the stream.
         session: the key of the session.
         id: the id of the member.
         info: the info of the session.
-        joined: whether the session has joined before, so that the store should already have it.
+        joined: whether the session has joined before, so that the store should already have the session.
         replaces: the key of the client's former session; `""` if there is none. If that session has the same member id,
             the new session takes its place in the order of joins, and the former session ends.
     """
@@ -74,7 +75,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """The result of a refresh.
+    """The result of `PresenceStore.refresh`.
 
     Args:
         unknown: the (stream, session) pairs that the store does not have, because they have expired or were lost.
@@ -90,25 +91,26 @@ class PresenceListener(Listener):
 
 
 class PresenceStore(Store):
-    """Stores the members of streams.
+    """Base class of the stores for the members of streams.
 
-    A member is an id (a string) with an info (any JSON value). It has a session for each subscription in which it has
-    joined. A session has an opaque key. It ends with `leave`. A call of `expire` also ends it if its last `refresh` was
-    more than `settings.presence_ttl` seconds ago, or `shorten` was more than `settings.presence_grace` seconds ago.
+    A member is an id (a string) with an info (any JSON value). A member has a session for each subscription in which it
+    has joined. A session has an opaque key, and is ended by `leave`. `expire` also ends sessions whose last `refresh`
+    was more than `settings.presence_ttl` seconds ago, or for which `shorten` was called more than
+    `settings.presence_grace` seconds ago.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
-    last session ends. If a session joins with another id, it leaves the first id.
+    last session ends. If a session joins again with another id, it first leaves with the former id.
 
-    Each session has an info of its own, which changes if the session joins again. The info of a member is that of its
-    earliest session. Changes of an info are not announced.
+    Each session has an info of its own, which changes if the session joins again. The info of a member is the info of
+    its earliest session. Changes of an info are not announced.
 
-    Events are announced to the listeners of all processes that share the store. The call that has caused an event also
-    returns it, so that exactly one process can act on the event. If the response to the call is lost, no process can.
+    Events are announced to the listeners of all processes that share the store. The call that causes an event also
+    returns the event, so that exactly one process can act on it. If the response is lost, no process can.
     """
 
     @property
     def outage(self) -> float:
-        """The time, in seconds, without a call of `expire` by any process, after which the store assumes an outage."""
+        """The time, in seconds, after which the store assumes an outage if no process has called `expire`."""
         return self.settings.presence_ttl * OUTAGE_SHARE
 
     @property
@@ -126,19 +128,19 @@ class PresenceStore(Store):
             info: the info of the session.
 
         Raises:
-            TypeError: `info` is not a JSON value.
-            ValueError: `info` is not a JSON value.
+            TypeError: `info` contains an object that JSON cannot represent.
+            ValueError: `info` contains a number that JSON cannot represent, or contains itself.
             StoreError: the store failed. The session may or may not have been added.
         """
         return self.join_all([Member(stream, session, id, info)])
 
     @abstractmethod
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions to streams, or refresh them, in this order. Return the resulting events.
+        """Add sessions to streams, or refresh them, in the given order. Return the resulting events.
 
-        If the store has lost its data, members with `joined` are added again. Their joins are announced, so that all
-        rosters are complete again. But the events are not returned, because no member has really joined. Only if the
-        leave of such a member was announced before, the event is returned.
+        If the store has lost its data, sessions with `joined` are added again. The joins of their members are announced
+        again, so that all listeners know these members. But the events are not returned, because no member has really
+        joined. Only if the leave of a member was announced before, its join is returned.
         """
 
     @abstractmethod
@@ -148,8 +150,8 @@ class PresenceStore(Store):
     def shorten(self, stream: str, session: str) -> None:
         """Let a session expire after `settings.presence_grace` seconds, unless it expires earlier.
 
-        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. A store need
-        not override this method. The session then expires after the TTL.
+        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. A subclass
+        need not override this method. Without it, the session expires after the usual TTL.
         """
 
     @abstractmethod
@@ -157,8 +159,8 @@ class PresenceStore(Store):
         """Renew the TTL of sessions.
 
         Args:
-            held: the keys of the sessions, by stream. The keys of a stream may be empty, if only its incarnation is
-                needed. If the store has no data of a stream, this call begins an incarnation.
+            held: the keys of the sessions, by the name of the stream. A stream may have no keys, if only its
+                incarnation is needed. If the store has no data of a stream, the call begins a new incarnation.
         """
 
     @abstractmethod
@@ -182,12 +184,11 @@ class PresenceStore(Store):
 
     @abstractmethod
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that have left a stream and have not joined again.
+        """Return the ids of members that have left a stream and have not joined again, in the order of their leaves.
 
         Args:
             stream: the name of the stream.
-            seconds: the age, in seconds, up to which leaves are returned. The store remembers leaves for `memory`
-                seconds.
+            seconds: the maximum age of the leaves, in seconds. The store remembers leaves for `memory` seconds.
         """
 
     @abstractmethod

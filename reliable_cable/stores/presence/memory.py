@@ -39,7 +39,7 @@ class _Stream:
 
 
 class MemoryPresenceListener(BusListener[PresenceEvent | PresenceMissed], PresenceListener):
-    """Announces the events of this process. Each listener delivers its own copies, which the receiver may change."""
+    """Announces the events of this process. Each listener delivers copies, which the receiver may change."""
 
     def __init__(self, bus: Bus[PresenceEvent | PresenceMissed], deliver: Deliver) -> None:
         super().__init__(bus, lambda event: deliver(deepcopy(event)))
@@ -57,16 +57,16 @@ class MemoryPresenceStore(PresenceStore):
         super().__init__(settings, clock=clock)
         self._incarnation = secrets.token_hex(8)
         self._streams: dict[str, _Stream] = {}
-        #: The id and the time of expiry of each session, by (stream, session). The order is that of expiry, because a
-        #: new or refreshed session moves to the end.
+        #: The id and the time of expiry of each session, by (stream, session). The sessions are in the order of their
+        #: expiry, because a new or refreshed session moves to the end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         #: The times of expiry of the sessions for which `shorten` was called, the earliest first.
         self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: The time of the last call of `expire`; None if no session remained after it.
+        #: The time of the last call of `expire`; None if no sessions remained after that call.
         self._expired_at: float | None = None
-        #: The time before which `expire` removes nothing, after an outage.
+        #: The time, after an outage, before which `expire` removes no sessions.
         self._grace_end = 0.0
         self._bus: Bus[PresenceEvent | PresenceMissed] = Bus()
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class MemoryPresenceStore(PresenceStore):
         with self._lock:
             now = self.clock()
             if self._expired_at is not None and now - self._expired_at > self.outage:
-                # The process was suspended, so that no session could be refreshed.
+                # The process was suspended, and could not refresh its sessions. They get time for a refresh.
                 self._grace_end = now + self.settings.presence_ttl
             if now >= self._grace_end:
                 for key in self._overdue():
@@ -131,20 +131,20 @@ class MemoryPresenceStore(PresenceStore):
         return PresenceInfo(len(texts), infos, self._incarnation)
 
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left, in the order of their leaves."""
+        """Return the ids of members that have left and have not joined again, in the order of their leaves."""
         with self._lock:
             since = self.clock() - min(seconds, self.memory)
             state = self._streams.get(stream)
             return [id_ for id_, left_at in state.left.items() if left_at >= since] if state else []
 
     def listen(self, deliver: Deliver) -> MemoryPresenceListener:
-        """Return a listener that calls `deliver` with events on the running event loop, in their order."""
+        """Return a listener that calls `deliver` with events on the running event loop, in the order of the events."""
         return MemoryPresenceListener(self._bus, deliver)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return call()
 
-    # -- these need the lock ------------------------------------------------------------------------------------------
+    # -- methods that need the lock -----------------------------------------------------------------------------------
 
     def _join(self, member: Member, text: str) -> list[PresenceEvent]:
         events: list[PresenceEvent] = []

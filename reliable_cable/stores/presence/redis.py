@@ -18,9 +18,10 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 #: The maximum number of scripts in one round trip.
 SCRIPTS_PER_ROUND_TRIP: Final = 200
-#: The maximum number of sessions that a script removes. It must be limited, because a script blocks Redis.
+#: The maximum number of sessions that a script removes. The number is limited, because a running script blocks Redis.
 EXPIRE_SIZE: Final = 500
-#: The maximum number of rounds in a call of `expire`. The next call handles the remaining streams.
+#: The maximum number of rounds in a call of `expire`. Each round handles up to SCRIPTS_PER_ROUND_TRIP streams. The next
+#: call handles the remaining streams.
 EXPIRE_ROUNDS: Final = 50
 
 
@@ -31,7 +32,8 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     refreshed, until a process calls `expire`.
 
     Args:
-        settings: the settings; `redis_url`, `redis_options`, `key_prefix`, `presence_ttl` and `sessions_ttl` are used.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix`, `presence_ttl`, `presence_grace` and
+            `sessions_ttl` are used.
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
@@ -60,7 +62,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     join_all = sync_twin(ajoin_all)
 
     def _join(self, member: Member) -> Call:
-        # `json.dumps` returns ASCII text, in which JSON can represent every Python string.
+        # `json.dumps` escapes all characters beyond ASCII, so that even strings that UTF-8 cannot encode can be stored.
         id_, info = json.dumps(member.id), json.dumps(member.info, allow_nan=False)
         return self._call("join", member.stream, member.session, id_, info, int(member.joined), member.replaces)
 
@@ -77,7 +79,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     shorten = sync_twin(ashorten)
 
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Renew the TTL of sessions, with one call for each stream."""
+        """Renew the TTL of sessions, with one script for each stream."""
         calls = [self._call("refresh", stream, *sessions) for stream, sessions in held.items()]
         unknown: list[tuple[str, str]] = []
         incarnations: dict[str, str] = {}
@@ -118,7 +120,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     info = sync_twin(ainfo)
 
     async def aleft_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left, in the order of their leaves."""
+        """Return the ids of members that have left and have not joined again, in the order of their leaves."""
         (ids,) = await self.client.arun(self._call("left", stream, seconds), idempotent=True)
         return [json.loads(id_) for id_ in ids]
 
@@ -151,7 +153,7 @@ def _event(stream: str, kind: bytes, id_: str, info: Any) -> PresenceEvent:
 
 
 def _events(streams: Iterable[str], replies: Iterable[Any]) -> list[PresenceEvent]:
-    """Return the events in the replies of scripts. The streams are in the order of the replies."""
+    """Return the events in the replies of scripts. The first reply is about the first stream, and so on."""
     return [
         _event(stream, kind, json.loads(id_), json.loads(info))
         for stream, reply in zip(streams, replies, strict=True)

@@ -17,12 +17,12 @@ from .failures import report_failure
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: A time in seconds since 1970. Earlier times cannot come from a web page or a ping. A request with an earlier time
-#: means all messages in the current epoch, even if earlier epochs have lost messages.
+#: A time, in seconds since 1970, that is earlier than any web page or ping. A request for the messages since an even
+#: earlier time asks for all messages of the current epoch, even if messages of earlier epochs were lost.
 LONG_AGO = 86400.0
 
 #: The maximum age, in seconds, of young entries. Followers, which read a stream without a break, can read young entries
-#: even beyond the history size.
+#: even if these are beyond the history size.
 YOUNG_TIME = 20.0
 #: The maximum total size, in bytes, of the young entries that a stream stores beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
@@ -34,7 +34,7 @@ class Message:
 
     Args:
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message; `""` if all may receive it.
+        exclude: the id of the session that must not receive the message; `""` if all sessions may receive it.
         idempotency_key: the idempotency key; `""` if there is none. If the stream has stored a message with the same
             key, an append stores nothing, and returns the position of that message.
     """
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The event for a message that was stored. It may arrive late, twice, out of order, or never."""
+    """The event for a message that was stored. The event may arrive late, twice, out of order, or never."""
 
     stream: str
     epoch: str
@@ -65,8 +65,8 @@ class Transient:
     Args:
         stream: the name of the stream.
         data: the payload as JSON text.
-        exclude: the id of the session that must not receive the message; `""` if all may receive it.
-        whisper: whether a client has sent the message. A client does not receive whispers while its socket is full.
+        exclude: the id of the session that must not receive the message; `""` if all sessions may receive it.
+        whisper: whether a client has sent the message. Whispers are not sent to a client that receives too slowly.
     """
 
     stream: str
@@ -93,7 +93,7 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
         now: the newest announced position when the read ended.
         tail: the position that the read has returned.
     """
-    # Messages that were announced during the read may be newer than the tail.
+    # If messages were announced during the read, the tail may be older than `now`. Then it reveals nothing new.
     overtaken = tail.epoch == now.epoch and was.offset <= tail.offset <= now.offset
     return tail != was and not overtaken
 
@@ -101,14 +101,15 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
 class StreamListener(Listener):
     """Receives the events of a stream store. `StreamStore.listen` returns a listener.
 
-    Each message that is appended after `subscribe` has returned causes an event. This is `Published` with the message,
-    or `Advanced`, after which a read of the stream returns the message.
+    Each message that is appended after `subscribe` has returned causes an event. The event is `Published` with the
+    message, or `Advanced`, after which a read of the stream returns the message.
     """
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams. Override this if one round trip is enough for it.
+        """Start to announce the events of several streams.
 
-        If this method raises an error, the caller unsubscribes from all these streams.
+        A subclass should override this method if it can subscribe to several streams in one round trip. If the method
+        raises an error, the caller unsubscribes from all these streams.
         """
         for stream in streams:
             await self.subscribe(stream)
@@ -116,19 +117,19 @@ class StreamListener(Listener):
     async def fence(self) -> None:
         """Wait until all events that were announced before this call have been delivered, or are known to be lost.
 
-        To find out whether missing messages are lost, read the store, then call this method. Messages that have not
-        arrived when this method returns are lost.
+        To find out whether the events of missing messages are lost, read the store, then call this method. Events that
+        have not arrived when this method returns are lost.
         """
 
     def doubt(self, stream: str) -> None:
-        """Make the next check announce `Advanced` for a stream, if the stream exists.
+        """Announce `Advanced` for a stream at the next regular check of its position, if the stream exists.
 
-        Call this if a repair has ended before the stream has reached the announced position.
+        Call this if a message was announced, but the store does not have it, perhaps because of a failover.
         """
 
 
 class StreamStore(Store):
-    """Numbers, stores and announces messages.
+    """Base class of the stores that number, store and announce messages.
 
     In each epoch, the stored messages of a stream have the offsets 1, 2, 3, … without holes. An offset is never used
     twice in an epoch. Times are in seconds since 1970 by the store's clock. The times of a stream's entries never
@@ -142,17 +143,21 @@ class StreamStore(Store):
 
     @abstractmethod
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages in this order, announce them, and return their positions. Either all are stored, or none.
+        """Store messages, announce them, and return their positions. Either all messages are stored, or none.
 
-        Streams with a history size of 0 need `publish_transient` in place of this method.
+        For streams with a history size of 0, call `publish_transient` instead.
+
+        Args:
+            items: pairs of a stream's name and a message, in the order in which the messages are numbered.
 
         Raises:
             BroadcastError: nothing was stored.
-            BroadcastUncertain: the response was lost. The append can safely be repeated with the same idempotency key.
+            BroadcastUncertain: the response was lost, so that the messages may or may not have been stored. The append
+                can safely be repeated with the same idempotency keys.
         """
 
     def require_history(self, streams: Iterable[str]) -> None:
-        """Check that messages can be appended to some streams.
+        """Check that streams have a history, so that messages can be appended to them.
 
         Raises:
             BroadcastError: a stream has a history size of 0.
@@ -162,11 +167,11 @@ class StreamStore(Store):
                 raise BroadcastError(f"The stream {stream!r} keeps no history; publish to it as a transient message.")
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages if the open transaction on database `using` commits.
+        """Store messages if the open transaction on the database `using` commits.
 
         This implementation appends the messages after the commit. If the process crashes between the commit and the
         append, the messages are lost. If the append fails, the error is logged, and the signal `broadcast_failed` is
-        sent. A store in the database of the transaction should override this method.
+        sent. A store in the same database should override this method, and store the messages in the transaction.
 
         Raises:
             BroadcastError: the messages could not be added to the transaction, or Django runs no `on_commit` hooks for
@@ -183,7 +188,8 @@ class StreamStore(Store):
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper.
 
-        A whisper is a transient message. Because it must cost little, the store may announce it only in this process.
+        A whisper is a transient message. Because whispers must cost little, the store may announce them only in this
+        process.
         """
         self.publish_transient(stream, message)
 
@@ -198,10 +204,10 @@ class StreamStore(Store):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state.
+        """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state.
 
-        The entries are in the order of their offsets. If the entry `after + 1` is no longer stored, they begin with the
-        oldest stored entry. A stream that does not exist has the epoch `""`.
+        The entries are in the order of their offsets. If the entry `after + 1` is no longer stored, the entries begin
+        with the oldest stored one. A stream that does not exist has the epoch `""`.
 
         Args:
             stream: the name of the stream.
@@ -210,29 +216,33 @@ class StreamStore(Store):
             max_size: the approximate size, in bytes, after which no more entries are returned. At least one entry is
                 returned. None means no such limit.
             known: a position that the stream has had in its current epoch. If the store has a faster copy of the stream
-                that contains this position, it may return the state of the copy, which may be older. None requests the
-                current state.
+                that contains this position, the store may return the state of the copy, which may be slightly out of
+                date. None requests the current state.
             following: whether the reader is a follower, which has read the stream without a break. Followers get all
-                entries that the store still has, which include the young entries (see `YOUNG_TIME`). Other readers get
+                entries that the store still has, including the young entries (see `YOUNG_TIME`). Other readers get
                 only the entries within the history size and the TTL.
         """
 
     @abstractmethod
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time. All messages since then have greater offsets.
+        """Return the offset after which the messages since a time begin.
 
         Args:
             stream: the name of the stream.
             since: the time, in seconds since 1970.
 
         Returns:
-            The offset; 0 if the stream does not exist. It is None if messages since this time were trimmed, have
-            expired, or belong to an epoch that has ended. It is also None if the time is longer ago than the stream's
-            `history_meta_ttl`, and this is shorter than `IDLE_STREAM_TTL`, because the stream may have been deleted.
+            The offset; 0 if the stream does not exist. None means that messages since this time were trimmed, have
+            expired, or belong to an epoch that has ended. None also means that the stream does not exist, and that it
+            may have been deleted since this time (see `deleted_after`).
         """
 
     def deleted_after(self, stream: str) -> float | None:
-        """Return the idle time, in seconds, after which a stream is deleted; None if `offset_since` can ignore this."""
+        """Return how long after its newest message a stream is deleted, in seconds.
+
+        None means that this time is at least `IDLE_STREAM_TTL`. `offset_since` then assumes that a stream that does not
+        exist was not deleted.
+        """
         ttl = self.settings.policy(stream).history_meta_ttl
         return ttl if ttl < IDLE_STREAM_TTL else None
 
@@ -240,7 +250,7 @@ class StreamStore(Store):
         """Return the lineage of the data. If it has changed, stored messages may have been lost.
 
         Args:
-            durable: whether to return the lineage for durable streams. Otherwise, it is that for all other streams.
+            durable: True for the lineage of durable streams; False for the lineage of all other streams.
 
         Returns:
             The lineage; `""` if it is unknown.
@@ -253,28 +263,32 @@ class StreamStore(Store):
         return StreamPosition(page.epoch, page.tail)
 
     async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
-        """Return the positions of several streams. Override this if one round trip is enough for it."""
+        """Return the positions of several streams.
+
+        A subclass should override this method if it can read several positions in one round trip.
+        """
         return [await self.aposition(stream) for stream in streams]
 
     @abstractmethod
     def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history, and begin a new epoch, in which the next message has the offset 1.
 
-        The id of the new epoch is made by `positions.later_epoch`, and it is the stream's epoch from now on. So a
-        subscriber that has the position of the stream from before its first message is told that messages are missing.
-        Nothing changes if the stream does not exist.
+        The stream has its new epoch at once, before the next message. The id of the epoch is made by
+        `positions.later_epoch`. It shows that there were earlier messages, so that a subscriber that subscribed before
+        the stream's first message is told that messages are missing. Nothing changes if the stream does not exist.
 
         Args:
             stream: the name of the stream.
-            epoch: the epoch to end, for a hub that has found a loss of messages. If the stream has another epoch,
-                nothing is deleted. `""` stands for any epoch.
+            epoch: the epoch to end. If the stream has another epoch, nothing is deleted. A hub passes the epoch in
+                which it has found a loss of messages. `""` stands for any epoch.
         """
 
     def forget_all(self) -> int:
-        """End the epochs of all streams, as `forget` does for one, in bounded steps. Return the number of streams.
+        """End the epochs of all streams, as `forget` does for a single stream. Return the number of streams.
 
-        Call this after a backup was restored. Otherwise, the offsets of lost messages would be used again in the same
-        epoch. Messages in the transactional outbox are not deleted.
+        An implementation must not block other calls for long. Call this method after a backup was restored. Otherwise,
+        new messages would get the epoch and the offsets of messages that the backup lacks. Messages in the
+        transactional outbox are not deleted.
 
         Raises:
             StoreError: the store could not be reached, or does not implement this method.
@@ -283,7 +297,7 @@ class StreamStore(Store):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete entries beyond their stream's size or TTL, about `limit` at most, and return their number."""
+        """Delete entries beyond their stream's history size or TTL, about `limit` at most, and return their number."""
 
     @abstractmethod
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
@@ -293,7 +307,9 @@ class StreamStore(Store):
         """
 
     def problems(self) -> list[str]:
-        """Return the problems of the server that break guarantees of the store. Each is a sentence with a remedy.
+        """Return the problems of the store's server that break guarantees of the store.
+
+        Each problem is a sentence that names a remedy.
 
         Raises:
             StoreError: the store could not be reached.

@@ -30,14 +30,15 @@ from .redis_listener import RedisStreamListener
 
 Item = tuple[str, Message]
 
-#: The time, in seconds, between two polls of the tables while Redis announces messages. The polls find messages that
-#: were not pushed to Redis because a process has crashed.
+#: The minimum time, in seconds, between two polls of the tables while Redis announces messages. The polls find messages
+#: that a process has stored, but has not pushed to Redis, because it crashed.
 SLOW_POLL_INTERVAL: Final = 1.0
 #: How long, in seconds, durable streams use only the database after a failure of Redis.
 REDIS_PAUSE: Final = 1.0
-#: How long, in seconds, an async read waits for the hot tail. After that, it reads the database.
+#: How long, in seconds, an async read waits for the hot tail. After this time, it reads the database instead.
 HOT_TAIL_TIMEOUT: Final = 1.0
-#: The maximum total size, in bytes, of the messages that wait to be pushed. If it is exceeded, the oldest are dropped.
+#: The maximum total size, in bytes, of the messages that are waiting to be pushed. Above this size, the oldest ones are
+#: not pushed. Other processes then find them by polling.
 MAX_PUSH_BYTES: Final = 16 * 1024 * 1024
 #: How long, in seconds, `close` and the exit of the interpreter wait until all messages have been pushed.
 PUSH_TIMEOUT: Final = 1.0
@@ -64,14 +65,14 @@ class DurableStreamStore(RedisStreamStore):
 
     @cached_property
     def blocking(self) -> Self:
-        """A copy of this store whose async methods block in place of suspending their caller."""
+        """A copy of this store for sync code. Its async methods block the thread and never suspend."""
         store = super().blocking
         store._model = self._model.blocking
         return store
 
     @property
     def place(self) -> str:
-        """A description of the place of the data, for messages."""
+        """A text for people that says where the data are stored."""
         return f"{super().place} (durable streams: {self._model.place})"
 
     def _is_durable(self, stream: str) -> bool:
@@ -80,7 +81,7 @@ class DurableStreamStore(RedisStreamStore):
     # -- appending ----------------------------------------------------------------------------------------------------
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages in this order, announce them, and return their positions.
+        """Store messages in the given order, announce them, and return their positions.
 
         Raises:
             BroadcastError: nothing was stored.
@@ -93,9 +94,9 @@ class DurableStreamStore(RedisStreamStore):
         return [next(in_models if self._is_durable(stream) else in_redis) for stream, _ in items]
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages if the open transaction on database `using` commits.
+        """Store messages if the open transaction on the database `using` commits.
 
-        If this is `settings.database`, the messages of durable streams are stored in the transaction itself.
+        If `using` is `settings.database`, the messages of durable streams are stored in the transaction itself.
         """
         durable, others = self._split(items) if using == self.settings.database else ([], items)
         if others:
@@ -123,10 +124,10 @@ class DurableStreamStore(RedisStreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state.
+        """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state.
 
-        The hot tail is used if it has all entries after `after` up to the position `known`. Otherwise the database is
-        read.
+        The entries are read from the hot tail if it has all entries from `after + 1` up to the position `known`.
+        Otherwise, they are read from the database.
         """
         if not self._is_durable(stream):
             return await super().aread(stream, after=after, limit=limit, max_size=max_size, following=following)
@@ -162,7 +163,7 @@ class DurableStreamStore(RedisStreamStore):
         return [next(in_models if self._is_durable(stream) else in_redis) for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time; None if some messages since then are gone."""
+        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
         if self._is_durable(stream):
             return await self._model.aoffset_since(stream, since)
         return await super().aoffset_since(stream, since)
@@ -181,12 +182,12 @@ class DurableStreamStore(RedisStreamStore):
 
         A durable stream may be counted twice.
         """
-        # After the durable streams were forgotten, their hot tails are deleted in the background. A hot tail that still
-        # exists is counted as a stream of Redis.
+        # After the durable streams were forgotten, their hot tails are deleted in the background. Hot tails that still
+        # exist are counted as streams in Redis.
         return self._model.forget_all() + super().forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete rows beyond a size or TTL, about `limit` at most, and return their number."""
+        """Delete old database rows, about `limit` at most, and return their number."""
         return self._model.prune(limit=limit)
 
     async def atime(self) -> float:
@@ -206,13 +207,13 @@ class DurableStreamStore(RedisStreamStore):
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def _announce(self, events: Sequence[StreamEvent]) -> None:
-        """Announce events in this process now. Push them to Redis in the background, so that callers do not wait."""
+        """Announce events in this process now. Push them to Redis in the background, so that callers need not wait."""
         self._model.bus.publish(events)
         if not self._pause.active:
             self._pusher.put(events)
 
     def _push_all(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
-        """Send events to Redis in this order. After a failure of Redis, drop them."""
+        """Send events to Redis in the given order. After a failure of Redis, drop the events."""
         if not self._pause.active:
             try:
                 for numbered, group in groupby(events, lambda event: isinstance(event, Published)):
@@ -248,7 +249,7 @@ class _Pause:
 
 @contextmanager
 def _half_stored(others: Sequence[Item]) -> Iterator[None]:
-    """Convert an error of the model store to `BroadcastUncertain` if Redis has stored the rest of the batch."""
+    """Convert an error of the model store to `BroadcastUncertain` if Redis has stored other messages of the batch."""
     try:
         yield
     except BroadcastError as error:
@@ -272,7 +273,7 @@ def _covers(page: StreamPage, after: int, known: StreamPosition) -> bool:
 class _Listener(RedisStreamListener):
     """Receives the events of all streams from Redis, and also polls the tables for durable streams.
 
-    While Redis works, it polls less often.
+    The listener polls less often while it is connected to Redis.
     """
 
     def __init__(
@@ -288,7 +289,7 @@ class _Listener(RedisStreamListener):
         return max(interval, SLOW_POLL_INTERVAL) if self._pubsub.connected else interval
 
     def _deliver_new(self, event: StreamEvent) -> None:
-        # The bus has already announced the messages of this process.
+        # This listener has already received the messages of this process from the bus.
         if self._tables.note(event):
             self._deliver_event(event)
 
@@ -311,7 +312,7 @@ class _Listener(RedisStreamListener):
         await self._tables.unsubscribe(stream)
 
     def doubt(self, stream: str) -> None:
-        """Make the next check announce `Advanced` for a stream, if the stream exists."""
+        """Announce `Advanced` for a stream at the next regular check of its position, if the stream exists."""
         super().doubt(stream)
         self._tables.doubt(stream)
 

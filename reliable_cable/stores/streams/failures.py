@@ -1,4 +1,4 @@
-"""Reports broadcasts that waited for a commit, and failed after it."""
+"""Reports broadcasts that were made in a transaction, and failed after its commit."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def report_failure(store: type, streams: Iterable[str], error: Exception) -> Non
         error: the error that the store raised.
     """
     names = list(dict.fromkeys(streams))
-    # Errors of this package are logged without a traceback. Any other error is a bug.
+    # An error that is not from this package is a bug, so its traceback is logged.
     traceback = None if isinstance(error, CableError) else error
     logger.error(
         "A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=traceback

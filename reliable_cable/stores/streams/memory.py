@@ -44,14 +44,17 @@ class _StoredEntry:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream. `kept` has the entries within the history size and TTL. `young` has earlier entries, for followers."""
+    """The state of a stream.
+
+    `kept` has the entries within the history size and TTL. `young` has the young entries before them, for followers.
+    """
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
     tail_at: float = 0
-    #: The time of the newest entry that is no longer in `kept`.
+    #: The time of the newest entry that was moved from `kept` to `young`; None if no entry was moved.
     trimmed_at: float | None = None
-    #: The time of the newest entry of the epochs before this one.
+    #: The time of the newest entry of the stream's earlier epochs; 0 if there was no such entry.
     forgotten_at: float = 0
     kept: deque[_StoredEntry] = field(default_factory=deque)
     #: The offsets of the messages in `kept`, by idempotency key.
@@ -64,12 +67,15 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def next_epoch(self, now: float) -> "_Stream":
-        """Return a stream without entries that continues this one in a new epoch."""
+        """Return the state of this stream in a new epoch, without entries."""
         forgotten_at = self.tail_at if self.tail else self.forgotten_at
         return _Stream(later_epoch(secrets.token_hex(8)), tail_at=max(now, self.tail_at), forgotten_at=forgotten_at)
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Move entries beyond the size or TTL to `young`. Return how many entries were dropped from `young`."""
+        """Move entries beyond the history size or TTL to `young`, and delete those that are not young any more.
+
+        Return the number of deleted entries.
+        """
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created
@@ -84,7 +90,7 @@ class _Stream:
 
 
 class MemoryStreamListener(BusListener[StreamEvent], StreamListener):
-    """Announces the messages of this process."""
+    """Receives the events of the streams in this process."""
 
 
 class MemoryStreamStore(StreamStore):
@@ -96,12 +102,12 @@ class MemoryStreamStore(StreamStore):
         super().__init__(settings, clock=clock)
         self._bus: Bus[StreamEvent] = Bus()
         self._lock = threading.Lock()
-        #: The time of the last call of `forget_all`. Earlier messages may be lost.
+        #: The time of the last call of `forget_all`. Messages from before this time are gone.
         self._began = 0.0
         self._streams: dict[str, _Stream] = {}
 
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages in this order, announce them, and return their positions. Either all are stored, or none."""
+        """Store messages, announce them, and return their positions. Either all messages are stored, or none."""
         names = {name for name, _ in items}
         self.require_history(names)
         now = self.clock()
@@ -146,7 +152,7 @@ class MemoryStreamStore(StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state."""
+        """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state."""
         with self._lock:
             state = self._trimmed(stream)
             if state is None:
@@ -161,7 +167,7 @@ class MemoryStreamStore(StreamStore):
             return StreamPage(state.epoch, state.tail, low, entries)
 
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time; None if some messages since then are gone."""
+        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
         with self._lock:
             if LONG_AGO < since < self._began:
                 return None
@@ -196,7 +202,7 @@ class MemoryStreamStore(StreamStore):
         return len(names)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete all entries beyond their stream's size or TTL, and all idle streams. `limit` has no effect."""
+        """Delete all entries beyond their stream's history size or TTL, and all idle streams. `limit` has no effect."""
         with self._lock:
             now = self.clock()
             count = sum(stream.trim(self.settings.policy(name), now) for name, stream in self._streams.items())
@@ -220,6 +226,6 @@ class MemoryStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         result = call()
-        # Without this pause, a loop of broadcasts would never be suspended, and no other task could run.
+        # Without this pause, a task that broadcasts in a loop would never be suspended, and no other task could run.
         await asyncio.sleep(0)
         return result

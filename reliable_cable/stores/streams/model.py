@@ -29,7 +29,8 @@ from .wakeup import Waker
 
 #: The maximum number of names of streams, or ids of rows, in a query.
 NAMES_PER_QUERY = 500
-#: The minimum time, in seconds, between two deletions of old transient messages by a process that sends such messages.
+#: The minimum time, in seconds, between two deletions of old transient messages by a process. A process deletes them
+#: when it sends transient messages.
 TRANSIENT_DELETE_INTERVAL = 10.0
 
 
@@ -42,10 +43,10 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     Args:
         settings: the settings; `database` and the history settings of the streams are used.
-        clock: replaces the clock in tests. The default is the server's clock on PostgreSQL, and this host's clock on
-            SQLite.
+        clock: replaces the clock in tests, in seconds since 1970. The default is the server's clock on PostgreSQL, and
+            this host's clock on SQLite.
         announce: a function that is called with the events after each commit. By default, the events are passed to the
-            listeners of this process, and other processes are woken.
+            listeners of this process, and other processes get a wake-up.
     """
 
     supports_durable = True
@@ -72,13 +73,13 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @property
     def origin(self) -> str:
-        """The name of this store in this process. It differs in a forked child."""
+        """A name of this store that is unique to this process. In a forked child, the store has another name."""
         return f"{self._id}.{os.getpid()}"
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages in this order, announce them, and return their positions. Either all are stored, or none.
+        """Store messages, announce them, and return their positions. Either all messages are stored, or none.
 
         If the caller has an open transaction, the messages are stored by a thread with another database connection.
         """
@@ -90,10 +91,11 @@ class ModelStreamStore(ModelStore, StreamStore):
         return self._database.outside(partial(self._append, names, items), BroadcastError)
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages if the open transaction on database `using` commits.
+        """Store messages if the open transaction on the database `using` commits.
 
-        If `using` is `settings.database`, the transaction itself inserts the messages into the outbox. If Django runs
-        no `on_commit` hooks for it (`set_autocommit(False)`), the next append or poll after the commit numbers them.
+        If `using` is `settings.database`, the messages are inserted into the outbox in the transaction itself. An
+        `on_commit` hook numbers them. If Django runs no hooks for the transaction (`set_autocommit(False)`), the next
+        append or poll after the commit numbers them.
         """
         names = sorted({name for name, _ in items})
         self.require_history(names)
@@ -148,7 +150,8 @@ class ModelStreamStore(ModelStore, StreamStore):
         while True:
             written = self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
-                # New rows are inserted in a separate transaction. Otherwise, their locks could cause a deadlock.
+                # The rows of new streams are inserted in a separate transaction. Otherwise, locks on these rows could
+                # cause a deadlock.
                 self._database.write_broadcast(partial(self._numbering.create, names))
                 continue
             self._announce(written.events)
@@ -169,7 +172,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state."""
+        """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state."""
         return self._reader.read([PageRequest(stream, after, limit, max_size, following)])[0]
 
     async def aread(
@@ -225,10 +228,10 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time; None if some messages since then are gone."""
+        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
-        # Tail and entry are read by one statement, so that no append and no trim can happen between two reads.
+        # The tail and the entry are read by one statement, so that no append and no trim can happen between two reads.
         query = self._database.rows(models.Stream).filter(EXISTS, name=stream)
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             row = query.annotate(
@@ -244,7 +247,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 deleted_after = self.deleted_after(stream)
                 return None if deleted_after is not None and since < self._server.time() - deleted_after else 0
         if row.ended:
-            # The next message of the stream begins a new epoch.
+            # The next message begins a new epoch. Messages of the former lineage may be lost.
             return 0 if 0 < began <= since else None
         if row.trimmed_at >= since and (row.low > 1 or since > LONG_AGO):
             return None
@@ -279,7 +282,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             self._database.delete_soon(self._retention.delete_transients)
 
     def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper only in this process, because whispers are frequent and a loss is harmless."""
+        """Announce a client's whisper only in this process, because whispers are frequent and need not arrive."""
         self.bus.publish([Transient(stream, message.data, message.exclude, whisper=True)])
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
@@ -288,7 +291,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Query the tables for a listener. If there is nothing new, this takes one query for each table.
+        """Query the tables for a listener. If there is nothing new, each table is queried once.
 
         Args:
             streams: the names of the listener's streams.
@@ -364,7 +367,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         return count
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete rows beyond a size or TTL, about `limit` at most, and return their number."""
+        """Delete old database rows, about `limit` at most, and return their number."""
         with self._database.store_errors("The streams cannot be pruned"):
             return self._retention.prune(limit)
 

@@ -1,7 +1,7 @@
 """Records the times at which a database may have lost messages, by a failover or by the restore of a backup.
 
 The table `Lineage` contains the time at which each lineage of the data was found (see stores/database/server.py).
-Messages that were stored before the current lineage was found may be lost. Their streams may not exist any more.
+Messages that were stored before the current lineage was found may be lost, even whole streams.
 """
 
 from django.db.models import FloatField, Value
@@ -26,7 +26,7 @@ class Lineages:
         self._recorded = False
 
     def prepare(self) -> None:
-        """Record the current lineage, once in each process, so that a later change is found.
+        """Record the current lineage, once in each process, so that a later change is noticed.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.
@@ -48,7 +48,7 @@ class Lineages:
         return self._server.is_foreign("lineage")
 
     def began(self) -> float:
-        """Return the time when the current lineage was found, by the server's clock; 0 if no loss is possible.
+        """Return the time when the current lineage was found, in seconds since 1970; 0 if no messages can be lost.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -62,7 +62,7 @@ class Lineages:
 
     def _record(self) -> None:
         rows = self._database.rows(Lineage)
-        # If there is no earlier record, no loss of data is known.
+        # The time of the first lineage is 0, because no data are known to have been lost before it.
         began = self._server.now() if rows.exists() else Value(0, output_field=FloatField())
         rows.bulk_create([Lineage(name=self._server.lineage(), began=began)], ignore_conflicts=True)
 

@@ -1,4 +1,4 @@
-"""Numbers new messages and messages in the outbox of the model store, under locks on their streams."""
+"""Numbers the new messages of the model store, and those in its outbox, under locks on the rows of their streams."""
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,20 +16,20 @@ from reliable_cable.stores.database.server import DatabaseServer
 from .base import Advanced, Message, Published, StreamEvent
 from .model_retention import Retention
 
-#: The columns of a stream's row that change if entries are added.
+#: The columns of a stream's row that change when entries are added.
 CHANGING = ("epoch", "tail", "tail_at", "lineage")
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The result of a transaction.
+    """The result of `Numbering.write`.
 
     Args:
         positions: the positions of the caller's messages.
         events: the events to announce after the commit.
         overfull: the names of the streams to trim.
-        complete: whether the caller's messages were stored. Otherwise, the transaction has only numbered rows of the
-            outbox or ended epochs, and another transaction must store these messages.
+        complete: whether the caller's messages were stored. Otherwise, the transaction has only ended epochs or
+            numbered rows of the outbox, and the caller must call `write` again in another transaction.
     """
 
     positions: list[StreamPosition]
@@ -41,7 +41,7 @@ class Written:
 class Numbering:
     """Numbers messages and inserts them as entries.
 
-    `write` and `create` must be called inside of transactions.
+    `write` and `create` must be called inside transactions.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Numbering:
         self._retention = retention
 
     def pending(self, names: Collection[str] | None = None) -> list[str]:
-        """Return the names of streams with messages in the outbox.
+        """Return the names of streams with messages in the outbox, at most `ROWS_PER_TRANSACTION` names.
 
         Args:
             names: the names of the streams to look for; None for all streams.
@@ -64,14 +64,14 @@ class Numbering:
         return list(rows.order_by("name").values_list("name", flat=True).distinct()[:ROWS_PER_TRANSACTION])
 
     def create(self, names: Sequence[str]) -> None:
-        """Insert the missing rows of streams."""
+        """Insert rows for those of the named streams that have no row."""
         rows = [Stream(name=name, epoch=secrets.token_hex(8)) for name in names]
         self._database.rows(Stream).bulk_create(rows, ignore_conflicts=True)
 
     def write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> Written | None:
         """Lock streams, number their messages in the outbox, then store `items`. Return None if a stream has no row.
 
-        If the epoch of a stream belongs to another lineage of the database, only delete such streams.
+        If there are streams whose epoch belongs to another lineage of the database, only delete these streams.
         """
         outbox = OutboxEntry.objects.filter(name=OuterRef("name"))
         locked = self._database.rows(Stream).select_for_update().filter(name__in=names).order_by("name")
@@ -90,7 +90,8 @@ class Numbering:
             if stream.waits:
                 with_outbox.append(stream.name)
             if stream.tail == 0 and not is_later_epoch(stream.epoch):
-                # The first entry begins a new epoch, because a restored database may have lost entries of the old one.
+                # The first entry begins a new epoch. If a backup was restored, the old epoch may have had entries that
+                # the backup lacks.
                 stream.epoch = secrets.token_hex(8)
             elif stream.ended:
                 ended.append(stream.name)
@@ -98,7 +99,7 @@ class Numbering:
         if len(streams) < len(names):
             return None
         if ended:
-            # The database may have lost entries of these epochs, whose offsets must not be used again.
+            # The database may have lost entries of these epochs. The offsets of such entries must not be used again.
             self._database.rows(Stream).filter(name__in=ended).delete()
             return Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []
@@ -121,13 +122,13 @@ class Numbering:
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
         """Insert messages as entries. Return the positions of the messages, and the events to announce.
 
-        If a stored entry has the idempotency key of a message, the message is not inserted. Its position is then that
-        of the entry.
+        If a stored entry has the idempotency key of a message, the message is not inserted, and the position of the
+        entry is returned for the message.
 
         Args:
             streams: the locked rows of the streams, by name. Their tails are updated.
             items: pairs of a stream's name and a message.
-            now: the current time.
+            now: the current time, in seconds since 1970.
         """
         repeats = self._repeats(streams, items, now)
         positions: list[StreamPosition] = []
@@ -162,7 +163,7 @@ class Numbering:
     def _repeats(
         self, streams: Mapping[str, Stream], items: Iterable[tuple[str, Message]], now: float
     ) -> dict[tuple[str, str], int]:
-        """Return the offsets of stored entries that have one of the items' idempotency keys."""
+        """Return the offsets of stored entries that have an idempotency key of the items, by (stream, key)."""
         keys = {message.idempotency_key for _, message in items if message.idempotency_key}
         if not keys:
             return {}
@@ -180,6 +181,6 @@ class Numbering:
             elif key is not None:
                 repeats[name, key] = offset
         if expired:
-            # These entries are beyond the stream's size or TTL, but have not been trimmed. Their keys can be reused.
+            # These entries are beyond the history size or TTL, but have not been trimmed yet. Their keys can be reused.
             self._database.rows(StreamEntry).filter(pk__in=expired).update(idempotency_key=None)
         return repeats

@@ -20,17 +20,17 @@ from reliable_cable.stores.bus import Bus, BusListener
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
-#: How long, in seconds, to look for rows with smaller ids after a row has become visible. Their transactions may commit
-#: later.
+#: How long, in seconds, to look for rows with smaller ids after a row has become visible. The transactions that have
+#: inserted rows with smaller ids may commit later.
 MAX_ROW_DELAY = 5.0
-#: The time, in seconds, between two prunes of the store by a listener.
+#: How often, in seconds, a listener prunes the store.
 PRUNE_INTERVAL = 60.0
-#: The maximum number of rows that a listener deletes in a prune.
+#: The approximate maximum number of rows that a listener deletes each time when it prunes the store.
 PRUNE_LIMIT = 500
 
 
 class SeenIds:
-    """Finds the new rows of a table, whose rows may become visible in another order than that of their ids.
+    """Finds the new rows of a table, even if rows become visible in another order than that of their ids.
 
     After a backup was restored, a database assigns the same ids again. So a row is identified by its id and its time.
 
@@ -40,13 +40,13 @@ class SeenIds:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
-        #: A query need not return rows whose id is at most this number and whose time is at most `newest`.
+        #: The next query may omit rows whose id is at most this number and whose time is at most `newest`.
         self.horizon = 0
         #: The time of the newest row, by the clock of the database.
         self.newest = 0.0
         self._clock = clock
         self._seen: dict[tuple[int, float], float] = {}
-        #: Whether the existing rows have been recorded, so that all other rows are new.
+        #: Whether the first call of `add` has recorded the existing rows, so that all other rows are new.
         self.primed = False
 
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -59,7 +59,7 @@ class SeenIds:
         """
         now = self._clock()
         new = [row for row in rows if row not in self._seen]
-        # Rows that are no longer visible were deleted, or a backup of the database was restored.
+        # Forget rows that are no longer visible. They were deleted, or a backup of the database was restored.
         self._seen = {row: self._seen.get(row, now) for row in rows}
         old = [pk for (pk, _), since in self._seen.items() if since <= now - MAX_ROW_DELAY]
         self.horizon = min([max([self.horizon, *old]), *(pk - 1 for pk, _ in new)])
@@ -86,7 +86,7 @@ class Poll:
 
 
 class PolledStore(Protocol):
-    """The part of a store that the listener uses. The methods are called in store threads."""
+    """The part of a store that `PollingListener` uses. The methods are called in store threads."""
 
     settings: CableSettings
 
@@ -104,14 +104,15 @@ class PolledStore(Protocol):
         """Number the committed messages in the outbox."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete rows beyond a size or TTL."""
+        """Delete old database rows, about `limit` at most, and return their number."""
 
 
 class PollingListener(BusListener[StreamEvent], StreamListener):
     """Announces events of this process immediately, and events of other processes after a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
-    announced position. Ids of rows are not used for this, because transactions may become visible in another order.
+    announced position. It does not compare ids of rows, because rows may become visible in a different order than that
+    of their ids.
 
     Args:
         store: the store to poll.
@@ -155,7 +156,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams, with one query. If it fails, no stream is subscribed to."""
+        """Start to announce the events of several streams. If this fails, none of these streams is subscribed to."""
         new = [stream for stream in streams if stream not in self._known]
         if not new:
             return
@@ -244,7 +245,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             await step()
         except Exception as error:
             if not self._failing:
-                # An outage is logged once. Unexpected errors are logged with their traceback.
+                # Each outage is logged only once. Unexpected errors are logged with their traceback.
                 logger.error(
                     "Streams cannot be polled; this is retried: %s", error, exc_info=not isinstance(error, CableError)
                 )

@@ -1,4 +1,4 @@
-"""Reads pages of entries for the model store. Few queries and one thread hop are enough for many streams."""
+"""Reads pages of entries for the model store. Pages of many streams are read with one thread hop and few queries."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,9 @@ from reliable_cable.stores.database.server import DatabaseServer
 from .model_lineage import Lineages
 from .model_retention import EXISTS
 
-#: The maximum number of attempts to read a page whose entries are missing. The stream may have changed between the
-#: queries, because entries were trimmed, a backup was restored, or a standby without the newest messages was promoted.
+#: The maximum number of attempts to read a page. A page is read again if entries are missing, because the stream may
+#: have changed between the queries: entries were trimmed, a backup was restored, or a standby that lacks the newest
+#: messages was promoted.
 READ_ATTEMPTS: Final = 3
 
 
@@ -35,11 +36,11 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class _MissingStream:
-    """Replaces the row of a stream that has had no message.
+    """Replaces the row of a stream that has had no messages.
 
     Args:
         present: the current lineage of the database.
-        ended: whether the epoch has ended. It is True, because such a stream is read like one whose epoch has ended.
+        ended: whether the epoch has ended. It is True, because the stream is read like a stream whose epoch has ended.
     """
 
     present: str
@@ -63,7 +64,7 @@ class PageReader:
         self._lineages = lineages
 
     def read(self, requests: Sequence[PageRequest]) -> list[StreamPage]:
-        """Return pages. First the rows of all streams are read together, then the entries of each stream.
+        """Return a page for each request. The rows of all streams are read together, then the entries of each stream.
 
         Raises:
             StoreError: the database could not be read.
@@ -74,7 +75,7 @@ class PageReader:
             return [self._page(request, rows) for request in requests]
 
     def _page(self, request: PageRequest, rows: Mapping[str, Any]) -> StreamPage:
-        """Return a page. If entries are missing, read the stream's row again."""
+        """Return the page for a request. If entries are missing, read the stream's row and its entries again."""
         for attempt in range(READ_ATTEMPTS):
             if attempt:
                 rows = self._rows([request])
@@ -85,12 +86,13 @@ class PageReader:
                 expected = expected[: len(page.entries)]
             if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
                 return page
-        # Entries were trimmed during the last attempt, or were deleted by hand.
+        # Entries were trimmed during the last attempt, or were deleted by hand. The page begins with the oldest entry
+        # that was found.
         first = page.entries[0].offset if page.entries else page.tail + 1
         return page if first == start else replace(page, low=first)
 
     def _rows(self, requests: Sequence[PageRequest]) -> dict[str, Any]:
-        """Return the rows of streams, by name."""
+        """Return the rows of the requested streams, by the name of the stream."""
         by_ttl: dict[float, set[str]] = defaultdict(set)
         for request in requests:
             by_ttl[self._settings.policy(request.stream).history_ttl].add(request.stream)
@@ -126,7 +128,7 @@ class PageReader:
         return StreamPage(row.epoch, row.tail, low, [Entry(*each) for each in values], row.present)
 
     def entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
-        """Return all entries of a stream.
+        """Return a query for all entries of a stream.
 
         Args:
             stream: the primary key of the stream.

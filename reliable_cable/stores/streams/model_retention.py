@@ -23,12 +23,15 @@ TRIM_STEP = 64
 #: How long, in seconds, a transient message is stored, so that other processes can find it.
 TRANSIENT_TTL = 30.0
 
-#: The condition that a stream has an epoch: it has had a message, perhaps before its history was deleted.
+#: The condition for the rows of streams that have had a message, even if their history was deleted since then.
 EXISTS: Final = Q(tail__gt=0) | Q(epoch__endswith=LATER)
 
 
 class _ByteLength(Func):
-    """The size of a text in bytes. `LENGTH` would count characters, for which PostgreSQL must decompress the text."""
+    """An SQL function that returns the size of a text in bytes.
+
+    `LENGTH` would count characters, for which PostgreSQL must decompress the text.
+    """
 
     function = "OCTET_LENGTH"
     output_field = IntegerField()
@@ -39,11 +42,11 @@ class _ByteLength(Func):
 
 
 class Retention:
-    """Deletes entries beyond their stream's size or TTL, and other old rows.
+    """Deletes entries beyond their stream's history size or TTL, and other old rows.
 
     The transaction that deletes entries of a stream also changes the stream's `low` and `trimmed_at`, under the lock on
-    the stream's row. Entries younger than `YOUNG_TIME` are not deleted, because followers may need them. Only if they
-    exceed `YOUNG_SIZE` bytes, the oldest of them are deleted.
+    the stream's row. Entries younger than `YOUNG_TIME` are not deleted, because followers may need them. Only if these
+    young entries exceed `YOUNG_SIZE` bytes in total, the oldest of them are deleted.
     """
 
     def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
@@ -55,28 +58,34 @@ class Retention:
         self._trimming: set[str] = set()
 
     def has_expired(self, stream: Stream, now: float) -> bool:
-        """Return whether all entries of a stream can be deleted."""
+        """Return whether all entries of a stream are so old that they can be deleted.
+
+        Args:
+            stream: the stream's row.
+            now: the current time, in seconds since 1970.
+        """
         ttl = max(self._settings.policy(stream.name).history_ttl, YOUNG_TIME)
         return stream.low <= stream.tail and stream.tail_at <= now - ttl
 
     def has_grown(self, stream: Stream, tail: int) -> bool:
         """Return whether a stream must be trimmed after an append.
 
-        This depends on the number of appended entries. It must not depend on the number of stored entries, because
-        young entries are not deleted. Every append of a burst would then cause a trim that deletes nothing.
+        A stream beyond its history size is trimmed once for every `TRIM_STEP` or more appended entries. If trims
+        depended on the number of stored entries, each append of a burst would cause a trim that deletes nothing,
+        because young entries are not deleted.
 
         Args:
             stream: the stream's row after the append.
             tail: the stream's tail before the append.
         """
         kept = stream.tail - stream.low + 1
-        # The step is a power of two, so that its multiples are also multiples of all smaller steps. So no trim is
-        # skipped if the step grows with the stream.
+        # The step grows with the stream. It is a power of two, so that its multiples are also multiples of all smaller
+        # steps. So no trim is skipped when the step grows.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
         return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
 
     def trim_soon(self, names: Iterable[str]) -> None:
-        """Trim streams in a store thread, so that appends do not wait for this."""
+        """Trim streams in a store thread, so that appends do not wait for the trims."""
         with self._lock:
             due = [name for name in names if name not in self._trimming]
             self._trimming.update(due)
@@ -90,7 +99,7 @@ class Retention:
         self.trim(name)
 
     def trim(self, name: str) -> None:
-        """Delete all entries of a stream beyond its size or TTL, in small transactions."""
+        """Delete all entries of a stream beyond its history size or TTL, in small transactions."""
         while self._database.write(partial(self._trim, name, ROWS_PER_TRANSACTION)) == ROWS_PER_TRANSACTION:
             pass
 
@@ -133,7 +142,11 @@ class Retention:
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
     def with_times(self, streams: QuerySet[Stream]) -> QuerySet[Stream]:
-        """Add what `end_epochs` needs to a query: the time, the lineage, and whether the epoch began in another one."""
+        """Add the annotations that `end_epochs` reads to a query.
+
+        `now` is the current time, `present` is the current lineage, and `ended` is whether the epoch began in another
+        lineage.
+        """
         return streams.annotate(
             now=self._server.now(), present=self._server.lineage(), ended=self._server.is_foreign("lineage")
         )
@@ -141,10 +154,10 @@ class Retention:
     def end_epochs(self, streams: Sequence[Any]) -> None:
         """Delete streams, with their entries, and begin new epochs. Call this under the locks on the streams.
 
-        The new rows have other primary keys, so that a read that has begun before finds no entry of the new epoch.
+        The new rows have other primary keys, so that a read that began earlier finds no entries of the new epoch.
 
         Args:
-            streams: rows of a query of `with_times`.
+            streams: rows from a query that `with_times` has annotated.
         """
         self._database.rows(Stream).filter(pk__in=[stream.pk for stream in streams]).delete()
         self._database.rows(Stream).bulk_create(
@@ -156,12 +169,12 @@ class Retention:
                 lineage=stream.present,
             )
             for stream in streams
-            # In another lineage, the stream has had no message, and in its first epoch, it may have had none.
+            # A stream that has had no message in this lineage does not exist, and gets no new epoch.
             if not stream.ended and (stream.tail or is_later_epoch(stream.epoch))
         )
 
     def forget_all(self) -> Iterator[list[str]]:
-        """Delete all existing streams with their entries, in small transactions. Yield the names of the streams."""
+        """End the epochs of all existing streams. After each small transaction, yield the names of its streams."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
         while newest is not None:
             names = self._database.write(partial(self._forget_some, newest))
@@ -226,14 +239,15 @@ class Retention:
         if len(ttls) > 1:
             due = self._due(idle, limit)
             idle = self._database.rows(Stream).filter(low__gt=F("tail"), pk__in=due)
-        # While a stream is locked, no messages can be added to it. Streams that others have locked are skipped.
+        # The streams are locked, so that no message is added before they are deleted. Streams that are already locked
+        # are not idle, and are skipped.
         return self._delete_some(idle.order_by("pk").select_for_update(skip_locked=True), limit)
 
     def _meta_ttl_of(self, pattern: str) -> float:
         return self._settings.policy_of(pattern).history_meta_ttl
 
     def _due(self, idle: QuerySet[Stream], limit: int) -> list[int]:
-        """Return the ids of up to `limit` idle streams whose `history_meta_ttl` has passed."""
+        """Return the primary keys of up to `limit` idle streams whose `history_meta_ttl` has passed."""
         due: list[int] = []
         last = 0
         rows = idle.annotate(age=self._server.now() - F("tail_at")).order_by("pk").values_list("pk", "name", "age")

@@ -1,4 +1,7 @@
-"""The stream store in Redis. Each stream is a hash and a Redis stream, which Lua scripts change in one round trip."""
+"""The stream store in Redis. The state of each stream is in a hash, and its entries are in a Redis stream.
+
+Lua scripts read and change the data of a stream in one round trip.
+"""
 
 import base64
 import re
@@ -24,7 +27,7 @@ RETRY_TIME: Final = 8.0
 #: The delay, in seconds, before each retry of an append.
 RETRY_DELAY: Final = 0.05
 
-#: The maximum number of keys that a call reads.
+#: The maximum number of Redis keys that one call reads.
 KEYS_PER_CALL: Final = 500
 
 
@@ -47,14 +50,14 @@ class RedisStreamStore(RedisStore, StreamStore):
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def keys(self, stream: str) -> tuple[str, str, str]:
-        """Return the keys of a stream's state, its entries and its idempotency keys in Redis."""
+        """Return the Redis keys of a stream: of its state, of its entries, and of its idempotency keys."""
         tag = stream_tag(self.settings.key_prefix, stream)
         return f"{tag}:meta", f"{tag}:log", f"{tag}:keys"
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages in this order, announce them, and return their positions. Either all are stored, or none."""
+        """Store messages, announce them, and return their positions. Either all messages are stored, or none."""
         if not items:
             return []
         attempt = self._append_attempts(items)
@@ -81,10 +84,10 @@ class RedisStreamStore(RedisStore, StreamStore):
     append = sync_twin(aappend)
 
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
-        """Return a function that makes the call for an attempt to append messages.
+        """Return a function that returns the Redis call for the next attempt to append messages.
 
-        The argument of the function is the time, in seconds, since the first attempt. It is `""` if no earlier attempt
-        can have succeeded.
+        The argument of the function is the time since the first attempt, in seconds, as text. The argument is `""` if
+        no earlier attempt can have stored the messages.
         """
         names = list(dict.fromkeys(name for name, _ in items))
         self.require_history(names)
@@ -131,7 +134,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Return up to `limit` stored entries with greater offsets than `after`, and the stream's state."""
+        """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state."""
         bounds = (after, max(limit, 0), int(following), "" if max_size is None else max_size)
         call = Call("read", self.keys(stream)[:2], [LINEAGE, self.script_time(), *self._limits(stream), *bounds])
         ((epoch, tail, low, items, lineage),) = await self.client.arun(call, idempotent=True)
@@ -141,7 +144,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     read = sync_twin(aread)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage that this process has found last. Only the first call may take a round trip."""
+        """Return the lineage that this process has found most recently. Only the first call may take a round trip."""
         if self.client.lineage.identity is None:
             await self.client.arun(Call("PING"), idempotent=True)
         identity = self.client.lineage.identity
@@ -160,7 +163,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return [tails[stream] for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time; None if some messages since then are gone."""
+        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
         deleted_after = self.deleted_after(stream)
         args: list[Argument] = [LINEAGE, self.script_time(), *self._limits(stream), f"{since:.6f}"]
         args.append("" if deleted_after is None else deleted_after)
@@ -200,7 +203,8 @@ class RedisStreamStore(RedisStore, StreamStore):
     def forget_all(self) -> int:
         """End the epochs of all streams, and the incarnations of all presence data. Return the number of streams.
 
-        The data get a new lineage, which other processes find within seconds. Call this after a backup was restored.
+        The data in Redis get a new lineage, which other processes find within seconds. Call this after a backup was
+        restored.
 
         Raises:
             StoreError: Redis could not be reached.
@@ -210,9 +214,9 @@ class RedisStreamStore(RedisStore, StreamStore):
         return len({name for names in self._names() for name in names})
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete entries beyond their stream's size or TTL, about `limit` at most, and return their number.
+        """Delete entries beyond their stream's history size or TTL, about `limit` at most, and return their number.
 
-        This is seldom needed, because appends trim their streams, and Redis deletes the entries of idle streams.
+        Calls are seldom needed, because each append trims its streams, and Redis deletes the entries of idle streams.
         """
         count = 0
         for names in self._names():
@@ -274,5 +278,5 @@ def _uncertain(why: str) -> BroadcastUncertain:
 
 
 def _common_limits() -> tuple[float, int]:
-    """Return the limits that are the same for all streams, as arguments of a script."""
+    """Return the maximum age and size of young entries, as arguments of a script. All streams have the same limits."""
     return YOUNG_TIME, YOUNG_SIZE

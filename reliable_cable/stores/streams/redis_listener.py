@@ -15,11 +15,12 @@ from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
-#: The suffix of the session id in the announcement of a whisper. A server of the previous release regards it as a part
-#: of the id, and excludes no client. This is harmless, because the client that whispered is on another server.
+#: The suffix of the session id by which the announcement of a whisper is recognized. A server of the previous release
+#: regards the suffix as a part of the id, and excludes no client from receiving the whisper. This is harmless, because
+#: the client that whispered is connected to another server.
 WHISPER_SUFFIX: Final = " whisper"
-#: The approximate time, in seconds, between two checks of the streams' positions. Pub/sub may lose a message without an
-#: error.
+#: The approximate time, in seconds, between two checks of the streams' positions. The checks find messages that pub/sub
+#: has lost without an error.
 CHECK_INTERVAL: Final = 5.0
 
 
@@ -50,7 +51,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams. Each command has up to `CHANNELS_PER_COMMAND` of them."""
+        """Start to announce the events of several streams, with few commands."""
         if self._checker is None:
             self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
         await self._subscribe_channels(streams)
@@ -68,7 +69,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await self._pubsub.fence()
 
     def doubt(self, stream: str) -> None:
-        """Make the next check announce `Advanced` for a stream, if the stream exists."""
+        """Announce `Advanced` for a stream at the next regular check of its position, if the stream exists."""
         self._known.pop(stream, None)
 
     def _receive(self, stream: str, message: bytes | None) -> None:

@@ -1,6 +1,7 @@
 """Wake-ups between processes over a shared channel layer.
 
-A wake-up is a hint to poll the database now. It may be lost, because the next regular poll finds the messages anyway.
+A wake-up is a hint to poll the database now. A lost wake-up does no harm, because the next regular poll finds the
+messages anyway.
 """
 
 import asyncio
@@ -25,14 +26,14 @@ MAX_STREAMS = 500
 SEND_TIMEOUT = 5.0
 #: The maximum time, in seconds, to leave the group.
 DISCARD_TIMEOUT = 1.0
-#: The time, in seconds, before a channel layer that has failed is used again.
+#: How long, in seconds, to wait before receiving wake-ups again after an error of the channel layer.
 RETRY_INTERVAL = 5.0
-#: The time, in seconds, after which the membership of the group is renewed. In channel layers, memberships expire.
+#: How often, in seconds, the membership of the group is renewed. Channel layers let memberships expire.
 RENEW_INTERVAL = 3600.0
 
 
 def shared_layer() -> Any:
-    """Return the default channel layer; None if there is none, or if it cannot send messages to other processes."""
+    """Return the default channel layer; None if there is no layer, or if it does not reach other processes."""
     layer = get_channel_layer()
     return None if layer is None or isinstance(layer, InMemoryChannelLayer) else layer
 
@@ -40,7 +41,7 @@ def shared_layer() -> Any:
 class _Sender:
     """Sends wake-ups from a thread with an event loop of its own.
 
-    The same event loop is used until the process ends, because channel layers open a connection for each event loop.
+    All wake-ups are sent on the same event loop, because channel layers open a connection for each event loop.
     """
 
     def __init__(self, origin: str) -> None:
@@ -93,7 +94,7 @@ class _Sender:
 
 
 class Waker:
-    """Tells other processes which streams have new messages. It raises no errors, does not block, and is fork-safe."""
+    """Sends wake-ups to the other processes. A waker can also be used in a forked child."""
 
     def __init__(self) -> None:
         self._senders: dict[int, _Sender] = {}
@@ -102,8 +103,10 @@ class Waker:
     def wake(self, origin: str, streams: Iterable[str]) -> None:
         """Wake the other processes that poll these streams, if a shared channel layer is configured.
 
+        This method does not block. Errors are only logged, because a lost wake-up does no harm.
+
         Args:
-            origin: the name of the sender.
+            origin: the name of this process's store, which ignores its own wake-ups.
             streams: the names of the streams.
         """
         try:
@@ -117,19 +120,19 @@ class Waker:
             logger.warning(NOT_WOKEN, exc_info=True)
 
     def close(self) -> None:
-        """Stop the thread of this process, if it is running."""
+        """Stop this process's thread that sends wake-ups, if it is running."""
         sender = self._senders.pop(os.getpid(), None)
         if sender is not None:
             sender.close()
 
 
 async def receive_wakeups(origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
-    """Receive wake-ups until cancelled, and retry after errors.
+    """Receive wake-ups until cancelled, and retry after errors. Return at once if there is no shared channel layer.
 
     Args:
         origin: the name of this process's store, whose wake-ups are ignored.
         woken: a function that is called with the names of the streams in each wake-up.
-        joined: a function that is called whenever receiving begins, because earlier wake-ups were missed.
+        joined: a function that is called whenever receiving begins, because earlier wake-ups may have been missed.
     """
     failing = False
     while True:
@@ -166,8 +169,8 @@ async def _receive(layer: Any, origin: str, woken: Callable[[list[str]], None], 
 
 
 async def _renew(layer: Any, channel: str) -> None:
-    # A separate task renews the membership, because the pub/sub layer of channels-redis drops a channel whose receiver
-    # is cancelled.
+    # A separate task renews the membership, so that `layer.receive` need not be cancelled for it. If `receive` is
+    # cancelled, the pub/sub layer of channels-redis drops the channel.
     while True:
         await asyncio.sleep(RENEW_INTERVAL)
         await layer.group_add(GROUP, channel)
