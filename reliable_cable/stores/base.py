@@ -20,9 +20,9 @@ def async_twin(
     The twin runs the method with `_run`, or with `_run_write` if `writes` is True.
     """
 
-    @wraps(method, updated=())  # the twin of an abstract method is not abstract
+    @wraps(method, updated=())  # `updated=()`: the twin of an abstract method is not abstract
     async def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # `getattr` finds the sync method of a subclass that overrides it.
+        # If a subclass overrides the sync method, `getattr` finds the method of the subclass.
         call = partial(getattr(self, method.__name__), *args, **kwargs)
         result: T = await (self._run_write(call) if writes else self._run(call))
         return result
@@ -32,19 +32,19 @@ def async_twin(
 
 
 class Listener(ABC):
-    """Receives the events of streams from a store. It belongs to a hub, on whose event loop all methods are called."""
+    """Receives the events of streams from a store. A listener belongs to a hub; call it on the hub's event loop."""
 
     @abstractmethod
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream.
 
         All events that happen after this method has returned are announced. If events may have been missed, the
-        receiver gets another event, after which it must read the stream.
+        listener announces an event that says so. The receiver must then read the stream.
         """
 
     @abstractmethod
     async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream, including those that are pending."""
+        """Stop announcing the events of a stream. Pending events are dropped."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -66,7 +66,7 @@ class Store(ABC):
 
     #: Whether the store needs tables in the database `settings.database`.
     uses_database: bool = False
-    #: Whether the store is on a server of its own, so that its sync methods may block for seconds if the server hangs.
+    #: Whether the data are on another server, so that the sync methods may block for seconds if that server hangs.
     is_remote: bool = False
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
@@ -75,7 +75,7 @@ class Store(ABC):
 
     @property
     def place(self) -> str:
-        """A description of the place of the data, for messages. It contains no password."""
+        """Where the data are stored, as a text for error messages. The text contains no password."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def time(self) -> float:
@@ -89,7 +89,7 @@ class Store(ABC):
     atime = async_twin(time)
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the store's servers, by the name of the server.
+        """Return the clocks of the store's servers, as a mapping from the name of a server to its clock.
 
         A clock is a function that returns the current time of its server, in seconds since 1970. The mapping is empty
         if the store uses this host's clock.
@@ -97,12 +97,12 @@ class Store(ABC):
         return {}
 
     async def aclose(self) -> None:
-        """Release the store's resources on the running event loop. The store may be used again."""
+        """Release the store's resources on the running event loop. The store can still be used afterwards."""
 
     @abstractmethod
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""
 
     async def _run_write(self, call: Callable[[], T]) -> T:
-        """Run a sync method without blocking the event loop. The method writes, and may wait for other writers."""
+        """Run a sync method that writes, without blocking the event loop. The method may wait for other writers."""
         return await self._run(call)

@@ -1,4 +1,4 @@
-"""An event bus in a process. Events can be published by any thread, and are delivered on the listeners' event loops."""
+"""An event bus within a process. Any thread can publish events. They are delivered on the listeners' event loops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BusListener(Listener, Generic[E]):
         self._bus = bus
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        #: The context in which events are delivered, in place of the context of the publishing code.
+        #: An empty context for deliveries, so that receivers do not see the context variables of a publisher.
         self._context = Context()
         #: The streams whose events are announced.
         self.streams: set[str] = set()
@@ -50,7 +50,7 @@ class BusListener(Listener, Generic[E]):
         self._bus.add(stream, self)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream, including those that are pending."""
+        """Stop announcing the events of a stream. Pending events are dropped."""
         self.streams.discard(stream)
         self._bus.remove(stream, self)
 
@@ -119,7 +119,7 @@ class Bus(Generic[E]):
                 listeners.by_stream.pop(stream, None)
 
     def publish(self, events: Sequence[E]) -> None:
-        """Announce events in this order. A listener whose event loop is closed is unsubscribed."""
+        """Announce events in the given order. A listener whose event loop is closed is unsubscribed."""
         listeners = self._listeners
         batches: dict[BusListener[E], list[E]] = {}
         with listeners.lock:

@@ -1,6 +1,6 @@
-"""`StoreClock`, which tells the time by the clock of a store. All hosts share this clock.
+"""`StoreClock`, which returns the time by the clock of a store. All hosts that use the store share its clock.
 
-Use it for times that one process stores and another process compares, because the clocks of hosts differ.
+Use a `StoreClock` for times that one process stores and another process compares, because the clocks of hosts differ.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ class StoreClock:
     """Returns the time by a store's clock, without a request to the store for each call.
 
     It measures the offset between the store's clock and this process's monotonic clock. If the measurement is at most
-    `MAX_AGE` seconds old, the returned time is never later than the store's time. It is earlier by at most the round
-    trip of the measurement, and by less if an earlier measurement was faster.
+    `MAX_AGE` seconds old, the returned time is never later than the store's time. It may be earlier, by at most the
+    round-trip time of the measurement, or by less if an earlier measurement had a shorter round trip.
 
     If the measurement is older, the time is estimated from it, and `MARGIN` is subtracted. Before the first
     measurement, the time is estimated from this host's clock. If the store itself uses this host's clock, nothing is
@@ -79,7 +79,7 @@ class StoreClock:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether the store uses another clock than this host's clock."""
+        """Whether the store uses a clock other than this host's clock."""
         return bool(self._store.clocks())
 
     # -- telling the time ---------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class StoreClock:
         return self.at(self._monotonic()) if self.remote else self._store.clock()
 
     def moment(self) -> float:
-        """Return the current moment, for a later call of `at`."""
+        """Return the current time of the monotonic clock, as an argument for a later call of `at`."""
         return self._monotonic()
 
     def at(self, moment: float) -> float:
@@ -128,7 +128,7 @@ class StoreClock:
         self._record(sent_at, await self._store.atime())
 
     async def ready(self) -> None:
-        """Measure if there is no recent measurement. If this takes longer than `READY_TIMEOUT`, return without one."""
+        """Measure the store's clock if there is no recent measurement. Give up after `READY_TIMEOUT` seconds."""
         if self.remote and not self._fresh:
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(READY_TIMEOUT):
@@ -160,7 +160,7 @@ class StoreClock:
         received_at = self._monotonic()
         offset, latest = store_time - received_at, store_time - sent_at
         if self._measured is not None:
-            # If the round trip of the last measurement was shorter, its result is more exact.
+            # If the round trip of the last measurement was shorter, its result is more exact, and is kept.
             last, measured_at = self._measured
             last -= MAX_DRIFT * (sent_at - measured_at)
             if last <= latest:

@@ -47,7 +47,7 @@ class Engine:
     sessions: SessionStore
     stream_clock: StoreClock = field(init=False)
     session_clock: StoreClock = field(init=False)
-    #: The token buckets that all processes share; None without Redis.
+    #: The token buckets that all processes share; None without Redis or without the rate limit `connect`.
     buckets: Buckets | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,12 +57,12 @@ class Engine:
 
     @property
     def may_block(self) -> bool:
-        """Whether a store may block for seconds. Sync code then makes calls without a result in a background thread."""
+        """Whether a store may block for seconds. If so, sync code uses a thread for calls that return no result."""
         remote = self.streams.is_remote or self.sessions.is_remote
         return remote and self.streams.settings.handler_threads > 0
 
     async def aclose(self) -> None:
-        """Release the stores' resources on the running event loop. The stores may be used again."""
+        """Release the stores' resources on the running event loop. The stores can still be used afterwards."""
         await self.streams.aclose()
         await self.presence.aclose()
         await self.sessions.aclose()
@@ -115,7 +115,7 @@ _lock = threading.Lock()
 
 
 def get_engine() -> Engine:
-    """Return the stores of this process. A forked child gets stores of its own."""
+    """Return the stores of this process. A forked child process gets new stores."""
     settings = get_settings()
     pid = os.getpid()
     current = _current.get(pid)

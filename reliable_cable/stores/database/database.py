@@ -1,4 +1,4 @@
-"""Transactions of the model stores, with retries after conflicts, and the translation of database errors."""
+"""Transactions of the model stores, with retries after conflicts, and the conversion of database errors."""
 
 import os
 import random
@@ -33,15 +33,15 @@ READ_RETRY_TIME = 5.0
 #: The longest delay, in seconds, before a retry.
 MAX_RETRY_DELAY = 0.02
 #: How long, in milliseconds, SQLite waits for the write lock in one attempt. In a longer wait, SQLite would check the
-#: lock only every 100 ms, and might not get it for many seconds while another process keeps writing.
+#: lock only every 100 ms, and might not get the lock for many seconds while another process keeps writing.
 LOCK_TIMEOUT = 10
 #: The maximum number of rows that one transaction of a store numbers, deletes or examines.
 ROWS_PER_TRANSACTION = 500
 
-#: The remedy in an error message if a call waits for a lock that the caller's own transaction has.
+#: What the caller can do if a call waits for a lock that the caller's own transaction holds. For error messages.
 OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
-#: The pause after a write to SQLite, as a share of the write's duration. During the pause, the process leaves the write
+#: The pause after a write to SQLite, as a fraction of the write's duration. During the pause, the process leaves the
 #: lock free. Otherwise, the project's own transactions would hardly ever get the lock while broadcasts are queued.
 PAUSE_SHARE = 0.25
 #: The maximum pause, in seconds, after a write to SQLite.
@@ -66,10 +66,10 @@ class _WriteQueue:
 
     @contextmanager
     def wait(self, timeout: float) -> Iterator[None]:
-        """Hold the queue's lock in a context. If it is not free within `timeout` seconds, run without the lock."""
+        """Return a context that holds the queue's lock, or runs without the lock after a wait of `timeout` seconds."""
         thread = threading.get_ident()
         if self._owner == thread:
-            # This thread already has the lock, because the call comes from an `on_commit` hook of its last write.
+            # This thread already holds the lock, because an `on_commit` hook of its last write makes this call.
             yield
             return
         with self._lock.hold(timeout) as held:
@@ -100,7 +100,7 @@ def is_conflict(error: BaseException) -> bool:
     if isinstance(cause, sqlite3.Error):
         # The low byte is the primary error code. The other bytes distinguish variants of this code.
         return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CONFLICTS
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg, psycopg2
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # names in psycopg and psycopg2
     return code in _POSTGRES_CONFLICTS
 
 
@@ -117,7 +117,7 @@ class Database:
 
     Args:
         settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, all calls run in
-            the calling thread and its transaction, as tests in transactions need it.
+            the calling thread and its transaction. Tests that run in a transaction need this.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -131,11 +131,11 @@ class Database:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, call: Callable[[], T]) -> T:
-        """Run a call in a short transaction. All writes of the stores use this.
+        """Run a call in a short transaction. All writes of the stores use this method.
 
         On SQLite, the writers of a process wait in a queue, because SQLite does not grant its lock in the order of
-        arrival. The transaction takes the write lock when it begins, whatever `transaction_mode` is, because SQLite may
-        refuse the lock to a transaction that has already read.
+        arrival. The transaction takes the write lock when it begins, even if the project's `transaction_mode` differs,
+        because SQLite may refuse the lock to a transaction that has already read.
 
         After a conflict, the transaction is retried for up to `WRITE_RETRY_TIME` seconds. If the connection breaks
         before the commit, it is reopened and the transaction is retried once.
@@ -143,7 +143,8 @@ class Database:
         Inside a transaction of the caller, the call becomes part of that transaction and is not retried.
 
         Raises:
-            django.db.Error: nothing was written. After an error during the commit, the data may have been written.
+            django.db.Error: nothing was written, unless the error occurred during the commit. In that case, the data
+                may have been written.
         """
         connection = connections[self.alias]
         if in_transaction(connection):
@@ -154,13 +155,13 @@ class Database:
         return self._write_in_queue(partial(self._transact, call), connection)
 
     def _write_in_queue(self, call: Callable[[], T], connection: Any) -> T:
-        """Wait in the process's queue of writers. Then run a call, and retry it after conflicts."""
+        """Wait in this process's queue of writers. Then run a call, and retry it after conflicts."""
         key = (os.getpid(), str(connection.settings_dict["NAME"]))
         retry_time = (
             float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _short_wait.get() else WRITE_RETRY_TIME
         )
         deadline = time.monotonic() + retry_time
-        # If the wait takes the whole time, the call is still attempted once.
+        # Even if the wait in the queue takes all of `retry_time`, the call is attempted once.
         with _queues.setdefault(key, _WriteQueue()).wait(retry_time):
             return self._retry(call, deadline - time.monotonic())
 
@@ -211,7 +212,7 @@ class Database:
     def delete_soon(self, call: Callable[[], object]) -> None:
         """Schedule a call that deletes old rows, in a store thread.
 
-        If the call fails, or the process ends before it, the rows remain until another call deletes them.
+        If the call fails, or if the process ends before the call, the rows remain until another call deletes them.
         """
 
         def attempt() -> None:
@@ -265,7 +266,7 @@ class Database:
 
     @contextmanager
     def store_errors(self, message: str) -> Iterator[None]:
-        """Convert database errors to a `StoreError` whose text begins with a message."""
+        """Convert database errors to a `StoreError` whose text begins with `message`."""
         try:
             yield
         except Error as error:
@@ -281,7 +282,7 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. A `StoreError` whose cause is a conflict counts, too."""
+        """Run a call, and retry it after conflicts. A `StoreError` whose cause is a conflict is retried, too."""
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True
@@ -316,11 +317,11 @@ def _with_short_wait(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _with_write_lock(connection: Any) -> Iterator[None]:
-    """Let a transaction that begins in this context take SQLite's write lock, or fail after `LOCK_TIMEOUT`."""
+    """Make a transaction that begins in this context take SQLite's write lock, or fail after `LOCK_TIMEOUT`."""
     if connection.vendor != "sqlite":
         yield
         return
-    # Django sets `transaction_mode` when it opens the connection.
+    # Django sets `transaction_mode` when it opens the connection. So open it before the mode is changed.
     connection.ensure_connection()
     raw = connection.connection
     mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
@@ -337,8 +338,8 @@ def _free_cursors(error: BaseException | None) -> None:
     """Clear the frames of an error's tracebacks, so that their database cursors are freed now.
 
     Otherwise, the garbage collector frees them later, because Django's errors and their tracebacks form reference
-    cycles. It may run in the thread that has SQLite's write lock. To free a cursor, this thread waits for the running
-    statement of the cursor's connection. That statement waits for the write lock, so that both threads are in a
+    cycles. The collector may run in the thread that holds SQLite's write lock. To free a cursor, that thread waits for
+    the running statement of the cursor's connection. If the statement is waiting for the write lock, there is a
     deadlock.
     """
     while error is not None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 class FairLock:
     """A lock with a FIFO queue.
 
-    `threading.Lock` does not guarantee an order, so that a busy thread can keep all other threads waiting.
+    `threading.Lock` guarantees no order, so a busy thread could keep all other threads waiting.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class FairLock:
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Wait up to `timeout` seconds for the lock, and hold it in a context. Yield whether the lock was granted."""
+        """Return a context that waits up to `timeout` seconds for the lock. It yields whether the lock was granted."""
         granted = threading.Event()
         with self._mutex:
             self._queue[granted] = None

@@ -11,9 +11,10 @@ from .database import Database
 
 
 class _PresentTime(Func):
-    """The time at which PostgreSQL computes a row.
+    """An SQL expression for the time at which PostgreSQL evaluates the expression.
 
-    If a statement waits for the lock of a row, and the row changes during the wait, PostgreSQL computes it again.
+    If a statement waits for a locked row, and the row changes during the wait, PostgreSQL evaluates the expression
+    again after the wait.
     """
 
     template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
@@ -21,14 +22,14 @@ class _PresentTime(Func):
 
 
 class _StatementTime(Func):
-    """The time at which PostgreSQL began the statement. It is constant, so that conditions with it can use indexes."""
+    """An SQL expression for the time at which the statement began. A condition with this constant can use an index."""
 
     template = "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision"
     output_field = FloatField()
 
 
 class _Lineage(Func):
-    """The identifier and the timeline of a PostgreSQL cluster.
+    """An SQL expression for the identifier and the timeline of a PostgreSQL cluster.
 
     A new timeline begins when a standby is promoted or a backup is restored. If a dump is loaded into another cluster,
     the identifier differs.
@@ -56,7 +57,7 @@ class DatabaseServer:
     def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
         self._database = database
         self._clock = clock
-        #: Whether the server reports its lineage; None before `prepare` has found this out.
+        #: Whether the server reports its lineage; None until `prepare` has been called.
         self._reports_lineage: bool | None = None
 
     # -- the time -----------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ class DatabaseServer:
     def now(self) -> Expression:
         """Return an expression for the current time, which a statement can store or select.
 
-        If the statement waits for a lock, the expression has the time after the wait.
+        On PostgreSQL, if the statement waits for a locked row that changes meanwhile, this is the time after the wait.
         """
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
@@ -106,7 +107,7 @@ class DatabaseServer:
 
     @property
     def reports_lineage(self) -> bool:
-        """Whether the server reports its lineage. This is known after `prepare`."""
+        """Whether the server reports its lineage. The value is False until `prepare` has been called."""
         return bool(self._reports_lineage)
 
     def lineage(self) -> Expression:
@@ -140,7 +141,7 @@ class DatabaseServer:
     def prepare(self) -> None:
         """Find out whether the server reports its lineage. Only the first call takes a query.
 
-        The query is made outside of the caller's transaction, because it fails on some servers.
+        The query fails on some servers. It runs outside of the caller's transaction, which it would otherwise break.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.

@@ -37,7 +37,7 @@ class ModelStore(Store):
     """
 
     uses_database = True
-    #: Whether the async methods run in the threads for stores.
+    #: Whether the async methods run in a thread. Otherwise, they block the calling thread (see `blocking`).
     _in_threads = True
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
@@ -47,7 +47,7 @@ class ModelStore(Store):
 
     @property
     def place(self) -> str:
-        """A description of the place of the data, for messages."""
+        """Where the data are stored, as a text for error messages."""
         return f"database {self.settings.database!r}"
 
     @retried_read
@@ -57,12 +57,12 @@ class ModelStore(Store):
             return self._server.time()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clock of the server on PostgreSQL. On SQLite, return no clock."""
+        """Return the clock of the server on PostgreSQL. On SQLite, return an empty mapping."""
         return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
     @cached_property
     def blocking(self) -> Self:
-        """A copy of this store whose async methods block in place of suspending their caller."""
+        """A copy of this store whose async methods block, instead of suspending their caller."""
         store = copy(self)
         store._in_threads = False
         return store

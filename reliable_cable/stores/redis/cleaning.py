@@ -1,4 +1,4 @@
-"""Deletes the data of tests in Redis."""
+"""Deletes the data that tests have stored in Redis."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ def delete_keys(settings: CableSettings) -> None:
     """Delete all keys that begin with `settings.key_prefix`, and close the connections of sync code.
 
     Args:
-        settings: the settings. `key_prefix` must not contain characters that are special in patterns of Redis.
+        settings: the settings. `key_prefix` must not contain the special characters of Redis's patterns, such as `*`.
 
     Raises:
         StoreError: Redis could not be reached.

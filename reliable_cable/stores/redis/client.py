@@ -57,8 +57,8 @@ CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 CALLS_PER_ROUND_TRIP: Final = 500
 
 #: The errors of a server that currently accepts no commands or no writes. It may be a replica, a server that is loading
-#: its data, or a primary that has lost its replicas. The command was not executed. An error of a script has another
-#: class, and its text contains one of these codes.
+#: its data, or a primary that has lost its replicas. The command was not executed. If the command was a script, the
+#: error has another class, and its text contains one of `UNAVAILABLE_CODES`.
 UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
 UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
@@ -69,8 +69,8 @@ class _Placeholder:
 
 #: The lineage of the connection's data (see lineage.py). It can only be the first argument.
 LINEAGE: Final = _Placeholder()
-#: A random token, which differs in each attempt. It can only be the second argument, after `LINEAGE`. No token is used
-#: twice, because an attempt whose reply was lost may have used it for data that a failover has replaced.
+#: A random token. It can only be the second argument, after `LINEAGE`. Each attempt gets a new token, because a former
+#: attempt whose reply was lost may have used its token for data that a failover has replaced.
 NEW_TOKEN: Final = _Placeholder()
 
 Argument = str | int | float | bytes | _Placeholder
@@ -82,8 +82,8 @@ class Call:
 
     Args:
         name: the name of a command in capitals, or the name of a script in `lua/`.
-        keys: the keys. If the first argument of a script is `LINEAGE`, the key of the lineage record is added at the
-            end.
+        keys: the keys that the call uses. If the first argument of a script is `LINEAGE`, the key of the lineage record
+            is added at the end.
         args: the arguments after the keys.
     """
 
@@ -93,7 +93,7 @@ class Call:
 
 
 class RedisUnavailable(StoreError):
-    """Raised if Redis could not be reached, did not respond, or accepts no commands at present.
+    """Raised if Redis could not be reached, did not respond, or currently accepts no commands.
 
     Args:
         message: the error message.
@@ -126,7 +126,7 @@ class RedisClient:
         self.settings = settings
         self.url = settings.redis_url
         self.options = _options(settings)
-        #: The maximum time, in seconds, in which a connection must be opened.
+        #: How long, in seconds, opening a connection may take.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
         #: Tracks the server that the connections lead to, and the lineage of its data.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
@@ -141,7 +141,7 @@ class RedisClient:
             self._pool.connection_class(**self._pool.connection_kwargs)
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {reason(error)}.") from error
-        #: The number of the database.
+        #: The number of the Redis database.
         self.database = int(self._pool.connection_kwargs.get("db") or 0)
         self._async_pools: PerLoop[redis.asyncio.ConnectionPool] = PerLoop()
         #: The pub/sub connection of each event loop (see pubsub.py).
@@ -170,7 +170,7 @@ class RedisClient:
     def run(self, *calls: Call, idempotent: bool = False) -> list[Any]:
         """Run calls in one round trip, and return their replies.
 
-        If the server accepts none of the calls at present, they are sent again over another connection. After a
+        If the server currently accepts none of the calls, they are sent again over another connection. After a
         failover, that connection leads to the new primary.
 
         Args:
@@ -178,7 +178,7 @@ class RedisClient:
             idempotent: whether the calls may be executed twice. If so, they are sent again after a lost response.
 
         Raises:
-            RedisUnavailable: Redis could not be reached, did not respond, or accepts no such calls at present.
+            RedisUnavailable: Redis could not be reached, did not respond, or currently does not accept the calls.
             RedisRefused: the reply to a call was an error. The other calls were executed.
         """
         return finish(BlockingClient(self).arun(*calls, idempotent=idempotent))
@@ -218,7 +218,7 @@ class RedisClient:
         return await self._arun(calls)
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Run any number of idempotent calls, and return their replies. Each round trip has `size` of them.
+        """Run any number of idempotent calls, and return their replies. A round trip contains up to `size` calls.
 
         Raises:
             StoreError: see `run`.
@@ -254,7 +254,7 @@ class RedisClient:
             sent = True
             replies = await arun_exchange(connection, self._exchange(calls, connection))
         except BaseException as error:
-            # The reply may arrive later, for example after a cancellation. It must not be read as that of another call.
+            # A late reply, for example after a cancellation, must not be read as the reply to another call.
             if connection is not None:
                 await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
@@ -281,10 +281,10 @@ class RedisClient:
             redis_connect_func=self.lineage.ahandshake,
         )
 
-    # -- both ---------------------------------------------------------------------------------------------------------
+    # -- sync and async -----------------------------------------------------------------------------------------------
 
     def _exchange(self, calls: Sequence[Call], connection: Any) -> Exchange[list[Any]]:
-        """Run calls over a connection. First load the scripts that the server does not have."""
+        """Run calls over a connection. If the server does not have a script, load it, and run its calls again."""
         needs_lineage = any(call.args and call.args[0] is LINEAGE for call in calls)
         lineage = self.lineage.argument(connection) if needs_lineage else ""
         commands = [self._command(call, lineage) for call in calls]
@@ -315,7 +315,7 @@ class RedisClient:
 
 
 class BlockingClient(RedisClient):
-    """A client whose async methods block in place of suspending their caller, for code without an event loop.
+    """A client whose async methods block, instead of suspending their caller, for code without an event loop.
 
     Args:
         client: the client whose sync connections are used.
@@ -345,7 +345,7 @@ def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
 
 
 def _is_unavailable(reply: Any) -> bool:
-    """Return whether a reply is an error by which a server says that it accepts no such command at present."""
+    """Return whether a reply is an error of a server that currently does not accept the command."""
     if isinstance(reply, UNAVAILABLE_ERRORS):
         return True
     return isinstance(reply, ResponseError) and UNAVAILABLE_CODES.search(str(reply)) is not None
@@ -376,7 +376,7 @@ _lock = threading.Lock()
 
 
 def client_for(settings: CableSettings) -> RedisClient:
-    """Return the client that the stores of one engine share. A forked child gets a client of its own."""
+    """Return the client that the stores of one engine share. A forked child process gets a new client."""
     with _lock:
         # A client refers to its settings. While the client exists, no other settings can have the same id.
         key = (os.getpid(), id(settings))

@@ -1,4 +1,4 @@
-"""Finds problems of a Redis server, for the warning at the start and for `manage.py cable_doctor`."""
+"""Finds problems of a Redis server, for the warnings at startup and for `manage.py cable_doctor`."""
 
 from .client import Call, RedisClient
 from .lineage import parse_info
@@ -8,7 +8,7 @@ MIN_VERSION = (6, 2)
 
 
 def find_problems(client: RedisClient) -> list[str]:
-    """Return the problems of the Redis server that break guarantees of the stores. Each is a sentence with a remedy.
+    """Return the problems of the Redis server that break guarantees of the stores, as sentences with a remedy.
 
     Raises:
         StoreError: Redis could not be reached.

@@ -1,4 +1,4 @@
-"""Exchanges with Redis. An exchange is a generator, and runs over both sync and async connections.
+"""Exchanges with Redis. An exchange is a generator, which can run over a sync or an async connection.
 
 The generator yields the commands to send in one write, and receives the replies. The reply to a failed command is an
 exception.
@@ -21,7 +21,7 @@ ERROR_REPLIES = (ResponseError, BusyLoadingError)
 
 
 def pack(commands: Sequence[Command]) -> bytes:
-    """Encode commands in the protocol of Redis. redis-py takes three times as long for this."""
+    """Encode commands in the protocol of Redis. The encoder of redis-py would take three times as long."""
     parts = []
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
@@ -75,8 +75,8 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
 async def cancellable(sending: Awaitable[T]) -> T:
     """Wait until redis-py has sent data, and raise `CancelledError` if the task was cancelled during the wait.
 
-    redis-py sends with `asyncio.wait_for`, which may ignore a cancellation on Python 3.11. A task with an endless loop
-    could then not be stopped.
+    redis-py sends with `asyncio.wait_for`, which may ignore a cancellation on Python 3.11. Without this function, a
+    task with an endless loop could then not be stopped.
 
     Raises:
         ConnectionError: the connection has been closed.
@@ -86,7 +86,7 @@ async def cancellable(sending: Awaitable[T]) -> T:
     try:
         result = await sending
     except AttributeError as error:
-        # Since Python 3.12, a closed transport of asyncio raises this.
+        # Since Python 3.12, a closed transport of asyncio raises `AttributeError`.
         raise ConnectionError("the connection has been closed") from error
     if task and task.cancelling() > before:
         raise asyncio.CancelledError

@@ -8,7 +8,7 @@ import time
 from queue import LifoQueue
 from typing import Any, Final
 
-#: How long, in seconds, a connection may be idle. After that, it is closed when another connection is released.
+#: How long, in seconds, a connection may be idle. It is closed when another connection is released after that time.
 MAX_IDLE_TIME: Final = 60.0
 
 
@@ -20,7 +20,7 @@ class IdleQueue(LifoQueue[Any]):
     """The idle connections of a pool for sync code. `None` stands for a connection that has not been opened yet."""
 
     def _put(self, item: Any) -> None:
-        # The caller has the lock of the queue. So no thread can take a connection out of the queue during this method.
+        # The caller holds the queue's lock, so no thread can take a connection out of the queue during this method.
         super()._put(item)
         now = time.monotonic()
         if item is not None:

@@ -22,13 +22,13 @@ def stream_tag(prefix: str, stream: str) -> str:
 def stream_channel(prefix: str, database: int, stream: str) -> str:
     """Return the name of the pub/sub channel on which a stream's messages and presence events are announced.
 
-    It contains the number of the database, because all databases of a server share the pub/sub channels.
+    The name contains the number of the database, because all databases of a server share the pub/sub channels.
     """
     return f"{prefix}:stream@{database}:{stream}"
 
 
 def former_channel(channel: str) -> str:
-    """Return the name of a channel in the previous release, which lacks the number of the database."""
+    """Return the name of a channel in the previous release. That name lacks the number of the database."""
     return _DATABASE.sub(":stream:", channel, count=1)
 
 

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
-#: The maximum age, in seconds, of a connection. It is then reopened, so that the server's address is resolved again.
+#: The maximum age, in seconds, at which a connection is reopened, so that the server's address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
 #: The minimum time, in seconds, between two checks whether the server was demoted or promoted. Scripts make the checks.
 CHECK_INTERVAL: Final = 1.0
@@ -52,7 +52,7 @@ class LineageTracker:
         self.key = key
         #: The server that the newest connection leads to, and its lineage; None if no connection has been opened.
         self.identity: Identity | None = None
-        #: The number of the current generation. Connections of earlier generations are reopened before their next use.
+        #: The number of the current generation of connections. Those of earlier generations are reopened before use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
         #: All lineages that connections of this process have found.
@@ -87,7 +87,7 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def argument(self, connection: Any) -> str:
-        """Return the lineage of a connection as an argument for scripts. After a `?`, the script checks the lineage."""
+        """Return a connection's lineage for a script. The prefix `?` makes the script check the replication id, too."""
         lineage: str = connection.identity.lineage
         now = time.monotonic()
         if now < connection.check_at:
@@ -96,7 +96,7 @@ class LineageTracker:
         return f"?{lineage}"
 
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
-        """Make all connections of this connection's generation reopen before their next use.
+        """Reopen all connections of a connection's generation before their next use.
 
         Call this if the server has refused a command.
 
@@ -141,9 +141,9 @@ class LineageTracker:
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _has_returned(self, lineage: str, generation: int) -> bool:
-        """Return whether this process has found this lineage before, and another one after it.
+        """Return whether this process has found a lineage before, and another lineage since then.
 
-        Under the other lineage, the same offsets may belong to other messages.
+        If so, the lineage must be replaced, because the same offsets may belong to other messages in the other lineage.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""

@@ -23,7 +23,7 @@ Deliver = Callable[[bytes | None], None]
 SUBSCRIBE_TIMEOUT: Final = 2.0
 #: The time, in seconds, between two pings to Redis.
 PING_INTERVAL: Final = 2.0
-#: The time, in seconds, without any reply after which the connection is closed.
+#: How long, in seconds, Redis may send nothing. After that, the connection is closed.
 SILENCE_TIMEOUT: Final = 7.0
 #: How long, in seconds, a fence waits for its reply. After that, the connection is closed, and messages in transit are
 #: lost.
@@ -32,7 +32,7 @@ FENCE_TIMEOUT: Final = 5.0
 MIN_RETRY_DELAY: Final = 0.05
 #: The maximum delay, in seconds, before another attempt to connect.
 MAX_RETRY_DELAY: Final = 1.0
-#: The maximum number of channels in a command. Their former names are not counted.
+#: The maximum number of channels in a command. The former names of the channels are not counted.
 CHANNELS_PER_COMMAND: Final = 500
 #: The last character of a copy of a message, which a script publishes under the former name of the channel (see
 #: lua/prelude.lua).
@@ -52,11 +52,11 @@ class _Channel:
 class PubSub:
     """Subscribes to channels, and reconnects whenever the connection is lost.
 
-    It is connected while it has channels. `pubsub_of` returns the object of the running event loop, on which all its
-    methods must be called.
+    The connection is open while there are subscriptions. `pubsub_of` returns the object of the running event loop. All
+    its methods must be called on that loop.
 
-    It also subscribes to the former name of each channel, under which processes of the previous release publish. The
-    next release will not need this.
+    It also subscribes to the former name of each channel, because processes of the previous release publish under that
+    name. The next release will not need this.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -76,17 +76,17 @@ class PubSub:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is open. A loss may not have been noticed yet."""
+        """Whether the connection is open. A lost connection counts as open until the loss has been noticed."""
         return self._connection is not None
 
     async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
-        """Subscribe to channels. Start to call a function with the messages of each channel.
+        """Subscribe to channels, and start to call the function of each channel with its messages.
 
-        If Redis cannot be reached, this method returns nevertheless. The function is then called with None as soon as
-        Redis has confirmed the subscription. It is also called with None after each reconnect.
+        Even if Redis cannot be reached, this method returns. The functions are then called with None as soon as Redis
+        has confirmed the subscriptions. They are also called with None after each reconnect.
 
         Args:
-            delivers: the function for each channel.
+            delivers: the function of each channel.
         """
         new = [channel for channel in delivers if channel not in self._channels]
         for channel in new:
@@ -104,7 +104,7 @@ class PubSub:
                     await asyncio.shield(state.confirmed)
         for state in states:
             if not state.confirmed.done():
-                # The late confirmation will call `deliver` with None.
+                # When Redis confirms the subscription later, the callbacks are called with None.
                 state.confirmed.set_result(None)
 
     async def unsubscribe(self, channel: str, deliver: Deliver) -> None:
@@ -129,7 +129,8 @@ class PubSub:
     async def fence(self) -> None:
         """Wait until all messages that Redis published before this call have been delivered or are lost.
 
-        Messages are lost if the connection breaks. After the reconnect, `deliver` is then called with None.
+        Messages are lost if the connection breaks. After the reconnect, the functions of all channels are then called
+        with None.
         """
         connection = self._connection
         if connection is None:
@@ -138,7 +139,7 @@ class PubSub:
         payload = f"fence {self._fence_count}".encode()
         passed = self._fences[payload] = asyncio.get_running_loop().create_future()
         try:
-            # Redis sends the reply after all messages that it has published before.
+            # Redis sends the reply after all messages that it has published before the PING.
             await cancellable(connection.send_command("PING", payload, check_health=False))
             async with asyncio.timeout(FENCE_TIMEOUT):
                 await passed
@@ -163,8 +164,8 @@ class PubSub:
             channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
                 self._unconfirmed.setdefault(channel, deque()).append(self._channels[channel])
-        # The former name is the first, so that its subscription is complete when Redis confirms the new name. Both
-        # names are in the same command, because scripts compare the numbers of their subscribers.
+        # The former name comes first, so that Redis has subscribed to both names when it confirms the new name. Both
+        # names are in the same command, because scripts compare their numbers of subscribers (see lua/prelude.lua).
         names = [name for channel in channels for name in (former_channel(channel), channel)]
         try:
             if names:  # the list is empty if `unsubscribe` was called in the meantime
@@ -243,7 +244,7 @@ class PubSub:
         if state is None or self._channels.get(channel) is not state:
             return
         if state.confirmed.done():
-            # This is a new subscription after a reconnect. Messages that were published before it may be missing.
+            # The confirmation is late, or follows a reconnect. Messages that were published before it may be missing.
             self._deliver(state, None)
         else:
             state.confirmed.set_result(None)
@@ -314,7 +315,7 @@ class ChannelListener(Listener):
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:
-        """Announce the event in a message. The message is None if messages may have been missed."""
+        """Announce the event that a message contains. The message is None if messages may have been missed."""
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

@@ -23,8 +23,8 @@ def sync_twin(
 ) -> Callable[Concatenate[Any, P], T]:
     """Return the sync twin of an async method of a Redis store. The method must await only calls of the client.
 
-    The twin runs the method with a client that blocks. So the method never suspends, and needs no event loop. If a
-    subclass overrides the method, the twin runs the method of the subclass.
+    The twin runs the method with a client that blocks. The method therefore never suspends, and needs no event loop. If
+    a subclass overrides the method, the twin runs the method of the subclass.
     """
 
     @wraps(method)
@@ -52,7 +52,7 @@ class RedisStore(Store):
 
     @property
     def place(self) -> str:
-        """A description of the place of the data, for messages."""
+        """Where the data are stored, as a text for error messages."""
         return self.client.place
 
     @cached_property
@@ -67,7 +67,7 @@ class RedisStore(Store):
         return stream_channel(self.settings.key_prefix, self.client.database, stream)
 
     def script_time(self) -> str:
-        """Return the time argument for Lua scripts. It is `""`, which stands for Redis's clock, or a test's time."""
+        """Return the time argument for Lua scripts: `""` to use Redis's clock, or the time of a test's clock."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def atime(self) -> float:

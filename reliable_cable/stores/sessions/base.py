@@ -8,8 +8,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: A connection is also revoked if it was authenticated within this time, in seconds, after the revocation. The time of
-#: the authentication is not exact (see clock.py), and Django deletes a Django session only after the logout signal.
+#: How long, in seconds, a revocation also applies to connections that are authenticated after it. The reasons: the time
+#: of an authentication is not exact (see clock.py), and Django deletes its session only after the logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The maximum number of characters of a session id.
@@ -65,8 +65,8 @@ class SessionStore(Store):
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Store records by session id, in few round trips. They replace existing records.
 
-        A client can cause a record of 256 KiB to be saved continuously. If other software uses the same server, write
-        only the changes of a large record.
+        A client can cause a record of 256 KiB to be saved continuously. So if the store's server is shared with other
+        software, write only the changes of a large record.
         """
 
     @abstractmethod
@@ -78,12 +78,12 @@ class SessionStore(Store):
         """
 
     def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of several sessions, as `load` does. Override this if one round trip is enough for it."""
+        """Return the records of several sessions, as `load` does. Override this to use only one round trip."""
         return [self.load(sid, identity) for sid, identity in wanted]
 
     @abstractmethod
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Renew the TTL of records, in one round trip. Return the session ids that have no record."""
+        """Renew the TTL of records, in one round trip. Return the session ids for which there is no record."""
 
     @abstractmethod
     def delete(self, sids: Collection[str]) -> None:
@@ -91,7 +91,7 @@ class SessionStore(Store):
 
     @abstractmethod
     def revoke(self, condition: Identity) -> float:
-        """Revoke the sessions that match a condition and were authenticated before now, even if they are saved later.
+        """Revoke the sessions that match a condition and were authenticated before now, even those saved later.
 
         Args:
             condition: the identifiers that a session's identity must have. There must be at least one.
@@ -106,7 +106,7 @@ class SessionStore(Store):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete about `limit` expired records at most, and return their number. Servers call this regularly."""
+        """Delete at most about `limit` expired records, and return their number. Servers call this regularly."""
 
     asave = async_twin(save, writes=True)
     aload_many = async_twin(load_many)

@@ -36,7 +36,8 @@ _HEAD, _PART, _REVOCATION = range(3)
 class ModelSessionStore(ModelStore, SessionStore):
     """Stores session records in the models `Session` and `SessionPart`, in the database `settings.database`.
 
-    Large records are divided into parts, which are in `SessionPart` (see record_parts.py).
+    A large record is divided into a head, which is a row of `Session`, and parts, which are rows of `SessionPart` (see
+    record_parts.py).
 
     Times come from the server's clock on PostgreSQL, and from this host's clock on SQLite. Every method raises
     `StoreError` if the database fails.
@@ -49,7 +50,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
         self._known = KnownParts()
-        #: The session id of the last part that `prune` has examined.
+        #: The session id of the last part that `prune` has examined; `""` to begin with the first part.
         self._examined = ""
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -57,7 +58,8 @@ class ModelSessionStore(ModelStore, SessionStore):
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Insert or replace records. If a large record was saved by this process before, write only its changes.
 
-        All small records take one statement, and large ones at most four. If a record is not JSON, no record is stored.
+        If all records are small, this takes one statement; otherwise, at most four. If a record is not JSON, no record
+        is stored.
         """
         if self.settings.sessions_ttl == 0 or not records:
             return
@@ -82,10 +84,10 @@ class ModelSessionStore(ModelStore, SessionStore):
         """Write records, and return the stored parts of the large records."""
         large = {sid: text for sid, text in texts.items() if isinstance(text, RecordParts)}
         known = self._lock(texts)
-        # The heads are written first, because only the transaction that has locked a head may write its parts.
+        # Heads are written before parts, because only the transaction that has locked a head may write its parts.
         expires = self._server.ago(-self.settings.sessions_ttl)
         # The data are stored as JSON text in a JSON string, because PostgreSQL refuses JSON with U+0000 or with half a
-        # surrogate pair. Clients can send both, and the whole batch of records could then not be saved.
+        # surrogate pair. A client that sent such text could otherwise keep a whole batch of records from being saved.
         self._rows.bulk_create(
             [
                 Session(
@@ -105,9 +107,10 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._save_parts(large, known) if large else {}
 
     def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
-        """Lock records. For those that this process has written last, return the hash values of the parts.
+        """Lock records, and return the hash values of the stored parts, by session id and number.
 
-        If this process has never written any of the large records, no record is locked.
+        Records that another process has written last are left out. If this process knows none of the large records, no
+        record is locked.
         """
         known = {
             sid: stored
@@ -118,7 +121,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         }
         if not known:
             return {}
-        # Another process may have written a record since then, or the record may have expired.
+        # If another process has written a record since this process did, the hash value of the head differs.
         head = Case(When(sid__in=list(known), then="data"))
         heads = self._rows.select_for_update().filter(sid__in=list(texts)).order_by("sid").values_list("sid", head)
         return {sid: known[sid].hashes for sid, head in heads if sid in known and hash(head) == known[sid].head}
@@ -191,7 +194,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             all=True,
         )
 
-    # -- keeping ------------------------------------------------------------------------------------------------------
+    # -- renewing and deleting ----------------------------------------------------------------------------------------
 
     def touch(self, sids: Collection[str]) -> set[str]:
         """Renew the TTL of records with one UPDATE. Expired records are not renewed."""
@@ -235,7 +238,8 @@ class ModelSessionStore(ModelStore, SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # This is outside of the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
+            # The row is written outside of the caller's transaction, because `disconnect(using=...)` may wait for the
+            # commit of another database only.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 
@@ -272,13 +276,13 @@ class ModelSessionStore(ModelStore, SessionStore):
         """Return the ids of deleted records whose parts remain in the table.
 
         Such parts remain if a process ended during `prune`, or if a process of the previous release deleted the record.
-        Each call examines only some of the parts, which follow those of the last call, because the table may be large.
+        Because the table may be large, each call examines only some parts, and the next call continues after them.
         """
         following = self._parts.filter(sid__gt=self._examined).order_by("sid", "number").values_list("sid", flat=True)
         with self._errors("read"):
             sids = dict.fromkeys(following[:PARTS_PER_SEARCH])
-            # This is the last id in the order of the database. At the end of the table, it is `""`, so that the next
-            # search begins at the first part.
+            # The next call continues after the last id, in the order of the database. If this call has found no part,
+            # the next call begins at the first part.
             self._examined = next(reversed(sids), "")
             return sids.keys() - set(self._rows.filter(sid__in=sids).values_list("sid", flat=True)) if sids else ()
 
@@ -315,14 +319,14 @@ class ModelSessionStore(ModelStore, SessionStore):
 
     @property
     def _orphans(self) -> QuerySet[SessionPart]:
-        """The parts that have no head."""
+        """The rows of parts whose record no longer exists."""
         return self._parts.filter(~Exists(self._rows.filter(sid=OuterRef("sid"))))
 
 
 def _loaded(
     head: tuple[str, float, str] | None, parts: Mapping[int, str], identity: Identity, times: Mapping[str, float]
 ) -> SessionRecord | None:
-    """Return a record; None if it belongs to another identity, is revoked, or lacks parts."""
+    """Return a session's record; None if it does not exist, has another identity, was revoked, or lacks parts."""
     if head is None:
         return None
     text, authenticated, owner = head

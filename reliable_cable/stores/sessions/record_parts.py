@@ -19,23 +19,22 @@ from .base import SessionRecord
 #: The maximum size, in bytes, of a record that is always stored in one row.
 MAX_WHOLE_SIZE: Final = 4096
 
-#: The difference between the numbers of two successive new parts. Parts that are inserted later get numbers between
-#: these.
+#: The difference between the numbers of two successive parts of a new record. Parts that are inserted later get numbers
+#: in between.
 STRIDE: Final = 1 << 20
 
-#: The maximum number of parts of a record in a DELETE. If more parts must be deleted, all parts are written again. The
-#: number is limited, because a DELETE may contain the parts of many records, and SQLite limits the parameters of a
-#: statement.
+#: The maximum number of parts of one record in a DELETE. If more parts must be deleted, all parts are written again.
+#: The number is limited, because a DELETE may name parts of many records, and SQLite limits a statement's parameters.
 MAX_REMOVED: Final = 100
 
 #: The approximate maximum size of `KnownParts` in memory, in bytes.
 MAX_KNOWN_SIZE: Final = 8 * 1024 * 1024
 
-#: The approximate size of a record in `KnownParts`, in bytes. A record has 16 more bytes for each part.
+#: The approximate size of a record in `KnownParts`, in bytes. Each part adds 16 bytes.
 _RECORD_SIZE: Final = 512
 
-#: The key in a head under which the key of the list and the number of parts are stored. The data of a record must not
-#: have this key.
+#: The key under which a head contains the key of the list, the number of parts and a version. The data of a record must
+#: not have this key.
 _PARTS_KEY: Final = "parts"
 
 
@@ -45,7 +44,7 @@ class RecordParts:
 
     Args:
         list_key: the key of the list whose items are the parts.
-        head: the head. Servers of the previous release read it as a record whose list is empty.
+        head: all other data. Servers of the previous release read this text as a record whose list is empty.
         items: the items of the list.
     """
 
@@ -70,7 +69,7 @@ class RecordParts:
             list_key = max(lists, key=lambda key: sum(map(len, lists[key])), default="")
             if not lists.get(list_key):
                 return None
-        version = secrets.token_hex(8)  # with this, the head differs from all former heads of the session
+        version = secrets.token_hex(8)  # so that each head of a session differs from all former heads
         layout = {_PARTS_KEY: [list_key, len(lists[list_key]), version]}
         return cls(list_key, json.dumps({**record.data, list_key: [], **layout}), lists[list_key])
 
@@ -111,7 +110,7 @@ class PartsChange:
 
     @classmethod
     def between(cls, old: Mapping[int, int] | None, items: Sequence[str]) -> Self:
-        """Compare stored parts with new parts. Parts that are equal keep their numbers.
+        """Compare stored parts with new parts. A part that has not changed keeps its number if possible.
 
         Args:
             old: the hash values of the stored parts, by number, in the order of the numbers; None if they are unknown.
@@ -133,7 +132,10 @@ class PartsChange:
 
 
 def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
-    """Return numbers for new parts, in ascending order; None if too few numbers are free between two equal parts."""
+    """Return numbers for new parts, in ascending order. A part that equals a stored part keeps its number if possible.
+
+    Return None if there are too few free numbers between two parts that keep their numbers.
+    """
     former = list(old)
     number_of = {old[number]: number for number in reversed(former)}
     numbers: list[int] = []
@@ -169,7 +171,7 @@ def _numbers_between(former: Sequence[int], low: int, high: int, count: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class StoredParts:
-    """The hash values of a large record that this process has stored.
+    """The hash values of the head and the parts of a large record that this process has stored.
 
     Args:
         list_key: the key of the list whose items are the parts.
@@ -205,9 +207,10 @@ class StoredParts:
 
 
 class KnownParts:
-    """The large records that this process has stored last. With their hash values, only changed parts must be written.
+    """The hash values of the large records that this process stored last, so that only changed parts are written.
 
-    If they take more than `MAX_KNOWN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
+    If the hash values take more than `MAX_KNOWN_SIZE` bytes in total, those of the oldest records are forgotten. All
+    methods are thread-safe.
     """
 
     def __init__(self) -> None:
@@ -229,7 +232,7 @@ class KnownParts:
                 self._remove(next(iter(self._records)))
 
     def forget(self, sid: str) -> None:
-        """Forget a session, so that all parts of its next record are written."""
+        """Forget the hash values of a session's record, so that all parts of its next record are written."""
         with self._lock:
             self._remove(sid)
 

@@ -36,10 +36,10 @@ class TextChange:
     `end`.
 
     Args:
-        kept: the size of the beginning of the old text that is used, in bytes.
+        kept: the number of bytes that are used from the beginning of the old text.
         inserted: the new text after this beginning.
-        resumed: the position of the first byte of the later part in the old text, from 1.
-        ended: the position of the last byte of the later part in the old text, from 1.
+        resumed: the position of the first byte of the later part in the old text, counted from 1.
+        ended: the position of the last byte of the later part in the old text, counted from 1.
         end: the new text after the later part.
     """
 
@@ -55,8 +55,8 @@ class RecordText:
     """The JSON text of a record, in parts.
 
     Args:
-        parts: the beginning of the text, which contains all lists. Each item of a list is a separate part.
-        values: the text of the values that are not lists. It may differ in all records of a session.
+        parts: the beginning of the text, which contains all lists. Each item of a list is a part.
+        values: the text after `parts`, which contains all values that are not lists. It is always written whole.
         version: a random text that identifies the record. It consists of white space, which JSON decoders ignore.
     """
 
@@ -106,14 +106,15 @@ class RecordText:
 
 
 def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
-    """Return how many parts are equal before the first difference."""
+    """Return the number of equal parts before the first difference between two texts."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
 
 
 class WrittenTexts:
-    """The large texts that this process has written last. With them, only the changes of a record must be written.
+    """The large texts that this process wrote last, so that only the changes of a record are written.
 
-    If they have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
+    If the texts have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest ones are forgotten. All methods are
+    thread-safe.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class WrittenTexts:
         self._size = 0
 
     def get(self, sid: str) -> RecordText | None:
-        """Return the text that was written last for a session; None if it is unknown."""
+        """Return the text that this process wrote last for a session; None if it is unknown."""
         return self._texts.get(sid)
 
     def add(self, sid: str, text: RecordText) -> None:

@@ -36,7 +36,7 @@ class RedisSessionStore(RedisStore, SessionStore):
             return
         calls = {sid: self._write(sid, text) for sid, text in texts.items()}
         replies = await self.client.arun_all(calls.values())
-        # The reply is 0 if Redis has another text, because it has lost data or another process has written the record.
+        # The reply is 0 if Redis has another text or none, because data were lost or another process wrote the record.
         unchanged = [sid for sid, reply in zip(calls, replies, strict=True) if reply == 0]
         await self.client.arun_all([self._write_whole(sid, texts[sid]) for sid in unchanged])
         for sid, text in texts.items():
@@ -53,7 +53,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return RecordText.of(record)
 
     def _write(self, sid: str, text: str | RecordText) -> Call:
-        """Return the call that writes a record or its changes."""
+        """Return the call that writes only the changes of a record, or the whole record if its old text is unknown."""
         old = self._written.get(sid)
         if old is None or isinstance(text, str):
             return self._write_whole(sid, text)
@@ -69,7 +69,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return self.load_many([(sid, identity)])[0]
 
     async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of sessions. Hundreds of records take one round trip."""
+        """Return the records of sessions. One round trip reads hundreds of records."""
         sids = [sid for sid, _ in wanted if is_session_id(sid)]
         # Revocations are read after the records, so that a revocation during the reads is found.
         revocations = self._revocations([identity for _, identity in wanted]) if sids else {}
@@ -97,7 +97,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     delete = sync_twin(adelete)
 
     async def arevoke(self, condition: Identity) -> float:
-        """Store the time of a revocation, until all records that it may revoke have expired."""
+        """Store the time of a revocation. Redis keeps it until all records that it may revoke have expired."""
         key = revocation_key(self.settings.key_prefix, condition_key(condition))
         ttl = self._ttl + int(CLOCK_MARGIN * 1000) if self._ttl else 0
         return float((await self.client.arun(Call("revoke", [key], [self.script_time(), ttl]), idempotent=True))[0])

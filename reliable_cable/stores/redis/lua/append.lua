@@ -13,8 +13,8 @@
 --   Redis executes after a retry, because Redis did not respond for some time.
 --
 -- The fields of the meta hash: n name, e epoch, t tail, r lineage of the data in which the epoch began, a time of the
---   tail's entry, or of the last call of forget, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
---   so far, l ids of recently retried appends, f see forget.lua.
+--   tail's entry, or of the last call of forget, z time of the newest trimmed entry, k whether idempotency keys were
+--   ever used, b bytes of all entries so far, l ids of recently retried appends, f see forget.lua.
 
 -- The maximum length of the remembered ids of retried appends, in characters. This is enough for all appends that are
 -- retried when Redis does not respond for some time.
@@ -22,7 +22,8 @@ local REMEMBERED = 8192
 
 -- The maximum time, in seconds, by which Redis's clock may be set back between two attempts of an append.
 local STEP_BACK = 10
--- The maximum time, in seconds, by which it may be set forward. This limits the part of a long log that is searched.
+-- The maximum time, in seconds, by which Redis's clock may be set forward. This limits how much of a long log is
+-- searched.
 local STEP_FORWARD = 600
 
 local lineage, fresh, now, append = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4]

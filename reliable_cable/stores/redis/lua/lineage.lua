@@ -9,7 +9,7 @@
 -- it frees its backlog. In these cases, master_replid2 is zero, and the data are the same.
 
 local run_id, fresh, replaced = ARGV[1], ARGV[4], ARGV[5]
--- The client has read these before the script. The server may have been demoted and promoted since then.
+-- The client read ARGV[2] and ARGV[3] before this script. The server may have been demoted and promoted since then.
 local replid, former_replid = replication_ids()
 if not replid then replid, former_replid = ARGV[2], ARGV[3] end
 local promoted = string.match(former_replid or '', '[^0]') ~= nil

@@ -3,8 +3,7 @@
 -- ARGV, from 8: the session; the id; the info; '1' if the session has joined before; the session that it replaces, or
 --   ''.
 -- Returns the resulting events, each as 'j' or 'l', the id and the info. If the session has joined before and is
--- missing because data were lost, its join is announced but not returned. Only if its leave is remembered, its join is
--- returned.
+-- missing because data were lost, its join is announced. The join is returned only if a leave of the id is remembered.
 
 local session, id, info, known = ARGV[8], ARGV[9], ARGV[10], ARGV[11] == '1'
 local replaced = ARGV[12]

@@ -1,4 +1,4 @@
--- Replace a part of a session record (see sessions/record_text.py). Do nothing if the record is not the expected one.
+-- Replace a part of a session record (see sessions/record_text.py). Do nothing if the record has another version.
 --
 -- KEYS: the key of the session. ARGV: the TTL in milliseconds; the version of the expected record; the size of its
 --   beginning that is used; the new text after the beginning; the positions of the first and the last byte of the later
