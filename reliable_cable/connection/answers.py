@@ -1,4 +1,4 @@
-"""Answers calls. A call is an action whose client asks for the result, see Protocol: Calls."""
+"""Answers calls. A call is an action whose client asks for the result (see Protocol: Calls)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Call
     cannot be applied. A result that cannot be encoded counts as an error of the action.
 
     Args:
-        handler: runs the action.
+        handler: a function without arguments that runs the action.
         channel: the channel of the action.
         call: the id that the client gave to the call.
     """

@@ -1,7 +1,7 @@
 """The command queue of a connection.
 
-Commands are handled one after another, in a separate task. So the end of the connection is noticed even while a handler
-is running.
+Commands are handled one after another, in a separate task. So the end of the connection is detected even while a
+handler is running.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Backlog:
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands after the last one.
+    #: Whether the task waits for more commands when the queue is empty.
     lingers: bool = True
     #: Whether the rate limits delay commands.
     limited: bool = True
@@ -91,7 +91,7 @@ class CommandQueue(ABC):
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command.
 
-        When a `subscribe` has been answered, call `answered`. This may happen after the method has returned.
+        Implementations must call `answered` when a `subscribe` has been answered, even if they have returned by then.
 
         Args:
             command: the command to handle.
@@ -105,7 +105,7 @@ class CommandQueue(ABC):
     @property
     @abstractmethod
     def log(self) -> ClientLog:
-        """The logger for all lines that the client can cause repeatedly."""
+        """The logger for messages that the client can cause repeatedly. It limits their number."""
 
     @abstractmethod
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
@@ -147,7 +147,7 @@ class CommandQueue(ABC):
         """Return the backlog, and start or wake its task. The caller must add a command before its next `await`."""
         if self._backlog is None:
             self._backlog = _Backlog()
-            # The control bus starts this task for a revocation, and it may run in the context of another connection.
+            # For a revocation, the control bus calls this method, perhaps in the context of another connection.
             self._task = self._tasks.spawn(self._run(self._backlog), context=self._context.copy())
         else:
             self._backlog.wake()
@@ -183,7 +183,7 @@ class CommandQueue(ABC):
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     def answered(self, identifier: str, arrived: float) -> None:
-        """Record that a `subscribe` has been answered, so that a repeated one is no longer ignored."""
+        """Record that a `subscribe` has been answered, so that a repeated `subscribe` is no longer ignored."""
         if self._backlog is not None and self.is_wanted(identifier, arrived):
             del self._backlog.subscribing[identifier]
 
