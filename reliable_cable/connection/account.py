@@ -54,7 +54,7 @@ class Account:
         self.lasting = 0
         #: The maximum number of bytes that the subscriptions may use.
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
-        #: Limits the joins. It is created for the first join, because most clients request none.
+        #: Limits the rate of joins. It is created at the first join, because most clients request none.
         self._joins: TokenBucket | None = None
         #: The number of faults since `_faults_since`.
         self._faults = 0

@@ -41,7 +41,7 @@ class CommandLimits:
         self._whispers = _bucket(whisper)
         #: How many further commands of the types in `_CONNECTING` do not count.
         self._free = len(_CONNECTING) * subscriptions
-        #: Since when commands have been delayed without interruption. None means that no command is delayed.
+        #: When the uninterrupted delay of commands began, or None if no command is delayed.
         self._waiting_since: float | None = None
 
     @classmethod

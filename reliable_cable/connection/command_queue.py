@@ -39,13 +39,13 @@ InternalCall = Callable[[], Awaitable[None]]
 class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
-    #: The queued commands. Each has the size of its frame and, if it is a `subscribe`, the time of its arrival.
+    #: The queued commands, with the size of the frame in characters and, for a `subscribe`, the time of its arrival.
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands when the queue is empty.
+    #: Whether the task waits for more commands when the queue is empty. False after a call of `finished`.
     lingers: bool = True
-    #: Whether the rate limits delay commands.
+    #: Whether the rate limits delay commands. False after a call of `finished`.
     limited: bool = True
     #: Whether the server has stopped reading commands, because the client exceeded the rate limits for too long.
     exceeded: bool = False
@@ -100,7 +100,7 @@ class CommandQueue(ABC):
 
     @abstractmethod
     def limits_exceeded(self) -> None:
-        """Disconnect the client after its queued commands, because it exceeded the rate limits for too long."""
+        """Disconnect the client for exceeding the rate limits, after its queued commands have been handled."""
 
     @property
     @abstractmethod
@@ -147,7 +147,7 @@ class CommandQueue(ABC):
         """Return the backlog, and start or wake its task. The caller must add a command before its next `await`."""
         if self._backlog is None:
             self._backlog = _Backlog()
-            # For a revocation, the control bus calls this method, perhaps in the context of another connection.
+            # A revocation may call this method in the context of another connection.
             self._task = self._tasks.spawn(self._run(self._backlog), context=self._context.copy())
         else:
             self._backlog.wake()

@@ -192,7 +192,7 @@ class Commands(CommandQueue):
             candidate = make_channel(self.connection, identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
-        """Run `subscribed` and apply its reply. If this raises an error, the client has been sent nothing."""
+        """Run `subscribed` and apply its reply. If an error is raised, the client has been sent nothing."""
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None

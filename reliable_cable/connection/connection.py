@@ -74,7 +74,7 @@ class Connection:
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
         transport: the object that writes to the socket and can abort it.
-        login: the login of the client. None means that no login authenticated the client.
+        login: the login that authenticated the client, or None if there was none.
         expires_at: when the client's token expires, in seconds since 1970. None means never.
     """
 
@@ -88,7 +88,7 @@ class Connection:
     transport: Transport
     login: AnyLogin | None = None
     expires_at: float | None = None
-    #: A copy of the context in which the connection was created. Each handler runs in another copy of this context.
+    #: A copy of the `contextvars` context in which the connection was created. Each handler runs in a new copy of it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
     #: Whether the server has closed the connection for a reason after which no client may restore the session.
@@ -106,7 +106,8 @@ class Connection:
     #: The queue that handles the client's commands. The attribute is deleted when the connection has ended.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: When the heartbeat pings the connection next, by the event loop's clock, in units of `heartbeat.TICK`.
+    #: When the connection is pinged next, by the event loop's clock, in units of `heartbeat.TICK`. Only the heartbeat
+    #: uses this attribute.
     ping_due: int = 0
     #: Called with each error that a handler raises, even an error that refuses the client. Only the test kit sets this.
     on_error: Callable[[BaseException], object] = lambda error: None

@@ -118,7 +118,7 @@ async def run_calls(
     """Run a check, if any, and then its handler, if any. If both are sync, both run in the same thread hop.
 
     Args:
-        around: returns the sync or async context manager in which the calls run.
+        around: a function that returns the sync or async context manager in which the calls run.
         calls: the check, the handler, or both.
         check: the check. If it refuses, the handler is not called.
         channel: the channel of the check. A check that calls `reject()` of the channel also refuses.
@@ -174,7 +174,7 @@ def _check_refuses(verdict: object, channel: Channel | None) -> bool:
 
 
 def finished(call: Callable[[], Any], result: Any) -> Any:
-    """Return the result of a handler or a check. Raise an error if its code cannot have run.
+    """Return the result of a handler or a check, unless it shows that the code has not run.
 
     Raises:
         TypeError: the result is a coroutine or a generator, so the code of the handler has not run.

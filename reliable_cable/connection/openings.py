@@ -42,7 +42,7 @@ class Openings:
         return len(self.running) >= MAX_OPENINGS
 
     async def wait_for_earlier(self, identifier: str) -> None:
-        """Wait until the commands before the one with this identifier have been answered."""
+        """Wait until the commands before the command with this identifier have been answered."""
         earlier = [task for _, task in takewhile(lambda item: item[0] != identifier, self.running.items())]
         if earlier:
             await asyncio.wait(earlier)

@@ -60,7 +60,7 @@ def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, A
     while True:
         try:
             value = yield waited
-        except BaseException as error:  # it is passed on to the coroutine
+        except BaseException as error:  # the coroutine handles the error
             step = partial(started.throw, error)
         else:
             step = partial(started.send, value)
@@ -85,12 +85,12 @@ class Outbox:
     Args:
         send: the ASGI `send`.
         account: counts the bytes of the queued frames. If they exceed its limit, `overflow` is called once.
-        overflow: called when the client is too slow: too many bytes are queued, or the socket accepted nothing for
-            `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
-        write: writes the bytes of a frame without waiting. None means that the server cannot do this (see
+        overflow: a function that is called when the client is too slow: too many bytes are queued, or the socket
+            accepted nothing for `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
+        write: a function that writes the bytes of a frame without waiting, or None if the server has none (see
             `servers.base.Transport`).
         form: the class of frames that the client can read.
-        unsent: returns how many written bytes the client has not acknowledged, or None if that is unknown.
+        unsent: a function that returns how many written bytes the client has not acknowledged, or None if unknown.
     """
 
     send: Send

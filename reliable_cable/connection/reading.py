@@ -30,9 +30,9 @@ CHECK_INTERVAL: Final = 1.0
 class Reading:
     """Limits how fast the frames of one connection are read.
 
-    A token bucket limits the rate. Reading also stops while the command queue is full, and while the client does not
-    read its own frames and its account is more than half full. The server's buffers then fill, and the client has to
-    wait before it can send more.
+    A token bucket limits the rate. Reading also stops while the command queue is full, and while the socket accepts
+    nothing and the client's account is more than half full. The server's buffers then fill, and the client has to wait
+    before it can send more.
 
     Args:
         connection: the connection whose frames are read.

@@ -256,7 +256,7 @@ class Replay:
                 offset = min(offset, cursor.offset)
             page = await self._read(stream, StreamPosition("", offset))
             if known.epoch not in ("", page.epoch) or cursor.epoch not in ("", page.epoch):
-                # The epoch has changed, perhaps between two attempts. So the offset may belong to the former epoch, whose
+                # The epoch has changed, perhaps between two attempts. The offset may belong to the former epoch, whose
                 # messages are missing in the page even if the offset is 0.
                 return None
             position = StreamPosition(page.epoch, offset)
@@ -272,7 +272,7 @@ class Replay:
         return page
 
     def _server_time(self, since: float) -> float:
-        """Return a client's `since`. If it is in the store's future, return the time one ping interval ago instead."""
+        """Return a client's `since`. If it is later than the store's clock, return the time one ping interval ago."""
         connection = self._subscription.connection
         now = connection.hub.engine.stream_clock.now()
         return since if since <= now else now - connection.ping_interval
@@ -308,7 +308,7 @@ class Replay:
     async def _send_snapshot(self, subscribed: SubscribedStream) -> bool:
         """Send the channel's snapshot of a stream, and move the cursor to the snapshot's position.
 
-        If the store lacks entries after the snapshot, the snapshot is too old, and is read again (`SNAPSHOT_DELAYS`).
+        If the store lacks entries after the snapshot, the snapshot is read again (see `SNAPSHOT_DELAYS`).
 
         Returns:
             False if there is no snapshot, or if the store lacks entries after every snapshot that was read.

@@ -1,4 +1,4 @@
-"""Compares the streams and the member that `subscribed` started before a restore with those that it starts now.
+"""Compares two calls of `subscribed`, before and during a restore: the streams that they start, and their members.
 
 See Protocol: Restore.
 """
@@ -120,7 +120,7 @@ def _starts(reply: Reply) -> dict[str, StreamStart]:
 
 
 def _stopped(reply: Reply, names: set[str]) -> set[str]:
-    """Return those of the named streams that a reply stops."""
+    """Return the streams among `names` that a reply stops."""
     stops = {operation.name for operation in reply.streams if not isinstance(operation, StreamStart)}
     return names if None in stops else names & stops
 
