@@ -22,7 +22,8 @@ FAULTS_TIME: Final = 60.0
 class Account:
     """Counts the bytes that the server stores in memory for one client, and the joins and faults of the client.
 
-    A fault is a violation of the protocol or an error of a handler (see `FRAME_FAULT` and `HANDLER_FAULT`).
+    A fault is a violation of the protocol or an error of a handler (see `connection.FRAME_FAULT`).
+
     Queued commands, queued frames and held messages share one limit. The identifiers, states and members of
     subscriptions share another limit, because they stay in memory for as long as the subscriptions exist.
 

@@ -91,7 +91,7 @@ class CommandQueue(ABC):
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command.
 
-        Implementations must call `answered` when a `subscribe` has been answered, even if they have returned by then.
+        Implementations must call `answered` when a `subscribe` has been answered, even after `execute` has returned.
 
         Args:
             command: the command to handle.

@@ -73,7 +73,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
     hub.heartbeat.remove(connection)
     hub.logins.remove(connection)
     hub.token_expiry.remove(connection)
-    # The subscriptions end before the commands are awaited, because a handler may take long.
+    # The subscriptions end before the commands are awaited, because a running handler may take a long time.
     _release_subscriptions(commands)
     await commands.finished()
     _release_subscriptions(commands)

@@ -67,7 +67,7 @@ class SubscriptionPresence:
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
-        #: The stream in which the former session had its member.
+        #: The presence stream of the member in the former session.
         self._former_stream = ""
         #: The roster that the client's list belongs to, or None before the client has requested the members.
         self._roster: Roster | None = None
