@@ -239,7 +239,7 @@ class Commands(CommandQueue):
         return nullcontext() if self._openings is None else self._openings.handlers
 
     async def _wait_for_earlier(self, identifier: str) -> None:
-        """Wait until the `subscribe` commands before this one have been answered."""
+        """Wait until the `subscribe` commands before that of the identifier have been answered."""
         if self._openings is not None:
             await self._openings.wait_for_earlier(identifier)
 
