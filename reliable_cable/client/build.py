@@ -39,7 +39,7 @@ def is_built() -> bool:
 def is_fresh() -> bool:
     """Return whether the bundle exists and is not older than its sources.
 
-    An installed wheel contains the bundle without the sources. There, this returns True.
+    In an installed wheel, which contains the bundle without its sources, the result is True.
     """
     if not is_built():
         return False
@@ -126,7 +126,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, so that other processes wait. On Windows, this does nothing."""
+    """Hold an exclusive lock on a file, so that other processes wait. On Windows, nothing is locked."""
     with path.open("rb") as file:
         if sys.platform != "win32":
             import fcntl

@@ -20,13 +20,13 @@ def _load_build() -> ModuleType:
 
 
 class ClientBuildHook(BuildHookInterface[Any]):
-    """Creates the bundle before the package is built."""
+    """The hook that creates the bundle before the package is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Create the bundle if it is missing or older than its sources.
 
-        An editable install does not create it, so that it needs no Node. `manage.py cable_client` creates it there. If
-        the creation fails, an existing bundle is packed, with a warning. If there is no bundle, the build fails.
+        An editable install skips this step, so that it needs no Node. `manage.py cable_client` then creates the bundle.
+        If the creation fails, an existing bundle is packed, with a warning. If there is no bundle, the build fails.
         """
         if version == "editable":
             return

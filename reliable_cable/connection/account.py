@@ -1,12 +1,12 @@
-"""The account of a connection. It counts the bytes, the joins and the faults of one client."""
+"""`Account`, which counts and limits the bytes, the joins and the faults of one client."""
 
 from typing import Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
 
-#: The share of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, with their states and members.
+#: The fraction of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, with their states and members.
 LASTING_SHARE: Final = 0.25
-#: The subscriptions of a connection may always use `MAX_SUBSCRIPTIONS` times this number of bytes.
+#: Even if `LASTING_SHARE` allows less, subscriptions may use this number of bytes for each of `MAX_SUBSCRIPTIONS`.
 SUBSCRIPTION_SIZE: Final = 512
 #: How many joins per second a client may request.
 JOIN_RATE: Final = 2.0
@@ -15,12 +15,14 @@ JOIN_BURST: Final = 20
 
 #: The maximum number of faults that a client may cause within `FAULTS_TIME`. A client that causes more is disconnected.
 MAX_FAULTS: Final = 200
-#: After how long, in seconds, the count of a client's faults begins again at 0.
+#: How long, in seconds, faults are added up before their count starts again at 0.
 FAULTS_TIME: Final = 60.0
 
 
 class Account:
-    """Counts the bytes that one client makes the server keep in memory, and the joins and faults of the client.
+    """Counts the bytes that the server stores in memory for one client, and the joins and faults of the client.
+
+    A fault is a violation of the protocol or an error of a handler (see `connection.FRAME_FAULT`).
 
     Queued commands, queued frames and held messages share one limit. The identifiers, states and members of
     subscriptions share another limit, because they stay in memory for as long as the subscriptions exist.
@@ -53,7 +55,7 @@ class Account:
         self.lasting = 0
         #: The maximum number of bytes that the subscriptions may use.
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
-        #: Limits the joins. It is created for the first join, because most clients request none.
+        #: Limits the rate of joins. It is created at the first join, because most clients request none.
         self._joins: TokenBucket | None = None
         #: The number of faults since `_faults_since`.
         self._faults = 0
@@ -82,7 +84,7 @@ class Account:
         return self._joins.try_to_take(1, now)
 
     def may_fail(self, weight: int, now: float) -> bool:
-        """Count faults that the client has caused. Return False if there were too many within `FAULTS_TIME`.
+        """Count faults of the client. Return False if there were more than `MAX_FAULTS` within `FAULTS_TIME`.
 
         Args:
             weight: the number of faults.

@@ -1,4 +1,4 @@
-"""Answers calls. A call is an action whose client asks for the result, see Protocol: Calls."""
+"""Answers calls. A call is an action whose client asks for the result (see Protocol: Calls)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Call
     cannot be applied. A result that cannot be encoded counts as an error of the action.
 
     Args:
-        handler: runs the action.
+        handler: a function without arguments that runs the action.
         channel: the channel of the action.
         call: the id that the client gave to the call.
     """
@@ -59,8 +59,8 @@ def answer_failure(connection: Connection, command: Perform, failure: CallFailur
 def answer_unsubscribed(connection: Connection, command: Command) -> None:
     """Answer a `presence` command or a call whose subscription does not exist. Ignore other commands.
 
-    This is not a violation of the protocol, because the client may have sent the command before its `unsubscribe` took
-    effect.
+    Such a command is not a violation of the protocol, because the client may have sent it before its `unsubscribe`
+    took effect.
     """
     if isinstance(command, Presence):
         connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))

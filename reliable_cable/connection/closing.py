@@ -1,4 +1,4 @@
-"""The table that says how a connection is closed for each reason.
+"""The table `CLOSINGS`, which defines how a connection is closed for each reason.
 
 See Architecture: The life of a connection.
 """
@@ -12,7 +12,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 
 class SessionFate(Enum):
-    """What happens to the session when its connection is closed."""
+    """The fate of a session when its connection is closed."""
 
     #: The client may restore the session.
     KEPT = "kept"
@@ -23,7 +23,7 @@ class SessionFate(Enum):
 
 
 class Notified(Enum):
-    """Which clients are sent a `disconnect` frame. The frame makes an extended client forget its session."""
+    """The kind of clients that are sent a `disconnect` frame. The frame makes an extended client forget its session."""
 
     ALL = "all"
     BASE = "base"
@@ -32,15 +32,14 @@ class Notified(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """How a connection is closed for one reason.
+    """The way in which a connection is closed for one reason.
 
     Attributes:
         session: what happens to the session.
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is told to reconnect. The caller of `close` can override this.
         abort: whether the socket is dropped at once. Otherwise, the queued frames are sent first.
-        reading: whether the server goes on reading until the client closes the socket. Otherwise, it reads nothing
-            more.
+        reading: whether the server goes on reading until the client closes the socket. Otherwise, it stops reading.
     """
 
     session: SessionFate

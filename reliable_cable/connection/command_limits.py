@@ -41,7 +41,7 @@ class CommandLimits:
         self._whispers = _bucket(whisper)
         #: How many further commands of the types in `_CONNECTING` do not count.
         self._free = len(_CONNECTING) * subscriptions
-        #: Since when commands have been delayed without interruption. None means that no command is delayed.
+        #: When the uninterrupted delay of commands began, or None if no command is delayed.
         self._waiting_since: float | None = None
 
     @classmethod
@@ -73,9 +73,9 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that the queue is empty, so that no command is delayed.
+        """Record that the queue is empty, which ends an uninterrupted delay.
 
-        Commands may have been handled before the end of their delay. Then the next commands still count as delayed.
+        If commands were handled before the end of their delay, it continues, and the next commands count as delayed.
         """
         buckets = (self._commands, self._whispers)
         if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):

@@ -1,7 +1,7 @@
 """The command queue of a connection.
 
-Commands are handled one after another, in a separate task. So the end of the connection is noticed even while a handler
-is running.
+Commands are handled one after another, in a separate task. So the end of the connection is detected even while a
+handler is running.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ InternalCall = Callable[[], Awaitable[None]]
 class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
-    #: The queued commands. Each has the size of its frame and, if it is a `subscribe`, the time of its arrival.
+    #: The queued commands, with the size of the frame in characters and, for a `subscribe`, the time of its arrival.
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands after the last one.
+    #: Whether the task waits for more commands when the queue is empty. False after a call of `finished`.
     lingers: bool = True
-    #: Whether the rate limits delay commands.
+    #: Whether the rate limits delay commands. False after a call of `finished`.
     limited: bool = True
     #: Whether the server has stopped reading commands, because the client exceeded the rate limits for too long.
     exceeded: bool = False
@@ -91,7 +91,7 @@ class CommandQueue(ABC):
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command.
 
-        When a `subscribe` has been answered, call `answered`. This may happen after the method has returned.
+        Implementations must call `answered` when a `subscribe` has been answered, even after `execute` has returned.
 
         Args:
             command: the command to handle.
@@ -100,12 +100,12 @@ class CommandQueue(ABC):
 
     @abstractmethod
     def limits_exceeded(self) -> None:
-        """Disconnect the client after its queued commands, because it exceeded the rate limits for too long."""
+        """Disconnect the client for exceeding the rate limits, after its queued commands have been handled."""
 
     @property
     @abstractmethod
     def log(self) -> ClientLog:
-        """The logger for all lines that the client can cause repeatedly."""
+        """The logger for messages that the client can cause repeatedly. It limits their number."""
 
     @abstractmethod
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
@@ -147,7 +147,7 @@ class CommandQueue(ABC):
         """Return the backlog, and start or wake its task. The caller must add a command before its next `await`."""
         if self._backlog is None:
             self._backlog = _Backlog()
-            # The control bus starts this task for a revocation, and it may run in the context of another connection.
+            # A revocation may call this method in the context of another connection.
             self._task = self._tasks.spawn(self._run(self._backlog), context=self._context.copy())
         else:
             self._backlog.wake()
@@ -183,7 +183,7 @@ class CommandQueue(ABC):
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     def answered(self, identifier: str, arrived: float) -> None:
-        """Record that a `subscribe` has been answered, so that a repeated one is no longer ignored."""
+        """Record that a `subscribe` has been answered, so that a repeated `subscribe` is no longer ignored."""
         if self._backlog is not None and self.is_wanted(identifier, arrived):
             del self._backlog.subscribing[identifier]
 

@@ -34,11 +34,11 @@ from .subscription import Subscription
 #: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-#: The streams of a `subscribe` may always take this long, in seconds, to open, even after `SUBSCRIBE_TIMEOUT`.
+#: How long, in seconds, the streams of a `subscribe` may take to open even if `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
 
 
-#: The commands that have no effect without a connection. They are skipped after the connection has ended.
+#: The commands that are useless after the connection has ended, and are then skipped. Actions, for example, still run.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
 
@@ -56,18 +56,18 @@ class Commands(CommandQueue):
         super().__init__(connection.hub.tasks, connection.account, connection.context, limits)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
-        #: The `subscribe` commands that are handled in tasks of their own, or None if there are none.
+        #: The `subscribe` commands that are handled in separate tasks, or None if there are none.
         self._openings: Openings | None = None
         connection.commands = self
         connection.subscriptions = self.subscriptions
 
     @property
     def log(self) -> ClientLog:
-        """The logger for all lines that the client can cause repeatedly."""
+        """The logger for messages that the client can cause repeatedly. It limits their number."""
         return self.connection.log
 
     def limits_exceeded(self) -> None:
-        """Disconnect the client after its queued commands."""
+        """Disconnect the client when its queued commands have been handled."""
         logger.warning("A client is disconnected: its commands exceeded RATE_LIMITS for %g s.", WAITING_TIME)
         self.connection.hub.tasks.spawn(self.connection.drain(0, DisconnectReason.RATE_LIMITED))
 
@@ -114,7 +114,7 @@ class Commands(CommandQueue):
     # -- subscribing --------------------------------------------------------------------------------------------------
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
-        """Handle a `subscribe`. If another one follows, return before the streams are open (see `openings.py`)."""
+        """Handle a `subscribe`. If another one is queued, return before the streams are open (see `openings.py`)."""
         running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
@@ -139,7 +139,7 @@ class Commands(CommandQueue):
         """Wait until the queued commands have been handled, for at most `timeout` seconds."""
         await super().finished(timeout)
         if self._openings is not None:
-            # The next command of the queue would wait for these tasks, but it may have been dropped.
+            # Usually, the next command in the queue waits for these tasks, but the queue may have been cleared.
             await self._openings.wait(timeout)
 
     async def _subscribe(self, command: commands.Subscribe, arrived: float) -> None:
@@ -166,7 +166,7 @@ class Commands(CommandQueue):
             self.answered(identifier, arrived)
 
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
-        """Subscribe. Retry while a database or store cannot be reached.
+        """Make a subscription. Retry while a database or store cannot be reached.
 
         Also retry if the subscription is revoked meanwhile, because the handler may have run before the revocation. The
         client gets no answer during the retries, because a rejection would be final.
@@ -192,7 +192,7 @@ class Commands(CommandQueue):
             candidate = make_channel(self.connection, identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
-        """Run `subscribed` and apply its reply. If this raises an error, the client has been sent nothing."""
+        """Run `subscribed` and apply its reply. If an error is raised, the client has been sent nothing."""
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
@@ -223,7 +223,7 @@ class Commands(CommandQueue):
             self.connection.reject(subscription.identifier)
             return
         if subscription.revocation() is not None:
-            # The subscription was revoked while the client received the transmissions. A retry would repeat them.
+            # The subscription was revoked while the client received the transmissions. A retry would send them again.
             subscription.end()
             self.connection.close(DisconnectReason.SERVER_RESTART)
             return
@@ -235,11 +235,11 @@ class Commands(CommandQueue):
         self.connection.changed()
 
     def _one_handler(self) -> AbstractAsyncContextManager[Any]:
-        """Return a context manager. While it is entered, no handler of another `subscribe` runs."""
+        """Return a context manager that prevents the handlers of several `subscribe` commands from running at once."""
         return nullcontext() if self._openings is None else self._openings.handlers
 
     async def _wait_for_earlier(self, identifier: str) -> None:
-        """Wait until the `subscribe` commands before this one have been answered."""
+        """Wait until the `subscribe` commands before that of the identifier have been answered."""
         if self._openings is not None:
             await self._openings.wait_for_earlier(identifier)
 
@@ -259,7 +259,7 @@ class Commands(CommandQueue):
         await self._wait_for_openings()  # after a revocation, openings may still be running
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
-        # This is saved before the member leaves: a restore must not bring back a member that others saw leave.
+        # The record is saved first, so that no restore brings back a member after other clients saw it leave.
         await self.connection.save()
         try:
             await subscription.presence.leave()
@@ -270,7 +270,7 @@ class Commands(CommandQueue):
     # -- revoking -----------------------------------------------------------------------------------------------------
 
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
-        """End subscriptions at once, and send the client the reason. After the running handler, their members leave."""
+        """End subscriptions at once, and send the client the reason. Their members leave after the running command."""
         for identifier in identifiers:
             subscription = self.subscriptions.pop(identifier)
             subscription.revoked = True
@@ -322,7 +322,7 @@ class Commands(CommandQueue):
                 await self._unsubscribe(subscription)
                 self.connection.reject(subscription.identifier)
             elif not subscription.revoked:
-                # An extended client ignores an unasked rejection. So it has to reconnect, as after `revoke()`.
+                # An extended client ignores a rejection that answers no command. So it has to reconnect.
                 self.connection.revoke([subscription.identifier], REVOKED, float("inf"))
             return
         if reply.presence:
@@ -348,7 +348,7 @@ class Commands(CommandQueue):
             channel: the channel that the handler belongs to.
             name: the name of the handler, for the log and for `handle_error`.
             handler: a function without arguments that runs the handler.
-            check: a function that runs the check. If the check refuses, the handler is not called.
+            check: a function that runs `before_subscribe` or `before_action`. If it refuses, the handler is not called.
             retried: whether the caller retries after an outage. If so, an error that an outage caused is raised, and
                 `handle_error` is not called.
             decides: whether the handler rejects the subscription by returning a false value other than None.
@@ -361,7 +361,7 @@ class Commands(CommandQueue):
             calls = overridden(Channel, check, handler)
             outcome: object = None
             if calls:
-                # Only `connect` may change the context of the connection. So handlers run in copies of it.
+                # Only `connect` may change the context of the connection. So each handler runs in a copy.
                 running = run_calls(channel.connection.around_command, calls, check, channel)
                 outcome = await run_in_context(copy_context(), running)
             if outcome is REFUSED:
@@ -382,7 +382,7 @@ class Commands(CommandQueue):
                 self.connection.count_fault(HANDLER_FAULT)
             elif retried:
                 raise
-            refused = isinstance(cause, REFUSALS) and check is not None  # only `unsubscribed` has no check
+            refused = isinstance(cause, REFUSALS) and check is not None  # `unsubscribed` has no check and cannot refuse
             if refused:
                 self.log.refusal("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:
@@ -392,7 +392,7 @@ class Commands(CommandQueue):
         subscription = self.subscriptions.get(channel.identifier)
         if subscription is not None and subscription.channel is channel and not self.connection.closed:
             await self._apply(subscription, reply, began)
-        # During a restore, nothing is sent. A client whose subscription cannot be restored subscribes again.
+        # Nothing is sent during a restore. If the subscription cannot be restored, the client subscribes again.
         elif self.connection.state is not ConnectionState.OPENING:
             await self.connection.outbox.transmit(channel.identifier, reply.transmissions)
         return REFUSED if refused else None

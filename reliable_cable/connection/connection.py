@@ -1,4 +1,4 @@
-"""The server side of a WebSocket connection. It has the session ids and the state, reads frames, and closes the socket.
+"""`Connection`, which stores the state and the session ids of a connection, handles its frames, and closes its socket.
 
 See Architecture: The life of a connection. `lifecycle.py` opens and ends connections, and `commands.py` handles their
 commands.
@@ -38,19 +38,19 @@ from .subscribed import Subscribed
 
 T = TypeVar("T")
 
-#: How many faults are counted for a frame that violates the protocol.
+#: How many faults a frame that violates the protocol counts as (see `account.MAX_FAULTS`).
 FRAME_FAULT: Final = 10
-#: How many faults are counted for a handler that fails or refuses the client.
+#: How many faults an error of a handler counts as, even an error that only refuses the client.
 HANDLER_FAULT: Final = 1
 #: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, to wait until the queued frames are sent before a socket is closed. Before that, `drain` waits
+#: How long, in seconds, to wait until the queued frames have been sent, before a socket is closed. `drain` first waits
 #: up to the same time for the queued commands.
 CLOSE_TIMEOUT: Final = 2.0
 
 
 class ConnectionState(Enum):
-    """The states of a connection, in their order."""
+    """The states of a connection, in the order in which they follow each other."""
 
     #: The client has not yet been sent the welcome.
     OPENING = "opening"
@@ -73,8 +73,8 @@ class Connection:
         identity: the values that identify the owner of the connection, as texts.
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
-        transport: writes to the socket and aborts it.
-        login: the login of the client. None means that it was authenticated in another way, or not at all.
+        transport: the object that writes to the socket and can abort it.
+        login: the login that authenticated the client, or None if there was none.
         expires_at: when the client's token expires, in seconds since 1970. None means never.
     """
 
@@ -88,7 +88,7 @@ class Connection:
     transport: Transport
     login: AnyLogin | None = None
     expires_at: float | None = None
-    #: The context of the connection, a copy of the one in which it was made. Handlers run in copies of this context.
+    #: A copy of the `contextvars` context in which the connection was created. Each handler runs in a new copy of it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
     #: Whether the server has closed the connection for a reason after which no client may restore the session.
@@ -100,15 +100,16 @@ class Connection:
     #: Whether the session can be restored.
     resumable: bool = field(init=False)
     stream_ids: StreamIds = field(init=False)
-    #: Counts the bytes that the client makes the server keep.
+    #: Counts the bytes, the joins and the faults of the client.
     account: Account = field(init=False)
     outbox: Outbox = field(init=False)
-    #: Handles the commands. It is deleted when the connection has ended.
+    #: The queue that handles the client's commands. The attribute is deleted when the connection has ended.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: The tick of the heartbeat at which the connection is pinged next. Only the heartbeat uses this.
+    #: When the connection is pinged next, by the event loop's clock, in units of `heartbeat.TICK`. Only the heartbeat
+    #: uses this attribute.
     ping_due: int = 0
-    #: Called with each error that a handler raises, even one that refuses the client. Only the test kit sets this.
+    #: Called with each error that a handler raises, even an error that refuses the client. Only the test kit sets this.
     on_error: Callable[[BaseException], object] = lambda error: None
     #: Whether the server has stopped reading frames of the client for now (see `reading.Reading`).
     reading_paused: bool = False
@@ -117,7 +118,7 @@ class Connection:
     _pings: int = 0
     #: How many pings were answered.
     _pongs: int = 0
-    #: The number of the first ping after the latest notice of a loss. Its answer shows that the client read the notice.
+    #: The number of the first ping after the latest notice of a loss. If it is answered, the client read the notice.
     _notice_ping: int = 0
     _log: ClientLog | None = None
 
@@ -175,7 +176,7 @@ class Connection:
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": self.hub.engine.session_clock.now(),
-                # After a restore, the client subscribes again to the other identifiers, and requests their history.
+                # The client subscribes again to subscriptions that are left out here, and requests their history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
             self.account.lasting,
@@ -210,14 +211,14 @@ class Connection:
     # -- handlers -----------------------------------------------------------------------------------------------------
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
-        """Run sync code like a sync handler: in a thread, in a copy of the context, inside of `around_command`."""
+        """Run sync code like a sync handler: in a thread, in a copy of the context, inside `around_command`."""
         result: T = await run_in_context(self.context, invoke_isolated(self.consumer, call))
         return result
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
-        """Handle a text frame, or a binary frame if `text` is None. Commands are queued, so this returns at once."""
+        """Handle a text frame, or a binary frame if `text` is None. Commands are only queued here."""
         if self.state is not ConnectionState.OPEN:
             return
         try:
@@ -257,18 +258,18 @@ class Connection:
 
     @property
     def log(self) -> ClientLog:
-        """The logger for all lines that the client can cause repeatedly."""
+        """The logger for messages that the client can cause repeatedly. It limits their number."""
         if self._log is None:
             self._log = ClientLog()
         return self._log
 
     def end_log(self) -> None:
-        """Log how many lines were left out. Call this when the connection has ended."""
+        """Log how many messages `log` has left out. Call this when the connection has ended."""
         if self._log is not None:
             self._log.report(ended=True)
 
     def bad_frame(self, error: ProtocolError) -> None:
-        """Log a frame that violates the protocol, and count its faults."""
+        """Log a frame that violates the protocol, and count it as `FRAME_FAULT` faults."""
         self.log.warning("A frame was refused: %s.", error)
         self.count_fault(FRAME_FAULT)
 
@@ -327,9 +328,9 @@ class Connection:
     def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
         """End subscriptions, and send the client the reason.
 
-        An extended client ignores an unasked `reject_subscription`. So it has to reconnect, and then subscribes again.
-        A base client is sent a `reject_subscription`. It has to reconnect only if it may have subscribed after the
-        revocation, which is uncertain because clocks are not exact.
+        An extended client ignores a `reject_subscription` that answers no command. So it has to reconnect, and then
+        subscribes again. A base client is sent a `reject_subscription`. If it may have subscribed after the revocation,
+        it has to reconnect instead. That is uncertain because the clocks of servers differ.
 
         Args:
             identifiers: the identifiers of the subscriptions.
@@ -347,18 +348,18 @@ class Connection:
                 self.reject(identifier)
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """Close the connection. A further call can only add to this: forget the session, or abort the socket.
+        """Close the connection. A further call can only give up the session or abort the socket.
 
         Args:
             reason: why the connection is closed. This decides how it is closed (see `closing.CLOSINGS`).
             reconnect: whether the client is told to reconnect. None means that the reason decides.
         """
         closing = CLOSINGS[reason]
-        # After a takeover, only the new connection writes records of this session.
         if closing.session is SessionFate.FORGOTTEN:
             self.refused = True
             self.forget_session()
         elif self.resumable and closing.session is SessionFate.HANDED_OVER:
+            # After a takeover, only the new connection writes records of this session.
             self.resumable = False
             self.hub.sessions.discard(self)
         was_ending = self.ending
@@ -376,7 +377,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish(reading=closing.reading))
 
     async def drain(self, delay: float, reason: DisconnectReason = DisconnectReason.SERVER_RESTART) -> None:
-        """Wait for `delay` seconds, then for the queued commands, and then close the connection for a reason."""
+        """Wait for `delay` seconds, then for the queued commands, and then close the connection."""
         await asyncio.sleep(delay)
         if not self.ending:
             await self.commands.finished(CLOSE_TIMEOUT)

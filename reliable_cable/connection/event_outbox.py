@@ -19,7 +19,7 @@ class EventOutbox(Outbox):
 
     Args:
         transport: the transport that sends the events to the reader.
-        subscriptions: returns the subscriptions of the connection.
+        subscriptions: a function that returns the subscriptions of the connection.
     """
 
     transport: EventTransport
@@ -48,8 +48,8 @@ class EventOutbox(Outbox):
     def send_positions(self) -> None:
         """Send an event id without data, because messages that exclude the reader were left out.
 
-        The next connection of the reader has another session id, so these messages would not exclude it. The event id
-        tells the server that they need not be sent.
+        After a reconnect, the reader has another session id, so these messages would no longer exclude it. When it
+        returns with this event id, the server does not send them.
         """
         self.push(self.transport.form.make("").with_id(self._read_positions().make_id()))
 
@@ -71,7 +71,7 @@ class EventOutbox(Outbox):
                 position = known or resumed.get(stream_id)
                 if position is not None:
                     found[stream_id] = position
-        # While subscriptions are unanswered, the id also has the former positions, which are needed for their streams.
+        # Until all subscriptions are answered, the id also has the former positions, for streams that are not open yet.
         former: Mapping[str, StreamPosition] = {} if self.transport.settled else resumed.by_digest
         self._positions = ReaderPositions(found, former)
         return self._positions

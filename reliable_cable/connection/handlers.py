@@ -29,13 +29,13 @@ REFUSED = Reply(rejected=True, refused=True)
 #: The errors by which a handler refuses a request of its client. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
-#: The text of the error for an `around_command` that suppresses errors. Without this error, a check that failed would
-#: count as one that passed.
+#: The text of the error for an `around_command` that suppresses errors. Without this error, a failed check would count
+#: as passed.
 _SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
 
 
 def cancelled(error: BaseException) -> bool:
-    """Return whether the current task was cancelled, and not only something that its handler awaited."""
+    """Return whether an error cancels the current task itself, and not only an object that the handler awaited."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -73,7 +73,7 @@ async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
 
 
 async def invoke_isolated(consumer: Any, handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler in a copy of the connection's context and inside of `around_command`.
+    """Run a handler in a copy of the connection's context, inside `around_command`. Otherwise, this is like `invoke`.
 
     Args:
         consumer: the consumer of the connection.
@@ -118,7 +118,7 @@ async def run_calls(
     """Run a check, if any, and then its handler, if any. If both are sync, both run in the same thread hop.
 
     Args:
-        around: returns the sync or async context manager in which the calls run.
+        around: a function that returns the sync or async context manager in which the calls run.
         calls: the check, the handler, or both.
         check: the check. If it refuses, the handler is not called.
         channel: the channel of the check. A check that calls `reject()` of the channel also refuses.
@@ -164,7 +164,7 @@ def _run_in_thread(
 
 
 def refuses(verdict: object) -> bool:
-    """Return whether the result of a check refuses the client. None does not, because a check may return nothing."""
+    """Return whether the result of a check refuses the client. A check may return None, which does not refuse."""
     return verdict is not None and not verdict
 
 
@@ -174,7 +174,7 @@ def _check_refuses(verdict: object, channel: Channel | None) -> bool:
 
 
 def finished(call: Callable[[], Any], result: Any) -> Any:
-    """Return the result of a handler or a check.
+    """Return the result of a handler or a check, unless it shows that the code has not run.
 
     Raises:
         TypeError: the result is a coroutine or a generator, so the code of the handler has not run.

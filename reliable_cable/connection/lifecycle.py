@@ -31,7 +31,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     connection.transport.attach(connection.outbox.pause, connection.outbox.resume)
     restored = await restore(commands, sid) if sid and connection.resumable else None
     # There is no `await` between the end of the restore and the welcome. So a revocation or takeover arrives either
-    # before the check for revocations, or after the connection was added.
+    # before the checks for revocations below, or after the connection was added.
     hub.connections.add(connection)
     if connection.ending or hub.control.close_if_revoked(connection):
         return
@@ -44,7 +44,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
         connection.changed()
     connection.outbox.push(messages.welcome(connection.sid, None if restored is None else restored.identifiers))
     if restored is not None:
-        # A subscription may be revoked while the transmissions of others are being sent.
+        # A subscription may be revoked while the transmissions of other subscriptions are being sent.
         for identifier in restored.identifiers:
             if identifier in commands.subscriptions:
                 await connection.outbox.transmit(identifier, restored.transmissions[identifier])
@@ -63,7 +63,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
 
     Args:
         commands: the commands of the connection.
-        page_closed: whether the client has closed its web page. Its members then leave after `PRESENCE_GRACE`.
+        page_closed: whether the client has closed its web page. If so, its members leave after `PRESENCE_GRACE`.
     """
     connection, hub = commands.connection, commands.connection.hub
     if connection.closed:
@@ -73,7 +73,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
     hub.heartbeat.remove(connection)
     hub.logins.remove(connection)
     hub.token_expiry.remove(connection)
-    # The subscriptions end before the commands are awaited, because a handler may take long.
+    # The subscriptions end before the commands are awaited, because a running handler may take a long time.
     _release_subscriptions(commands)
     await commands.finished()
     _release_subscriptions(commands)

@@ -1,8 +1,8 @@
 """Handles several `subscribe` commands of one connection together, so that their streams are opened together.
 
-Opening many streams takes one query, and so does opening one stream. So while the streams of a `subscribe` are being
-opened, the handlers of further `subscribe` commands run, one after another. All other commands wait. The answers are
-sent in the order of the commands.
+Opening many streams together takes only one query. Therefore, while the streams of a `subscribe` are being opened, the
+handlers of further `subscribe` commands run, one after another. All other commands wait. The answers are sent in the
+order of the commands.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ MAX_OPENINGS: Final = 16
 
 
 class Openings:
-    """The `subscribe` commands of one connection that are handled in tasks of their own.
+    """The `subscribe` commands of one connection that are handled in separate tasks.
 
     Args:
         tasks: the background tasks of the event loop.
@@ -42,7 +42,7 @@ class Openings:
         return len(self.running) >= MAX_OPENINGS
 
     async def wait_for_earlier(self, identifier: str) -> None:
-        """Wait until the commands before the one with this identifier have been answered."""
+        """Wait until the commands before the command with this identifier have been answered."""
         earlier = [task for _, task in takewhile(lambda item: item[0] != identifier, self.running.items())]
         if earlier:
             await asyncio.wait(earlier)

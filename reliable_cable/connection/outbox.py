@@ -21,8 +21,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, a full socket may accept nothing before its client counts as too slow.
 STALL_TIME = 10.0
-#: `STALL_TIME` for servers that do not know how much the kernel has buffered. The kernel may have buffered several
-#: megabytes, and a slow client takes longer to read them.
+#: The value of `STALL_TIME` for servers that do not know how much the kernel has buffered. The kernel may have buffered
+#: several megabytes, and a slow client takes longer to read them.
 BLIND_STALL_TIME = 60.0
 
 #: The queue of every outbox that has nothing queued. It always stays empty.
@@ -51,7 +51,7 @@ def _unknown() -> None:
 
 @coroutine
 def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
-    """Await the rest of a coroutine whose first step was made without a task.
+    """Run the rest of a coroutine whose first step has run outside a task.
 
     Args:
         started: the coroutine after its first step.
@@ -60,7 +60,7 @@ def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, A
     while True:
         try:
             value = yield waited
-        except BaseException as error:  # it is passed on to the coroutine
+        except BaseException as error:  # the coroutine handles the error
             step = partial(started.throw, error)
         else:
             step = partial(started.send, value)
@@ -79,18 +79,18 @@ class Outbox:
     (`pause`).
 
     The connection's account limits the size of the queue. Messages that can be read from the store later may use half
-    of the limit. Messages that subscribers hold until they are live may use a quarter of it. The rest is left for
-    frames that cannot be read again.
+    of the limit. Messages that subscribers hold until they are live may use a quarter of it. The remaining bytes are
+    reserved for frames that cannot be read again.
 
     Args:
         send: the ASGI `send`.
-        account: counts the bytes of the queued frames. Beyond its limit, `overflow` is called once.
-        overflow: called when the client is too slow. This means that too much is queued, or that the socket accepted
-            nothing for `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
-        write: writes the bytes of a frame without waiting. None means that the server cannot do this (see
+        account: counts the bytes of the queued frames. If they exceed its limit, `overflow` is called once.
+        overflow: a function that is called when the client is too slow: too many bytes are queued, or the socket
+            accepted nothing for `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
+        write: a function that writes the bytes of a frame without waiting, or None if the server has none (see
             `servers.base.Transport`).
         form: the class of frames that the client can read.
-        unsent: returns how many written bytes the client has not acknowledged, or None if that is unknown.
+        unsent: a function that returns how many written bytes the client has not acknowledged, or None if unknown.
     """
 
     send: Send
@@ -100,7 +100,7 @@ class Outbox:
     write: Callable[[bytes], None] | None = None
     form: type[Frame] = Frame
     unsent: Callable[[], int | None] = _unknown
-    #: Writes the bytes of a frame at once. While that is impossible, it is None, and `push` must be used.
+    #: A function that writes the bytes of a frame at once. While it is None, `push` must be used instead.
     ready: Callable[[bytes], None] | None = field(init=False)
     #: The size, in bytes, of the messages and entries that subscribers of this connection hold until they are live.
     held: int = 0
@@ -129,7 +129,7 @@ class Outbox:
 
         Args:
             text: the text of the frame.
-            droppable: whether the frame may be dropped if much is queued. This is so for whispers, and for messages
+            droppable: whether the frame may be dropped if the account is half full. True for whispers, and for messages
                 that can be read from the store later.
 
         Returns:
@@ -172,7 +172,7 @@ class Outbox:
         return self.held + size <= account.limit // 4 and account.used + size <= account.limit
 
     def can_hold_page(self, size: int) -> bool:
-        """Return whether `size` more bytes of entries may be held. The limit is low, because they can be read again."""
+        """Return whether `size` more bytes of entries may be held. The limit is low, because entries can be reread."""
         account = self.account
         return self.held + size <= account.limit // 8 and account.used + size <= account.half
 
@@ -233,14 +233,14 @@ class Outbox:
             self._wake()
 
     def failed(self) -> None:
-        """Stop sending, because the socket is closed. The consumer learns of it from the ASGI `receive`."""
+        """Stop sending, because the socket is closed. The ASGI `receive` tells the consumer that it is closed."""
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
     async def transmit(self, identifier: str, transmissions: Iterable[str]) -> None:
         """Send the transmissions of a handler. After each of them, wait until the socket accepts more.
 
-        So even a client that reads slowly gets all of them.
+        So even a client that reads slowly gets all transmissions.
 
         Args:
             identifier: the identifier of the subscription.
@@ -277,7 +277,7 @@ class Outbox:
         if not self.blocked:
             return
         unsent, then = self.unsent(), self._unsent_then
-        # Even if the client reads nothing, the number may have increased, because the server itself sends pings.
+        # Only a decrease shows that the client is reading. Pings of the server itself can increase the number.
         if self._moved or (unsent is not None and then is not None and unsent < then):
             self._watch_socket()
         else:

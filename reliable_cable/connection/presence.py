@@ -18,7 +18,7 @@ from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
 
-#: An incarnation that no stream has. A session record with it makes the client subscribe again.
+#: An incarnation that no stream has. If a session record contains it, the client has to subscribe again.
 OTHER_INCARNATION: Final = "-"
 
 
@@ -60,14 +60,14 @@ class SubscriptionPresence:
         self._subscription = subscription
         #: The id and info of the member, or None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
-        #: Whether the client itself requested the last join. A restore then asks `authorize_presence` again.
+        #: Whether the client itself requested the last join. If so, a restore calls `authorize_presence` again.
         self.claimed = False
         self._key = member_key(subscription.connection.sid, subscription.identifier)
         #: The joins to make after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
-        #: The stream in which the former session had its member.
+        #: The presence stream of the member in the former session.
         self._former_stream = ""
         #: The roster that the client's list belongs to, or None before the client has requested the members.
         self._roster: Roster | None = None
@@ -148,16 +148,16 @@ class SubscriptionPresence:
                 return
             await self._service.join(stream, self._key, id_, info, replaces=former or "")
         except Exception:
-            self.member = None  # the info cannot be encoded as JSON, and would be in the session record
+            self.member = None  # its info is not JSON, so no session record can contain it
             raise
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
-        """Add joins to the pending ones, which `join_pending` makes."""
+        """Add pending joins. `join_pending` makes them."""
         self._pending_joins += joins
 
     async def join_pending(self) -> None:
-        """Make the pending joins."""
+        """Make the joins that `join_later` added."""
         while self._pending_joins:
             join = self._pending_joins.pop(0)
             await self.join(join.id, join.info, claimed=isinstance(join, PresenceClaim))
@@ -189,7 +189,7 @@ class SubscriptionPresence:
             await self.join(*member, claimed=self.claimed)
 
     def release(self) -> None:
-        """Let the member expire, because the connection has ended. Before that, a restored session can take it over."""
+        """Let the member expire, because the connection has ended. Until then, a restored session can take it over."""
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
 
@@ -235,7 +235,7 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if stream is None:
             return
-        # The client must receive the events that arrive while the store is being read.
+        # From now on, the client receives presence events, even while the store is being read below.
         self._subscription.mark_confirmed()
         if self._restored_incarnation is None:
             return
@@ -255,7 +255,7 @@ class SubscriptionPresence:
             *(self._event(messages.presence_join(id_, info)) for id_, info in difference.joins.items()),
         ]
         if sum(map(len, events)) > self._connection.account.half:
-            # The events would fill the outbox. With this record, the client subscribes again, and requests a new list.
+            # The events would fill the outbox. So the client has to subscribe again, and then requests a new list.
             self._roster, self._restored_incarnation = None, OTHER_INCARNATION
             self._connection.close(DisconnectReason.SERVER_RESTART)
             return
@@ -287,12 +287,12 @@ class SubscriptionPresence:
 
         Args:
             record: the record of the subscription.
-            member: the member that the subscription has from now on.
+            member: the id and info of the member that the subscription has from now on, or None.
         """
         self.member = member
         self.claimed = member is not None and list(member) == record["member"] and bool(record.get("claimed"))
         self._restored_incarnation = record["watching"]
-        # A record without a member has no former member to replace. A member that joined just before its server died
-        # may be missing in the record. It leaves when it expires.
+        # If the record has no member, there is no former member to replace. A member that joined just before its server
+        # died may be missing in the record. Such a member leaves when it expires.
         self._former_key = record["key"] if record["member"] is not None else None
         self._former_stream = recorded_presence_stream(record)

@@ -16,12 +16,12 @@ from .connection import Connection
 
 #: The maximum number of frames of one client that are read before other tasks of the event loop run.
 FRAMES_PER_ITERATION: Final = 8
-#: A long frame counts as several frames: one more for each part of this number of characters.
+#: A long frame counts as several frames: one, and another one for each full block of this many characters.
 FRAME_SIZE: Final = 8 * 1024
 #: How long, in seconds, a client may send frames faster than `MAX_FRAME_RATE`. After that, it is disconnected.
 FLOOD_TIME: Final = 10.0
-#: A client may send as many frames at once as `MAX_FRAME_RATE` allows in this time, in seconds. It may send one more
-#: frame for each of `MAX_SUBSCRIPTIONS`.
+#: The size of a burst, in seconds: a client may send as many frames at once as `MAX_FRAME_RATE` allows in this time,
+#: and one more frame for each of `MAX_SUBSCRIPTIONS`.
 BURST_TIME: Final = 2.0
 #: The interval, in seconds, at which a connection checks whether its socket is lost, while reading is paused.
 CHECK_INTERVAL: Final = 1.0
@@ -30,8 +30,9 @@ CHECK_INTERVAL: Final = 1.0
 class Reading:
     """Limits how fast the frames of one connection are read.
 
-    A token bucket limits the rate. Reading also stops while the queue of commands is full, and while the client makes
-    the server keep too many bytes. The server's buffers then fill, and the client has to wait.
+    A token bucket limits the rate. Reading also stops while the command queue is full, and while the socket accepts
+    nothing and the client's account is more than half full. The server's buffers then fill, and the client has to wait
+    before it can send more.
 
     Args:
         connection: the connection whose frames are read.
@@ -46,7 +47,7 @@ class Reading:
         self._bucket = TokenBucket(rate, rate * BURST_TIME + settings.max_subscriptions) if rate is not None else None
         #: The number of frames that were read since the last pause.
         self._frames = 0
-        #: Since when the client has sent frames faster than `MAX_FRAME_RATE`. None means that it does not.
+        #: When the client began to exceed `MAX_FRAME_RATE`, by the event loop's clock. None while it sends more slowly.
         self._over_since: float | None = None
 
     def count(self, message: Mapping[str, Any]) -> bool:
@@ -78,12 +79,12 @@ class Reading:
         if connection.commands.full:
             return connection.commands.has_room
         if connection.outbox.blocked and connection.account.used > connection.account.half:
-            # The account is full of frames that the client does not read.
+            # The client does not read its frames, and too many bytes are queued for it.
             return connection.outbox.drained
         return None
 
     def _delay(self, now: float) -> float:
-        """Return how long, in seconds, to read nothing. Disconnect a client that sends too fast for too long."""
+        """Return how long, in seconds, to stop reading. Disconnect a client that sends too fast for too long."""
         frames, self._frames = self._frames, 0
         delay = 0.0 if self._bucket is None else self._bucket.take(frames, now)
         if not delay:

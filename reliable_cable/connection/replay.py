@@ -22,22 +22,22 @@ from .streams import SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
 
-#: How long, in seconds, to wait before each read of a snapshot.
+#: How long, in seconds, to wait before each attempt to read a snapshot.
 SNAPSHOT_DELAYS: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 
 
 class Replay:
-    """Handles the requests of one subscription, one after another, in a task that ends with the last one.
+    """Handles the replay requests of one subscription, one after another, in a task that ends after the last request.
 
-    A request is a `HistoryRequest` of the client, or None if the subscription started streams, joined presence or fell
-    behind. A stream that starts at the position of a web page is handled as if the client had requested the messages
-    after this position. After each request, all streams are live. At most one request is waiting. Further requests are
-    merged into it, and the client gets the same answer for each of them.
+    A request is a `HistoryRequest` of the client. It is None if the server itself needs a replay, for example to start
+    a stream, to join presence, or after the socket was full. A stream that starts at the position of a web page is
+    handled as if the client had requested the messages after this position. After each request, all streams are live.
+    At most one request is pending. Further requests are merged into it, and each of them gets the same answer.
 
     Args:
         subscription: the subscription that has the streams.
-        before_live: called after the history has been sent, before the streams go live.
-        ended: called when all requests have been handled, or when one has failed.
+        before_live: an async function, called after the history has been sent and before the streams go live.
+        ended: a function that is called when all requests have been handled, or when one has failed.
     """
 
     __slots__ = ("_answers", "_before_live", "_ended", "_held", "_pending", "_request", "_subscription", "_task")
@@ -65,14 +65,14 @@ class Replay:
         """Add a request, which is handled after the current one."""
         self._pending = True
         if request is None:
-            return  # a pending request of the client has the same effect
+            return  # a pending request of the client, if any, has the same effect
         self._suspend()
         wanted = self._without_other_streams(request)
         self._request = wanted if self._request is None else self._request.merged(wanted)
         self._answers += 1
 
     def _without_other_streams(self, request: HistoryRequest) -> HistoryRequest:
-        """Return a request without the positions in streams that the subscription does not have."""
+        """Return a request without the positions in streams of other subscriptions."""
         subscription = self._subscription
         names = {stream_alias(name, subscription.identifier) for name in subscription.streams}
         names.update(subscription.streams, (each.stream_id or "" for each in subscription.streams.values()))
@@ -97,7 +97,7 @@ class Replay:
                 answers, self._answers = self._answers, 0
                 await self._handle(request, answers)
         except Exception:
-            # If the streams went live now, the client would miss messages. So it has to reconnect.
+            # If the streams went live now, the client would miss messages. So the client has to reconnect.
             subscription.connection.log.exception(
                 "The history of the subscription %r could not be sent.", subscription.identifier
             )
@@ -114,7 +114,7 @@ class Replay:
             await subscription.connection.hub.pacer.wait()
             await self._send_history(request, answers)
         await self._before_live()
-        # The client must receive its own join before live messages.
+        # Let the event loop deliver the client's own join, which must arrive before live messages.
         await asyncio.sleep(0)
         await self._go_live()
         subscription.connection.changed()
@@ -126,10 +126,10 @@ class Replay:
     # -- a request for history ----------------------------------------------------------------------------------------
 
     async def _send_history(self, request: HistoryRequest, answers: int) -> None:
-        """Send the entries after the positions of the web page or of the client.
+        """Send the entries after the positions that the web page passed or the client named.
 
-        As the answer to each request, tell the client whether the entries are complete. Without a request, tell it only
-        if entries are missing.
+        The answer to each request tells the client whether the entries are complete. If the client made no request, it
+        is told only of missing entries.
         """
         subscription = self._subscription
         streams = self._streams_with_history()
@@ -171,8 +171,8 @@ class Replay:
         """Set the cursor of each stream to the client's position.
 
         Returns:
-            The first page of entries of each stream, unless the page is too large to be held. None if entries after one
-            of the positions are missing in the store.
+            The first page of entries of each stream, except pages that are too large to be held. None if entries after
+            one of the positions are missing in the store.
         """
         self._release_pages()
         pages: dict[SubscribedStream, StreamPage] = {}
@@ -215,18 +215,22 @@ class Replay:
         self._held = 0
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
-        """Return the position that the client named for a stream, or else the one of its web page or its session."""
+        """Return the position that the client named for a stream, or else that of its web page or session."""
         name = subscribed.stream.name
         if self._subscription.left_at is None:
             position = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
             return subscribed.page if position is None else subscribed.resolve(position)
         # In a restored session, the position of another stream id belongs to another subscription.
         position = requested_position(request, (subscribed.stream_id or name,))
-        # A client that names no position has no snapshot, so it needs one.
+        # If the client names no position, it has received no snapshot. The result None makes it receive a snapshot.
         return position if position is not None or subscribed.has_snapshots else subscribed.first
 
     def _since(self, subscribed: SubscribedStream, request: HistoryRequest) -> float | None:
-        """Return the time from which to replay a stream without a position: the web page's, or else the request's."""
+        """Return the time from which to replay a stream if the client named no position in it.
+
+        A time that the web page passed takes precedence over the time in the history request. None means that neither
+        gives a time.
+        """
         return request.since if subscribed.page_since is None else subscribed.page_since
 
     async def _first_page(
@@ -240,7 +244,7 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            # A web page that has just been loaded gets the same entries as a client that was never away.
+            # A web page that has just been loaded may read young entries, like a client that was never away.
             page = await self._read(stream, position, following=position is subscribed.page)
         else:
             cursor = subscribed.cursor
@@ -248,27 +252,27 @@ class Replay:
             if offset is None:
                 return None
             if cursor.epoch in ("", known.epoch):
-                # The entries after the cursor were not sent. So they are needed even if they are older than `since`.
+                # The entries after the cursor have not been sent. They are needed even if they are older than `since`.
                 offset = min(offset, cursor.offset)
             page = await self._read(stream, StreamPosition("", offset))
             if known.epoch not in ("", page.epoch) or cursor.epoch not in ("", page.epoch):
-                # The offset may belong to an epoch that has ended since then, perhaps before a retry. Even with the
-                # offset 0, messages of that epoch are missing in the page.
+                # The epoch has changed, perhaps between two attempts. The offset may belong to the former epoch, whose
+                # messages are missing in the page even if the offset is 0.
                 return None
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None
 
     async def _read(self, stream: HubStream, position: StreamPosition, *, following: bool = False) -> StreamPage:
-        """Read the first page of entries after a position. If its epoch is new to the hub, request a repair."""
+        """Read the first page of entries after a position. If the hub has another epoch, request a repair."""
         hub = self._subscription.connection.hub
         page = await hub.history.read(stream.name, position, stream.position, following=following)
         if page.epoch != stream.position.epoch:
-            # Until the repair, the hub could still deliver late announcements of an epoch that has ended.
+            # The repair stops the hub from delivering late announcements of an epoch that has ended.
             hub.repairs.request(stream)
         return page
 
     def _server_time(self, since: float) -> float:
-        """Return a client's `since`. If it is later than the store's time, return the time one ping interval ago."""
+        """Return a client's `since`. If it is later than the store's clock, return the time one ping interval ago."""
         connection = self._subscription.connection
         now = connection.hub.engine.stream_clock.now()
         return since if since <= now else now - connection.ping_interval
@@ -288,7 +292,7 @@ class Replay:
         return complete
 
     async def _go_live(self) -> None:
-        """Bring all streams up to date, and mark them live together."""
+        """Send the missing entries of all streams, and then mark all streams live together."""
         streams = self._subscription.streams
         while behind := [subscribed for subscribed in streams.values() if subscribed.is_behind]:
             for subscribed in behind:
@@ -302,12 +306,12 @@ class Replay:
         return self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
 
     async def _send_snapshot(self, subscribed: SubscribedStream) -> bool:
-        """Send the channel's snapshot of a stream, and move the cursor to its position.
+        """Send the channel's snapshot of a stream, and move the cursor to the snapshot's position.
 
-        A snapshot that is so old that the entries after it are not all kept is read again, a few times.
+        If the store lacks entries after the snapshot, the snapshot is read again (see `SNAPSHOT_DELAYS`).
 
         Returns:
-            False if there is no snapshot that the entries continue.
+            False if there is no snapshot, or if the store lacks entries after every snapshot that was read.
         """
         if not subscribed.has_snapshots:
             return False
@@ -335,6 +339,6 @@ class Replay:
         return False
 
     def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
-        """Repeat a read until the store answers. Live messages that arrive meanwhile are read afterwards, too."""
+        """Repeat a read until the store answers. Messages that are announced meanwhile are read afterwards."""
         problem = f"A stream of the subscription {self._subscription.identifier} could not be read"
         return retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

@@ -60,7 +60,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     hub = connection.hub
     old = hub.connections.find(sid)
     if old is not None and not old.resumable:
-        old = None  # it was closed or superseded, so the store has its last record
+        old = None  # its session has ended or was taken over, so the store has the last record
     try:
         record = old.record() if old is not None else await hub.sessions.load(sid, connection.identity)
     except Exception:
@@ -70,13 +70,13 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     if record is None or record.identity != connection.identity:
         return None
     if old is not None:
-        # The old connection may have a newer session id. Control messages for that id must reach the new connection,
-        # too.
+        # The old connection may have a newer session id than the one that the client named. Control messages for that
+        # newer id must reach the new connection, too.
         record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
         old.close(DisconnectReason.SUPERSEDED)
     # A client that does not receive the welcome returns with the same session id. So the former record stays until it
-    # expires, and it contains the id of this connection. If this takeover is announced late, that id shows that the
-    # announcement is old. Then it does not close the connection of the client that has returned.
+    # expires. The session id of this connection is added to the record. If this takeover is announced late, that id
+    # shows that the announcement is old, so that it does not close the connection with which the client returned.
     sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
     former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:
@@ -233,8 +233,8 @@ async def _allowed_member(
 ) -> tuple[str, Any] | None:
     """Return the member that a subscription has after its restore, or None if it has none.
 
-    If the client itself had requested the join, `authorize_presence` decides again. If it refuses, the subscription
-    gets only the member that the handler joined as, if any.
+    If the client itself had requested the join, `authorize_presence` decides again. If it refuses the join, the
+    subscription gets only the member that the handler joined as, if any.
 
     Raises:
         Exception: `authorize_presence` failed because of an outage.

@@ -16,7 +16,7 @@ from .handlers import invoke_isolated
 
 
 async def read_snapshot(channel: Channel, stream: str) -> tuple[PagePosition, str] | None:
-    """Return a snapshot of a stream: its position, and its message as JSON text. None: the channel has none.
+    """Return the position of a snapshot, and its message as JSON text. None means that the channel has no snapshot.
 
     While a database or store cannot be reached, the call is repeated.
 
@@ -25,7 +25,8 @@ async def read_snapshot(channel: Channel, stream: str) -> tuple[PagePosition, st
         stream: the name of the stream, with its namespace.
 
     Raises:
-        ChannelError: the handler returned something else, or a snapshot of another stream.
+        ChannelError: `snapshot` returned neither a `Snapshot` nor None, or a snapshot whose message is falsy, or whose
+            position is not in the stream.
     """
     return await retry(
         partial(_read, channel, stream),

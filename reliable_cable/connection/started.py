@@ -1,4 +1,4 @@
-"""Compares what `subscribed` started for a subscription with what it starts when the session is restored.
+"""Compares two calls of `subscribed`, before and during a restore: the streams that they start, and their members.
 
 See Protocol: Restore.
 """
@@ -18,7 +18,7 @@ from .streams import SubscriptionStreams
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The streams and the member that the last call of `subscribed` started.
+    """The streams that the last call of `subscribed` started, and the member that it joined as.
 
     Since then, actions may have stopped some of these streams, or changed the member.
 
@@ -32,12 +32,12 @@ class Started:
 
     @classmethod
     def by(cls, reply: Reply) -> Started:
-        """Return the streams and the member that a reply of `subscribed` starts."""
+        """Create an object from the reply of a call of `subscribed`."""
         return cls(tuple(_starts(reply)), _member(reply))
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> Started | None:
-        """Read an object from the record of a subscription. Return None if an earlier release wrote the record."""
+        """Create an object from the record of a subscription. Return None if an earlier release wrote the record."""
         data = record.get("subscribed")
         if data is None:
             return None
@@ -52,7 +52,7 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
     """Return the streams of a restored subscription after a new call of `subscribed`.
 
     A stream that `subscribed` started last time but not now is left out. A stream that it starts only now is new.
-    Streams that actions started are still there, and streams that actions stopped are not.
+    Streams that actions started are kept, and streams that actions stopped remain stopped.
 
     Args:
         record: the record of the subscription.
@@ -60,8 +60,8 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 
     Returns:
         The records of the streams. New streams have `after` in place of `id` and `first`. None if it is unknown which
-        streams the client may have: the record does not say which ones `subscribed` started, and has other streams than
-        `subscribed` starts now.
+        streams the client may have. This is so if an earlier release wrote the record, and the recorded streams are not
+        the streams that `subscribed` starts now.
     """
     starts = _starts(reply)
     recorded = {stream["name"]: stream for stream in record["streams"]}
@@ -120,7 +120,7 @@ def _starts(reply: Reply) -> dict[str, StreamStart]:
 
 
 def _stopped(reply: Reply, names: set[str]) -> set[str]:
-    """Return the names of the streams that a reply stops."""
+    """Return the streams among `names` that a reply stops."""
     stops = {operation.name for operation in reply.streams if not isinstance(operation, StreamStart)}
     return names if None in stops else names & stops
 

@@ -9,7 +9,7 @@ from reliable_cable.protocol.positions import HistoryRequest
 
 
 def stream_alias(stream: str, identifier: str) -> str:
-    """Return the stream id for an identifier, if another identifier of its connection is on the same stream."""
+    """Return the stream id that an identifier gets if another identifier already has the name of the stream."""
     digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
     return f"{stream}#{digest}"
 
@@ -31,9 +31,9 @@ class StreamIds:
     def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
         """Return the stream id that an identifier gets, or None for a base client.
 
-        The first identifier on a stream gets the name of the stream, and each other one gets an alias. If the client
-        already has an alias for the identifier, the identifier keeps it, because the client may have the position of
-        another identifier under the name of the stream.
+        The first identifier that subscribes to a stream gets the name of the stream, and each other identifier gets an
+        alias. If the client already has an alias for the identifier, the identifier keeps it, because the client may
+        have the position of another identifier under the name of the stream.
         """
         if not self._extended:
             return None

@@ -1,4 +1,4 @@
-"""The streams of a subscription, and how far its client has received them."""
+"""The streams of a subscription, with the position of its client in each stream."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from reliable_cable.stores.streams.base import NOWHERE
 
 from .connection import Connection
 
-#: About how many bytes a stream takes in a session record, in addition to its name.
+#: The estimated size, in bytes, of a stream in a session record, without the stream's name.
 STREAM_SIZE: Final = 128
 
 
@@ -37,7 +37,7 @@ def choose_presence_stream(streams: Iterable[tuple[str, bool]]) -> str | None:
 
 
 class RevokedError(Exception):
-    """A subscription was revoked while it was being made."""
+    """Raised if a subscription is revoked while it is being made."""
 
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
@@ -50,18 +50,19 @@ class SubscribedStream(Subscriber):
 
     start: StreamStart
     #: The position at which the data of the client's web page were read. None after the first replay, or if the web
-    #: page did not pass it.
+    #: page passed no position.
     page: PagePosition | None = None
-    #: When the request for the client's web page began. None after the first replay, or if the web page did not pass
-    #: it.
+    #: When the request for the client's web page began, in seconds since 1970. None after the first replay, or if the
+    #: web page passed no time.
     page_since: float | None = None
     #: Whether the channel gives snapshots of the stream.
     has_snapshots: bool = False
     #: Whether the client needs a snapshot before the stream goes live.
     needs_snapshot: bool = False
-    #: The position from which a restore sends entries if the client received none.
+    #: The position after which a restore replays the stream if the client names no position, because it received no
+    #: message.
     first: StreamPosition = NOWHERE
-    #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
+    #: The value that `first` gets when the client has read the latest notice of a loss. None without an unread notice.
     after_notice: StreamPosition | None = None
     #: The stream in the hub. It is set when the stream is open.
     stream: HubStream = field(init=False)
@@ -83,12 +84,12 @@ class SubscribedStream(Subscriber):
 
     @property
     def begins_elsewhere(self) -> bool:
-        """Whether a replay must find where the stream begins: after the client's web page, or after a snapshot."""
+        """Whether a replay must first find the position to start from: that of the web page or of a snapshot."""
         return self.starts_with_page or self.needs_snapshot
 
     @property
     def named_position(self) -> StreamPosition:
-        """The position of the last message that was written, in the form in which a client can name it later.
+        """The position of the last message that was sent to the client, in the form that the client can name later.
 
         If the stream has no message yet, the position contains the lineage of the store in place of an epoch. The
         lineage shows later whether messages were stored and lost while the client was away.
@@ -97,7 +98,7 @@ class SubscribedStream(Subscriber):
 
     @property
     def recorded_start(self) -> tuple[str, int]:
-        """The epoch and offset of `first`, in the form for session records, which `resolve` reads."""
+        """The epoch and offset of `first`, as written to session records. `resolve` translates them back."""
         first = self._with_lineage(self.first)
         return first.epoch, first.offset
 
@@ -107,8 +108,8 @@ class SubscribedStream(Subscriber):
     def resolve(self, position: StreamPosition) -> StreamPosition:
         """Translate a position that was named or recorded earlier into a position in the stream.
 
-        The result is `LOST` for the beginning of the stream in another lineage, because messages may have been stored
-        and lost since then.
+        If the stream had no message at that time, and its lineage has changed, the result is `LOST`, because messages
+        may have been stored and lost since then.
         """
         if not is_beginning(position):
             return position
@@ -133,7 +134,7 @@ class SubscribedStream(Subscriber):
         self.start_at(page)
 
     def start_at(self, position: StreamPosition) -> None:
-        """Catch up from a position that the client named or had in its session."""
+        """Catch up from a position, for example one that the client named."""
         self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.first = position
@@ -141,8 +142,8 @@ class SubscribedStream(Subscriber):
     def start_at_end(self) -> None:
         """Skip entries that cannot be replayed: catch up from the stream's current position.
 
-        `first` is not changed. If the client does not receive the notice of the loss, the next restore has to send it
-        again.
+        `first` is not changed. If the client does not receive the notice of the loss, the next restore has to send the
+        notice again.
         """
         self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
@@ -151,7 +152,7 @@ class SubscribedStream(Subscriber):
 
 @dataclass(slots=True, eq=False, repr=False)
 class SubscriptionStreams:
-    """The streams of a subscription, and how far its client has received them.
+    """The streams of a subscription, with the position of its client in each stream.
 
     Args:
         connection: the connection to which the subscription belongs.
@@ -167,7 +168,7 @@ class SubscriptionStreams:
     #: Whether the client knows the subscription: it was confirmed, or its history was sent after a restore.
     known: bool = False
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
-    #: Whether a session record may contain the subscription. It may not while the start of the first replay is unknown.
+    #: Whether a session record may contain the subscription. False until the start of the first replay is known.
     restorable: bool = True
     #: When the client left the session that was restored. None without a restore, or after the replay.
     left_at: float | None = None
@@ -181,10 +182,14 @@ class SubscriptionStreams:
     reserved: int = 0
 
     def reserve(self, member: tuple[str, Any] | None) -> bool:
-        """Reserve the bytes that the subscription takes in a session record. Return False if the account has too few.
+        """Reserve the bytes that the subscription takes in a session record.
 
         Args:
-            member: the id and info of its member. None means that it has no member.
+            member: the id and info of the subscription's member, or None if it has none.
+
+        Returns:
+            False if the account has too few bytes left, or if the connection would have too many streams for a reader
+            of server-sent events.
         """
         limit = self.connection.transport.max_streams
         others = (each for name, each in self.connection.subscriptions.items() if name != self.identifier)
@@ -212,7 +217,7 @@ class SubscriptionStreams:
 
     @property
     def authorized(self) -> float:
-        """When the channel began to decide about the subscription, by the session store's clock."""
+        """When the channel began to authorize the subscription, by the session store's clock."""
         if self.recorded_authorized is not None:
             return self.recorded_authorized
         return self.connection.hub.engine.session_clock.at(self.authorized_at)
@@ -225,8 +230,8 @@ class SubscriptionStreams:
         """Return a recent revocation that ends the subscription, or None if there is none.
 
         Args:
-            authorized: when the channel began to decide, by the session store's clock. None means the property
-                `authorized`.
+            authorized: when the channel began to authorize the subscription, by the session store's clock. None stands
+                for the property `authorized`.
         """
         since = self.authorized if authorized is None else authorized
         return self.connection.hub.control.recent.find(self.connection.identity, self.scopes, since)
@@ -241,7 +246,7 @@ class SubscriptionStreams:
                 yield subscribed.stream_id, subscribed.named_position if self.restorable else None
 
     def mark_confirmed(self) -> None:
-        """Record that the client knows the subscription. From now on, it can be sent presence events, for example."""
+        """Record that the client knows the subscription. From now on, it may receive presence events, for example."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True
@@ -251,7 +256,7 @@ class SubscriptionStreams:
         self.connection.outbox.push(messages.acknowledgement(type_, self.identifier))
 
     def report_loss(self) -> None:
-        """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
+        """Tell the client that messages were lost, in the way that its protocol offers (see Protocol: History)."""
         if self.connection.extended:
             self.reject_history()
         else:

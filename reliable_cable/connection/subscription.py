@@ -30,7 +30,7 @@ class Subscription(SubscriptionStreams):
     deadline: asyncio.TimerHandle | None = None
     #: Whether a `subscribe` was repeated after the last confirmation.
     repeated: bool = False
-    #: What the last call of `subscribed` started. None if a session record without this was restored.
+    #: The streams and the member that the last call of `subscribed` started, or None if the restored record lacks them.
     started: Started | None = None
 
     @property
@@ -92,7 +92,7 @@ class Subscription(SubscriptionStreams):
             self._stop(start.name)
             raise
         if self.connection.closed:
-            # The connection ended while the stream was being opened, and closed all other subscribers.
+            # The connection ended while the stream was being opened, so this subscriber was not closed then.
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor
@@ -200,11 +200,11 @@ class Subscription(SubscriptionStreams):
             await self.connection.hub.engine.streams.awhisper(stream, message)
 
     def fell_behind(self) -> None:
-        """Catch up, because the socket of a live subscriber is full."""
+        """Catch up from the store. Call this when the socket of a live subscriber is full."""
         self.catch_up()
 
     def messages_lost(self) -> None:
-        """Send snapshots if the channel has them. Otherwise, tell the client of the loss."""
+        """Send snapshots if the channel has them. Otherwise, tell the client that messages were lost."""
         snapshots = [each for each in self.streams.values() if each.has_snapshots]
         for subscribed in snapshots:
             subscribed.suspend()
@@ -290,9 +290,9 @@ class Subscription(SubscriptionStreams):
         """Start the streams of a restored subscription. They go live when the client has requested its history.
 
         Args:
-            record: what the method `record` returned in the former session.
-            streams: the streams to start, in the form that the record has. Streams without an `id` are new.
-            member: the member that the subscription has after the restore, or None.
+            record: the record of the subscription in the former session (see the method `record`).
+            streams: the streams to start, like `streams` in the record. Streams without an `id` are new.
+            member: the id and info of the member that the subscription has after the restore, or None.
             left_at: when the client left, by the session store's clock.
             until: when to give up opening a stream, by the clock of the event loop.
 

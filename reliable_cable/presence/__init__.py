@@ -1,4 +1,4 @@
-"""`presence_for`, by which Django code reads the members of a stream."""
+"""`presence_for`, with which Django code reads the members of a stream."""
 
 from reliable_cable.concurrency.threads import sync_only
 from reliable_cable.namespaces import split_namespace
