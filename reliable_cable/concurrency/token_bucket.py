@@ -24,7 +24,7 @@ class TokenBucket:
             now: the current time, in seconds by any monotonic clock.
 
         Returns:
-            How long it takes, in seconds, until the missing tokens have been added; 0 if no tokens are missing.
+            The time, in seconds, until the missing tokens have been added; 0 if no tokens are missing.
         """
         self._fill(now)
         self._tokens -= count
