@@ -30,7 +30,7 @@ class _Pending(Generic[A, T]):
 
 
 class Batches(Generic[A, T]):
-    """Handles requests in batches. Requests that arrive while a batch is being handled are part of the next one.
+    """Handles requests in batches. Requests that arrive while a batch is being handled are part of a later batch.
 
     Args:
         handle: a function that handles a batch, and returns the outcome of each request. If it raises an error, all

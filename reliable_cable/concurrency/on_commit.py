@@ -1,7 +1,7 @@
 """Delays calls until the transactions of the caller have committed.
 
-If such a call fails after the commit, its error is passed to a callback. It is not raised, because the caller's data is
-stored, and later `on_commit` hooks must still run.
+If such a call fails after the commit, its error is passed to a callback. The error is not raised, because the caller's
+data is stored, and later `on_commit` hooks must still run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +40,7 @@ def runs_hooks(connection: BaseDatabaseWrapper) -> bool:
     if is_manual(connection):
         return False
     # If autocommit is off, the end of `atomic()` commits nothing. Django then runs the hooks when the application turns
-    # autocommit on after its commit. An application whose settings turn autocommit off never turns it on.
+    # autocommit on after its commit. If autocommit is off in the settings, it is assumed to stay off.
     commits = connection.commit_on_exit or not connection.in_atomic_block
     return commits or connection.settings_dict["AUTOCOMMIT"]
 
@@ -104,10 +104,10 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
 
 
 async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
-    """Check for open transactions like `defer_to_commit`, but in the thread that runs the async caller's ORM calls.
+    """Do the same as `defer_to_commit`, in the thread that runs the async caller's ORM calls.
 
-    If all async code of the process shares this thread, return False, because a transaction that is open there may
-    belong to other code. The thread may also be busy for a long time.
+    If all async code of the process shares this thread, return False without a check. A transaction that is open there
+    may belong to other code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
         return False
@@ -117,8 +117,8 @@ async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
 def check_hooks(databases: Iterable[str], remedy: str = IMMEDIATE) -> None:
     """Check that Django runs `on_commit` hooks for the open transactions on these databases.
 
-    `call_after_commit` makes the same check. Call this function earlier if other work must not be done when
-    `call_after_commit` would fail.
+    `call_after_commit` makes the same check. Call this function before other work that must not be done if
+    `call_after_commit` is going to fail.
 
     Args:
         databases: the aliases of the databases.

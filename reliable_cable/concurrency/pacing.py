@@ -44,7 +44,7 @@ class Pacer:
         await admitted
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call a function. Above the limit, it is called in a later iteration of the event loop."""
+        """Call a function now. Above the limit, call it in a later iteration of the event loop instead."""
         if self._begin():
             call()
             return

@@ -208,7 +208,7 @@ def has_own_thread() -> bool:
     `asgiref.sync.SyncToAsync` chooses the thread, and this function applies the same rules. If a thread waits for this
     task in `async_to_sync`, asgiref uses this thread. It finds the thread in the context
     (`AsyncToSync.executors.current`), or by the event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref
-    uses the thread of the `ThreadSensitiveContext`. Without such a context, it uses the shared thread.
+    uses the thread of the `ThreadSensitiveContext`. Without such a context, asgiref uses the shared thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None

@@ -16,8 +16,8 @@ from .subscriber import Subscriber, SubscriberState
 #: The maximum number of characters of entries that are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: If a page does not match its stream, the stream is repaired, and the page is read again after the next of these
-#: delays, in seconds. If no page matches after the last delay, entries count as lost.
+#: The delays, in seconds, before a page that does not match its stream is read again. The stream is repaired before
+#: each delay. If the page still does not match after the last delay, entries count as lost.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
@@ -37,7 +37,7 @@ class CatchUp:
         self._write_size = min(WRITE_SIZE, max_pending_size // 2)
 
     async def send_page(self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None = None) -> bool:
-        """Send a page of entries after the subscriber's cursor, and wait until the socket has accepted them.
+        """Send a page of entries after the subscriber's cursor, and wait until the socket has accepted the page.
 
         Args:
             stream: the stream of the subscriber.

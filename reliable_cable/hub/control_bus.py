@@ -55,7 +55,7 @@ class ControlBus:
         engine: the stores.
         connections: the connections of this event loop.
         records: the session records of this event loop.
-        logins: checks the logins of the connections.
+        logins: the object that checks the logins of the connections.
         tasks: the background tasks of this event loop.
         observe: a function that opens a stream for an observer.
         stop_observing: a function that closes a stream that `observe` has opened.
@@ -248,8 +248,8 @@ class ControlBus:
         """Look up the latest revocation of each connection in the session store.
 
         Returns:
-            Whether it is certain that the store has lost no revocation, and each connection with the time of its latest
-            revocation; 0 if it was not revoked.
+            Whether it is certain that the store has lost no revocation, and a list of pairs. Each pair is a connection
+            and the time of its latest revocation; 0 if it was not revoked.
         """
         sure = self._records.enabled and await self._records.losses.refresh()
         connections = self._connections.all()

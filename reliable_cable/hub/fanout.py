@@ -152,7 +152,10 @@ class EncodedBatch:
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
 
     def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
-        """Return each message with the preceding serial and its frame. For a transient message, it is `_TRANSIENT`."""
+        """Return the preceding serial, the message, and the frame of each message.
+
+        Transient messages have `_TRANSIENT` in place of the preceding serial.
+        """
         serials = count(self._batch.first - 1)
         self._singly = [
             (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)

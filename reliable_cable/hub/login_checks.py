@@ -21,7 +21,7 @@ from .revocations import LatestByCondition
 
 T = TypeVar("T")
 
-#: The number of rounds in an interval. Each round checks the logins that are due.
+#: The number of rounds in the setting's interval. Each round checks the logins that are due.
 ROUNDS: Final = 20
 #: The maximum number of logins that are looked up in one thread hop. A larger batch would make the event loop wait too
 #: long for the GIL.

@@ -1,4 +1,4 @@
-"""Records which members the clients of an event loop know, for each stream, and corrects the clients' lists of members.
+"""Records which members of each stream the clients of an event loop know, and corrects the clients' lists of members.
 
 Clients receive join and leave events. If events may have been missed, or the store has lost data, the roster of the
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).

@@ -119,7 +119,7 @@ class SessionRecords(SessionWriter):
                 result.set_result(record)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
-        """Add a session that has restored a former session, and write new records for both of them together.
+        """Add a session that has restored a former session, and write new records of both sessions together.
 
         Args:
             session: the session of the new connection.

@@ -112,7 +112,9 @@ class SessionWriter:
             self._start()
 
     def keep(self, sid: str, record: SessionRecord, written: Callable[[], object] | None = None) -> None:
-        """Schedule a write of a record that belongs to no live session. If the record expires before, it is dropped.
+        """Schedule a write of a record that belongs to no live session.
+
+        A record that expires before the write is dropped.
 
         Args:
             sid: the id of the session.
@@ -178,8 +180,8 @@ class SessionWriter:
     def _next_write(self) -> asyncio.Future[Collection[str] | None]:
         """Start a write, and return a future for its result.
 
-        Several callers share the future. So they must use `asyncio.wait`, which does not cancel the future with a
-        caller.
+        Several callers share the future. So they must use `asyncio.wait`, which does not cancel the future if a caller
+        is cancelled.
         """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
@@ -260,7 +262,7 @@ class SessionWriter:
             result.set_result(unwritten)
 
     def _give_up_oldest(self) -> None:
-        """Drop the oldest records of ended sessions, until the remaining ones have at most `MAX_KEPT_SIZE` bytes."""
+        """Drop the oldest records of ended sessions, until at most `MAX_KEPT_SIZE` bytes of records remain."""
         kept = sum(item.size for item in self._pending.values())
         given_up = []
         for sid, item in self._pending.items():
@@ -287,8 +289,8 @@ class SessionWriter:
             deletions: the ids of the sessions whose records are deleted.
         """
         if self._failing:
-            # This call fails if the store does not work yet. Then no record is written. `save` relies on this, because
-            # while the store fails, it reports success for new sessions, which must not have a record.
+            # If the store does not work yet, this call fails, and no record is written. `save` relies on this: while
+            # the store fails, it returns True for new sessions, because they have no record in the store.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
         for records in _batches(pending):

@@ -134,7 +134,7 @@ class HubStream:
         self._send(entry)
 
     def keep_early(self, event: Published | Transient) -> None:
-        """Keep a message until the messages before it have been read. If `MAX_EARLY` is exceeded, drop it."""
+        """Keep a message until the messages before it have been read. If it would exceed `MAX_EARLY`, drop it."""
         size = len(event.entry.data if isinstance(event, Published) else event.data)
         if self._early_size + size <= MAX_EARLY:
             self._early.append(event)

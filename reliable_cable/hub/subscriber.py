@@ -30,7 +30,7 @@ class SubscriberState(Enum):
     OPENING = "opening"
     #: The subscriber receives entries from the store, after its cursor.
     CATCHING_UP = "catching up"
-    #: The subscriber receives each message that the hub takes.
+    #: The subscriber receives each message that the hub delivers.
     LIVE = "live"
     #: The subscriber receives nothing.
     CLOSED = "closed"
@@ -47,7 +47,7 @@ class SubscriberOutbox(Protocol):
         """The lock that is held while entries are read from the store and written to this connection."""
 
     def push(self, text: str, *, droppable: bool = False) -> bool:
-        """Send a frame. Return False if it was dropped because too much is queued."""
+        """Send a frame. Return False if it was dropped because too many characters are queued."""
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
@@ -119,7 +119,7 @@ class Subscriber:
         self.state = SubscriberState.CATCHING_UP
 
     def fall_behind(self, cursor: StreamPosition) -> None:
-        """Stop live delivery because the socket is full."""
+        """Stop live delivery, because the socket or the queue of the stream is full."""
         self.catch_up_from(cursor)
         self.owner.fell_behind()
 
