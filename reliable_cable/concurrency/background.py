@@ -25,7 +25,7 @@ MAX_RETRY_DELAY: Final = 1.0
 
 
 class _Queue(Generic[T]):
-    """The queue of one process, and the thread that handles its items."""
+    """A queue of one process, with the thread that handles its items."""
 
     def __init__(self, name: str) -> None:
         #: Guards the other attributes, and is notified after each batch.
@@ -57,7 +57,7 @@ class BackgroundWorker(Generic[T]):
     Args:
         name: the thread's name.
         handle: a function that is called with a batch of items. It returns the items to retry after a pause.
-        exit_timeout: how long, in seconds, the interpreter delays its exit until the queue is empty.
+        exit_timeout: the maximum time, in seconds, for which the interpreter delays its exit until the queue is empty.
         batch_size: the maximum number of items in a batch.
         max_bytes: the maximum size of all queued items, in bytes. If it is exceeded, the oldest items are dropped. None
             means no limit.
@@ -131,12 +131,13 @@ class BackgroundWorker(Generic[T]):
     def put_and_wait(self, items: Iterable[T], timeout: float) -> bool:
         """Append items to the queue, and wait until all items have been handled.
 
-        The wait also ends if a batch fails, or if no batch has succeeded for `timeout` seconds. So if the last batch
-        has failed, or the thread hangs, this does not wait.
+        The wait also ends if a batch fails, or if no batch has succeeded for `timeout` seconds. So this method does not
+        wait if the last batch has failed, or if the thread hangs.
 
         Args:
             items: the items to append.
-            timeout: the maximum time, in seconds, since a batch has succeeded or the queue was empty.
+            timeout: how long, in seconds, the queue may be without progress. Progress is a batch that succeeds, or an
+                empty queue.
 
         Returns:
             True if all items have been handled.

@@ -17,7 +17,7 @@ BATCH_SIZE: Final = 50
 #: thread and a database connection.
 PARALLEL_BATCHES: Final = 2
 
-#: The result of a request, or the error that its caller receives.
+#: The result of a request, and the error that its caller receives instead. The error is None if the request succeeded.
 Outcome: TypeAlias = tuple[T | None, Exception | None]
 
 
@@ -30,7 +30,7 @@ class _Pending(Generic[A, T]):
 
 
 class Batches(Generic[A, T]):
-    """Handles requests in batches. Requests that arrive while a batch is being handled are part of the next one.
+    """Handles requests in batches. Requests that arrive while a batch is being handled are part of a later batch.
 
     Args:
         handle: a function that handles a batch, and returns the outcome of each request. If it raises an error, all
@@ -68,8 +68,8 @@ class Batches(Generic[A, T]):
             while pending.requests:
                 await self._handle_next(pending)
         finally:
-            # This cannot be left to the done callback, which the event loop calls some time after the end of the task.
-            # No worker would handle a request that arrives before that.
+            # The event loop calls the done callback some time after the end of the task. No worker would handle a
+            # request that arrives in between. So the worker removes itself here.
             pending.workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _handle_next(self, pending: _Pending[A, T]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-#: How long, in seconds, a call may wait for a thread before this is reported.
+#: How long, in seconds, a call may wait for a thread before the wait is reported.
 MAX_WAIT: Final = 1.0
 #: The minimum time, in seconds, between two reports.
 REPORT_INTERVAL: Final = 60.0
@@ -39,8 +39,9 @@ class DaemonExecutor(Executor):
     """Runs calls in daemon threads, which are started on demand and end after some idle time.
 
     When the interpreter exits, it waits for all jobs of a `concurrent.futures.ThreadPoolExecutor`, without a limit. It
-    does not wait for daemon threads. Call `end_threads` to wait for a limited time. The next job runs in the thread
-    that has become idle last, so that as few threads as possible stay alive.
+    does not wait for daemon threads. Call `end_threads` to wait for them for a limited time.
+
+    The next job runs in the thread that has become idle last, so that as few threads as possible stay alive.
 
     Args:
         name: the name of the threads.
@@ -135,7 +136,7 @@ class DaemonExecutor(Executor):
                 self._ending.discard(threading.current_thread())
 
     def _next(self, inbox: _Inbox) -> _Job | None:
-        """Wait for the next job; None if the thread must end."""
+        """Wait for the next job and return it; None if the thread must end."""
         with self._lock:
             waiting = self._jobs.popleft() if self._jobs else None
             if waiting is None:

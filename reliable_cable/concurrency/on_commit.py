@@ -1,7 +1,7 @@
 """Delays calls until the transactions of the caller have committed.
 
-If such a call fails after the commit, its error is passed to a callback. It is not raised, because the caller's data is
-stored, and later `on_commit` hooks must still run.
+If such a call fails after the commit, its error is passed to a callback. The error is not raised, because the caller's
+data is stored, and later `on_commit` hooks must still run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +16,11 @@ from reliable_cable.exceptions import BroadcastError, InvalidOption
 
 from .threads import has_own_thread
 
-#: A function that registers `on_commit` hooks for databases with an open transaction. It is called with their aliases.
+#: A function that registers `on_commit` hooks for databases. It is called with the aliases of these databases.
 Schedule = Callable[[Sequence[str]], None]
 
-#: What callers can do if Django runs no `on_commit` hooks: those that have the option `immediate`, and the others.
+#: The advice in the error message if Django runs no `on_commit` hooks. `IMMEDIATE` is for functions with the option
+#: `immediate`, and `CALL_LATER` for functions without it.
 IMMEDIATE: Final = "pass immediate=True to send it at once"
 CALL_LATER: Final = "call it after the commit"
 
@@ -38,8 +39,8 @@ def runs_hooks(connection: BaseDatabaseWrapper) -> bool:
     """Return whether Django runs `on_commit` hooks for the transaction that is open on a connection."""
     if is_manual(connection):
         return False
-    # `atomic()` with autocommit off commits nothing, and Django runs its hooks when autocommit is turned on after the
-    # commit. Autocommit that is off in the settings is never turned on.
+    # If autocommit is off, the end of `atomic()` commits nothing. Django then runs the hooks when the application turns
+    # autocommit on after its commit. If autocommit is off in the settings, it is assumed to stay off.
     commits = connection.commit_on_exit or not connection.in_atomic_block
     return commits or connection.settings_dict["AUTOCOMMIT"]
 
@@ -85,8 +86,8 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
     """If a transaction is open in this thread, call `schedule` now, so that it can register `on_commit` hooks.
 
     Args:
-        schedule: a function that is called with the aliases of the databases with an open transaction. If no database
-            has one, it is not called.
+        schedule: a function that is called with the aliases of the databases with an open transaction. If there are no
+            such databases, it is not called.
         using: the alias of a database. Transactions on other databases are ignored. None stands for all databases.
 
     Returns:
@@ -103,10 +104,10 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
 
 
 async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
-    """Async twin of `defer_to_commit`. It uses the transactions of the thread that runs the caller's ORM calls.
+    """Do the same as `defer_to_commit`, in the thread that runs the async caller's ORM calls.
 
-    If all async code of the process shares this thread, the result is False. A transaction that is open there may
-    belong to other code, and the thread may be busy for a long time.
+    If all async code of the process shares this thread, return False without a check. A transaction that is open there
+    may belong to other code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
         return False
@@ -116,12 +117,12 @@ async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
 def check_hooks(databases: Iterable[str], remedy: str = IMMEDIATE) -> None:
     """Check that Django runs `on_commit` hooks for the open transactions on these databases.
 
-    `call_after_commit` checks this, too. Call this function before something that must not happen if a later
-    `call_after_commit` fails.
+    `call_after_commit` makes the same check. Call this function before other work that must not be done if
+    `call_after_commit` is going to fail.
 
     Args:
         databases: the aliases of the databases.
-        remedy: an alternative for the caller, for the error message.
+        remedy: the advice for the caller in the error message, for example `IMMEDIATE`.
 
     Raises:
         BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.

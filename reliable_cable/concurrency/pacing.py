@@ -29,7 +29,7 @@ class Pacer:
         self._waiting: deque[Callable[[], bool]] = deque()
 
     async def wait(self) -> None:
-        """Wait until the caller may proceed. Below the limit, this does not wait."""
+        """Wait until the caller may proceed. Below the limit, the caller may proceed immediately."""
         if self._begin():
             return
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -44,7 +44,7 @@ class Pacer:
         await admitted
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call a function. Above the limit, it is called in a later iteration of the event loop."""
+        """Call a function now. Above the limit, call it in a later iteration of the event loop instead."""
         if self._begin():
             call()
             return
@@ -60,7 +60,7 @@ class Pacer:
         """Return whether the caller may proceed in this iteration."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            # A loop that was closed in the middle of an iteration never calls `_next_iteration`.
+            # The former loop may have been closed before it called `_next_iteration`, which resets the attributes.
             self._loop, self._used = loop, 0
             self._waiting.clear()
         if self._used == 0:

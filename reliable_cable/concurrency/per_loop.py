@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Stores one object for each event loop. It is created when it is first used. Several threads may run event loops.
+    """Stores one object for each event loop, and creates the object when it is first used.
 
-    The objects of closed event loops are dropped when another object is created. A forked child cannot get objects of
-    its parent, because it runs other event loops.
+    Several threads may run event loops. The objects of closed event loops are dropped when another object is created. A
+    forked child cannot get objects of its parent, because the child runs other event loops.
     """
 
     __slots__ = ("_objects",)
@@ -36,7 +36,7 @@ class PerLoop(Generic[T]):
             return held
         created = create()
         for reference in self._objects.keyrefs():
-            # A closed loop can be removed here, because no thread runs it.
+            # No thread runs a closed event loop. So no other thread can be using its object now.
             if (loop := reference()) is not None and loop.is_closed():
                 self._objects.pop(loop, None)
         self._objects[asyncio.get_running_loop()] = created

@@ -12,10 +12,10 @@ from .outages import is_outage
 
 T = TypeVar("T")
 
-#: The time, in seconds, between two attempts if a client waits for the result.
+#: The time, in seconds, between two attempts if a client is waiting for the result.
 RETRY_DELAY: Final = 0.5
 
-#: The time, in seconds, between two attempts in the background.
+#: The time, in seconds, between two attempts of background work, for which no client is waiting.
 BACKGROUND_RETRY_DELAY: Final = 1.0
 
 
@@ -29,7 +29,7 @@ async def retry(
 ) -> T:
     """Await a call, and repeat it until it succeeds.
 
-    The first failure is logged as a warning, and later ones at the level debug. Outages are logged without a traceback.
+    The first failure is logged as a warning, and later failures at level DEBUG. Outages are logged without a traceback.
 
     Args:
         call: the function to call in each attempt.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def mark_retrieved(future: asyncio.Future[Any]) -> None:
-    """Mark the error of a shared future as retrieved. Otherwise asyncio logs it if all callers were cancelled."""
+    """Mark the error of a shared future as retrieved, so that asyncio does not log it if all callers were cancelled."""
     if not future.cancelled():
         future.exception()
 
@@ -31,7 +31,10 @@ async def wait_and_clear(event: asyncio.Event, timeout: float | None) -> None:  
 
 
 class BackgroundTasks:
-    """Starts tasks and keeps references to them. The event loop itself has only weak references to its tasks."""
+    """Starts tasks, and keeps references to them so that they are not garbage-collected before they have ended.
+
+    The event loop itself has only weak references to its tasks.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -30,8 +30,8 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: The number of threads of this process for store methods that read the database. Methods that write to the database
-#: have as many threads of their own, so that a write that waits for a lock of the database does not delay reads.
+#: The number of threads of this process for store methods that read the database. Store methods that write to the
+#: database have the same number of separate threads. So a write that waits for a database lock does not delay reads.
 STORE_THREADS = 2
 
 #: How long, in seconds, a thread waits for a job before it ends and closes its database connections. This must be less
@@ -50,7 +50,7 @@ _executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
 #: The threads that may have an open database connection.
 _connected: set[int] = set()
-#: Has the attribute `used_at` in store threads, which is the time of the thread's last job, by the monotonic clock.
+#: In store threads, the attribute `used_at` is the time when the thread's last job ended, by the monotonic clock.
 _local = threading.local()
 
 
@@ -64,7 +64,7 @@ connection_created.connect(_remember_connection)
 def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a sync function so that it raises `AsyncContextError` in a thread with a running event loop.
 
-    Otherwise it would block the event loop. The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as
+    The function would block the event loop. The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as
     it does for Django's own functions.
 
     Args:
@@ -181,7 +181,7 @@ async def run_fetch(call: Callable[[], T]) -> T:
 
 
 def submit_store(call: Callable[[], T]) -> Future[T]:
-    """Run a sync store method that writes, outside of the caller's transaction. This is the sync `run_store_write`."""
+    """Run a sync store method that writes, outside of the caller's transaction. Async code uses `run_store_write`."""
     return _executor("write", STORE_THREADS).submit(with_kept_connections, call)
 
 
@@ -189,8 +189,8 @@ def submit_alone(kind: str, call: Callable[[], T]) -> Future[T]:
     """Run a sync function that takes long, in the only thread of its kind.
 
     Args:
-        kind: names the thread.
-        call: the function.
+        kind: the kind of the work, which is a part of the thread's name.
+        call: the function to run.
     """
     return _executor(kind, 1).submit(call)
 
@@ -203,12 +203,12 @@ _refreshed = 0.0
 
 
 def has_own_thread() -> bool:
-    """Return whether thread-sensitive sync code of this task runs in another thread than the shared one of the process.
+    """Return whether thread-sensitive sync code of this task has a thread other than the shared thread of the process.
 
-    `asgiref.sync.SyncToAsync` chooses the thread, and this function applies the same rules. If a thread waits in
-    `async_to_sync`, asgiref uses this thread. It finds the thread in the context (`AsyncToSync.executors.current`), or
-    by the event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref uses the thread of the
-    `ThreadSensitiveContext`. Without such a context, it uses the shared thread.
+    `asgiref.sync.SyncToAsync` chooses the thread, and this function applies the same rules. If a thread waits for this
+    task in `async_to_sync`, asgiref uses this thread. It finds the thread in the context
+    (`AsyncToSync.executors.current`), or by the event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref
+    uses the thread of the `ThreadSensitiveContext`. Without such a context, asgiref uses the shared thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None
@@ -220,8 +220,8 @@ def has_own_thread() -> bool:
 def refresh_connections() -> None:
     """Check the database connections of async handlers, in the shared thread of the process.
 
-    This does not wait for the check, because other handlers may keep the shared thread busy. Only one check is queued
-    in each `REFRESH_INTERVAL`, so that frequent calls cost little.
+    The caller does not wait for the check, because other handlers may keep the shared thread busy. At most one check is
+    queued in each `REFRESH_INTERVAL`, so that frequent calls cost little.
     """
     global _refreshed
     now = time.monotonic()
@@ -247,7 +247,7 @@ def close_old_connections() -> None:
     """Close this thread's database connections that are broken or too old.
 
     Connections that stay open are checked when they are next used. Connections with an open transaction are never
-    closed. Django's function of the same name closes them, too, because it is called only between requests.
+    closed here. Django's function of the same name closes those, too, because it is called only between requests.
     """
     thread = threading.get_ident()
     if thread not in _connected:
@@ -309,7 +309,7 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
         # The call runs in the thread of Django's ORM calls, so that it is part of transactions that are open there.
         runner: Any = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
     else:
-        # The type in asgiref is ThreadPoolExecutor, but any executor works.
+        # The annotation in asgiref is ThreadPoolExecutor, but any executor works.
         runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
     result: T = await runner(partial(_guarded, call), *args)
     return result

@@ -21,10 +21,10 @@ class TokenBucket:
 
         Args:
             count: the number of tokens to take.
-            now: the current time, in seconds by any monotonic clock.
+            now: the current time, in seconds, by a monotonic clock.
 
         Returns:
-            How long it takes, in seconds, until the missing tokens have been added; 0 if no tokens are missing.
+            The time, in seconds, until the missing tokens have been added; 0 if no tokens are missing.
         """
         self._fill(now)
         self._tokens -= count

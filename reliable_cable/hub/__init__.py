@@ -1,1 +1,1 @@
-"""The hub, which has everything that the connections of an event loop share, such as streams and presence."""
+"""The hub: the streams, presence, session records and heartbeat that the connections of an event loop share."""

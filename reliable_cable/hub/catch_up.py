@@ -1,4 +1,4 @@
-"""Sends a subscriber the entries that it has missed, one page after another, until it has reached its stream."""
+"""Sends the missed entries of a stream to a subscriber that is catching up, one page after another."""
 
 import asyncio
 from typing import Final
@@ -16,28 +16,28 @@ from .subscriber import Subscriber, SubscriberState
 #: The maximum number of characters of entries that are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: The delays, in seconds, after the repairs of a stream that does not match a page. If no repair helps, the entries
-#: count as lost.
+#: The delays, in seconds, before a page that does not match its stream is read again. The stream is repaired before
+#: each delay. If the page still does not match after the last delay, entries count as lost.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
 class CatchUp:
-    """Sends pages of entries to subscribers that are catching up.
+    """Sends pages of entries to the subscribers of an event loop that are catching up.
 
     Args:
-        history: reads the entries.
-        repairs: repairs streams that do not match a page.
+        history: the reader that reads and encodes the entries.
+        repairs: the repairs of the event loop's streams.
         max_pending_size: the setting `MAX_PENDING_SIZE`, in characters.
     """
 
     def __init__(self, history: HistoryReader, repairs: Repairs, max_pending_size: int) -> None:
         self._history = history
         self._repairs = repairs
-        # If a long history filled the queue of frames, the client would be disconnected as too slow.
+        # If entries alone could fill the queue of frames, the client would be disconnected as too slow.
         self._write_size = min(WRITE_SIZE, max_pending_size // 2)
 
     async def send_page(self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None = None) -> bool:
-        """Send a page of entries after the subscriber's cursor, and wait until the socket has accepted them.
+        """Send a page of entries after the subscriber's cursor, and wait until the socket has accepted the page.
 
         Args:
             stream: the stream of the subscriber.
@@ -70,7 +70,7 @@ class CatchUp:
     ) -> StreamPage | None:
         """Return a page that continues at the cursor; None if several attempts find no such page.
 
-        The hub may not have noticed a new epoch, or messages that the client has received from another server. So the
+        The hub may not know yet of a new epoch, or of messages that the client has received from another server. So the
         stream is repaired before each further attempt.
         """
         for delay in (None, *RETRY_DELAYS):
@@ -80,7 +80,7 @@ class CatchUp:
                 page = None
             if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # The page may lack messages that the hub takes while it is being read.
+            # This must precede the read. The page may lack messages that the hub delivers during the read.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
@@ -116,10 +116,11 @@ class CatchUp:
 
 
 def _agree(cursor: StreamPosition, page: StreamPage, stream: StreamPosition) -> bool:
-    """Return whether a page can be sent to a subscriber now.
+    """Return whether a page matches a subscriber and its stream, so that the page can be sent.
 
-    It cannot be sent if it has another epoch, or if it lacks messages that the hub has taken. It also cannot be sent if
-    the client has messages that this hub has not taken, because the client was connected to another server.
+    A page does not match if it has another epoch than the stream, or if it lacks messages that the hub has delivered.
+    It also does not match if the client was connected to another server, and has received messages there that this hub
+    has not delivered yet.
 
     Args:
         cursor: the subscriber's cursor.

@@ -1,4 +1,4 @@
-"""Limits the rate of connects from an address (`RATE_LIMITS["connect"]`).
+"""Limits the rate of connection attempts from an address (`RATE_LIMITS["connect"]`).
 
 See Deployment: Limits for each client.
 """
@@ -18,25 +18,26 @@ from reliable_cable.namespaces import qualify
 from reliable_cable.stores.buckets.base import Buckets
 from reliable_cable.stores.buckets.memory import MemoryBuckets
 
-#: How long, in seconds, a handshake waits for the shared buckets.
+#: How long, in seconds, a handshake waits for a response of the shared token buckets.
 PATIENCE: Final = 0.5
-#: How long, in seconds, only the buckets of this process are used after the shared buckets could not be reached.
+#: How long, in seconds, only the token buckets of this process are used after the shared buckets could not be reached.
 PAUSE: Final = 2.0
 #: The usual prefix length of the network of an IPv6 client. The client can choose any address in its network.
 IPV6_PREFIX: Final = 64
-#: Matches an address with a port. Some proxies write the port into their header. It differs for each connection.
+#: Matches an address with a port, which some proxies write into their header. The port must be ignored, because it
+#: differs for each connection.
 _WITH_PORT: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
-#: The number of characters after which an address is cut off if it is not an IP address.
+#: The maximum length, in characters, of an address that is not an IP address. A longer address is cut off.
 MAX_LENGTH: Final = 64
 
 
 class ConnectLimit:
-    """Counts the connects from each address, in buckets that all processes share.
+    """Counts the connection attempts from each address, in token buckets that all processes share.
 
-    While these cannot be reached, the connects are counted in this process.
+    While the shared buckets cannot be reached, each process counts the attempts in buckets of its own.
 
     Args:
-        limit: the limit; None if connects are not limited.
+        limit: the limit; None if connection attempts are not limited.
         shared: the shared buckets; None if there are none.
         tasks: the background tasks of the event loop.
         clock: a function that returns the time of a monotonic clock, in seconds.
@@ -58,7 +59,7 @@ class ConnectLimit:
         self._resumes_at = 0.0
 
     async def allows(self, scope: Mapping[str, Any], namespace: str) -> bool:
-        """Count a connect, and return whether the limit allows it.
+        """Count a connection attempt, and return whether the limit allows it.
 
         Clients with an unknown address are allowed. A server that listens on a Unix socket knows no addresses.
 
@@ -84,7 +85,7 @@ class ConnectLimit:
         return taken
 
     async def _take_shared(self, name: str, limit: RateLimit) -> bool | None:
-        """Take a token from a shared bucket. Return whether it had one; None if the store did not respond in time."""
+        """Take a token from a shared bucket. Return whether the bucket had one; None if it cannot be used now."""
         if self._shared is None or self._clock() < self._resumes_at:
             return None
         task: asyncio.Task[bool] = self._tasks.spawn(self._shared.atake(name, limit))
@@ -103,9 +104,10 @@ class ConnectLimit:
 
 
 def client_address(scope: Mapping[str, Any]) -> str | None:
-    """Return the address for which a client's connects are counted; None if it is unknown. For IPv6, it is a network.
+    """Return the address for which a client's connection attempts are counted; None if the address is unknown.
 
-    The server puts the address into the scope. If it trusts a proxy, it takes the address from a header.
+    For IPv6, this is the client's network. The server puts the address into the scope. If the server trusts a proxy, it
+    takes the address from a header of the proxy.
     """
     client = scope.get("client")
     host = client[0] if client else None

@@ -22,7 +22,7 @@ class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
 
     @property
     def identity(self) -> Identity:
-        """The identity of the connection, see `identity.Identity`."""
+        """The identity of the connection (see `identity.Identity`)."""
 
     @property
     def subscriptions(self) -> Mapping[str, RevocableSubscription]:
@@ -33,16 +33,16 @@ class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
         """The time when the client was authenticated, by the session store's clock."""
 
     def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
-        """End subscriptions that were revoked, and send the reason.
+        """End subscriptions that were revoked, and send the reason to the client.
 
         Args:
             identifiers: the identifiers of the subscriptions.
-            reason: the reason for the client.
-            at: the time of the revocation.
+            reason: the reason that the client receives.
+            at: the time of the revocation, by the session store's clock.
         """
 
     async def drain(self, delay: float) -> None:
-        """Close the connection before the server stops."""
+        """Wait for `delay` seconds and for the pending commands, then close the connection before the server stops."""
 
 
 class Connections:
@@ -50,7 +50,7 @@ class Connections:
 
     def __init__(self) -> None:
         self._by_sid: dict[str, HubConnection] = {}
-        #: The connections by all their session ids, including those of former sessions.
+        #: The connections by all their session ids, including the ids of former sessions that they have restored.
         self._by_any_sid: dict[str, HubConnection] = {}
         self._all_closed = asyncio.Event()
         self._base_client_reported = False
@@ -67,10 +67,10 @@ class Connections:
         return self._by_any_sid.get(sid)
 
     def add(self, connection: HubConnection) -> None:
-        """Add a connection. It supersedes the former connection of its session.
+        """Add a connection. If its session has a former connection that is still open, close the former connection.
 
-        If two connections restore the same session at the same time, the one that was authenticated later supersedes
-        the other. The client has opened it after giving up the other one.
+        If two connections restore the same session at the same time, the connection that was authenticated earlier is
+        closed, because the client gave it up before it opened the other connection.
         """
         self._by_sid[connection.sid] = connection
         for sid in connection.sids:
@@ -83,7 +83,7 @@ class Connections:
             self._by_any_sid[sid] = connection
 
     def report_base_client(self) -> None:
-        """Log a warning that a client of the base protocol loses messages. This is logged only once."""
+        """Log a warning that a client of the base protocol loses messages. Only the first call logs it."""
         if self._base_client_reported:
             return
         self._base_client_reported = True

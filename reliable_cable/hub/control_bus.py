@@ -42,7 +42,7 @@ from .unshared_presence import UnsharedPresenceNotice
 ANNOUNCE_DELAY: Final = 0.02
 #: The maximum number of takeovers in a message.
 MAX_TAKEOVERS: Final = 500
-#: The time, in seconds, in which connections are closed whose clients must be authenticated again. It spreads the load.
+#: The time, in seconds, over which the closing of connections is spread when all clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
 
 
@@ -55,7 +55,7 @@ class ControlBus:
         engine: the stores.
         connections: the connections of this event loop.
         records: the session records of this event loop.
-        logins: checks the logins of the connections.
+        logins: the object that checks the logins of the connections.
         tasks: the background tasks of this event loop.
         observe: a function that opens a stream for an observer.
         stop_observing: a function that closes a stream that `observe` has opened.
@@ -78,17 +78,20 @@ class ControlBus:
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
-        #: Logs a warning if the presence store of another process is in that process's memory.
+        #: Logs a warning if several processes have members, but store presence in their own memory.
         self.unshared_presence = UnsharedPresenceNotice(engine, tasks)
         self._users = 0
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
-        #: The latest revocations, by condition. They may concern connections that are still being accepted.
+        #: The latest revocations, by condition. They are remembered, because they may concern connections that are
+        #: still being accepted.
         self._revocations: LatestByCondition[Revocation] = LatestByCondition()
-        #: The latest revocations of subscriptions. They may concern subscriptions that are still being made.
+        #: The latest revocations of subscriptions. They are remembered, because they may concern subscriptions that are
+        #: still being made.
         self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
-        #: The session ids of connections whose own takeover message has not been received from the stream.
+        #: The session ids of the connections whose takeovers this process announces. An id is removed when the
+        #: announcement comes back over the control bus.
         self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -96,10 +99,7 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Receive control messages until `release` is called, beginning with the stored messages.
-
-        Call this method once for each connection.
-        """
+        """Begin to receive control messages, the stored messages first. Call this method once for each connection."""
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -121,7 +121,7 @@ class ControlBus:
                 observing.cancel()
 
     async def _start_observing(self) -> HubStream:
-        # The clock must be measured first, because the times of revocations are compared with those of authentications.
+        # The clock must be measured first, because revocations are compared with connections by their times.
         await self._engine.session_clock.ready()
         observe = partial(self._observe, CONTROL_STREAM, self)
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
@@ -142,7 +142,7 @@ class ControlBus:
                     case UnsharedPresence():
                         self.unshared_presence.receive(message)
         except Exception:
-            # A server of another version may have sent the message.
+            # A server of another version may have sent the message. Later messages must still be handled.
             logger.exception("A control message of %d characters could not be handled.", len(data))
 
     def _revoke(self, revocation: Revocation) -> None:
@@ -176,15 +176,15 @@ class ControlBus:
         connection = self._connections.find(takeover.sid)
         if connection is None or takeover.successor in connection.sids:
             return  # the connection has restored the successor's session
-        # If both connections have restored the same former session, the later announcement decides. An unconfirmed
-        # connection will be announced after this one.
+        # If both connections have restored the same former session, the connection with the later announcement stays
+        # open. The announcement of an unconfirmed connection is later than this one, because it has not arrived yet.
         if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:
             connection.close(DisconnectReason.SUPERSEDED)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def announce_takeover(self, sid: str, successor: HubConnection) -> None:
-        """Announce that a connection has restored a session, so that another process closes the former connection.
+        """Announce that a connection has restored a session, so that the process with the former connection closes it.
 
         Args:
             sid: the id of the restored session.
@@ -220,9 +220,9 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Read from the session store which connections and subscriptions were revoked, after a loss of messages."""
+        """Check all logins, and look up all revocations in the session store, after a loss of control messages."""
         logger.warning("Control messages were lost. All connections are checked for revocations and for their logins.")
-        # The lost messages may include announcements of this process.
+        # The lost messages may include announcements of this process, which then never come back.
         self._unconfirmed.clear()
         self._logins.check_all()
         if self._checking is None:
@@ -238,21 +238,29 @@ class ControlBus:
             self._checking = None
         for connection, at in revoked_at:
             if not _close_if_revoked(connection, at, reconnect=True) and not sure:
-                # The store has lost data, which may include revocations. So all clients must be authenticated again.
+                # The store may have lost revocations. So all clients must be authenticated again.
                 delay = random.uniform(0, REAUTHENTICATION_TIME)  # noqa: S311 - spreads load, no secret
                 asyncio.get_running_loop().call_later(delay, connection.close, DisconnectReason.SERVER_RESTART)
         if not sure:
             logger.warning("Revocations may have been lost. All clients must reconnect and be authenticated again.")
 
     async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
-        """Return whether it is certain that no revocation was lost, and the time of each connection's revocation."""
+        """Look up the latest revocation of each connection in the session store.
+
+        Returns:
+            Whether it is certain that the store has lost no revocation, and a list of pairs. Each pair is a connection
+            and the time of its latest revocation; 0 if it was not revoked.
+        """
         sure = self._records.enabled and await self._records.losses.refresh()
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
         return sure, list(zip(connections, times, strict=True))
 
     async def _check_subscriptions(self) -> None:
-        """End the subscriptions that were revoked according to the session store, which has no reasons for this."""
+        """End the subscriptions that were revoked according to the session store.
+
+        Their clients receive the reason `REVOKED`, because the store does not contain the reasons of revocations.
+        """
         checked = [
             (connection, identifier, subscription)
             for connection in self._connections.all()
@@ -271,11 +279,11 @@ class ControlBus:
 
 
 def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) -> bool:
-    """Close a connection if it was authenticated before a revocation. Return whether this was so.
+    """Close a connection if it was authenticated before a revocation. Return whether it was closed.
 
     Args:
         connection: a connection that matches the condition of the revocation.
-        at: the time of the revocation.
+        at: the time of the revocation, by the session store's clock.
         reconnect: whether the client should reconnect.
     """
     if not is_revoked(connection.authenticated, [at]):

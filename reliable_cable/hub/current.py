@@ -12,13 +12,13 @@ _hubs: PerLoop[Hub] = PerLoop()
 
 
 def get_hub() -> Hub:
-    """Return the hub of the running event loop. After a change of the settings, it is a new hub."""
+    """Return the hub of the running event loop. If there is none yet, or if the settings have changed, create it."""
     engine = get_engine()
     return _hubs.get(partial(Hub, engine, get_settings()), lambda hub: hub.engine is engine)
 
 
 async def close_hub() -> None:
-    """Close the hub of the running event loop, if there is one. All its connections must have ended."""
+    """Close the hub of the running event loop, if there is one. All connections of the hub must have ended."""
     hub = _hubs.pop()
     if hub is not None:
         await hub.aclose()

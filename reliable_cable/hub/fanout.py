@@ -24,8 +24,8 @@ class FanoutPolicy:
 
     Attributes:
         budget: the maximum cost of the writes in one iteration of the event loop. A write costs 1, and 1 more for each
-            `unit` bytes.
-        unit: the number of bytes for which the cost is increased by 1.
+            `unit` characters.
+        unit: the number of characters for which the cost of a write is increased by 1.
         batch_messages: the maximum number of messages in a batch.
         batch_size: the maximum size of the payloads in a batch, in characters. A batch with one message may be larger.
         block_size: the maximum size of a write, in bytes. A larger batch is written message by message, because a
@@ -43,7 +43,7 @@ class FanoutPolicy:
     longest_pause: float = 0.02
 
     def cost(self, size: int) -> int:
-        """Return the cost of a write of `size` bytes."""
+        """Return the cost of a write of `size` characters."""
         return 1 + size // self.unit
 
     def pause(self, duration: float, queued: int) -> float:
@@ -63,7 +63,7 @@ class FanoutPolicy:
 
 POLICY = FanoutPolicy()
 
-#: Replaces the serial of a transient message, which has none. It differs from all values of `Subscriber.at`.
+#: Used in place of a serial for transient messages, which have no serial. `Subscriber.at` never has this value.
 _TRANSIENT: Final = -2
 
 
@@ -72,7 +72,8 @@ class Batch:
 
     Args:
         items: one or more messages.
-        first: the serial of the first stored message. The other stored messages have the following serials.
+        first: the serial of the first stored message (see `HubStream`). Each further stored message has the next
+            serial.
         epoch: the epoch of the stored messages.
     """
 
@@ -105,7 +106,7 @@ class EncodedBatch:
         self._frames: Sequence[Frame] = frames
         #: The result of `_separate`. It is empty until a subscriber needs it, because most batches are written whole.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        #: The bytes of all frames together; None if they are too long for a write, or differ for each client.
+        #: The bytes of all frames together; None if they exceed `block_size`, or if each client needs other bytes.
         self._block: bytes | None = None
         #: The cost of writing the batch to a subscriber, as a part of the fan-out budget.
         self.cost: int
@@ -118,7 +119,7 @@ class EncodedBatch:
             self._block = block
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
-        """Write the batch to subscribers. A subscriber that does not need all messages gets only those it needs."""
+        """Write the batch to subscribers. A subscriber that already has some messages gets only the others."""
         before, last, excluded = self._batch.first - 1, self._batch.last, self._batch.excluded
         has_kept = last > before
         block = self._block
@@ -151,7 +152,10 @@ class EncodedBatch:
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
 
     def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
-        """Return for each message the serial before its own, the message, and its frame."""
+        """Return the preceding serial, the message, and the frame of each message.
+
+        Transient messages have `_TRANSIENT` in place of the preceding serial.
+        """
         serials = count(self._batch.first - 1)
         self._singly = [
             (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)

@@ -1,4 +1,8 @@
-"""Pings all connections of an event loop. A timer and a frame are shared by connections that are due together."""
+"""Pings all connections of an event loop.
+
+The heartbeat divides time into ticks of equal length. Connections that are due at the same tick share a timer and a
+frame.
+"""
 
 import asyncio
 import math
@@ -11,19 +15,20 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 
-#: The time between two ticks, in seconds. A ping may be late by this time.
+#: The length of a tick, in seconds. A ping may be late by this time.
 TICK: Final = 0.1
 
 
 class Pinged(Protocol):
     """The part of a connection that the heartbeat uses."""
 
+    #: The time between two pings of the connection, in seconds.
     ping_interval: float
-    #: The number of the tick at which the connection is pinged next. Only the heartbeat uses this.
+    #: The number of the tick at which the next ping is sent. Only the heartbeat uses this attribute.
     ping_due: int
 
     def ping(self, frame: str) -> bool:
-        """Send a ping. Return False if the connection needs no more pings."""
+        """Send an encoded ping. Return False if the connection needs no more pings."""
 
 
 class Heartbeat:
@@ -35,13 +40,13 @@ class Heartbeat:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        #: The connections that are due at each tick, by the number of the tick.
+        #: The connections to ping, by the number of the tick at which their next ping is due.
         self._due: dict[int, set[Pinged]] = {}
         self._tick = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Pinged) -> None:
-        """Start to ping a connection. The first ping is sent after 0.5 to 1.5 intervals, so that pings are spread."""
+        """Start to ping a connection. The first ping follows after 0.5 to 1.5 intervals, at random, to spread pings."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick = int(loop.time() / TICK)
@@ -51,7 +56,7 @@ class Heartbeat:
         self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:
-        """Stop pinging a connection. Nothing happens if it is not pinged."""
+        """Stop pinging a connection. Nothing happens if the connection was not added."""
         due = self._due.get(connection.ping_due)
         if due is not None:
             due.discard(connection)

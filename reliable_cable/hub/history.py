@@ -1,7 +1,7 @@
-"""Reads history for many subscribers. If they need the same entries, these are read once and encoded once.
+"""Reads history for many subscribers. Entries that several subscribers need are read once and encoded once.
 
 After a restart, all clients of a stream have missed the same messages. Entries never change in an epoch. So a page that
-was read for one subscriber is valid for all subscribers, unless it lacks messages that the hub has already taken.
+was read for one subscriber is valid for all subscribers, unless it lacks messages that the hub has already delivered.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ PAGE_LENGTH: Final = 200
 PAGE_SIZE: Final = 1024 * 1024
 #: How long, in seconds, a page of entries is cached. This is enough for clients that reconnect at about the same time.
 PAGE_TTL: Final = 2.0
-#: The maximum total size, in characters, of the pages in the cache, and of the frames in the cache.
+#: The maximum total size, in characters, of the cached pages. The cached frames have a limit of the same size.
 CACHE_SIZE: Final = 16 * 1024 * 1024
 
 
 def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPosition) -> bool:
-    """Return whether a page can be used for a subscriber.
+    """Return whether a page contains the entries that a subscriber needs next.
 
-    It cannot be used if it was read before the hub or the subscriber has reached its position. It also cannot be used
-    if it has no entries after the subscriber's position, although the stream has more.
+    A page that was read too early may lack messages up to the position of the hub or of the subscriber. A page may also
+    end at the subscriber's position, although the stream has more entries.
 
     Args:
         page: a page that was read for this subscriber or another one.
         after: the offset after which the page was read.
         start: the position of the subscriber.
-        hub: the position of the hub.
+        hub: the position of the hub in the stream.
     """
     if page.epoch != hub.epoch or start.epoch not in (page.epoch, ""):
         return False  # the hub or the client may have a newer epoch
@@ -50,7 +50,7 @@ class _CachedPage:
     """A cached page of entries, and the frames of these entries.
 
     Args:
-        page: the page that the store has returned.
+        page: the cached page.
         after: the offset after which the page was read.
         expires: the time at which the page is dropped, by the clock of the event loop.
         size: the total size of the payloads, in characters.
@@ -72,7 +72,7 @@ class HistoryReader:
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
-        #: The last page of each stream, by name and `following`. The oldest page is the first.
+        #: The last page of each stream, by the stream's name and `following`. The oldest page is the first.
         self._pages: dict[tuple[str, bool], _CachedPage] = {}
         self._reads: dict[tuple[str, int, bool], asyncio.Task[StreamPage]] = {}
         self._size = 0
@@ -82,12 +82,13 @@ class HistoryReader:
     async def read(
         self, stream: str, start: StreamPosition, hub: StreamPosition, *, following: bool = False
     ) -> StreamPage:
-        """Return a page with the entries after a position. It may begin before the position.
+        """Return a page with the entries after a position. The page may also contain entries before the position.
 
         Args:
             stream: the name of the stream.
             start: the position of the subscriber.
-            hub: the position of the hub in the stream. A cached page is only returned if it reaches this position.
+            hub: the position of the hub in the stream. A page from the cache is not returned if it was read before the
+                store had the message at this position.
             following: whether the subscriber is a follower (see `StreamStore.read`).
 
         Raises:
@@ -96,7 +97,8 @@ class HistoryReader:
         if not hub.epoch:
             return await self._ask(stream, start.offset, hub, following)
         loop = asyncio.get_running_loop()
-        # Only entries before the page can be readable for a subscriber that was never away, but not for others.
+        # A follower can also use a page that was read for another subscriber. Followers can read additional entries,
+        # but these are older than the page.
         for cached in (self._pages.get((stream, following)), self._pages.get((stream, False))):
             if cached is not None and cached.expires > loop.time() and _can_use(cached.page, cached.after, start, hub):
                 return cached.page
@@ -106,7 +108,7 @@ class HistoryReader:
             page = await asyncio.shield(reading)
             if _can_use(page, start.offset, start, hub):
                 return page
-            # The read began before the hub had reached its position.
+            # The read began before the store had the message at the hub's position.
             return await self._ask(stream, start.offset, hub, following)
         reading = self._reads[key] = loop.create_task(self._read(stream, start.offset, hub, following))
         reading.add_done_callback(mark_retrieved)
@@ -127,7 +129,7 @@ class HistoryReader:
         )
 
     def encode(self, group: SubscriberGroup, stream: str, epoch: str, entry: Entry) -> Frame:
-        """Encode an entry as a frame. A frame that was made for another subscriber of the group is used again."""
+        """Encode an entry as a frame. A frame that was cached for another subscriber of the group is reused."""
         cached = self._pages.get((stream, True)) or self._pages.get((stream, False))
         if cached is None or cached.page.epoch != epoch or len(group.subscribers) < 2:
             return group.encode(epoch, entry.offset, entry.data)

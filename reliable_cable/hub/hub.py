@@ -1,6 +1,6 @@
-"""`Hub`, which has everything that the connections of an event loop share.
+"""`Hub`, the object that the connections of an event loop share.
 
-It receives the events of the stream store, sends the messages of each stream to its subscribers in order, and starts
+A hub receives the events of the stream store, sends the messages of each stream to the subscribers in order, and starts
 repairs of gaps.
 """
 
@@ -37,11 +37,11 @@ from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
 from .token_expiry import TokenExpiry
 
-#: How long, in seconds, the opening of a stream is retried. Clients give up a subscribe after 10 seconds.
+#: How long, in seconds, the opening of a stream is retried. Clients give up a subscribe command after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
 
-#: How long, in seconds, a batch of streams waits while another batch is being opened. During this time, streams are
-#: added to it.
+#: How long, in seconds, the next batch of streams waits while another batch is being opened. During this time, streams
+#: are added to the next batch.
 BATCH_DELAY: Final = 0.05
 
 #: How long, in seconds, the hub waits for the tasks of connections when it is closed.
@@ -49,7 +49,7 @@ CLOSE_TIMEOUT: Final = 1.0
 
 
 class Hub:
-    """The streams, presence, sessions and connections of an event loop.
+    """The object with the streams, presence, sessions and connections of an event loop.
 
     Args:
         engine: the stores.
@@ -65,7 +65,8 @@ class Hub:
         self.connections = Connections()
         self.connect_limit = ConnectLimit(settings.rate_limit("connect"), engine.buckets, self.tasks)
         self.sessions = SessionRecords(engine.sessions, engine.session_clock)
-        # The clock is that of the stream store, because clients send the time of a ping back as `since`.
+        # Pings contain the time by the stream store's clock, because clients send this time back in history requests,
+        # as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.logins = LoginChecks(settings.reauthenticate_interval)
         self.token_expiry = TokenExpiry(self.tasks)
@@ -102,7 +103,7 @@ class Hub:
 
         Args:
             name: the name of the stream.
-            subscriber: a subscriber that is opening.
+            subscriber: a subscriber in the state `OPENING`.
             until: the time, by the clock of the event loop, at which to give up. By default, this is after
                 `OPEN_TIMEOUT` seconds.
 
@@ -119,7 +120,7 @@ class Hub:
     def opening(self, names: Iterable[str]) -> Iterator[None]:
         """Begin to open streams together, and keep them open until the end of the context.
 
-        This method does not wait until they are open. Calls of `subscribe` in the context wait for their streams.
+        Entering the context does not wait until the streams are open. Calls of `subscribe` in the context wait for it.
         """
         streams = [self._use(name) for name in names]
         try:
@@ -129,7 +130,7 @@ class Hub:
                 self._release(stream)
 
     def unsubscribe(self, stream: HubStream, subscriber: Subscriber) -> None:
-        """Close a subscriber. If it was the last one, the stream is closed, too."""
+        """Close a subscriber. If nothing else uses the stream, close the stream, too."""
         stream.remove(subscriber)
         self._release(stream)
 
@@ -175,7 +176,8 @@ class Hub:
         else:
             if verdict is Verdict.GAP:
                 stream.keep_early(event)
-            # A repeat needs a repair, too. If a store has lost messages, it uses their offsets again.
+            # A message whose offset is not new needs a repair, too. A store that has lost messages uses their offsets
+            # again.
             self.repairs.request(stream)
 
     def _send_presence(self, name: str, message: str) -> None:
@@ -199,7 +201,7 @@ class Hub:
         return stream
 
     def _use(self, name: str) -> HubStream:
-        """Return a stream, and keep it open until it is released. If it is not open yet, the next batch opens it."""
+        """Return a stream, and keep it open until `_release` is called. The next batch opens it if it is not open."""
         stream = self._streams.get(name)
         if stream is None:
             loop = asyncio.get_running_loop()
@@ -224,7 +226,7 @@ class Hub:
             self._opener = None
 
     async def _open_batch(self, streams: Sequence[HubStream], until: float) -> None:
-        """Open streams together. If this fails, open them separately, because only one stream may be the cause."""
+        """Open streams together. If this fails, open them separately, because a single stream may be the cause."""
         try:
             await self._listen_to(streams, until)
         except BaseException as error:
@@ -308,14 +310,14 @@ class Hub:
             if self._closing.get(name) is asyncio.current_task():
                 del self._closing[name]
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- shutdown -----------------------------------------------------------------------------------------------------
 
     async def drain(self, duration: float) -> None:
         """Refuse new connections, close all connections, and wait until they have ended.
 
         Args:
-            duration: the time, in seconds, in which the connections are closed at random moments, so that not all
-                clients reconnect at the same time.
+            duration: the time, in seconds, over which the closing of the connections is spread, so that not all clients
+                reconnect at the same time.
         """
         self.draining = True
         handshake_log.report(ended=True)

@@ -21,12 +21,12 @@ from .revocations import LatestByCondition
 
 T = TypeVar("T")
 
-#: The number of rounds in an interval. Each round checks the logins that are due.
+#: The number of rounds in the setting's interval. Each round checks the logins that are due.
 ROUNDS: Final = 20
-#: The maximum number of logins that are looked up in one thread hop. With a larger batch, the event loop would wait for
-#: the GIL.
+#: The maximum number of logins that are looked up in one thread hop. A larger batch would make the event loop wait too
+#: long for the GIL.
 BATCH_SIZE: Final = 100
-#: The minimum time between two checks of a login, as a share of the maximum time. The time is random, so that logins
+#: The minimum time between two checks of a login, as a fraction of the maximum time. The time is random, so that logins
 #: that were due together, for example after an outage, are not always checked together.
 SPREAD: Final = 0.8
 #: How long, in seconds, login changes are remembered. They may concern connections that are still being accepted.
@@ -54,11 +54,12 @@ class LoggedIn(Protocol):
 class LoginChecks:
     """Checks the logins of the connections of an event loop.
 
-    The first check of a login is at a random time in the interval. Logins that are due are looked up in batches, which
-    have the same namespace. The look-up of a batch runs like a handler of one of its connections, chosen at random. If
-    the setting `NAMESPACE` is not used, this connection may belong to another tenant than some of the logins. So if a
-    login seems to be invalid, it is looked up again, like a handler of its own connection. Only then, the connection is
-    closed. If a look-up fails, it is repeated later, and no connection is closed.
+    The first check of a login is at a random time in the interval. Logins that are due are looked up in batches. All
+    logins of a batch have the same namespace. The look-up of a batch runs like a handler of one of its connections,
+    which is chosen at random. If the setting `NAMESPACE` is not used, this connection may belong to another tenant than
+    some of the logins. So if a login seems to be invalid, it is looked up again, like a handler of its own connection.
+    The connection is closed only if this look-up finds the login invalid, too. If a look-up fails with an error, it is
+    repeated later, and no connection is closed.
 
     Args:
         interval: the maximum time, in seconds, between two checks of a login. If it is None or 0, logins are only
@@ -67,7 +68,8 @@ class LoginChecks:
 
     def __init__(self, interval: float | None) -> None:
         self._tick = interval / ROUNDS if interval else None
-        #: The maximum time, in seconds, until a login is due. The check may be one tick later.
+        #: The maximum time, in seconds, until a login is due. The check may be later by one round, which takes `_tick`
+        #: seconds.
         self._period = interval - interval / ROUNDS if interval else math.inf
         #: The logins, by connection. Connections without a login are left out.
         self._logins: dict[LoggedIn, AnyLogin] = {}
@@ -96,7 +98,10 @@ class LoginChecks:
             self._task = None
 
     def handle(self, change: LoginChange) -> None:
-        """Handle an announced change. Close the connections of a Django session, or check all logins of a user now."""
+        """Handle an announced change of logins.
+
+        If a Django session has ended, close its connections. If a user was changed, check all logins of the user now.
+        """
         self._changes.put(change.condition, asyncio.get_running_loop().time())
         for connection, login in list(self._logins.items()):
             if not matches(change.condition, login.identity):
@@ -140,13 +145,14 @@ class LoginChecks:
         """Check a batch of logins, and close the connections whose logins are not valid.
 
         Returns:
-            An error if some of the logins could not be checked, which remain due; None otherwise.
+            An error if some of the logins could not be checked; None otherwise. Logins that were not checked remain
+            due.
         """
         if not batch:
             return None
         logins = [self._logins[connection] for connection in batch]
         for login in logins:
-            # This must precede the look-up. If a change is announced during the look-up, the login is due again.
+            # This must precede the look-up. A change that is announced during the look-up makes the login due again.
             self._postpone(login, least=SPREAD)
         # The choice is random, because `around_command` may fail for only some of the connections.
         chosen = random.choice(batch)  # noqa: S311 - no secret
@@ -200,5 +206,5 @@ def _batches(connections: Iterable[LoggedIn]) -> Iterator[Sequence[LoggedIn]]:
 
 
 def _end(connection: LoggedIn) -> None:
-    # The client may reconnect, because its browser may have another login by now. `connect` then decides.
+    # The client may reconnect, because its browser may have another login by now. The consumer's `connect` decides.
     connection.close(DisconnectReason.REMOTE, reconnect=True)

@@ -1,4 +1,4 @@
-"""Keeps the members of an event loop's connections present, and sends the presence signals."""
+"""Keeps the members of an event loop's connections in the presence store, and sends the presence signals."""
 
 import asyncio
 from collections import deque
@@ -23,14 +23,14 @@ from .rosters import Rosters
 #: The number of rounds in the time to live of a member. If two of them fail, the member still does not expire.
 ROUNDS_PER_TTL: Final = 3
 
-#: The number of rounds after the last member was released. They cover its time to live. Two more are added, because
-#: clocks may differ.
+#: The number of rounds that follow after the last member was released, so that they remove the member when it expires.
+#: They cover the time to live of the member. Two more rounds are added, because clocks may differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
 #: The time, in seconds, between two sweeps, which remove expired members after a client has closed its web page.
 SWEEP_INTERVAL: Final = 1.0
 
-#: The time, in seconds, for which sweeps continue after `PRESENCE_GRACE`, because the store has another clock.
+#: How long, in seconds, sweeps continue after `PRESENCE_GRACE`, because the clock of the store may differ.
 SWEEP_MARGIN: Final = 0.1
 
 #: The maximum number of members that join again in a call of the store.
@@ -42,7 +42,7 @@ MAX_PENDING_SIGNALS: Final = 10_000
 
 @dataclass(slots=True)
 class _LocalMember:
-    """A member that this process keeps present. If `pending` is True, the store may not have its latest join."""
+    """A member that this process keeps present. If `pending` is True, the store may not have the member's last join."""
 
     member: Member
     pending: bool = True
@@ -57,7 +57,7 @@ def _send_nothing(stream: str, message: str) -> None:
 
 
 def _do_nothing() -> None:
-    """Do nothing, because only a hub needs to be told of joins."""
+    """Do nothing when a member joins. Only a hub passes another function."""
 
 
 class PresenceService:
@@ -96,8 +96,8 @@ class PresenceService:
         self._rounds_left = 0
         self._failing = False
         self._rounds: asyncio.Task[None] | None = None
-        #: An event that is set while no refresh is running. A refresh may renew the TTL of a member that was released
-        #: after the refresh had begun.
+        #: An event that is set while no refresh is running. `leave_soon` waits for it, because a refresh that has begun
+        #: may still renew the TTL of a released member.
         self._refreshed = asyncio.Event()
         self._refreshed.set()
         #: The task that removes expired members after a client has closed its web page; None if it is not needed.
@@ -207,7 +207,7 @@ class PresenceService:
             self._sweeps = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        """Remove the expired members of closed web pages. The next round may be much later."""
+        """Remove the expired members of closed web pages soon, because the next round may be much later."""
         loop = asyncio.get_running_loop()
         try:
             while (left := self._sweep_until - loop.time()) > 0:
@@ -249,7 +249,11 @@ class PresenceService:
         log("Presence could not be refreshed; retrying every %.1f s.", self._delay, exc_info=error)
 
     async def _rejoin(self, unknown: Iterable[tuple[str, str]]) -> None:
-        """Join again the members that the store does not have, or may not have."""
+        """Join members again that the store has lost, or whose last join may not have arrived.
+
+        Args:
+            unknown: the streams and sessions of the members that the store does not have.
+        """
         keys = dict.fromkeys([*unknown, *(key for key, local in self._members.items() if local.pending)])
         missing = [self._members[key] for key in keys if key in self._members]
         for start in range(0, len(missing), REJOIN_SIZE):
@@ -264,8 +268,8 @@ class PresenceService:
                 local.member = replace(local.member, joined=True)
                 local.pending = False
             for local in batch:
-                # The store may have executed a later call for this member before this one. So the later call is
-                # repeated.
+                # If the member has left or joined again during this call, the store may have executed that later call
+                # first. So the later call is repeated.
                 current = self._members.get(local.key)
                 if current is None and local.key in self._left_during_joins:
                     self._queue_signals(await self.store.aleave(*local.key))

@@ -1,6 +1,6 @@
-"""Repairs streams of the hub. A repair reads messages from the store that were not announced, or not in order.
+"""Repairs streams of the hub. A repair reads messages that were not announced, or announced out of order.
 
-Only a read of the store can prove that messages are lost or that a stream has a new epoch. The result is compared with
+Only a read of the store can prove that messages are lost or that a stream has a new epoch. Its result is compared with
 the position that the stream had when the read began, because live messages may arrive during the read.
 """
 
@@ -18,7 +18,8 @@ from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamSt
 from .history import PAGE_LENGTH, PAGE_SIZE
 from .stream import HubStream
 
-#: The delays, in seconds, after successive reads that have changed nothing. After the last delay, the repair ends.
+#: The delays, in seconds, after successive reads that have found no new messages. If a read after the last delay finds
+#: none either, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -38,7 +39,7 @@ class Repairs:
         self._data_lost = data_lost
 
     def request(self, stream: HubStream) -> None:
-        """Start a repair, which moves a stream to the store's position. If a repair is running, it reads once more."""
+        """Start a repair of a stream. If a repair of this stream is running, make it read the store once more."""
         stream.repair_again = True
         if stream.repair is None:
             stream.repair = asyncio.get_running_loop().create_task(self._run(stream))
@@ -69,7 +70,7 @@ class Repairs:
                 if stream.position != asked:
                     idle = 0
                 elif stream.has_early or stream.repair_again:
-                    # The store lacks an announced message. It may be in a failover.
+                    # The store may lack an announced message for a short time, for example during a failover.
                     if idle == len(IDLE_DELAYS):
                         stream.drop_early()
                         self._listener.doubt(stream.name)
@@ -106,7 +107,8 @@ class Repairs:
             return
         position = stream.position
         if advance(position, page).lost:
-            # The missing messages may have been announced before the end of the read. So their events are awaited.
+            # The messages that the page lacks may have been announced before the end of the read. So the repair waits
+            # until these announcements have arrived.
             await self._listener.fence()
             stream.take_early()
             if stream.position != position:
@@ -116,13 +118,13 @@ class Repairs:
         stream.lineage = page.lineage
 
     def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
-        """Set the epoch of a stream that has had no messages, if it has an epoch now.
+        """Set the epoch of a stream that has had no messages in this process, if the store has an epoch for it now.
 
-        If the lineage has changed, an epoch may have begun and ended without being read by this process. If the stream
-        was forgotten, there was such an epoch. Its messages are lost.
+        If the lineage has changed, an earlier epoch may have begun and ended before this process read it. If the stream
+        was forgotten, there certainly was such an epoch. In both cases, messages count as lost.
         """
         start = StreamPosition(page.epoch, 0)
-        # The observer, which is the control bus, is not told of this loss. Otherwise, all clients would reconnect
+        # This loss is not reported to the observer, which is the control bus. Otherwise, all clients would reconnect
         # whenever a Redis server without control messages is restarted.
         unseen = is_later_epoch(page.epoch) or (page.low == 1 and stream.lineage not in ("", page.lineage))
         if stream.observer is None and unseen:
@@ -144,7 +146,8 @@ class Repairs:
         for entry in step.entries:
             stream.take(entry, page.epoch)
         stream.take_early()
-        # The store must be read again if entries follow the page, or if the offset before the page was not valid.
+        # The store must be read again if entries follow the page. After a loss, the page was read after an offset that
+        # is no longer valid, and may lack entries.
         stream.repair_again = stream.repair_again or step.lost or not page.is_last
 
 

@@ -1,4 +1,4 @@
-"""Finds the subscriptions in connections and session records that were revoked."""
+"""Finds revoked subscriptions in connections and session records."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,9 +42,9 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """The latest values, by the keys of their conditions.
+    """A mapping with the latest value for each condition, by the key of the condition.
 
-    Their number is limited by the history size of the control bus.
+    If it has more values than the history size of the control bus, the oldest value is removed.
     """
 
     def put(self, condition: Identity, value: V) -> None:
@@ -57,7 +57,7 @@ class LatestByCondition(OrderedDict[str, V]):
 
 
 class RecentRevocations:
-    """The latest revocations of subscriptions. They may concern subscriptions that are still being made."""
+    """The latest revocations of subscriptions. Subscriptions that are still being made are checked against them."""
 
     def __init__(self) -> None:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
@@ -75,7 +75,7 @@ class RecentRevocations:
 
         Args:
             identity: the identity of the subscription's connection.
-            scopes: a function that returns the conditions that match the subscription. It is rarely called.
+            scopes: a function that returns the conditions that match the subscription. It is called only if necessary.
             authorized: the time when the channel began to decide about the subscription.
         """
         if not self._by_condition or not is_revoked(authorized, [self._latest_at]):
@@ -125,7 +125,8 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # In a record of the previous release, subscriptions have no time. They count as older than all revocations.
+    # In a record of the previous release, subscriptions have no time of authorization. They count as older than all
+    # revocations.
     kept = [
         item
         for item, at in zip(items, times, strict=False)
@@ -138,4 +139,4 @@ def _recorded_scopes(item: Mapping[str, Any]) -> list[Identity]:
     try:
         return subscription_scopes(parse_identifier(item["identifier"])[0], [each["name"] for each in item["streams"]])
     except (ProtocolError, KeyError, TypeError):
-        return []  # a server of another release may have written the item, whose restore will fail
+        return []  # a server of another release may have written the item; its restore will fail

@@ -1,4 +1,4 @@
-"""Records which members of each stream the clients of an event loop know of, and corrects the clients' lists.
+"""Records which members of each stream the clients of an event loop know, and corrects the clients' lists of members.
 
 Clients receive join and leave events. If events may have been missed, or the store has lost data, the roster of the
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
@@ -27,7 +27,7 @@ MAX_REPAIRS: Final = 8
 
 @dataclass(slots=True, eq=False)
 class Roster:
-    """The members of a stream that the clients of an event loop know of.
+    """The members of a stream that the clients of an event loop know.
 
     Args:
         stream: the name of the stream.
@@ -41,7 +41,8 @@ class Roster:
     reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
     repair: asyncio.Task[None] | None = None
     repair_requested: bool = False
-    #: The timer after a loss of data. While it runs, other servers may not have joined their members again.
+    #: A timer that is started after a loss of data. Until it ends, other servers may not have joined all their members
+    #: again.
     rejoin_timer: asyncio.TimerHandle | None = None
     #: Whether `rejoin_timer` has ended. Leave events are then sent for the ids that are still missing.
     rejoin_time_over: bool = False
@@ -104,7 +105,7 @@ class Rosters:
         """
         roster = self._rosters.get(stream)
         if roster is None:
-            # A stream without members has no incarnation until it is refreshed.
+            # The refresh creates the incarnation of a stream without members. Otherwise it would have none.
             await self._store.arefresh({stream: ()})
             roster = self._rosters.get(stream) or Roster(stream)
             if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
@@ -123,11 +124,11 @@ class Rosters:
         Args:
             stream: the stream's name.
             incarnation: the incarnation of the presence data from which the client's list comes.
-            away: the time, in seconds, for which the client was disconnected.
+            away: how long the client was disconnected, in seconds.
 
         Returns:
-            The events and the roster. It is None if the store has lost data in this time, so that the list cannot be
-            corrected.
+            The events and the roster; None if the list cannot be corrected, because the store has lost data while the
+            client was disconnected.
 
         Raises:
             StoreError: the store could not be read.
@@ -136,14 +137,14 @@ class Rosters:
         info, roster = await self.snapshot(stream)
         if info.incarnation != incarnation:
             return None
-        # The client's list may contain all ids that have left in this time, and all ids that are present.
+        # The client's list may contain any id that has left in the meantime, and any id that is present.
         return compare(dict.fromkeys(left, False), info.records or {}), roster
 
     async def _read(self, roster: Roster, *, records: bool = True) -> PresenceInfo:
         """Read the members, and apply the events that arrive during the read.
 
-        The result of the read may or may not include such an event. In both cases, the last event of an id is its
-        current state.
+        The result of the read may or may not include such an event. In both cases, the last event of an id tells
+        whether the id is present.
         """
         events: dict[str, PresenceEvent] = {}
         roster.reads.append(events)
@@ -227,8 +228,8 @@ class Rosters:
             self._send_event(PresenceEvent(roster.stream, "join", id_, value))
         lost = info.incarnation != roster.incarnation
         if lost and not (roster.rejoin_time_over and info.incarnation):
-            # All servers join their members again within the TTL of members. Until then, an id may still be present,
-            # although it is missing in the store.
+            # All servers join their members again within the TTL of members. Until then, an id that is missing in the
+            # store may still be present. So no leave events are sent yet.
             roster.rejoin_time_over = False
             if roster.rejoin_timer is None:
                 delay = self._store.settings.presence_ttl
@@ -245,7 +246,7 @@ class Rosters:
         self._request_repair(roster)
 
     def _is_served(self, roster: Roster) -> bool:
-        """Return whether this is the current roster of its stream. A repair may have the roster of an earlier time."""
+        """Return whether a roster is the current one of its stream. A repair may have a roster that was replaced."""
         return self._rosters.get(roster.stream) is roster
 
     def _remove(self, stream: str) -> None:

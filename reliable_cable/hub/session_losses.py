@@ -20,8 +20,8 @@ CHECKS_PER_TTL: Final = 3
 #: The delay, in seconds, between a call of `suspect` and the check.
 CHECK_DELAY: Final = 0.05
 
-#: How long, in seconds, a loss of data is remembered. A loss may have several consequences, which call `refresh` within
-#: this time.
+#: How long, in seconds, a loss of data is remembered. Several parts of the hub may notice the same loss one after
+#: another, and each of them calls `refresh`.
 LOSS_MEMORY: Final = 60.0
 
 #: The prefix of the ids of witness records.
@@ -48,7 +48,7 @@ class LossDetector:
         #: The id of the newest witness that was passed to the writer.
         self._next_witness = ""
         self._lost_at = -math.inf
-        #: An event that is set if the next check must begin immediately.
+        #: An event that is set if the next check must begin soon, or if the checks may end.
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -72,7 +72,7 @@ class LossDetector:
             self._due.set()
 
     async def refresh(self) -> bool:
-        """Renew the TTL of the records of all live sessions, and write missing records again.
+        """Check for a loss of data, renew the TTL of the records of all live sessions, and write missing records again.
 
         Returns:
             True if it is certain that the store has lost no data in the last `LOSS_MEMORY` seconds.

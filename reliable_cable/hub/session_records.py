@@ -21,7 +21,7 @@ LOAD_TIMEOUT: Final = 2.0
 class SessionRecords(SessionWriter):
     """Updates the stored records of live sessions, so that any server can restore the sessions.
 
-    An object must be used on one event loop only. If `SESSIONS_TTL` is 0, nothing is stored.
+    Each object must be used in only one event loop. If `SESSIONS_TTL` is 0, nothing is stored.
 
     Args:
         store: the session store.
@@ -35,7 +35,7 @@ class SessionRecords(SessionWriter):
         self.losses = LossDetector(self)
         self._sweep = SessionSweep(store)
         self._loads = BackgroundTasks()
-        #: The ids and identities of the sessions that the next load reads, and a future for each record.
+        #: The id and identity of each session whose record is read by the next load, and a future for the record.
         self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
 
     # -- live sessions ------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class SessionRecords(SessionWriter):
                 result.set_result(record)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
-        """Add a restored session, and write its record together with that of the former session.
+        """Add a session that has restored a former session, and write new records of both sessions together.
 
         Args:
             session: the session of the new connection.

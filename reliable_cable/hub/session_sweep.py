@@ -27,8 +27,9 @@ class SessionSweep:
 
     def __init__(self, store: SessionStore) -> None:
         self._store = store
-        #: The timer that starts the next sweep; None before `start`. Between two sweeps, there is no task.
+        #: The timer that starts the next sweep; None before `start`.
         self._timer: asyncio.TimerHandle | None = None
+        #: The task of the current sweep; None between two sweeps.
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

@@ -30,15 +30,16 @@ SAVE_SIZE: Final = 100
 #: The approximate maximum size of the records in a batch, in bytes.
 SAVE_BYTES: Final = 1024 * 1024
 
-#: The approximate maximum size, in bytes, of the records of ended sessions that are in memory while the store fails.
+#: The approximate maximum size, in bytes, of the records of ended sessions that are kept in memory while the store
+#: fails.
 MAX_KEPT_SIZE: Final = 64 * 1024 * 1024
 
-#: An id that no session has. With it, a call finds out whether the store responds.
+#: An id that no session has. A call with this id tests whether the store responds.
 UNUSED_ID: Final = "-"
 
 
 class LiveSession(Protocol):
-    """The part of a connection that the session records use."""
+    """The part of a connection that writers of session records use."""
 
     @property
     def sid(self) -> str:
@@ -59,7 +60,7 @@ class _Pending:
     Args:
         make: a function that is called before the write. It returns the record; None if there is nothing to write.
         deadline: the time at which the record expires, by the monotonic clock.
-        written: a function that is called when the store has the record; None if it is not needed.
+        written: a function that is called when the store has the record; None if nothing is called.
         size: the approximate size of the record, in bytes; 0 if the record is not in memory before the write.
     """
 
@@ -98,7 +99,7 @@ class SessionWriter:
         self._urgent = asyncio.Event()
         self._failing = False
 
-    # -- what to write ------------------------------------------------------------------------------------------------
+    # -- scheduling ---------------------------------------------------------------------------------------------------
 
     def is_pending(self, sid: str) -> bool:
         """Return whether a record of this session must still be written."""
@@ -111,7 +112,9 @@ class SessionWriter:
             self._start()
 
     def keep(self, sid: str, record: SessionRecord, written: Callable[[], object] | None = None) -> None:
-        """Schedule a write of a record that belongs to no live session. If it expires before the write, it is dropped.
+        """Schedule a write of a record that belongs to no live session.
+
+        A record that expires before the write is dropped.
 
         Args:
             sid: the id of the session.
@@ -161,7 +164,8 @@ class SessionWriter:
         """Write all pending records now, and wait for one attempt.
 
         Args:
-            retry: whether to write even if the last write has failed. Otherwise, `flush` does not wait in this case.
+            retry: whether to write immediately even if the last write has failed. If False, `flush` does not wait after
+                a failure.
         """
         if self._failing and not retry:
             self._start()
@@ -174,7 +178,11 @@ class SessionWriter:
             self.report_failure("written", TimeoutError("the store does not respond"))
 
     def _next_write(self) -> asyncio.Future[Collection[str] | None]:
-        """Start a write, and return its future. Several callers share the future, so wait for it by `asyncio.wait`."""
+        """Start a write, and return a future for its result.
+
+        Several callers share the future. So they must use `asyncio.wait`, which does not cancel the future if a caller
+        is cancelled.
+        """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         self._start(urgent=not self._failing)
@@ -254,7 +262,7 @@ class SessionWriter:
             result.set_result(unwritten)
 
     def _give_up_oldest(self) -> None:
-        """Drop the oldest records of ended sessions, until the rest has at most `MAX_KEPT_SIZE` bytes."""
+        """Drop the oldest records of ended sessions, until at most `MAX_KEPT_SIZE` bytes of records remain."""
         kept = sum(item.size for item in self._pending.values())
         given_up = []
         for sid, item in self._pending.items():
@@ -274,10 +282,15 @@ class SessionWriter:
             )
 
     async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> set[str]:
-        """Write records, and delete others. Return the ids of the sessions whose records could not be written."""
+        """Write and delete records. Return the ids of the sessions whose records could not be written.
+
+        Args:
+            pending: the records to write, by session id.
+            deletions: the ids of the sessions whose records are deleted.
+        """
         if self._failing:
-            # This call fails if the store does not work yet. `save` relies on it, because no records of new sessions
-            # may be written while the store fails.
+            # If the store does not work yet, this call fails, and no record is written. `save` relies on this: while
+            # the store fails, it returns True for new sessions, because they have no record in the store.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
         for records in _batches(pending):
@@ -288,7 +301,7 @@ class SessionWriter:
         return unwritten
 
     async def _save(self, records: Mapping[str, SessionRecord]) -> set[str]:
-        """Save records. If one of them cannot be encoded, save the others. Return the ids of unsaved records."""
+        """Save records. If a record cannot be encoded, save the others. Return the session ids of unsaved records."""
         try:
             await self.store.asave(records)
         except StoreError:
@@ -323,7 +336,10 @@ def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, Sess
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's current record. If this fails, log the error and return None, so that others are saved."""
+    """Return a session's current record. If it cannot be created, log the error and return None.
+
+    So the records of other sessions are still saved.
+    """
     try:
         return session.record()
     except Exception:

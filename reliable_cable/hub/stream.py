@@ -1,7 +1,7 @@
-"""`HubStream`, an open stream with its subscribers, its position, and the messages that are queued for the subscribers.
+"""`HubStream`, a stream that is open in a hub, with its position, its subscribers and its queued messages.
 
-Messages that arrive in the same iteration of the event loop are written together. If there are many subscribers, they
-are written in several iterations.
+Messages that arrive in the same iteration of the event loop are written together. If a stream has many subscribers, the
+writes are spread over several iterations.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, 
 MAX_FORMER_EPOCHS: Final = 8
 
 #: The maximum total size, in characters, of the messages that are queued for the subscribers of a stream. If it is
-#: exceeded, the queue is dropped, and the subscribers read its messages from the store.
+#: exceeded, the queued messages are dropped, and the subscribers read them from the store.
 MAX_QUEUED: Final = 8 * 2**20
 
 #: The maximum total size, in characters, of early messages. A stream keeps them while the messages before them are
 #: being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
-#: The position of a subscriber that has lost messages. No stream has this epoch. So a read after it reports a loss.
+#: The cursor of a subscriber that has lost messages. No stream has this epoch. So a read after the cursor finds a loss.
 LOST: Final = StreamPosition("lost", 0)
 
 
 class StreamObserver(Protocol):
-    """Receives the messages of a stream inside of this process, in place of a client."""
+    """Receives the messages of a stream inside this process. The control bus is the only observer."""
 
     def receive(self, data: str) -> None:
         """Handle a stored message."""
@@ -46,25 +46,26 @@ class StreamObserver(Protocol):
 class HubStream:
     """A stream that is open in an event loop.
 
-    Each stored message that the stream takes gets a *serial*. Unlike an offset, a serial is never used again, even if
-    the stream has a new epoch. So the progress of a live subscriber is a single integer.
+    The stream *takes* a stored message: it moves its position to the message and delivers it to the live subscribers.
+    Each message that is taken gets a *serial*, the next integer. Unlike an offset, a serial is never used again, even
+    if the stream has a new epoch. So a single integer describes the progress of a live subscriber.
 
     Args:
         name: the name of the stream.
     """
 
     name: str
-    #: The position of the last message that was taken. When the stream is opened, it is read from the store.
+    #: The position of the last message that was taken. When the stream is opened, the position is read from the store.
     position: StreamPosition = NOWHERE
     #: The lineage of the store's data when `position` was read; `""` if it is unknown.
     lineage: str = ""
     #: The serial of the last stored message that was taken.
     serial: int = 0
-    #: The epochs that have ended while the stream was open. The latest is the last.
+    #: The epochs that have ended while the stream was open, in the order of their ends.
     former_epochs: tuple[str, ...] = ()
     groups: dict[GroupKey, SubscriberGroup] = field(default_factory=dict)
     observer: StreamObserver | None = None
-    #: The number of subscribers and observers that need the stream to be open.
+    #: The number of users that need the stream to be open, such as subscribers and the observer.
     users: int = 0
     #: A future that is done when the stream is open; None if it is open.
     opening: asyncio.Future[None] | None = None
@@ -133,14 +134,14 @@ class HubStream:
         self._send(entry)
 
     def keep_early(self, event: Published | Transient) -> None:
-        """Keep a message until the messages before it have been read. If `MAX_EARLY` is exceeded, drop it."""
+        """Keep a message until the messages before it have been read. If it would exceed `MAX_EARLY`, drop it."""
         size = len(event.entry.data if isinstance(event, Published) else event.data)
         if self._early_size + size <= MAX_EARLY:
             self._early.append(event)
             self._early_size += size + 1
 
     def take_early(self) -> None:
-        """Take the early messages that follow the position, and send transient messages that are between them."""
+        """Take the early messages that directly follow the position. Send the transient messages between them."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -158,7 +159,7 @@ class HubStream:
         return bool(self._early)
 
     def drop_early(self) -> None:
-        """Drop the early messages that have a position, because they were read or lost. Send the transient messages."""
+        """Drop the early stored messages, because they were read or lost. Send the early transient messages."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -190,12 +191,12 @@ class HubStream:
                     subscriber.cursor = position
 
     def start_over(self, position: StreamPosition) -> None:
-        """Continue at another position. The clients of live subscribers are told of a loss of messages."""
+        """Continue at another position. Report a loss of messages to the observer and all live subscribers."""
         if self.position.epoch not in ("", position.epoch):
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
-        # Live subscribers get the new serial. So they are skipped by a batch of former messages that is being written.
+        # Live subscribers get the new serial. So a batch of former messages that is being written skips them.
         self._clear_queue()
         live = self._live()
         for subscriber in live:
@@ -207,7 +208,7 @@ class HubStream:
                 subscriber.owner.messages_lost()
 
     def lose_beginning(self, position: StreamPosition) -> None:
-        """Set the position of a stream that has had no messages, and tell all its subscribers of a possible loss."""
+        """Set the position of a stream that has had no messages, and report a possible loss to all its subscribers."""
         for group in self.groups.values():
             for subscriber in group.subscribers:
                 if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:
@@ -304,6 +305,6 @@ class HubStream:
         self._fanned_out = self.serial
 
     def _failed(self) -> None:
-        """Tell all live subscribers of a loss, because a message may not have been sent to some of them."""
+        """Report a loss to all live subscribers, because a message may not have been sent to some of them."""
         logger.exception("Messages of the stream %r could not be sent.", self.name)
         self.start_over(self.position)

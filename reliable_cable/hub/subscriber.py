@@ -19,7 +19,7 @@ NOT_LIVE: Final = -1
 #: The maximum number of transient messages that are held for a subscriber while it is catching up.
 MAX_HELD: Final = 100
 
-#: The key of a group of subscribers, which consists of their identifier, their stream id, and their class of frames.
+#: The key of a group of subscribers. It consists of their identifier, their stream id, and the class of their frames.
 GroupKey = tuple[str, str | None, type[Frame]]
 
 
@@ -30,7 +30,7 @@ class SubscriberState(Enum):
     OPENING = "opening"
     #: The subscriber receives entries from the store, after its cursor.
     CATCHING_UP = "catching up"
-    #: The subscriber receives each message that the hub takes.
+    #: The subscriber receives each message that the hub delivers.
     LIVE = "live"
     #: The subscriber receives nothing.
     CLOSED = "closed"
@@ -44,25 +44,25 @@ class SubscriberOutbox(Protocol):
 
     @property
     def reading(self) -> asyncio.Lock:
-        """The lock under which entries are read for this connection and written to it."""
+        """The lock that is held while entries are read from the store and written to this connection."""
 
     def push(self, text: str, *, droppable: bool = False) -> bool:
-        """Send a frame. Return False if it was dropped because too much is queued."""
+        """Send a frame. Return False if it was dropped because too many characters are queued."""
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
 
     def send_positions(self) -> None:
-        """Send the client its positions, because messages that exclude the client were left out."""
+        """Send a client without a session its positions, because messages that exclude the client were left out."""
 
     def can_hold(self, size: int) -> bool:
-        """Return whether a message of this size may be held."""
+        """Return whether a message of `size` characters may be held."""
 
     def hold(self, size: int) -> None:
-        """Add to the total size of held messages. A negative size reduces it.
+        """Change the total size of the messages that subscribers hold until they are live.
 
         Args:
-            size: the size of a message that a subscriber holds until it is live.
+            size: the size of a message that is now held, in characters; negative if it is no longer held.
         """
 
     def failed(self) -> None:
@@ -104,8 +104,8 @@ class Subscriber:
     #: Whether the subscription was confirmed, so that presence events and held messages can be sent.
     confirmed: bool = False
     state: SubscriberState = SubscriberState.OPENING
-    #: The serial of the last stored message that was written to the outbox or that excluded the connection. It is
-    #: `NOT_LIVE` unless the subscriber is live.
+    #: The serial (see `HubStream`) of the last stored message that was written to the outbox or that excluded the
+    #: connection. It is `NOT_LIVE` unless the subscriber is live.
     at: int = NOT_LIVE
     #: The position after which entries are read from the store. It is only used while the subscriber is catching up.
     cursor: StreamPosition = NOWHERE
@@ -119,7 +119,7 @@ class Subscriber:
         self.state = SubscriberState.CATCHING_UP
 
     def fall_behind(self, cursor: StreamPosition) -> None:
-        """Stop live delivery because the socket is full."""
+        """Stop live delivery, because the socket or the queue of the stream is full."""
         self.catch_up_from(cursor)
         self.owner.fell_behind()
 
@@ -165,7 +165,7 @@ def group_key(subscriber: Subscriber) -> GroupKey:
 
 @dataclass(slots=True, eq=False, repr=False)
 class SubscriberGroup:
-    """The subscribers of a stream that receive a message in the same frame.
+    """The subscribers of a stream that receive the same frame for a message.
 
     Args:
         identifier: the identifier of the subscriptions.

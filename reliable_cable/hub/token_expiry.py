@@ -9,8 +9,8 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
-#: The maximum time, in seconds, for which a timer is set. Timers use the clock of the event loop. This clock does not
-#: change if the host's clock is set, and stops while the host is suspended.
+#: The maximum delay of a timer, in seconds. When a timer ends, the host's clock is read again, because timers ignore
+#: changes of this clock, and stop while the host is suspended.
 MAX_DELAY: Final = 60.0
 
 
@@ -22,11 +22,14 @@ class Expiring(Protocol):
         """The time when the token expires, in seconds since 1970; None if it never expires."""
 
     def drain(self, delay: float, reason: DisconnectReason) -> Coroutine[Any, Any, None]:
-        """Close the connection after its queued commands, so that the client does not lose a pending subscribe."""
+        """Wait for `delay` seconds and for the pending commands, then close the connection for a reason.
+
+        The pending commands may include a subscribe command, which the client must not lose.
+        """
 
 
 class TokenExpiry:
-    """Has a timer for each connection of an event loop whose token expires.
+    """Closes the connections of an event loop when their tokens expire. Each token has a timer.
 
     Args:
         tasks: the background tasks of the event loop.
@@ -39,7 +42,7 @@ class TokenExpiry:
         self._timers: dict[Expiring, asyncio.TimerHandle] = {}
 
     def add(self, connection: Expiring) -> None:
-        """Close a connection when its token expires. Nothing happens if it has no token that expires."""
+        """Set the timer of a connection. Nothing happens if the connection has no token that expires."""
         if connection.expires_at is None:
             return
         delay = min(max(connection.expires_at - self._clock(), 0.0), MAX_DELAY)

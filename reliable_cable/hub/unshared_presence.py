@@ -1,4 +1,4 @@
-"""Detects that several processes have members, although presence is in the memory of each process."""
+"""Detects that several processes have members, although each process stores presence in its own memory."""
 
 from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.conf import CONTROL_STREAM
@@ -13,11 +13,11 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 
 class UnsharedPresenceNotice:
-    """Logs once that another process has members that the clients of this process do not see.
+    """Logs a warning once if another process has members that the clients of this process do not see.
 
     Each process announces its first member on the control bus. If streams are in memory, too, nothing is announced,
-    because the control bus then cannot be used. Nothing is announced without handler threads either, because the
-    announcement would be a part of a test's transaction.
+    because the control bus then does not connect processes. Nothing is announced if `HANDLER_THREADS` is 0 either,
+    because the announcement would be a part of the caller's transaction, for example in a test.
 
     Args:
         engine: the stores.
@@ -55,7 +55,7 @@ class UnsharedPresenceNotice:
             self._to_announce = True  # the next join repeats the announcement
 
     def receive(self, message: UnsharedPresence) -> None:
-        """Handle the announcement of this process or another one."""
+        """Handle an announcement, which this process or another one has sent."""
         # An older announcement may come from a process that this process has replaced.
         if (
             self._reported
