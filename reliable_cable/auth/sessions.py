@@ -28,9 +28,7 @@ def anonymous() -> Any:
 
 
 def open_session(key: str | None) -> Any:
-    """Return the Django session with this key, without loading the session. If the key is None, return a new
-    session.
-    """
+    """Return the Django session with this key, without loading its data. If the key is None, return a new session."""
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
 
 

@@ -118,9 +118,7 @@ class TokenVerifier:
         )
 
     def _namespace(self, claims: Mapping[str, Any]) -> str:
-        """Return the namespace in which a token is valid, or `""` if the token names none. A null names no
-        namespace.
-        """
+        """Return the namespace in which a token is valid, or `""` if the claim is missing or null."""
         namespace = claims.get(NAMESPACE_CLAIM)
         if isinstance(namespace, str):
             return namespace
@@ -289,7 +287,7 @@ def get_verifier() -> TokenVerifier:
     """Return the verifier for the current settings.
 
     Raises:
-        ImproperlyConfigured: as for `TokenVerifier`.
+        ImproperlyConfigured: the settings cannot be used, see `TokenVerifier`.
     """
     global _verifier
     settings = get_settings()

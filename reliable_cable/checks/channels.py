@@ -34,7 +34,7 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
-    """Report methods that are never called, because they have the name of a command, not of its handler (W007)."""
+    """Report methods named like a command, such as `subscribe`. Only its handler, `subscribed`, is called (W007)."""
     from reliable_cable.channel import Channel
 
     return [

@@ -135,7 +135,7 @@ def check_stores_in_memory(**kwargs: Any) -> list[CheckMessage]:
     try:
         classes = engine_classes(settings)
     except ImproperlyConfigured:
-        return []  # reported as E003
+        return []  # `check_engine` reports the error as E003
     if issubclass(classes["streams"], MemoryStreamStore):
         problem = (
             "Streams are in the memory of one process. Its clients do not receive broadcasts from other processes (a "

@@ -100,7 +100,7 @@ def _setting(default: T, check: Check, *, shown: bool = True) -> T:
 class CableSettings:
     """The settings of this package. The name of a field is the key of the setting in lower case. Times are in seconds.
 
-    The page "Settings" in `docs/` explains each of them.
+    The page "Settings" in `docs/` explains each setting.
     """
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
@@ -173,9 +173,7 @@ class CableSettings:
         return RateLimit.parse(self.rate_limits[name]) if name in self.rate_limits else None
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy for a pattern in `STREAMS`. The general settings apply to options that the pattern leaves
-        out.
-        """
+        """Return the policy for a pattern in `STREAMS`. Missing options are taken from the general settings."""
         options = self.streams[pattern]
         history_ttl = options.get("history_ttl", self.history_ttl)
         return StreamPolicy(
@@ -243,7 +241,7 @@ def read_settings(values: Any) -> CableSettings:
 
 
 def _complete_token_settings(given: dict[str, Any]) -> None:
-    """Check that the settings for tokens fit each other, and add `reads_tokens`.
+    """Check that the settings for tokens are consistent, and add `reads_tokens`.
 
     Raises:
         ImproperlyConfigured: an algorithm has no key, or a key has no algorithm.

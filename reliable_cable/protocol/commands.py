@@ -18,7 +18,7 @@ from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
 #: The maximum length of an epoch in a history request, in characters. A longer text is cut off. It cannot be the epoch
-#: of a stream, because these are shorter.
+#: of a stream, which is always shorter.
 MAX_EPOCH_LENGTH: Final = 64
 
 

@@ -1,4 +1,4 @@
-"""Names and numbers of the wire protocol."""
+"""The constants of the wire protocol: message types, reasons, close codes, headers and limits."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -99,7 +99,7 @@ MAX_MEMBER_INFO_SIZE: Final = 4096
 
 #: The header of a handshake that contains the id of the session to restore.
 SESSION_HEADER: Final = b"x-anycable-restore-sid"
-#: The query parameter that contains this id if the client cannot set headers, as in browsers.
+#: The query parameter for the id of the session to restore, for clients that cannot set headers, such as browsers.
 SESSION_PARAMETER: Final = "sid"
 
 #: The shortest ping interval, in seconds, that a client can request with the query parameter `pi`.

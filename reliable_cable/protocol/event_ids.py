@@ -36,7 +36,7 @@ _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
 
-@lru_cache(maxsize=4096)  # each event needs the digest of its stream
+@lru_cache(maxsize=4096)  # a digest is not computed again for each event
 def digest(name: str) -> str:
     """Return the digest that replaces the name of a stream in an id. It has 8 characters."""
     return urlsafe_b64encode(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()

@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 
 from . import messages
 
-_TEXT = 0x81  # FIN and the opcode for text
-_COMPRESSED = 0x40  # RSV1
+_TEXT = 0x81  # the FIN bit, and the opcode for text
+_COMPRESSED = 0x40  # the RSV1 bit, which marks a compressed message
 
 #: The size of the compression window, as an exponent of two. 12 stands for 4 KiB. With 15, the compression of a short
 #: message takes 15 times as long, and the result is not smaller. For a message of 256 KB, the result is smaller by a

@@ -35,7 +35,7 @@ class StreamPosition:
 
 
 #: The first character of a text that is used in place of an epoch if the stream does not exist. A digest of the lineage
-#: follows the character. No epoch begins with it.
+#: follows the character. No epoch begins with `~`.
 _LINEAGE: Final = "~"
 
 
@@ -140,7 +140,7 @@ class HistoryRequest:
     streams: Mapping[str, StreamPosition] = field(default_factory=dict)
 
     def merged(self, other: HistoryRequest) -> HistoryRequest:
-        """Return a request for all messages that are requested by this request or by another one.
+        """Return a request for all messages that are requested by this request or by the other request.
 
         If the requests have different positions in a stream, or one has a position and the other a time, the merged
         request has `UNKNOWN_POSITION` for this stream. The server then rejects the request. Otherwise, messages between

@@ -104,7 +104,7 @@ class Step:
 
     Args:
         entries: the messages to send now, in this order.
-        position: the subscriber's position after them.
+        position: the subscriber's position after these messages.
         lost: whether messages between the old position and the first entry no longer exist. The client must be told of
             this before the entries are sent.
     """
