@@ -40,10 +40,10 @@ _LINEAGE: Final = "~"
 
 
 def beginning_of(lineage: str) -> StreamPosition:
-    """Return the position in a stream that does not exist yet.
+    """Return the position in a stream that does not exist in a lineage.
 
     Args:
-        lineage: the name of the unbroken data set of the store. If it is unknown (`""`), the position is `("", 0)`.
+        lineage: the name of one unbroken data set of the store. If it is unknown (`""`), the position is `("", 0)`.
     """
     digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
     return StreamPosition(_LINEAGE + digest if lineage else "", 0)
