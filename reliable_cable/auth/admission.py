@@ -1,4 +1,4 @@
-"""Gives a consumer the user, the token and the identifiers of its client, before `connect` runs."""
+"""Sets the user, the token and the identifiers of a consumer, before its method `connect` runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Admission:
 
     Attributes:
         login: the login of the client, which is checked repeatedly while the connection is open. None means that there
-            is no login to check.
+            is nothing to check.
         expires_at: when the token expires, in seconds since 1970. None means that there is no token, or that it does
             not expire.
         refusal: why the client is refused. None means that the client may connect.

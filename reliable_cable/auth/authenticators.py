@@ -7,14 +7,14 @@ from reliable_cable.exceptions import InvalidToken, TokenExpired
 
 
 def simplejwt(token: str, scope: Mapping[str, Any]) -> Any:
-    """Return the user whom an access token of djangorestframework-simplejwt names. The settings `SIMPLE_JWT` apply.
+    """Return the user whom an access token of djangorestframework-simplejwt names. The setting `SIMPLE_JWT` applies.
 
     Args:
         token: the token that the client sent.
         scope: the scope of the handshake, which is not used.
 
     Returns:
-        The user. None if the token was not signed with the key of djangorestframework-simplejwt.
+        The user. None if the token cannot be verified with the key of djangorestframework-simplejwt.
 
     Raises:
         TokenExpired: the token has expired.
@@ -26,7 +26,7 @@ def simplejwt(token: str, scope: Mapping[str, Any]) -> Any:
     from rest_framework_simplejwt.state import token_backend
 
     try:
-        token_backend.decode(token)  # type: ignore[arg-type]  # it takes a string, despite its annotation
+        token_backend.decode(token)  # type: ignore[arg-type]  # `decode` takes a string, despite its annotation
     except exceptions.TokenBackendExpiredToken as error:
         raise TokenExpired("has expired") from error
     except exceptions.TokenBackendError:

@@ -68,7 +68,7 @@ class KeySet:
 
     Args:
         source: the path of a file, or an http or https URL.
-        clock: returns the time in seconds, by any monotonic clock.
+        clock: a function that returns the time in seconds, by any monotonic clock.
     """
 
     def __init__(self, source: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -79,7 +79,8 @@ class KeySet:
         #: When the latest read ended, with or without success.
         self._attempted_at = -math.inf
         self._failed = False
-        #: Reads are numbered. These are the numbers of the latest read that began and of the latest one that succeeded.
+        #: Reads are numbered. These are the numbers of the latest read that began and of the latest read that
+        #: succeeded.
         self._begun = self._succeeded = 0
         #: The unknown keys, by the hash of key id and algorithm. The value is the number of the latest read that had
         #: begun when the key was first requested. Only a later read can show that the set does not have the key.
@@ -88,8 +89,9 @@ class KeySet:
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """Return the key that verifies a token, or None if the set does not have it.
 
-        If the key is unknown, the set is read again, but only once in `MIN_INTERVAL`. Until then, `KeysUnavailable` is
-        raised, because the key may have been added since the last read. The client tries again later.
+        If the key is unknown, the set is read again, but only once in `MIN_INTERVAL`. Until the next read,
+        `KeysUnavailable` is raised, because the key may have been added since the last read. The client tries again
+        later.
 
         Args:
             key_id: the id of the key. None means that the token names no key. The set must then have exactly one key
@@ -111,7 +113,8 @@ class KeySet:
                 async with asyncio.timeout(TIMEOUT + 1 if found is None else PATIENCE):
                     await run_fetch(self._refresh)
             except TimeoutError:
-                # The thread may be resolving the host name, which can take long. Other clients do not wait for it.
+                # The thread may be resolving the host name, which can take long. Other clients must not wait for the
+                # same host, so the read counts as failed now.
                 self._failed, self._attempted_at = True, self._clock()
             found = self._find(key_id, algorithm)
         if found is None and self._failed:

@@ -21,9 +21,9 @@ Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
 class CableAuthMiddlewareStack:
-    """Adds `cookies`, `session` and `user` to the scope of a WebSocket, as Channels' `AuthMiddlewareStack` does.
+    """An ASGI middleware that adds `cookies`, `session` and `user` to the scope of a WebSocket.
 
-    It differs from Channels' stack as follows:
+    It replaces Channels' `AuthMiddlewareStack`, and differs from that stack as follows:
 
     * A client without a Django session causes no thread hop and no query.
     * If many clients connect at the same time, one thread hop looks up all their users over one database connection.
@@ -75,7 +75,7 @@ class CableAuthMiddlewareStack:
 
 
 class TokenAuthMiddleware:
-    """Authenticates WebSocket clients that send a token (JWT). See Authentication: Tokens.
+    """An ASGI middleware that authenticates WebSocket clients that send a token (JWT). See Authentication: Tokens.
 
     A client sends its token in the subprotocol `anycable-token.<token>`, the header `X-JID` or the query parameter
     `jid`. The user of the token replaces the user of a Django session. If the token is not valid, `CableConsumer`
@@ -106,7 +106,7 @@ class TokenAuthMiddleware:
 
 
 async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
-    """Verify the token of a handshake. Return a copy of the scope with the result, which is None without a token.
+    """Verify the token of a handshake. Return a copy of the scope with the result, or with None if there is no token.
 
     Raises:
         Exception: the user or the keys could not be looked up, or an authenticator failed.
@@ -125,7 +125,7 @@ async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
         else:
             handshake_log.warning("A client was refused, because its token %s.", error)
             found = TokenAuthentication(refusal=DisconnectReason.UNAUTHORIZED)
-    # The browser's Django session may belong to another user, so it is replaced by an empty one.
+    # The browser's Django session may belong to another user, so it is replaced by an empty session.
     return {**scope, "session": open_session(None), "user": found.user, SCOPE_KEY: found}
 
 

@@ -21,14 +21,14 @@ async def get_user(session: SessionBase) -> Any:
 
 def anonymous() -> Any:
     """Return a new `AnonymousUser`."""
-    # This is not imported with the module, because models cannot be imported before the apps are ready.
+    # This import is not at the top of the module, because models cannot be imported before the apps are ready.
     from django.contrib.auth.models import AnonymousUser
 
     return AnonymousUser()
 
 
 def open_session(key: str | None) -> Any:
-    """Return the Django session with a key, without loading it. If the key is None, return a new session."""
+    """Return the Django session with this key, without loading its data. If the key is None, return a new session."""
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
 
 
@@ -41,9 +41,9 @@ def read_cookies(scope: Mapping[str, Any]) -> dict[str, str]:
 
 
 def session_key(cookies: Mapping[str, str]) -> str | None:
-    """Return the key of the Django session from the cookies of a handshake, or None if there is none."""
+    """Return the key of the Django session from the cookies of a handshake, or None if they contain no valid key."""
     key = cookies.get(settings.SESSION_COOKIE_NAME)
-    # A quoted cookie can contain a NUL as "\000". No session key has one, and PostgreSQL refuses a query with it.
+    # A quoted cookie can contain a NUL as "\000". No session key has a NUL, and PostgreSQL refuses a query with a NUL.
     return None if key is None or "\0" in key else key
 
 

@@ -36,7 +36,7 @@ DEFAULT_TTL: Final = 3600.0
 
 
 def find_token(scope: Mapping[str, Any]) -> str | None:
-    """Return the token of a handshake, or None if it has none.
+    """Return the token of a handshake, or None if the handshake has no token.
 
     The subprotocols are searched first, then the header, then the query.
     """

@@ -43,7 +43,7 @@ class TokenAuthentication:
     """The result of the verification of a token.
 
     Attributes:
-        user: the user whom the token names. It is an anonymous user if the token names none or was refused.
+        user: the user whom the token names. It is an anonymous user if the token names no user, or was refused.
         claims: the verified claims. They are empty if an authenticator has accepted a token that is not a JWT.
         identifiers: the identifiers in the token by name, except for the user.
         expires_at: when the token expires and the connection ends, in seconds since 1970. None means that the token
@@ -71,10 +71,10 @@ class _WrongSignature(InvalidToken):
 
 
 class TokenVerifier:
-    """Verifies tokens according to the settings.
+    """A verifier of tokens, with the algorithms, keys and authenticators in the settings.
 
     Args:
-        settings: the settings with the algorithms, the keys and the authenticators.
+        settings: the settings of this package.
 
     Raises:
         ImproperlyConfigured: a package that the settings need is not installed, or an authenticator cannot be imported.
@@ -118,7 +118,7 @@ class TokenVerifier:
         )
 
     def _namespace(self, claims: Mapping[str, Any]) -> str:
-        """Return the namespace in which a token is valid, or `""` if it names none. A null counts as no namespace."""
+        """Return the namespace in which a token is valid, or `""` if the claim is missing or null."""
         namespace = claims.get(NAMESPACE_CLAIM)
         if isinstance(namespace, str):
             return namespace
@@ -172,8 +172,8 @@ class TokenVerifier:
         """Raise `TokenExpired` if a token with an unknown key has expired, according to its own claim.
 
         A service removes a key some time after it signed the last token with the key. A client that was offline
-        meanwhile still has such a token, and has to learn that it needs a new one. The claim is not verified, but the
-        token is refused in any case.
+        meanwhile may still have such a token, and must learn that it needs a new token. The claim is not verified, but
+        the token is refused in any case.
         """
         options = {"verify_signature": False, "verify_exp": True}
         try:
@@ -287,7 +287,7 @@ def get_verifier() -> TokenVerifier:
     """Return the verifier for the current settings.
 
     Raises:
-        ImproperlyConfigured: as for `TokenVerifier`.
+        ImproperlyConfigured: the settings cannot be used, see `TokenVerifier`.
     """
     global _verifier
     settings = get_settings()

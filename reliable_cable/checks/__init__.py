@@ -4,18 +4,18 @@
 |---|---|
 | `reliable_cable.E001` | The setting `RELIABLE_CABLE` has an unknown key, a wrong type or an impossible value. |
 | `reliable_cable.E002` | Several channel classes have the same name. |
-| `reliable_cable.E003` | The engine cannot be imported, or does not support what the settings require. |
+| `reliable_cable.E003` | The engine cannot be imported, or lacks a feature that the settings require. |
 | `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
-| `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
+| `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 instead. |
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 | `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` checks this. |
 | `reliable_cable.W006` | Database connections are reused without health checks. Only `check --deploy` checks this. |
 | `reliable_cable.W007` | A method of a channel is never called, because of its name or the order of base classes. |
-| `reliable_cable.W008` | The secret that signs tokens is short. |
+| `reliable_cable.W008` | The secret that signs tokens is too short. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`.

@@ -17,7 +17,8 @@ def check_channel_layers(**kwargs: Any) -> list[CheckMessage]:
     """Report channel layers of channels-redis that fail when they are idle (W004).
 
     The core layer of channels-redis 4.3.0 waits up to 5 seconds for a message. The default `socket_timeout` of redis-py
-    8 is also 5 seconds. The pub/sub layer has no such problem, because it waits only 0.1 seconds at a time.
+    8 is also 5 seconds, so the wait may end with a `TimeoutError`. The pub/sub layer does not fail, because it waits
+    only 0.1 seconds at a time.
     """
     if version("channels-redis") != "4.3.0" or int(version("redis").split(".")[0]) < 8:
         return []

@@ -6,7 +6,7 @@ from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A
 
 from .valid_settings import TAG
 
-#: The commands of clients whose names may be confused with the handler's name, and the handlers.
+#: The handlers of `Channel`, by the name of the client's command. A developer may confuse the two names.
 HANDLERS = {"subscribe": "subscribed", "unsubscribe": "unsubscribed"}
 #: The methods of `Channel` that subclasses may override.
 HOOKS = (*HANDLERS.values(), "resubscribed", "before_subscribe", "before_action", "handle_error", "authorize_presence")
@@ -15,7 +15,8 @@ HOOKS = (*HANDLERS.values(), "resubscribed", "before_subscribe", "before_action"
 @register(TAG)
 def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
     """Report channel classes with the same name (E002)."""
-    # The import reads the settings, and fails if they are invalid. At the top, it would prevent the report of E001.
+    # The import reads the settings, and fails if they are invalid. At the top of the module, it would prevent the
+    # report of E001.
     from reliable_cable.channel import registry
 
     return [
@@ -33,7 +34,7 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
-    """Report methods that are never called, because they have the name of a command in place of a handler's (W007)."""
+    """Report methods named like a command, such as `subscribe`. Only its handler, `subscribed`, is called (W007)."""
     from reliable_cable.channel import Channel
 
     return [
@@ -52,7 +53,7 @@ def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_order_of_bases(**kwargs: Any) -> list[CheckMessage]:
-    """Report handlers of a base class that are never called, because `Channel` is before it in the bases (W007)."""
+    """Report handlers of a base class that are never called, because `Channel` is an earlier base (W007)."""
     from reliable_cable.channel import Channel
 
     return [

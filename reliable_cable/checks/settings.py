@@ -70,7 +70,7 @@ def check_engine(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_tokens(**kwargs: Any) -> list[CheckMessage]:
-    """Report that tokens cannot be verified (E006), or that their secret is short (W008)."""
+    """Report that tokens cannot be verified (E006), or that the secret that signs them is too short (W008)."""
     settings = valid_settings()
     if settings is None or not settings.reads_tokens:
         return []
@@ -111,8 +111,8 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
-    """Report that all streams are public (W003), if `DEBUG` is off. In `check --deploy`, E005 reports this instead."""
-    # Django does not tell checks whether the deployment checks run, too.
+    """Report that all streams are public (W003), if `DEBUG` is off. `check --deploy` reports E005 instead."""
+    # Django does not tell a check whether deployment checks run too, so the command line is searched.
     if django_settings.DEBUG or "--deploy" in sys.argv or not _all_streams_are_public():
         return []
     return [Warning(PUBLIC_STREAMS_PROBLEM, hint=PUBLIC_STREAMS_HINT, id="reliable_cable.W003")]
@@ -128,14 +128,14 @@ def check_public_streams_of_deployments(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG, deploy=True)
 def check_stores_in_memory(**kwargs: Any) -> list[CheckMessage]:
-    """Report streams or presence in the memory of one process (W005)."""
+    """Report streams or presence that are stored in the memory of one process (W005)."""
     settings = valid_settings()
     if settings is None:
         return []
     try:
         classes = engine_classes(settings)
     except ImproperlyConfigured:
-        return []  # reported as E003
+        return []  # `check_engine` reports the error as E003
     if issubclass(classes["streams"], MemoryStreamStore):
         problem = (
             "Streams are in the memory of one process. Its clients do not receive broadcasts from other processes (a "

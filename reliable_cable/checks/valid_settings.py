@@ -13,4 +13,4 @@ def valid_settings() -> CableSettings | None:
     try:
         return get_settings()
     except ImproperlyConfigured:
-        return None  # reported as E001
+        return None  # `check_settings` reports the error as E001

@@ -70,8 +70,8 @@ class StreamPolicy:
     history_meta_ttl: float = IDLE_STREAM_TTL
 
 
-#: The stream of the control bus (hub/control_bus.py). Its name contains a control character, so that `broadcast`
-#: refuses it.
+#: The reserved stream for messages between server processes (hub/control_bus.py). Its name contains a control
+#: character, so that `broadcast` refuses this stream.
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
@@ -100,7 +100,7 @@ def _setting(default: T, check: Check, *, shown: bool = True) -> T:
 class CableSettings:
     """The settings of this package. The name of a field is the key of the setting in lower case. Times are in seconds.
 
-    The page "Settings" in `docs/` explains each of them.
+    The page "Settings" in `docs/` explains each setting.
     """
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
@@ -140,7 +140,7 @@ class CableSettings:
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
-    #: The allowed audiences and issuers of tokens. A setting may also be a single text.
+    #: The allowed audiences and issuers of tokens. In the project's settings, each of these may also be a single text.
     jwt_audience: tuple[str, ...] = _setting((), check_texts)
     jwt_issuer: tuple[str, ...] = _setting((), check_texts)
     authenticators: tuple[str, ...] = _setting((), check_paths)
@@ -173,7 +173,7 @@ class CableSettings:
         return RateLimit.parse(self.rate_limits[name]) if name in self.rate_limits else None
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy for a pattern in `STREAMS`. Its missing options have the values of the general settings."""
+        """Return the policy for a pattern in `STREAMS`. Missing options are taken from the general settings."""
         options = self.streams[pattern]
         history_ttl = options.get("history_ttl", self.history_ttl)
         return StreamPolicy(
@@ -241,7 +241,7 @@ def read_settings(values: Any) -> CableSettings:
 
 
 def _complete_token_settings(given: dict[str, Any]) -> None:
-    """Check that the settings for tokens fit each other, and add `reads_tokens`.
+    """Check that the settings for tokens are consistent, and add `reads_tokens`.
 
     Raises:
         ImproperlyConfigured: an algorithm has no key, or a key has no algorithm.
@@ -273,7 +273,7 @@ def _frozen(value: Any) -> Any:
 
 _current: CableSettings | None = None
 _lock = threading.Lock()
-#: Settings of the running test, which override those of the project.
+#: Settings of the running test, which override the settings of the project.
 _overrides: Mapping[str, Any] = {}
 
 

@@ -13,7 +13,7 @@ class RateLimit:
     """The limit of a token bucket.
 
     Args:
-        count: the number of events that may happen in each period. As many may happen at the same time.
+        count: the number of events that may happen in each period. All of them may happen at the same time.
         period: the period, in seconds.
     """
 
@@ -35,7 +35,7 @@ class RateLimit:
 
     @property
     def rate(self) -> float:
-        """The average number of events per second that is allowed."""
+        """The allowed average number of events per second."""
         return self.count / self.period
 
     def __str__(self) -> str:

@@ -15,8 +15,8 @@ NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 ENGINE_PARTS = ("streams", "presence", "sessions")
-#: The minimum of `history_meta_ttl`, in seconds. An append that got no response is retried during this time, and its
-#: stream must exist until then.
+#: The minimum of `history_meta_ttl`, in seconds. An append that got no response is retried for several seconds, and the
+#: epoch and offset of its stream must be kept during this time.
 MIN_META_TTL: Final = 60
 
 
@@ -224,7 +224,7 @@ def check_optional_text(key: str | tuple[str, ...], value: Any) -> None:
 
 def check_key_set(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None:
-        # A URL may contain a password.
+        # The error must not show the value, because a URL may contain a password.
         secret_instance(str, "None or a non-empty string")(key, value)
         check_optional_text(key, value)
 

@@ -1,6 +1,6 @@
 """Parses the commands of clients (see Protocol: Subscriptions).
 
-A missing or invalid field of a command raises `ProtocolError`. Only in history requests, invalid fields are ignored,
+A required field that is missing or invalid raises `ProtocolError`. Invalid fields of a history request are ignored,
 because released clients send `false` or nothing if they have no value.
 """
 
@@ -17,13 +17,14 @@ from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
-#: The number of characters after which an epoch in a history request is cut off. Epochs of streams are shorter.
+#: The maximum length of an epoch in a history request, in characters. A longer text is cut off. It cannot be the epoch
+#: of a stream, which is always shorter.
 MAX_EPOCH_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceClaim:
-    """The id and info of a member in a `join` or `subscribe` command. The client may claim to be any member."""
+    """The id and info of a member, as a client claims them in `join` or `subscribe`. The claim is not verified here."""
 
     id: str
     info: Any = None
@@ -34,7 +35,8 @@ class Command:
     """A command for one subscription.
 
     Args:
-        identifier: the channel and its params, as JSON text. The text is never changed, because it is a key of clients.
+        identifier: the channel and its params, as JSON text. The text is never changed, because clients find the
+            subscription by exactly this text.
     """
 
     identifier: str
@@ -46,7 +48,7 @@ class Subscribe(Command):
 
     Args:
         history: the messages to replay after the confirmation; None if no messages are requested.
-        presence: the member to add to the stream's presence; None if no member is to be added.
+        presence: the member to add to the stream's presence; None to add no member.
     """
 
     history: HistoryRequest | None = None
@@ -64,8 +66,8 @@ class Perform(Command):
 
     Args:
         data: the decoded JSON object. Its key `action` contains the name of the action.
-        call: the client's id of the call, which is also in the answer, see Protocol: Calls. None if the client requests
-            no answer.
+        call: the id that the client gave the call, see Protocol: Calls. The answer contains this id. None if the client
+            requests no answer.
     """
 
     data: Mapping[str, Any]
@@ -127,7 +129,7 @@ AnyCommand = Subscribe | Unsubscribe | Perform | History | Whisper | Join | Leav
 
 
 class UnansweredSubscribeError(ProtocolError):
-    """Raised if a `subscribe` has a valid identifier, but another field is invalid.
+    """Raised if a `subscribe` is invalid, but has an identifier by which the server can answer it.
 
     The server must answer such a command with `reject_subscription`. Without an answer, the client would repeat the
     command, and then close the channel.
@@ -147,7 +149,7 @@ def parse(text: str, max_identifier_size: int = 2048) -> AnyCommand:
 
     Raises:
         ProtocolError: the text is not a valid command.
-        UnansweredSubscribeError: the text is an invalid `subscribe` with a valid identifier.
+        UnansweredSubscribeError: the text is an invalid `subscribe` that can be answered.
     """
     frame = _load_object(text, "the frame")
     name = frame.get("command")
@@ -222,12 +224,12 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
     Raises:
         ProtocolError: the text is not a JSON object, or is nested too deeply.
     """
-    # Most texts are too short to be nested too deeply. For them, the brackets need not be counted.
+    # Most texts are too short to be nested too deeply, so their brackets need not be counted.
     if len(text) >= SHORTEST_TOO_DEEP and is_too_deep(text):
         raise ProtocolError(f"{subject} has {TOO_DEEP}")
     try:
-        # Nearly all texts begin and end without white space. `raw_decode` does not skip it, which saves a third of the
-        # time.
+        # `raw_decode` does not skip white space, which saves a third of the time. Texts that begin or end with white
+        # space are rare, and are decoded by `decode`.
         value, end = _DECODER.raw_decode(text) if text[:1] == "{" else (None, -1)
         if end != len(text):
             value = _DECODER.decode(text)
@@ -253,7 +255,7 @@ def _parse_history(value: Any) -> HistoryRequest:
                 continue
             epoch, offset = record.get("epoch"), record.get("offset")
             if isinstance(epoch, str) and isinstance(offset, int) and not isinstance(offset, bool):
-                # All offsets below 1 are before the first message.
+                # A negative offset means the same as 0: the position before the first message.
                 positions[name] = StreamPosition(epoch[:MAX_EPOCH_LENGTH], max(offset, 0))
     return HistoryRequest(since, positions)
 

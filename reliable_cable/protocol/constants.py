@@ -1,4 +1,4 @@
-"""Names and numbers of the wire protocol."""
+"""The constants of the wire protocol: message types, reasons, close codes, headers and limits."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -17,12 +17,12 @@ class Subprotocol(StrEnum):
         return self is Subprotocol.EXTENDED_JSON
 
 
-#: This is a tuple, because iterating over the enumeration itself is much slower.
+#: All subprotocols. Iterating over this tuple is much faster than iterating over the enumeration.
 _PREFERRED_FIRST: Final = tuple(Subprotocol)
 
 
 def negotiate(offered: Iterable[str]) -> Subprotocol | None:
-    """Return the preferred one of the subprotocols that a client offers; None if none of them is supported."""
+    """Return the most preferred subprotocol that a client offers; None if the client offers no supported one."""
     names = set(offered)
     return next((subprotocol for subprotocol in _PREFERRED_FIRST if subprotocol in names), None)
 
@@ -75,7 +75,8 @@ ANSWER: Final = "$answer"
 #: The maximum length of a call's id, in characters.
 MAX_CALL_ID_LENGTH: Final = 64
 
-#: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
+#: The `type` of the message that tells a client that a subscription was revoked. The same text is the default reason of
+#: a revocation.
 REVOKED: Final = "revoked"
 
 #: The usual close code. All servers can send it, and all clients reconnect after it.
@@ -84,8 +85,8 @@ CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001
 
 #: The `reason` in the ASGI message `websocket.close` if a handshake is refused temporarily. For server-sent events, the
-#: response then has the status 200, because browsers reconnect only after that. WebSocket clients reconnect after every
-#: refusal. The reason `DisconnectReason.RATE_LIMITED` has the same effect.
+#: response then has the status 200, because browsers do not reconnect after an error status. WebSocket clients
+#: reconnect after every refusal. The reason `DisconnectReason.RATE_LIMITED` has the same effect.
 TRY_AGAIN: Final = "try again"
 
 #: The `reason` of a `websocket.close` that refuses a handshake because of its header `Origin`.
@@ -98,7 +99,7 @@ MAX_MEMBER_INFO_SIZE: Final = 4096
 
 #: The header of a handshake that contains the id of the session to restore.
 SESSION_HEADER: Final = b"x-anycable-restore-sid"
-#: The query parameter for clients that cannot set this header, such as browsers.
+#: The query parameter for the id of the session to restore, for clients that cannot set headers, such as browsers.
 SESSION_PARAMETER: Final = "sid"
 
 #: The shortest ping interval, in seconds, that a client can request with the query parameter `pi`.

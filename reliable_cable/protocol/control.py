@@ -10,12 +10,13 @@ from .constants import REVOKED
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """A message that closes all connections with certain identifiers that were authenticated before a certain time.
+    """A message that closes the connections that have certain identifiers and were authenticated before a certain time.
 
     Attributes:
         condition: the identifiers and the namespace of the connections.
-        at: the time, in seconds since 1970 by the session store's clock.
-        reconnect: whether the clients reconnect.
+        at: the time before which the connections were authenticated, in seconds since 1970 by the session store's
+            clock.
+        reconnect: whether the clients are told to reconnect.
     """
 
     condition: Mapping[str, str]
@@ -28,10 +29,10 @@ class SubscriptionRevocation:
     """A message that ends all subscriptions to a channel or stream that were made before a certain time.
 
     Attributes:
-        condition: the identifiers and the namespace of the connections. Without identifiers, it matches all connections
-            in the namespace.
+        condition: the identifiers and the namespace of the connections. Without identifiers, the condition matches all
+            connections in the namespace.
         scope: the channel or the stream, in the form of `identity.subscription_scopes`.
-        at: the time, in seconds since 1970 by the session store's clock.
+        at: the time before which the subscriptions were made, in seconds since 1970 by the session store's clock.
         reason: the reason that is sent to the clients.
     """
 
@@ -46,7 +47,7 @@ class Takeover:
     """A message that closes the former connection of a client that has reconnected.
 
     Attributes:
-        sid: the id of the restored session, which is that of the former connection.
+        sid: the id of the restored session, which belonged to the former connection.
         successor: the session id of the new connection.
     """
 
@@ -56,7 +57,7 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True)
 class LoginChange:
-    """A message that reports the end or a change of logins.
+    """A message that reports that a login has ended, or that the logins of a user must be checked.
 
     Attributes:
         condition: a Django session whose login has ended, or a user whose logins must be checked. It has the form of
@@ -68,10 +69,12 @@ class LoginChange:
 
 @dataclass(frozen=True, slots=True)
 class UnsharedPresence:
-    """A message from a process whose presence store is in memory and has members. Other processes cannot see them.
+    """A message from a process that stores presence in its memory and has members.
+
+    Other processes cannot see these members.
 
     Attributes:
-        incarnation: the incarnation of the store's data.
+        incarnation: the name of the presence data, by which a process recognizes its own message.
         at: the time of the message, in seconds since 1970 by the session store's clock.
     """
 
@@ -120,7 +123,9 @@ def encode_unshared_presence(message: UnsharedPresence) -> str:
 
 
 def decode(text: str) -> Sequence[ControlMessage]:
-    """Decode a control message. It contains one or more takeovers, or one object of another type.
+    """Decode a control message.
+
+    Takeovers can share one control message. All other objects have a message each.
 
     Raises:
         ValueError, KeyError, TypeError: the text is not a control message of this release.

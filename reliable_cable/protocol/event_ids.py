@@ -1,6 +1,6 @@
 """The ids of server-sent events, which contain the reader's position in each of its streams.
 
-When a browser reconnects, it sends the last id that it has received. So all streams can be resumed.
+When a browser reconnects, it sends the last id that it has received. So the server can resume all streams.
 
 * For a reader with one stream, the id is `<offset>/<epoch>/<stream>`, as in AnyCable. If the name of the stream ends
   with a space, the id has the second form.
@@ -18,9 +18,10 @@ from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
 
-#: The maximum number of streams that a reader may have. nginx accepts headers of up to 8 KB, which contain the id.
+#: The maximum number of streams that a reader may have. A browser sends the id in a header, and nginx accepts headers
+#: of up to 8 KB.
 MAX_STREAMS: Final = 100
-#: The approximate size of an id with `MAX_STREAMS` streams, in bytes. This is the largest id that is sent.
+#: The approximate size of the largest id that is sent, in bytes. Such an id has `MAX_STREAMS` streams.
 MAX_ID_SIZE: Final = 4 * 1024
 #: The maximum length of a received id, in characters. A longer text is not parsed.
 MAX_ID_LENGTH: Final = 8 * 1024
@@ -29,24 +30,26 @@ MAX_ID_LENGTH: Final = 8 * 1024
 _SEVERAL: Final = "*"
 _POSITION: Final = r"([0-9]{1,18})/([^/,]{0,64})/"
 _ONE_STREAM: Final = re.compile(f"{_POSITION}(.+)", re.DOTALL)
-#: Matches a stream id that differs from the name of its stream (see Protocol: Stream ids). `EventPositions` has no
-#: default position for these.
+#: Matches a stream id that differs from the name of its stream (see Protocol: Stream ids). `EventPositions` does not
+#: apply its default position to such a stream id.
 _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
 
-@lru_cache(maxsize=4096)  # each event of a reader needs the digests of all its streams
+@lru_cache(maxsize=4096)  # a digest is not computed again for each event
 def digest(name: str) -> str:
     """Return the digest that replaces the name of a stream in an id. It has 8 characters."""
     return urlsafe_b64encode(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()
 
 
 class EventPositions(Mapping[str, StreamPosition]):
-    """The positions in an event id, by stream name. A name is looked up by its digest, because ids contain no names.
+    """The positions in an event id, by stream name.
+
+    A name is looked up by its digest, because an id with several streams contains no names.
 
     Args:
         by_digest: the positions, by the digest of the stream's name.
-        default: the position in all streams that the id does not contain; None if these have no position.
+        default: the position in all streams that the id does not contain; None if these streams have no position.
     """
 
     def __init__(self, by_digest: Mapping[str, StreamPosition], default: StreamPosition | None = None) -> None:
@@ -75,7 +78,8 @@ class ReaderPositions:
 
     Args:
         positions: the positions, by stream name.
-        former: more positions, by digest. A position in `positions` replaces the one with the same digest.
+        former: positions from an earlier id, by digest. A position in `positions` replaces the former position in the
+            same stream.
     """
 
     __slots__ = ("_items", "_only")
@@ -95,7 +99,7 @@ class ReaderPositions:
         return len(self._items)
 
     def move(self, name: str, position: StreamPosition) -> None:
-        """Set the position in a stream."""
+        """Set the reader's position in a stream."""
         key = digest(name)
         self._items[key] = _item(position, key)
         self._only = one_stream_id(name, position) if len(self._items) == 1 else ""
@@ -112,7 +116,7 @@ def _item(position: StreamPosition, key: str) -> str:
 
 
 def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
-    """Encode positions as an id; `""` if there are no positions. The arguments are those of `ReaderPositions`."""
+    """Return an id with these positions; `""` if there are none. The arguments are those of `ReaderPositions`."""
     return ReaderPositions(positions, former).make_id()
 
 
@@ -126,7 +130,8 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id.
 
-    If the text is not a valid id, all streams get a position that no stream has. So the reader is told of a loss.
+    For a text that is not a valid id, every stream has an unknown position. The reader is then told that messages were
+    lost.
     """
     if not text:
         return EventPositions({})

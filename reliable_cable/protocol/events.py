@@ -1,6 +1,6 @@
 """Encodes messages as server-sent events (HTML standard, section 9.2), in AnyCable's format.
 
-A broadcast is encoded once for all readers of a stream. For a reader with several streams, only the id is added.
+A broadcast is encoded once for all readers of a stream. For a reader with several streams, only the event id is added.
 """
 
 import json
@@ -22,10 +22,11 @@ NEVER: Final = 31_536_000_000
 
 #: The frames whose events must have an id, so that the reader knows its positions.
 ACKNOWLEDGEMENTS: Final = (MessageType.CONFIRM_SUBSCRIPTION, MessageType.CONFIRM_HISTORY, MessageType.REJECT_HISTORY)
-#: The frames that are sent with `raw=1`, too, because they report a loss or the end of the delivery.
+#: The frames that are sent even if the reader requests messages only (`raw=1`), because they report a loss or the end
+#: of the delivery.
 _NEVER_HIDDEN: Final = (MessageType.REJECT_SUBSCRIPTION, MessageType.REJECT_HISTORY, MessageType.DISCONNECT)
 
-#: The comments that are sent in place of some other frames with `raw=1`.
+#: The comments that readers with `raw=1` receive in place of some frames, by the type of the frame.
 _RAW_COMMENTS: Final = {MessageType.PING.value: ": ping\n", MessageType.CONFIRM_SUBSCRIPTION.value: ":\n"}
 
 _LINE_BREAK: Final = re.compile("\r\n|\r|\n")
@@ -36,13 +37,17 @@ RESERVED_EVENTS: Final = (*(str(each) for each in MessageType), "open", "error")
 
 
 class Event(Frame):
-    """A server-sent event, as the text of its fields without the id. Subclasses have other contents."""
+    """A server-sent event for a reader that uses GET.
+
+    As a string, an event is the text of its fields without the id.
+    """
 
     __slots__ = ("_head", "epoch", "has_id", "identifier", "kind", "offset", "stream_id")
 
     added = MAX_ID_SIZE
 
-    #: Whether the field `data` contains only the message, as for GET. Otherwise it contains the frame for a WebSocket.
+    #: Whether the field `data` contains only the message. Otherwise it contains the same JSON text as a WebSocket
+    #: frame.
     unwrapped: ClassVar = True
     #: Whether events that are not messages are left out.
     raw: ClassVar = False
@@ -56,14 +61,14 @@ class Event(Frame):
     stream_id: str
     epoch: str
     offset: int
-    #: Whether an id for a certain reader was added.
+    #: Whether the event has an id that was made for one reader.
     has_id: bool
 
     @classmethod
     def make(
         cls, text: str, *, kind: str = "", identifier: str = "", stream_id: str = "", epoch: str = "", offset: int = 0
     ) -> Self:
-        """Return an event with these fields and attributes."""
+        """Return an event with these attributes, and with `text` as its fields."""
         event = cls(text)
         event.kind, event.identifier = kind, identifier
         event.stream_id, event.epoch, event.offset = stream_id, epoch, offset
@@ -90,7 +95,7 @@ class Event(Frame):
 
     @property
     def shown(self) -> bool:
-        """Whether the event has a field or an id, and must be sent."""
+        """Whether the event must be sent, because it has a field or an id."""
         return bool(self) or self.has_id
 
     @classmethod
@@ -140,21 +145,21 @@ class Event(Frame):
 
 
 class RawEvent(Event):
-    """An event for a GET with `raw=1`, which contains only messages."""
+    """An event for a reader that uses GET with `raw=1`, and receives only messages."""
 
     __slots__ = ()
     raw = True
 
 
 class FrameEvent(Event):
-    """An event for a POST. Its data is the frame for a WebSocket."""
+    """An event for a reader that uses POST. Its data is the JSON text of a WebSocket frame."""
 
     __slots__ = ()
     unwrapped = False
 
 
 class RawFrameEvent(FrameEvent):
-    """An event for a POST with `raw=1`."""
+    """An event for a reader that uses POST with `raw=1`, and receives only messages."""
 
     __slots__ = ()
     raw = True

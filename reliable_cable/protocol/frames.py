@@ -9,19 +9,20 @@ from typing import ClassVar, Self
 
 from . import messages
 
-_TEXT = 0x81  # FIN and the opcode for text
-_COMPRESSED = 0x40  # RSV1
+_TEXT = 0x81  # the FIN bit, and the opcode for text
+_COMPRESSED = 0x40  # the RSV1 bit, which marks a compressed message
 
 #: The size of the compression window, as an exponent of two. 12 stands for 4 KiB. With 15, the compression of a short
-#: message takes 15 times as long, and the result is not smaller. For a message of 256 KB, it is smaller by a tenth.
+#: message takes 15 times as long, and the result is not smaller. For a message of 256 KB, the result is smaller by a
+#: tenth.
 WINDOW_BITS = 12
 #: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms instead of 2 ms, and the result
 #: is smaller by a tenth.
 LEVEL = 3
-#: zlib's memory level.
+#: zlib's memory level, from 1 to 9. A compression with a higher level uses more memory.
 MEMORY_LEVEL = 5
-#: The minimum size of a message that is compressed, in bytes. For a shorter message, fewer bytes would be saved than
-#: the headers of its packet have.
+#: The minimum size of a message that is compressed, in bytes. For a shorter message, compression saves fewer bytes than
+#: the headers of its packet take.
 MIN_COMPRESSED = 256
 
 
@@ -45,7 +46,8 @@ def compressed_frame(payload: bytes) -> bytes:
     """Return a text message as one frame for clients that have negotiated permessage-deflate.
 
     The compressed bytes are the same for all clients, because they do not depend on earlier messages
-    (`server_no_context_takeover`). If compression would not make the message shorter, it is not compressed.
+    (`server_no_context_takeover`). A message is not compressed if it is shorter than `MIN_COMPRESSED`, or if
+    compression would not make it shorter.
     """
     if len(payload) >= MIN_COMPRESSED:
         compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)

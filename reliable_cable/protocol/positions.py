@@ -11,7 +11,7 @@ from typing import Final, Self
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamPosition:
-    """The position of a message in a stream. A subscriber's position is that of the last message it received.
+    """The position of a message in a stream. A subscriber has the position of the last message that it received.
 
     Args:
         epoch: the name of one unbroken numbering of the stream; `""` if the stream does not exist yet.
@@ -34,30 +34,32 @@ class StreamPosition:
         return hash((self.epoch, self.offset))
 
 
-#: The character before the digest of a lineage in a position. No epoch begins with this character.
+#: The first character of a text that is used in place of an epoch if the stream does not exist. A digest of the lineage
+#: follows the character. No epoch begins with `~`.
 _LINEAGE: Final = "~"
 
 
 def beginning_of(lineage: str) -> StreamPosition:
-    """Return the position in a stream that has had no message in this lineage.
+    """Return the position in a stream that does not exist in a lineage.
 
-    If the lineage is unknown (`""`), the position is `("", 0)`.
+    Args:
+        lineage: the name of one unbroken data set of the store. If it is unknown (`""`), the position is `("", 0)`.
     """
     digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
     return StreamPosition(_LINEAGE + digest if lineage else "", 0)
 
 
 def is_beginning(position: StreamPosition) -> bool:
-    """Return whether `beginning_of` has returned this position for a known lineage."""
+    """Return whether a position was taken before the stream existed, in a known lineage (see `beginning_of`)."""
     return position.epoch.startswith(_LINEAGE)
 
 
-#: The last character of an epoch before which the stream had other messages, which were deleted.
+#: The last character of an epoch that began after the earlier messages of the stream were deleted.
 LATER: Final = "-"
 
 
 def later_epoch(token: str) -> str:
-    """Return the id of an epoch before which the stream had other messages, which were deleted.
+    """Return the name of an epoch that begins after the earlier messages of the stream were deleted.
 
     Args:
         token: a random text.
@@ -66,15 +68,15 @@ def later_epoch(token: str) -> str:
 
 
 def is_later_epoch(epoch: str) -> bool:
-    """Return whether the stream had other messages before this epoch.
+    """Return whether an epoch began after the earlier messages of its stream were deleted.
 
-    A subscriber that has the position of a stream without a message may have missed them.
+    A subscriber whose position is from before the stream's first message may have missed these messages.
     """
     return epoch.endswith(LATER)
 
 
 #: Matches the text of a page position, which consists of the offset, a digest of the stream's name, and the epoch. If
-#: the stream did not exist, the epoch is that of `beginning_of`.
+#: the stream did not exist, the text from `beginning_of` takes the place of the epoch.
 _PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~]{1,100})")
 
 
@@ -87,8 +89,8 @@ class PagePosition(StreamPosition):
 
     Args:
         stream: the name of the stream, with its namespace.
-        beginning: the epoch from `beginning_of` for the lineage of the store's data, if the stream did not exist. It is
-            `""` if the lineage is unknown.
+        beginning: the text from `beginning_of` that takes the place of the epoch if the stream did not exist. It is
+            `""` if the stream existed, or if the lineage is unknown.
     """
 
     stream: str
@@ -99,12 +101,12 @@ class PagePosition(StreamPosition):
 
     @property
     def named(self) -> StreamPosition:
-        """The position in the form that clients send. If the stream did not exist, its epoch is `beginning`."""
+        """The position in the form that clients send. If the stream did not exist, `beginning` is its epoch."""
         return self if self.epoch else StreamPosition(self.beginning, self.offset)
 
     @classmethod
     def parse(cls, text: object, stream: str) -> Self | None:
-        """Parse the text of a position. Return None if it is not a position of this stream.
+        """Parse the text of a position. Return None if the text is not a position in this stream.
 
         Args:
             text: the value that the client has sent.
@@ -138,10 +140,11 @@ class HistoryRequest:
     streams: Mapping[str, StreamPosition] = field(default_factory=dict)
 
     def merged(self, other: HistoryRequest) -> HistoryRequest:
-        """Return a request for all messages that are requested by this request or by another one.
+        """Return a request for all messages that are requested by this request or by the other request.
 
         If the requests have different positions in a stream, or one has a position and the other a time, the merged
-        request has a position that no stream has. It is then rejected, because messages between the two may be lost.
+        request has `UNKNOWN_POSITION` for this stream. The server then rejects the request. Otherwise, messages between
+        the two positions could be lost unnoticed.
         """
         times = [each.since for each in (self, other) if each.since is not None]
         streams = dict(self.streams)
@@ -153,5 +156,5 @@ class HistoryRequest:
         return HistoryRequest(min(times, default=None), streams)
 
 
-#: A position that no stream has.
+#: A position that no stream has. The server rejects a history request with this position.
 UNKNOWN_POSITION: Final = StreamPosition("?", 0)

@@ -1,8 +1,8 @@
-"""Compares the members of a stream with those that clients know of.
+"""Compares the members of a stream with the members that clients know of.
 
 A client requests the members of a stream once, and then receives join and leave events. If events may have been missed,
-this comparison finds the events that correct the clients' lists. Some of them may be redundant for a client (see
-Protocol: Presence).
+this comparison finds the events that correct the clients' lists. Some of these events may be redundant for a client
+(see Protocol: Presence).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -13,7 +13,7 @@ from .constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 
 
 def member_fault(id_: str, info: str) -> str:
-    """Return the reason for which a member is invalid, as the end of a sentence; `""` if the member is valid.
+    """Return why a member is invalid, as the end of a sentence; `""` if the member is valid.
 
     Args:
         id_: the id of the member.
@@ -32,8 +32,8 @@ def member_fault(id_: str, info: str) -> str:
 class ToldMembers:
     """The members of a stream that a group of clients knows of.
 
-    Every event is sent to all these clients. But they requested the members at different times. So their lists may
-    differ after missed events.
+    Every event is sent to all these clients. But the clients requested the members at different times, so their lists
+    may differ after missed events.
     """
 
     __slots__ = ("_has_snapshot", "ids")
@@ -52,7 +52,7 @@ class ToldMembers:
         self.ids.pop(id_, None)
 
     def snapshot(self, present: Set[str]) -> None:
-        """Record that the ids of all members were sent to a client that had no list before."""
+        """Record that a client that had no list was sent the ids of all members."""
         first, self._has_snapshot = not self._has_snapshot, True
         # An id that is recorded and present keeps its value. If this is the first client with a list, no other client
         # lacks the new ids.
@@ -65,8 +65,8 @@ class Difference:
     """The events that correct the lists of clients.
 
     Args:
-        joins: the info of each present id that some client may lack, by id.
-        leaves: the ids that some client may have, although they are not present.
+        joins: the info of each present id that may be missing from a client's list, by id.
+        leaves: the ids that a client may have in its list, although they are not present.
     """
 
     joins: Mapping[str, Any]

@@ -17,8 +17,8 @@ A replay works as follows. A client that reconnects sends its position in each s
 a page after the position, and calls `recoverable` to find out whether all messages after it are stored. If messages of
 any stream are missing, the client receives `reject_history`, and nothing is replayed. Otherwise the server sends one
 page after another, each through `advance`, until the position reaches the tail. Then it sends `confirm_history`. If
-messages were trimmed during the replay, it sends `reject_history` in its place. Live messages are not sent during the
-replay. They are in a later page, or are sent after the replay.
+messages were trimmed during the replay, it sends `reject_history` in place of `confirm_history`. Live messages are not
+sent during the replay. They are in a later page, or are sent after the replay.
 
 So a subscriber receives the messages of a stream in the order of their offsets, none of them twice, and every missing
 message is reported. This holds for any order of live messages, pages, trims and new epochs. See Protocol: History.
@@ -48,14 +48,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StreamPage:
-    """A part of a stream's history, and the state of the stream when it was read.
+    """A part of a stream's history, and the state of the stream when this part was read.
 
     Args:
         epoch: the stream's epoch; `""` if the stream does not exist.
         tail: the offset of the newest message, even if it was trimmed; 0 if the epoch had no messages.
         low: the offset of the oldest message that is still stored; `tail + 1` if no message is stored.
         entries: the stored messages in this part, in the order of their offsets.
-        lineage: the name of the unbroken data set that was read; `""` if it is unknown.
+        lineage: the name of the store's unbroken data set that was read; `""` if it is unknown.
     """
 
     epoch: str
@@ -93,8 +93,8 @@ def judge(position: StreamPosition, epoch: str, offset: int) -> Verdict:
         if offset == position.offset + 1:
             return Verdict.NEXT
         return Verdict.REPEAT if offset <= position.offset else Verdict.GAP
-    # A position without an epoch is no exception. A message with the offset 1 may be a late repeat from an epoch that
-    # was forgotten.
+    # A position without an epoch is no exception. A message with the offset 1 seems to be the next one, but it may be a
+    # late repeat from an epoch that was forgotten.
     return Verdict.GAP
 
 
@@ -104,7 +104,7 @@ class Step:
 
     Args:
         entries: the messages to send now, in this order.
-        position: the subscriber's position after them.
+        position: the subscriber's position after these messages.
         lost: whether messages between the old position and the first entry no longer exist. The client must be told of
             this before the entries are sent.
     """
@@ -130,7 +130,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         upto: the greatest offset to send, in the page's epoch; None if there is no limit.
     """
     if not page.epoch:
-        # The stream was forgotten or never existed. A position with an epoch proves that it had messages.
+        # The stream was forgotten or never existed. A position with an epoch proves that the stream had messages.
         return Step((), StreamPosition("", 0), lost=position != StreamPosition("", 0))
     start = position.offset
     lost = not _in_epoch(position, page) or position.offset > page.tail or page.low > position.offset + 1
@@ -169,8 +169,8 @@ def went_back(asked: StreamPosition, page: StreamPage) -> bool:
 def recoverable(position: StreamPosition, page: StreamPage) -> bool:
     """Return whether all messages after a position are still stored.
 
-    For the position of the newest message, this is always true, because no messages follow it. It is also true for
-    `low - 1`, which is the position before the oldest stored message.
+    The result is always True for the position of the newest message, because no messages follow it. It is also True for
+    the offset `low - 1`, which is directly before the oldest stored message.
 
     Args:
         position: the position of the last message that the subscriber received.
@@ -186,7 +186,7 @@ def recoverable(position: StreamPosition, page: StreamPage) -> bool:
 def _in_epoch(position: StreamPosition, page: StreamPage) -> bool:
     """Return whether a position belongs to the epoch of a page.
 
-    A position without an epoch is that of a stream without a message. It belongs to the first epoch.
+    A position without an epoch is from before the stream's first message. It belongs to the first epoch.
     """
     return position.epoch == page.epoch or (position.epoch == "" and not is_later_epoch(page.epoch))
 

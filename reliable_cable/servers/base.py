@@ -1,4 +1,4 @@
-"""The base class of transports, by which a connection uses features of its server that ASGI lacks."""
+"""The base class of transports, through which a connection uses features of its server that ASGI lacks."""
 
 import asyncio
 import contextlib
@@ -28,9 +28,9 @@ class Transport:
         send: the ASGI `send` of the connection.
     """
 
-    #: Whether this package can drain the server before the server stops.
+    #: Whether this package can close the server's connections one after another before the server stops (see drain.py).
     drainable = False
-    #: How long, in seconds, the configuration lets the server wait for requests when it stops; 0 if it is not set.
+    #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if this is not configured.
     grace = 0.0
     #: A function that writes the bytes of a WebSocket frame without waiting; None if the server does not support this.
     #: It must not be called while the transport's buffer is full, see `attach`.
@@ -43,8 +43,8 @@ class Transport:
     form: type[Frame] = Frame
 
     def __init__(self, send: Any) -> None:
-        #: The server's own `send`, which avoids a call of every middleware for each message. If it was not found, this
-        #: is the `send` of the connection.
+        #: The ASGI `send` to use. If the server's own `send` was found, it is used, because it avoids a call of every
+        #: middleware for each message. Otherwise, the `send` of the connection is used.
         self.send = send
         self._closing: asyncio.Task[None] | None = None
 
@@ -59,19 +59,20 @@ class Transport:
         """
 
     def complete(self, command: Subscribe) -> Subscribe:
-        """Add the positions that the transport knows to a command. This base class knows no positions."""
+        """Add the stream positions that the transport knows to a command. This base class knows no positions."""
         return command
 
     @property
     def lost(self) -> bool:
-        """Whether the server has noticed that the connection is lost. This base class cannot find out."""
+        """Whether the server has noticed that the connection is lost. This base class always returns False."""
         return False
 
     def pause_reading(self) -> None:
-        """Stop reading frames until `resume_reading` is called. This must be called again every few seconds.
+        """Stop reading frames until `resume_reading` is called.
 
-        As long as it is called, the server does not expect answers to its own pings. This base class does nothing,
-        because most servers stop reading while `receive` is not awaited.
+        While reading is paused, call this method again every few seconds. Each call prevents the server from closing
+        the connection because of a missing answer to the server's own ping, which cannot be read now. This base class
+        does nothing, because most servers stop reading while `receive` is not awaited.
         """
 
     def resume_reading(self) -> None:

@@ -1,7 +1,7 @@
 """daphne's transport of a WebSocket connection.
 
-daphne's `send` does not wait, and Twisted's transport buffers without limit. If a producer is registered, the transport
-tells it when the buffer is full.
+daphne's `send` does not wait, and Twisted's transport buffers without limit. So this module registers a producer, which
+the transport calls when the buffer is full.
 
 If the transport's buffer is empty, a frame that is shared by many subscribers is written to the socket directly.
 Otherwise it is written to the transport, so that the order is preserved. With TLS, frames are always written to the
@@ -24,12 +24,12 @@ from .limits import READ_SIZE
 
 @implementer(IPushProducer)
 class BufferObserver:
-    """Receives the state of the buffer from Twisted's transport, as a producer does."""
+    """A producer that is called by Twisted's transport when its buffer is full, and when the buffer has room again."""
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.pauseProducing = pause
         self.resumeProducing = resume
-        # Twisted calls this if the connection is lost. After that, nothing may be written.
+        # Twisted calls `stopProducing` if the connection is lost. After that, nothing may be written.
         self.stopProducing = pause
 
     def release(self) -> None:
@@ -74,7 +74,7 @@ class DaphneTransport(Transport):
         transport.registerProducer(BufferObserver(pause, resume), True)
 
     def pause_reading(self) -> None:
-        """Stop reading, because daphne's queue of received frames has no limit. Also stop daphne's own pings."""
+        """Stop reading, because daphne's queue of received frames has no limit. Also postpone daphne's next ping."""
         self._protocol.transport.pauseProducing()
         self._protocol.last_ping = time.time()
         if self._protocol.autoPingTimeoutCall is not None:
@@ -115,7 +115,9 @@ def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: b
 
 
 def write_directly(transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
-    """Write to the socket of a Twisted transport. If the transport's buffer is not empty, write to the transport.
+    """Write to the socket of a Twisted transport.
+
+    If the transport's buffer is not empty, write to the transport, so that the order of the bytes is preserved.
 
     Args:
         transport: a transport without TLS.

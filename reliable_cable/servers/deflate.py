@@ -10,7 +10,7 @@ messages, and are the same for all clients. Also, connections do not need the me
 
 from collections.abc import Sequence
 
-# This must be imported first, because its error names the extra that is missing.
+# Import this module first. If uvicorn is missing, the error of this module names the extra to install.
 from .uvicorn import CableWebSocketProtocol  # isort: skip
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension
@@ -21,7 +21,7 @@ from reliable_cable.protocol.frames import LEVEL, MEMORY_LEVEL, WINDOW_BITS, Com
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):
-    """Negotiates options with which a compressed message is the same for all clients."""
+    """The extension permessage-deflate, with options that make a compressed message the same for all clients."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -38,8 +38,8 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
         """Answer a client's offer of permessage-deflate.
 
         Raises:
-            NegotiationError: the offer is invalid, or its window is smaller than that of shared frames. The connection
-                is then not compressed.
+            NegotiationError: the offer is invalid, or its window is smaller than the window of shared frames. The
+                connection is then not compressed.
         """
         response, extension = super().process_request_params(params, accepted_extensions)
         if extension.local_max_window_bits < WINDOW_BITS:
@@ -50,7 +50,7 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
 class CompressingWebSocketProtocol(CableWebSocketProtocol):
     """uvicorn's WebSocket protocol with frames that are compressed once for all clients.
 
-    A client that does not offer permessage-deflate, or only a smaller window, receives uncompressed frames.
+    A client that does not offer permessage-deflate, or that offers only a smaller window, receives uncompressed frames.
     """
 
     extensions = (_SharedDeflate(),)

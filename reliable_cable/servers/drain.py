@@ -26,7 +26,8 @@ DRAIN_TIME = 1.5
 DRAIN_LIMIT = 5.0
 #: How long, in seconds, to wait for the stores to close.
 CLOSE_LIMIT = 3.0
-#: How long, in seconds, the process may take to stop. A longer time in the server's configuration overrides this.
+#: How long, in seconds, the process may take to stop. It may take longer if the server is configured to wait longer for
+#: requests.
 STOP_LIMIT = 11.0
 
 #: The signals that start a drain.
@@ -34,7 +35,7 @@ SIGNALS = (signal.SIGTERM,)
 
 
 class DrainableHub(Protocol):
-    """The part of a hub that draining uses."""
+    """The methods of a hub that `Drain` calls."""
 
     async def drain(self, duration: float) -> None:
         """Refuse new connections, and close all connections, spread over `duration` seconds."""
@@ -44,7 +45,7 @@ class DrainableHub(Protocol):
 
 
 class Drain:
-    """Drains a hub when the process receives a signal, and then calls the server's handler of that signal.
+    """A signal handler that drains a hub, and then calls the server's own handler of the signal.
 
     Args:
         hub: a function that returns the hub to drain.

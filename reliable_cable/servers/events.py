@@ -44,9 +44,9 @@ class EventTransport(Transport):
 
     Args:
         send: the ASGI `send` of the request.
-        refuse: sends the response for a reader that is refused. It is called with the status, the text of the error,
-            and additional keys of the JSON body.
-        form: the class of events.
+        refuse: a function that sends the response to a refused reader. It is called with the status, the text of the
+            error, and additional keys of the JSON body.
+        form: the subclass of `Event` whose format the reader has requested.
         identifiers: the identifiers of the reader's subscriptions.
         resumed: the positions in the last event id that the reader has received.
         headers: additional headers of the response.
@@ -93,12 +93,15 @@ class EventTransport(Transport):
         return replace(command, history=HistoryRequest(own.since, streams))
 
     def answered(self, identifier: str, *, confirmed: bool) -> None:
-        """Record that a subscription was confirmed or rejected. The event that says so is sent after this call."""
+        """Record that a subscription was confirmed or rejected. Call this before the event for the reader is sent."""
         self._unanswered.discard(identifier)
         self._confirmed = self._confirmed or confirmed
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Convert an ASGI message of the consumer to a part of the response. The text of a frame may be an `Event`."""
+        """Convert an ASGI message of the consumer to a part of the response.
+
+        The `text` of a message is an `Event`, unless `connect` has refused the client.
+        """
         if self.ended.done():
             return
         match message["type"]:

@@ -1,7 +1,7 @@
 """A daphne server that starts only a few connections in each iteration of the event loop.
 
-`manage.py cable_serve --server daphne` uses it; see paced_uvicorn.py for the reason. The server also limits the time
-that a client may take to send the headers of a request. This module needs daphne.
+`manage.py cable_serve --server daphne` uses this server; see paced_uvicorn.py for the reason. The server also limits
+the time that a client may take to send the headers of a request. This module needs daphne.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from .limits import HEADERS_TIMEOUT
 
 
 class _PendingProtocol(Protocol):
-    """The protocol of a connection until the pacer admits it. It keeps the first data, and pauses reading."""
+    """The protocol of a connection that waits for the pacer. It stores the first data, and pauses reading."""
 
     transport: Any
 
@@ -33,7 +33,7 @@ class _PendingProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         self.transport.pauseProducing()
-        # The client's timeout must not include the time of the wait for the pacer.
+        # The timeout is for slow clients, so it must not run while the connection waits for the pacer.
         self._protocol.setTimeout(None)
         self._pacer.run(partial(self._begin, data))
 
@@ -46,7 +46,7 @@ class _PendingProtocol(Protocol):
         try:
             self._protocol.dataReceived(data)
         except Exception:
-            # Twisted does the same if a protocol raises an error.
+            # Twisted itself drops the connection in the same way if a protocol raises an error.
             self.transport.abortConnection()
             raise
 
@@ -55,7 +55,7 @@ class _PendingProtocol(Protocol):
 
 
 class PacedFactory(Factory):
-    """Wraps the factory of a server, so that connections start when the pacer admits them.
+    """A Twisted factory that wraps the factory of a server, so that connections start when the pacer admits them.
 
     Args:
         factory: the Twisted factory of the server.
@@ -97,7 +97,7 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
             super().resetTimeout()
 
     def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name
-        """Set Twisted's own timeout for the rest of the connection."""
+        """Set Twisted's own timeout for the body and for later requests of the connection."""
         self.setTimeout(self._idle_timeout)
         super().allHeadersReceived()
 

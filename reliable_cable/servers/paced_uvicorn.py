@@ -4,7 +4,7 @@ With uvicorn's own protocol, the handshakes of thousands of reconnecting clients
 their applications start in the next one. During this time, clients that are already connected receive nothing.
 
 The protocol also limits the size of the headers of a request, and the time to send them. `manage.py cable_serve` uses
-it. This module needs uvicorn and httptools.
+this protocol. This module needs uvicorn and httptools.
 """
 
 import asyncio
@@ -60,9 +60,9 @@ class PacedHTTPProtocol(HttpToolsProtocol):
             self._process(data)
             return
         self._begun = True
-        # The client's time limit must not include the time of the wait for the pacer.
+        # The time limit is for slow clients, so it must not run while the connection waits for the pacer.
         self._end_limits()
-        # Reading cannot be paused in `connection_made`, because uvloop starts to read after it in any case.
+        # Reading cannot be paused in `connection_made`, because uvloop starts to read after that method in any case.
         self.transport.pause_reading()
         self.pacer.run(partial(self._begin, data))
 
@@ -73,7 +73,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
         try:
             self._process(data)
         except Exception:
-            # asyncio does the same if a protocol raises an error.
+            # asyncio itself drops the connection in the same way if a protocol raises an error.
             self.transport.abort()
             raise
 
@@ -133,7 +133,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
-        """Pass the connection to the WebSocket protocol.
+        """Pass the connection to the WebSocket protocol, and drop the parser.
 
         The parser of httptools refers to methods of this object. Without the parser, there is no reference cycle, and
         the object is freed without a garbage collection.

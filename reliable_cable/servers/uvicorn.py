@@ -1,11 +1,11 @@
 """A WebSocket protocol for uvicorn that can write shared frames.
 
 It can write frames that are encoded once for all subscribers, and tells the application when the transport's buffer is
-full. The application uses it through an extension in the ASGI scope. Select the protocol with
+full. The application uses these features through an extension in the ASGI scope. Select the protocol with
 
     uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
 
-deflate.py has a subclass that compresses these frames. Both need the extra `uvicorn` of this package.
+deflate.py has a subclass that compresses these frames. Both modules need the extra `uvicorn` of this package.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class CableWebSocketProtocol(WebSocketsSansIOProtocol):
             self._pause()
         self._pause = self._resume = None
         super().connection_lost(exc)
-        # The transport in the scope and the parser are parts of reference cycles. After this, the connection is freed
-        # without a garbage collection.
+        # The transport in the scope and the parser are parts of reference cycles. Without these cycles, the connection
+        # is freed without a garbage collection.
         if hasattr(self, "scope"):
             self.scope["extensions"].pop(FRAMES_EXTENSION, None)
         self.conn.parser.close()

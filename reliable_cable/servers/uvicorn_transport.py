@@ -14,7 +14,7 @@ class UvicornTransport(Transport):
     """The transport of one WebSocket connection of uvicorn.
 
     Args:
-        protocol: the asyncio protocol of the connection, whose method is the ASGI `send`.
+        protocol: the asyncio protocol of the connection. Its method `send` is the ASGI `send`.
     """
 
     drainable = True
@@ -24,7 +24,7 @@ class UvicornTransport(Transport):
         self._protocol = protocol
         self.grace = protocol.config.timeout_graceful_shutdown or 0.0
         # uvicorn parses all frames of one read before other connections are served, so each read must be small. The
-        # transports of uvloop have no such attribute.
+        # transports of uvloop have no attribute `max_size`.
         if hasattr(protocol.transport, "max_size"):
             protocol.transport.max_size = READ_SIZE
 
