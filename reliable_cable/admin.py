@@ -16,7 +16,7 @@ from .models import OutboxEntry, Stream, StreamEntry, TransientEntry
 from .namespaces import current_namespace, qualify, split_namespace
 
 
-class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for type checkers only
+class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # ModelAdmin is generic for type checkers only
     #: The model field that contains the name of the stream.
     name_field = "name"
 
@@ -45,7 +45,7 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic fo
 
 @admin.register(Stream)
 class StreamAdmin(_ReadOnly):
-    """Lists the streams and their positions. An admin action forgets streams."""
+    """Lists the streams and their positions. An admin action calls `forget()` for the selected streams."""
 
     list_display = ("name", "epoch", "low", "tail")
     search_fields = ("name",)
@@ -53,7 +53,7 @@ class StreamAdmin(_ReadOnly):
 
     @admin.action(description="Forget the selected streams", permissions=["forget"])
     def forget_streams(self, request: HttpRequest, queryset: QuerySet[Stream]) -> None:
-        """Delete the messages of the selected streams and begin new epochs. Subscribers are told of this."""
+        """Delete the messages of the selected streams and begin new epochs, as `forget()` does."""
         names = list(queryset.values_list("name", flat=True))
         for name in names:
             forget(split_namespace(name)[1])
@@ -76,7 +76,7 @@ class StreamEntryAdmin(_ReadOnly):
 
 @admin.register(OutboxEntry, TransientEntry)
 class UnnumberedAdmin(_ReadOnly):
-    """Lists messages without an offset, which are the entries of the transactional outbox and transient messages."""
+    """Lists the messages without an offset: entries of the transactional outbox, or transient messages."""
 
     list_display = ("name", "id")
     search_fields = ("=name",)

@@ -14,7 +14,7 @@ class ReliableCableConfig(AppConfig):
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
         This also registers the system checks and the built-in channels, installs the log filters, and connects signal
-        receivers. These close connections when a login ends, and record when a request began.
+        receivers. The receivers close connections when a login ends, and record when each request began.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules

@@ -1,6 +1,6 @@
 """Functions that broadcast messages from any code, such as views, signal receivers, tasks and the shell.
 
-They only write to the stores. The hubs of the server processes receive the messages from the stores.
+The functions only write to the stores. The hubs of the server processes receive the messages from the stores.
 """
 
 import json
@@ -126,7 +126,7 @@ def broadcast_batch(
         A list with the return value of `broadcast` for each item.
 
     Raises:
-        CableError: nothing was sent, for a reason listed at `broadcast`.
+        CableError: for the same reasons as `broadcast`.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
     return Batch(prepare_batch(items, options), options).send()
@@ -176,7 +176,7 @@ async def aposition(stream: str) -> PagePosition:
 
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
-    """Return the position at the end of a page of entries. The stream may not exist."""
+    """Return the position of a stream's newest message, from a read of the stream. The stream may not exist."""
     return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else beginning_of(page.lineage).epoch)
 
 
@@ -212,7 +212,7 @@ def forget(stream: str, *, using: str | None = None) -> None:
 
     A stream that has never had a message is not changed.
 
-    Inside transactions, this happens after all of them have committed, as for broadcasts.
+    Inside transactions, the history is deleted after all of them have committed.
 
     Args:
         stream: the stream's name.
@@ -323,7 +323,7 @@ class Batch:
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
-        """Log a `BroadcastError` if messages were stored. If it were raised, the caller might send these again."""
+        """Log a `BroadcastError` if messages were stored. If it were raised, the caller might send them twice."""
         try:
             yield
         except BroadcastError:

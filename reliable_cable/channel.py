@@ -1,6 +1,7 @@
 """The base class of channels.
 
-A handler of a channel only records changes and messages in a reply. The connection applies them after the handler.
+A handler of a channel only records changes and messages in a reply. The connection applies them after the handler has
+returned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .states import state as state
 from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
 
-#: The channel classes, by the name for clients. If a name has several classes, a system check reports this.
+#: The channel classes, by their names for clients. A system check reports each name that has several classes.
 registry: dict[str, list[type[Channel]]] = {}
 
 #: The names of all channel classes, including classes with `abstract=True`.
@@ -41,7 +42,7 @@ def find_channel(name: str) -> type[Channel] | None:
 
 
 def channel_prefix(stream: str) -> str:
-    """Return the prefix of a stream's name that names a channel, such as `ChatChannel:`; `""` if it has none."""
+    """Return the prefix of a stream's name that names a channel, such as `ChatChannel:`; `""` if there is none."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
 
@@ -55,10 +56,10 @@ class ChannelPresence:
         self._channel = channel
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
-        """Join the presence of the subscription's presence stream as a member.
+        """Join the subscription's presence stream as a member.
 
         Args:
-            id: the id of the member. It is converted to a string, of at most 255 printable characters.
+            id: the id of the member. It is converted to a string, which may have up to 255 printable characters.
             info: a JSON value of at most 4 KiB.
 
         Raises:
@@ -80,10 +81,10 @@ class ChannelPresence:
 
 
 class Channel:
-    """Base class of channels. Each subscription of a client has an instance of its own.
+    """Base class of channels. An instance serves one subscription of a client.
 
     Handlers (`subscribed`, `unsubscribed`, `resubscribed`, actions and hooks) can be sync or async. The handlers of one
-    connection run one after another. Their changes and messages are recorded in `reply`. They are applied after the
+    connection run one after another. Their changes and messages are recorded in `reply`, and are applied after the
     handler has returned.
 
     Args:
@@ -131,23 +132,24 @@ class Channel:
 
         To reject the subscription, call `reject()` or return False.
 
-        A restore calls this again, with the saved state, before the client is welcomed. A stream that the former call
-        started is stopped, unless this call starts it again. In that case, it continues at its position. Streams that
-        were started or stopped by actions remain so. If the member is still present, joining causes no event.
+        When a session is restored, this is called again, with the saved state, before the client is welcomed. A stream
+        that the former call started continues at its position if this call starts it again, and is stopped otherwise.
+        A stream that an action has started or stopped remains started or stopped. If the member is still present,
+        joining again causes no event.
 
-        If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
-        to 8 seconds. After that, the client is disconnected, so that it reconnects and subscribes again.
+        If a database or store cannot be reached, `subscribed` is called again on a new channel object, for up to 8
+        seconds. After that, the client is disconnected, so that it reconnects and subscribes again.
         """
 
     def unsubscribed(self) -> Any:
-        """Handle the end of the subscription. This is called once, after an unsubscribe or the connection's end."""
+        """Handle the end of the subscription. This is called once, at the latest when the connection has ended."""
 
     def resubscribed(self) -> Any:
         """Handle a restored subscription, in place of `subscribed`.
 
-        If a channel overrides this, `subscribed` is not called for a restored subscription, which keeps all its streams
-        and its member. So this handler must check whether the client may still receive the streams. After `reject()`,
-        the client subscribes again.
+        If a channel overrides this, `subscribed` is not called for a restored subscription. The subscription keeps all
+        its streams, and its member stays present. So this handler must check whether the client may still receive the
+        streams. After `reject()`, the client subscribes again.
         """
 
     def before_subscribe(self) -> Any:
@@ -170,7 +172,7 @@ class Channel:
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. It was logged, and the reply of that handler was dropped.
 
-        The reply of this method is applied. So it can send a message to the client. After an error of `subscribed`, the
+        The reply of this method is applied, so `transmit()` can be used. After an error of `subscribed`, the
         subscription is rejected, and only the messages of the reply are sent. If `subscribed` is retried because a
         database or store cannot be reached, this is called only after the last attempt.
 
@@ -180,11 +182,12 @@ class Channel:
         """
 
     def snapshot(self, stream: str) -> Any:
-        """Return the content of a stream as a `Snapshot`, or None if there is none. May be async.
+        """Return the content of a stream as a `Snapshot`, or None if there is no snapshot. This can be `async def`.
 
-        If a channel overrides this, a client is sent the snapshot of each of its streams that has a history: on a first
-        subscribe, and when messages after its position are lost. The messages after the snapshot follow. This runs
-        beside other handlers, so it can neither change state nor call `transmit()` and the like.
+        If a channel overrides this, a client is sent a snapshot of each stream that has a history: when it subscribes
+        for the first time, and when messages after its position are lost. The messages after the snapshot follow. A
+        snapshot may be made while other handlers run. So this method can neither change the state nor call methods such
+        as `transmit()`.
 
         Args:
             stream: the name of the stream, without its namespace.
@@ -237,7 +240,7 @@ class Channel:
     def stream_for(
         self, target: Any, *, whisper: bool = False, presence: bool = False, after: PagePosition | str | None = None
     ) -> None:
-        """Send the broadcasts of a target's stream to the client. `broadcasting_for` explains targets."""
+        """Send the broadcasts of a target's stream to the client. See `broadcasting_for` for targets."""
         self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence, after=after)
 
     def stop_stream_from(self, stream: str) -> None:
@@ -266,17 +269,20 @@ class Channel:
         self.reply.transmissions.append(text)
 
     def reject(self) -> None:
-        """Reject the subscription, or end it in an action. The client is told, and may subscribe again."""
+        """Reject the subscription. In an action, this ends the subscription.
+
+        The client is notified, and may subscribe again.
+        """
         self.reply.rejected = True
 
     # -- broadcasting --------------------------------------------------------------------------------------------------
 
     @classmethod
     def broadcasting_for(cls, target: Any) -> str:
-        """Return the name of the stream of a target in this channel, such as `ChatChannel:chat.room:1`.
+        """Return the name of a target's stream in this channel, such as `ChatChannel:chat.room:1`.
 
-        For an instance of a proxy model, the name is that of the concrete model's instance. With multi-table
-        inheritance, the names for a child and its parent differ.
+        An instance of a proxy model has the same stream as the instance of its concrete model. With multi-table
+        inheritance, a child and its parent have different streams.
 
         Args:
             target: a saved model instance, a string, a number, or a list or tuple of these.
@@ -297,7 +303,7 @@ class Channel:
         idempotency_key: str | None = None,
         using: str | None = None,
     ) -> StreamPosition | None:
-        """Broadcast to the stream of a target in this channel. The options are those of `broadcast`."""
+        """Broadcast to a target's stream in this channel. The options are those of `broadcast`."""
         options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
         return Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).send()[0]
 
@@ -355,7 +361,7 @@ class Channel:
         self._state = dict(saved) or None
 
     def take_reply(self, saved: Mapping[str, Any]) -> Reply:
-        """Remove and return the reply. Set its `changed` by a comparison with the state that `begin` returned.
+        """Remove and return the reply. Set its `changed` if the state differs from the state that `begin` returned.
 
         Raises:
             ChannelError: a value of the state is not a JSON value.
@@ -385,7 +391,7 @@ class Channel:
         return copy
 
     def load_state(self, values: Mapping[str, Any]) -> None:
-        """Set the state to a dict from `dump_state`. Drop values that the class does not declare by `state`."""
+        """Set the state to a dict from `dump_state`. Drop values that the class does not declare with `state`."""
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None

@@ -1,8 +1,8 @@
 """Limits the number of log lines that a client can cause, so that no client can fill the log.
 
-A connection has a `ClientLog` for everything that its client can cause repeatedly. Refused handshakes share another.
-The line that says why a connection was closed goes to `logger` itself, so that it is never left out. A connection has
-only one such line.
+Each connection has a `ClientLog` for the lines that its client can cause repeatedly. Refused handshakes share another
+`ClientLog`. The line that says why a connection was closed is logged by `logger` itself, so that it is never left out.
+A connection has only one such line.
 """
 
 import logging
@@ -23,7 +23,7 @@ INTERVAL: Final = 60.0
 
 
 class ClientLog(logging.LoggerAdapter[logging.Logger]):
-    """The logger of a connection. In each `INTERVAL`, it logs at most `MAX_LINES`, and counts the others.
+    """The logger of a connection. In each `INTERVAL`, it logs at most `MAX_LINES` lines, and counts the omitted lines.
 
     Args:
         subject: the end of the line "And … more lines about …", which reports the count.
@@ -38,7 +38,10 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         self._lines = self._tracebacks = 0
 
     def refusal(self, msg: str, *args: object) -> None:
-        """Log that a handler refused the client. The level is INFO; with `DEBUG`, it is WARNING, which is shown."""
+        """Log that a handler refused the client.
+
+        The level is INFO. If `DEBUG` is on, it is WARNING, so that the line is shown.
+        """
         self.log(logging.WARNING if settings.DEBUG else logging.INFO, msg, *args, stacklevel=2)
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name in logging

@@ -51,7 +51,7 @@ CONNECT_TIMEOUT: Final = 10.0
 
 _drains: PerLoop[Drain] = PerLoop()
 
-#: The reasons with which `connect` can refuse a client. Clients that receive one do not reconnect automatically.
+#: The reasons with which `connect` can refuse a client. They tell the client not to reconnect automatically.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
 
 
@@ -66,7 +66,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     define an `async def` method.
     """
 
-    #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
+    #: The attributes that identify the owner of a connection. A session is restored only if all values are the same.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
     #: The origins of the web pages that may connect. `"*"` allows all, and None allows this site. See
     #: `origins.is_allowed`. An example is `["https://example.com", "https://*.example.org"]`.
@@ -87,8 +87,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     _rejection: DisconnectReason | None = None
     #: Whether the client was accepted after `connect`.
     _accepted = False
-    #: A future whose result is the connection's context. It is set after the welcome. Messages from the channel layer
-    #: are handled only after that.
+    #: A future that is completed after the welcome. Its result is the context in which messages from the channel layer
+    #: are handled. Earlier messages wait for it.
     _connected: asyncio.Future[Context] | None = None
 
     def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:
@@ -139,14 +139,14 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     def around_command(self) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
         """Return a context manager for handlers, which can set a tenant or a language for them.
 
-        Override this with a generator method that is decorated with `contextmanager` or `asynccontextmanager`. It is
-        entered once for each call of a handler, together with its check (`before_subscribe` or `before_action`). It is
+        Override this with a generator method that is decorated with `contextmanager` or `asynccontextmanager`. The
+        manager is entered once for each call of a handler and its check (`before_subscribe` or `before_action`). It is
         also entered for `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer, and checks
-        of logins. `connect` runs without it, and may set the attributes that it needs.
+        of logins. `connect` runs without the manager, and may set attributes that the manager uses.
 
         For a sync handler, a sync manager runs in the thread of the handler. So it can change the thread's database
-        connections and undo the change. For an async handler, it runs on the event loop. An async manager always runs
-        on the event loop. On the event loop, a manager should change only context variables.
+        connections and undo the change. For an async handler, a sync manager runs on the event loop. An async manager
+        always runs on the event loop. On the event loop, a manager should change only context variables.
         """
         return _UNCHANGED
 
@@ -206,7 +206,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return
         tenants = get_settings().namespace is not None
         if not origins.is_allowed(scope, self.allowed_origins, tenants=tenants):
-            if "method" not in scope:  # for a reader of events, `http.events` explains the refusal
+            if "method" not in scope:  # `http.events` logs refusals of server-sent events
                 origins.log_refusal(scope)
             await _refuse_for_now(send, constants.WRONG_ORIGIN)
             return
@@ -221,7 +221,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is None:
                 return
             connection = self._session = commands.connection
-            # With this, broadcasts of the handlers can exclude the client by `to_others`.
+            # A broadcast with `to_others` in a handler then excludes this client.
             connection.context.run(set_socket_id, connection.sid)
             if self._connected is not None:
                 self._connected.set_result(copy_context())
@@ -240,7 +240,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                     return
         finally:
             if commands is not None:
-                # A server cancels this task when it stops. The shield lets the session be saved in any case.
+                # A server cancels this task when it stops. The session is saved nevertheless, because of the shield.
                 await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
                 self._session = None
             if layer_task is not None:
@@ -304,7 +304,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
-            # `connect` may have set another user than the one of the login.
+            # If `connect` has set another user, the login of the authentication middleware does not matter.
             login=admission.login if admission.login is not None and admission.login.is_of(self.user) else None,
             expires_at=admission.expires_at,
         )
@@ -339,7 +339,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
-        # A channel layer cleans up when the task is cancelled, but only if the task has begun.
+        # Let the task begin. Otherwise, the channel layer would not clean up when the task is cancelled.
         await asyncio.sleep(0)
         return task
 

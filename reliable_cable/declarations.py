@@ -16,7 +16,7 @@ def declared_actions(cls: type, base: type) -> dict[str, tuple[str, bool]]:
 
     Args:
         cls: the class.
-        base: `Channel`, whose attributes actions and states must not replace.
+        base: `Channel`. Actions and states must not replace its attributes.
 
     Returns:
         For each action, the name of its method, and whether the method takes the client's data.
@@ -40,7 +40,7 @@ def declared_actions(cls: type, base: type) -> dict[str, tuple[str, bool]]:
 
 
 def _check_attribute(cls: type, base: type, name: str, declared: str) -> None:
-    """Raise `ChannelError` if an action or a state has the name of an attribute or handler of the base."""
+    """Raise `ChannelError` if an action or a state has the name of an attribute or handler of `base`."""
     if hasattr(base, name) or name in _OPTIONAL_HOOKS:
         raise ChannelError(
             f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "

@@ -44,7 +44,7 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
     """Close all connections with the given identifiers in all server processes, as in `disconnect(user=user)`.
 
     Sessions with these identifiers cannot be restored any more. This includes the sessions of clients that are not
-    connected now. The clients can connect again. To prevent this, refuse them in `connect`.
+    connected now. The clients can connect again, unless `connect` refuses them.
 
     Inside transactions, the connections are closed after all of them have committed. If a store fails after the commit,
     the disconnect is retried in the background until it succeeds.
@@ -57,8 +57,8 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `adisconnect`.
-        InvalidIdentifier: no identifier was given, no connection has an identifier with this name, or no connection can
-            have this value. An example is a primary key in place of a user.
+        InvalidIdentifier: no identifier was given, or no connection can have an identifier with the given name or
+            value. An example is a primary key in place of a user.
         InvalidOption: `using` names no database.
         StoreError: no connection was closed. Clients that are not connected may have lost their sessions.
         BroadcastError: as for `StoreError`. After the subclass `BroadcastUncertain`, connections may have been closed.
@@ -106,14 +106,15 @@ def revoke(
     """End subscriptions in all server processes, as in `revoke(user=user, channel=ChatChannel)`.
 
     This ends all subscriptions to a channel, or all subscriptions that receive a stream. If identifiers are given, only
-    the subscriptions of these connections end. They end immediately, and their clients receive the reason. Clients of
-    the extended protocol must then reconnect. When a client subscribes again, `subscribed` of the channel decides.
+    subscriptions of connections with these identifiers end. Subscriptions end immediately, and their clients receive
+    the reason. Clients of the extended protocol must then reconnect. When a client subscribes again, `subscribed` of
+    the channel decides.
 
-    Clients that are not connected now will be restored without these subscriptions. A subscription is not ended if its
-    `subscribed` was called after this function.
+    Sessions of clients that are not connected now will be restored without these subscriptions. A subscription is not
+    ended if its `subscribed` was called after this function.
 
-    Inside transactions, the subscriptions are ended after all of them have committed. If a store fails after the
-    commit, this is retried in the background until it succeeds.
+    Inside transactions, the subscriptions are ended after all of the transactions have committed. If a store fails
+    after the commit, the revocation is retried in the background until it succeeds.
 
     Args:
         channel: the channel class. Give either a channel or a stream.
@@ -124,7 +125,7 @@ def revoke(
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `arevoke`.
-        InvalidIdentifier: no connection has an identifier with this name, or no connection can have this value.
+        InvalidIdentifier: no connection can have an identifier with the given name or value.
         InvalidOption: not exactly one of `channel` and `stream` was given, or an option has a wrong type.
         InvalidStreamName: the name of the stream is not valid.
         StoreError: no subscription was ended. Clients that are not connected may have lost subscriptions.
@@ -194,8 +195,8 @@ async def adisconnect_identity(condition: Identity, *, reconnect: bool) -> None:
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
     """Close the connections of a user who logged out. The user's other devices reconnect.
 
-    This is a receiver of `user_logged_out`. It raises no errors of stores, because users must be able to log out while
-    a store fails. After a failure, the disconnect is retried. If Redis does not respond, the logout is delayed by
+    This is a receiver of `user_logged_out`. It does not raise errors of stores, because users must be able to log out
+    while a store fails. After a failure, the disconnect is retried. If Redis does not respond, the logout is delayed by
     `REQUEST_TIMEOUT` at most.
     """
     text = identify(user)
@@ -211,7 +212,7 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 class _Disconnect:
     """A call of `disconnect` in the current namespace, and its retries.
 
-    The time of a disconnect is that of the first attempt that reached the session store. Retries use the same time. So
+    The time of a disconnect is the time at which the session store was first changed. Retries use the same time. So
     they do not close connections that were opened later.
     """
 
@@ -278,7 +279,7 @@ class _Revoke(_Disconnect):
 
     def _encode(self, at: float) -> str:
         scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
-        # The rest includes the namespace, which is a part of a connection's identity.
+        # These include the namespace, because it is a part of a connection's identity.
         connections = {name: text for name, text in self.condition.items() if name not in scope}
         return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
 
@@ -287,7 +288,7 @@ class _Revoke(_Disconnect):
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until one fails. Return those that were not stored. The failed one is the last of them."""
+    """Store disconnects until one fails. Return the disconnects that were not stored, the failed one as the last."""
     for number, call in enumerate(calls):
         try:
             call.store()
@@ -336,7 +337,7 @@ def check_names(names: Collection[str]) -> None:
 
 
 def _import_consumers() -> None:
-    """Import the consumers, through the ASGI application. In a shell or a worker, they may not have been imported."""
+    """Import the ASGI application, and so the consumers. A shell or a worker may not have imported them."""
     path = getattr(django_settings, "ASGI_APPLICATION", None)
     if path:
         with contextlib.suppress(ImportError):

@@ -17,7 +17,10 @@ class ProtocolError(CableError):
 
 
 class BroadcastError(CableError):
-    """Raised if a broadcast was refused, or could not be stored. Nothing was sent."""
+    """Raised if a broadcast was refused or could not be stored.
+
+    Nothing was sent, unless the error is a `BroadcastUncertain`.
+    """
 
 
 class BroadcastUncertain(BroadcastError):
@@ -28,7 +31,7 @@ class BroadcastUncertain(BroadcastError):
 
 
 class InvalidStreamName(BroadcastError, ValueError):
-    """Raised if a stream's name is not a string of 1 to 255 characters, or contains a control character."""
+    """Raised if a stream's name is not a string of 1 to 255 characters, or has a control character or a surrogate."""
 
 
 class InvalidPayload(BroadcastError, ValueError):
@@ -63,7 +66,7 @@ class InvalidToken(CableError):
 
 
 class TokenExpired(InvalidToken):
-    """Raised if a token has expired. The client gets a new one and reconnects."""
+    """Raised if a token has expired. The client gets a new token and reconnects."""
 
 
 class StoreError(CableError):

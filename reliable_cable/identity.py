@@ -12,14 +12,15 @@ from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 
-#: The identifiers of a connection, by name, as in `{"user": "auth.user:1"}`. The text for an anonymous user is empty.
-#: A condition has the same form. It matches a connection that has all identifiers of the condition.
+#: The identifiers of a connection as texts, by their names. The text for an anonymous user is empty. An example is
+#: `{"user": "auth.user:1"}`. A condition has the same form. It matches a connection that has all identifiers of the
+#: condition.
 Identity = Mapping[str, str]
 
 #: The names in `identified_by` of all consumer classes in this process.
 identifier_names: set[str] = {"user"}
 
-# The following keys cannot be names of identifiers, because these are Python identifiers.
+# No identifier can have one of the following keys as its name, because the names of attributes contain no `@`.
 
 #: The key of a condition that selects subscriptions by their channel.
 CHANNEL: Final = "@channel"
@@ -41,7 +42,10 @@ def row_name(instance: Any) -> str:
 
 
 def root_label(meta: Any) -> str:
-    """Return the label of a model's topmost parent in multi-table inheritance, which has the same primary keys."""
+    """Return the label, such as `auth.user`, of a model's topmost parent in multi-table inheritance.
+
+    A parent and its children have the same primary keys.
+    """
     meta = meta.concrete_model._meta
     while (link := meta.pk.remote_field) is not None and link.parent_link:
         meta = link.model._meta.concrete_model._meta
@@ -49,8 +53,8 @@ def root_label(meta: Any) -> str:
 
 
 def is_row(value: Any) -> bool:
-    """Return whether a value is a model instance. A lazy object such as `request.user` counts as one."""
-    # Some classes return None for all unknown attributes, for example `TokenUser` of simplejwt.
+    """Return whether a value is a model instance. A lazy object such as `request.user` counts, too."""
+    # `hasattr` does not suffice for `_meta`: `TokenUser` of simplejwt returns None for all unknown attributes.
     return isinstance(value, Model) or (getattr(value, "_meta", None) is not None and hasattr(value, "pk"))
 
 
@@ -67,7 +71,7 @@ def identify(value: Any) -> str:
 
 
 def reason_against(name: str, value: Any) -> str:
-    """Return the reason for which no connection can have an identifier with this value; `""` if one can have it.
+    """Return why no connection can have an identifier with this value; `""` if a connection can have it.
 
     Args:
         name: the name of the identifier.
@@ -142,7 +146,7 @@ def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
 
 
 def matches(condition: Identity, identity: Identity) -> bool:
-    """Return whether an identity has all identifiers of a condition and the same namespace."""
+    """Return whether an identity has all identifiers and the namespace of a condition."""
     return condition.get(_NAMESPACE) == identity.get(_NAMESPACE) and all(
         identity.get(name) == text for name, text in condition.items()
     )
@@ -154,12 +158,12 @@ def canonical(identity: Identity) -> str:
 
 
 def condition_key(condition: Identity) -> str:
-    """Return the hash of a condition, under which it is stored. The hash does not reveal the identifiers."""
+    """Return the key under which a condition is stored. It is a hash, which does not reveal the identifiers."""
     return hashlib.blake2b(canonical(condition).encode(), digest_size=16).hexdigest()
 
 
 def condition_keys(identity: Identity) -> list[str]:
-    """Return the keys of all conditions that match an identity. Empty identifiers match no condition."""
+    """Return the keys (see `condition_key`) of all conditions that match an identity. Empty identifiers are omitted."""
     namespace = identity.get(_NAMESPACE, "")
     pairs = [(name, text) for name, text in sorted(identity.items()) if text and name != _NAMESPACE]
     return [

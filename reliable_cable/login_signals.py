@@ -54,13 +54,13 @@ def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> 
     if not hasattr(request, "session"):
         return
     former = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-    # `login()` flushes the session of another user. A flushed session has no key until it is saved.
+    # `login()` flushes the session if it is that of another user. A flushed session has no key until it is saved.
     if former and request.session.session_key is None:
         _announce(LoginChange({SESSION: session_digest(former)}))
 
 
 def end_logged_out_session(sender: object, request: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a Django session whose user logs out, even if they are not identified by the user."""
+    """Close the connections of a Django session whose user logs out, even connections not identified by the user."""
     key = getattr(getattr(request, "session", None), "session_key", None)
     if key:
         _announce(LoginChange({SESSION: session_digest(key)}))
@@ -71,7 +71,7 @@ def check_saved_user(
 ) -> None:
     """Request a check of a saved user's logins, if the password has changed or the user is not active.
 
-    Other changes cause no message, because a project may save its user in each request.
+    Other changes cause no message, because a project may save the user in every request.
     """
     if not created and _may_end_logins(instance, update_fields):
         _announce(LoginChange({USER: user_id(instance)}))
@@ -115,7 +115,7 @@ def _append(changes: Sequence[LoginChange]) -> None:
 
 
 def _append_all(changes: Sequence[LoginChange]) -> Sequence[LoginChange]:
-    """Append changes to the control stream, and return those to retry. A message may safely be sent twice."""
+    """Append changes to the control stream. Return the changes to retry. A message may safely be sent twice."""
     try:
         _append(changes)
     except (BroadcastError, StoreError):

@@ -1,7 +1,7 @@
 """Log filters that remove secrets from log records, and escape text that could forge log lines.
 
-Python applies the filters of a logger before all handlers, and `logging.config` does not remove them. So they work with
-every server and every value of `LOGGING`.
+Python applies the filters of a logger before all handlers, and `logging.config` does not remove the filters. So they
+work with every server and every value of `LOGGING`.
 """
 
 import logging
@@ -46,7 +46,7 @@ _NAMED_SECRETS = re.compile(
     rf"""|({_HEADERS}['"],\s*b?['"])[^'"]+"""  # in an ASGI scope
     r"|(signed_stream(?:_name)?=)[^&\s]+"  # in a query string
     r"|(--)[0-9a-f]{64}"  # the signature of a stream name in a JSON object in a query string
-    r"|(anycable-token\.)[\w.!\#$%&*+^`|~/=-]+",  # the characters of a subprotocol, without the quotes of a list
+    r"|(anycable-token\.)[\w.!\#$%&*+^`|~/=-]+",  # in a subprotocol; a quote ends the token
     re.IGNORECASE,
 )
 #: Matches signatures of stream names, and JSON Web Tokens.
@@ -98,7 +98,7 @@ class TextFilter(logging.Filter):
     """Wraps the arguments and exceptions in this package's log records (see `LogText`)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record, and return True, so that it is logged."""
+        """Change a record in place. Return True, so that the record is logged."""
         if isinstance(record.args, tuple):
             record.args = tuple(_safe(value) for value in record.args)
         _clean_traceback(record)
@@ -109,7 +109,7 @@ class SecretsFilter(logging.Filter):
     """Replaces secrets in the log records of servers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record, and return True, so that it is logged."""
+        """Change a record in place. Return True, so that the record is logged."""
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
             # The arguments are kept separate from the message, because uvicorn's formatter reads them.
             record.args = tuple(hide_secrets(value) if isinstance(value, str) else value for value in record.args)

@@ -1,4 +1,4 @@
-"""A Django middleware that reads the session id in a request, so that broadcasts can exclude this client."""
+"""A Django middleware that reads the session id in a request, so that broadcasts can exclude its sender."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ class SocketIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Handle a request. During this, `current_socket_id` returns the session id in its header."""
+        """Handle a request. In the meantime, `current_socket_id` returns the session id in the request's header."""
         socket_id = request.headers.get(HEADER, "")
         if self.is_async:
             return self._acall(request, socket_id)
@@ -73,7 +73,7 @@ def _as_current(socket_id: str) -> Iterator[None]:
 
 
 def _wrap_stream(response: HttpResponseBase, socket_id: str) -> HttpResponseBase:
-    """Set the id for a streaming response, whose parts are produced after the middleware has returned."""
+    """Set the id while each part of a streaming response is produced. The middleware has returned by then."""
     # Files are not wrapped. They cause no broadcasts, and the server could not send a wrapped file efficiently.
     if socket_id and isinstance(response, StreamingHttpResponse) and getattr(response, "file_to_stream", None) is None:
         content = response.streaming_content

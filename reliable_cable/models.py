@@ -29,11 +29,11 @@ class Stream(models.Model):
 
 
 class Lineage(models.Model):
-    """A lineage of the database's data (see stores/streams/model_lineage.py)."""
+    """A lineage, which is an unbroken data set of the database (see stores/streams/model_lineage.py)."""
 
     #: The name that the database server reports; "" if it reports no lineages.
     name = models.CharField(max_length=64, unique=True)
-    #: The time before which messages may have been lost; 0 if no messages were lost.
+    #: The time, in seconds since 1970, before which messages may have been lost; 0 if no messages were lost.
     began = models.FloatField()
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ class SessionPart(models.Model):
 
 
 class Revocation(models.Model):
-    """The time of a call of `disconnect` or `revoke` with a condition."""
+    """The latest call of `disconnect` or `revoke` with a condition."""
 
     #: The hash of the condition (see `identity.condition_key`).
     condition = models.CharField(max_length=64, primary_key=True)

@@ -45,7 +45,7 @@ def current_namespace() -> str:
     that of the connection.
 
     Raises:
-        BroadcastError: the function has returned another namespace than that of the connection whose handler runs.
+        BroadcastError: in a handler, the function has returned another namespace than that of the connection.
         ImproperlyConfigured: the function cannot be imported, or has returned a value that cannot be a namespace.
     """
     path = get_settings().namespace
@@ -76,7 +76,7 @@ def find_namespace(scope: dict[str, Any]) -> str:
 def enter_namespace(scope: dict[str, Any]) -> str:
     """Find the namespace of a new connection, set it in the current context, and return it."""
     namespace = find_namespace(scope)
-    if namespace != _of_connection.get():  # a value in the context takes memory until the connection ends
+    if namespace != _of_connection.get():  # each value in the context takes memory until the connection ends
         _of_connection.set(namespace)
     return namespace
 

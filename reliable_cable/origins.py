@@ -31,7 +31,7 @@ LOG_INTERVAL: Final = 60.0
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 #: The schemes of origins, by schemes of WebSocket URLs. Some clients other than browsers send a WebSocket scheme.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
-#: The schemes of scopes whose client speaks TLS.
+#: The schemes of ASGI scopes whose connection uses TLS.
 _SECURE_SCHEMES: Final = ("https", "wss")
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 #: The hosts that Django allows if `DEBUG` is on and `ALLOWED_HOSTS` is empty.
@@ -153,7 +153,7 @@ def _is_own(origin: Origin, scope: Mapping[str, Any], *, tenants: bool) -> bool:
 
 def _is_secure(scope: Mapping[str, Any]) -> bool:
     """Return whether the client speaks TLS, to this server or to a proxy that `SECURE_PROXY_SSL_HEADER` trusts."""
-    if settings.SECURE_PROXY_SSL_HEADER is None:  # a request is slow to make, and only that setting needs one
+    if settings.SECURE_PROXY_SSL_HEADER is None:  # making a request object is slow, and only that setting needs it
         return scope.get("scheme") in _SECURE_SCHEMES
     return _as_request(scope).is_secure()
 
@@ -179,7 +179,7 @@ def _origin_headers(scope: Mapping[str, Any]) -> list[str]:
 
 _logged_at = -math.inf
 
-#: What allows the page of an origin to open a WebSocket.
+#: The sentence of a log message that says which settings allow an origin to open a WebSocket.
 _REMEDY: Final = (
     "Allowed are this host, ALLOWED_HOSTS (unless NAMESPACE is set) and CSRF_TRUSTED_ORIGINS, or `allowed_origins` of "
     "the consumer."
@@ -191,7 +191,7 @@ def log_refusal(scope: Mapping[str, Any], what: str = "A WebSocket was refused",
 
     Args:
         scope: the ASGI scope of the request.
-        what: says what was refused.
+        what: a clause that says what was refused.
         remedy: sentences that say which settings allow an origin.
     """
     global _logged_at

@@ -18,7 +18,7 @@ _TIME: Final = re.compile(r"[0-9]{1,12}\.[0-9]{6}")
 
 
 class PubSubChannel(Channel):
-    """The channel by which clients subscribe to a stream by its name, without a channel of the application.
+    """Lets clients subscribe to a stream by its name, without a channel of the application.
 
     The param `signed_stream_name` is a signed name. If it is missing, the param `stream_name` is used, which is the
     name of a public stream. If the signed name contains a position, or the param `after` is a position, the messages
@@ -50,9 +50,9 @@ class TurboStreamsChannel(Channel):
     """The channel of the element that `{% turbo_stream_from %}` renders.
 
     The param `signed_stream_name` is the signed name of the stream, and may contain a position. The messages after this
-    position are sent first. Without a position, they are the messages since the time in the param `since`, at which the
-    request of the web page began. This time needs no signature, because every client may request the history of its
-    streams.
+    position are sent first. If there is no position, the messages since the time in the param `since` are sent first.
+    At this time, the request of the web page began. The time needs no signature, because every client may request the
+    history of its streams.
 
     Clients can neither whisper nor join presence.
     """
@@ -85,9 +85,9 @@ def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
 def is_public(stream: str) -> bool:
     """Return whether clients may subscribe to a stream without a signed name.
 
-    A pattern in `PUBLIC_STREAMS` must match the name. If the name begins with that of a channel, as in
+    A pattern in `PUBLIC_STREAMS` must match the name. If the name begins with the name of a channel, as in
     `ChatChannel:chat.room:1`, the pattern must begin with `ChatChannel:`, too. So `"*"` matches no stream of a channel.
-    No pattern matches the streams of `private_prefixes`.
+    No pattern matches a name that begins with one of `private_prefixes`.
     """
     if stream.startswith(tuple(private_prefixes)):
         return False

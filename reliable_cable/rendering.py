@@ -49,8 +49,8 @@ def broadcast_template(
         stream: the stream's name. It can also be a model instance or a sequence, as for `{% turbo_stream_from %}`.
         template: the name of the template.
         context: the variables of the template. The template has no request, because all subscribers get the same HTML.
-        event: the name of the server-sent event, which `sse-swap` of htmx may contain. With it, the message is
-            `{"$event": event, "data": html}`. Without it, the message is the HTML.
+        event: the name of the server-sent event, for example for `sse-swap` of htmx. With a name, the message is
+            `{"$event": event, "data": html}`. Without a name, the message is the HTML.
         transient, immediate, to_others, exclude_socket, idempotency_key, using: as for `broadcast`.
 
     Returns:

@@ -16,7 +16,7 @@ class StreamStart:
         presence: whether this is the presence stream of the subscription.
         after: send the messages after this position.
         since: without `after`, send the messages since this time, in seconds since 1970 by the stream store's clock. If
-            both are None, only new messages are sent.
+            `after` and `since` are None, only new messages are sent.
     """
 
     name: str
@@ -51,7 +51,8 @@ class Snapshot:
     """The content of a stream as one message. It stands for all messages of the stream up to a position.
 
     Args:
-        position: the position, as `position()` returned it before the data were read; or one that was saved with them.
+        position: the position that `position()` returned before the data were read, or a position that was saved with
+            the data.
         data: the message, any value that can be encoded as JSON, unless it is falsy in JavaScript.
     """
 

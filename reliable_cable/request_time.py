@@ -1,4 +1,4 @@
-"""Records the time at which an HTTP request began. The view reads its data from the database after this time."""
+"""Records the time at which an HTTP request began, which is before the view reads its data from the database."""
 
 import time
 from collections.abc import MutableMapping
@@ -13,7 +13,7 @@ _KEY: Final = "reliable_cable.request_began"
 
 
 def request_began(request: HttpRequest) -> float | None:
-    """Return the time at which a request began, by `time.monotonic()`; None if it came from no server, as in a test."""
+    """Return the time at which a request began, by `time.monotonic()`; None if the request came from no server."""
     began: float | None = getattr(request, "scope", request.META).get(_KEY)
     return began
 

@@ -1,4 +1,4 @@
-"""Logs some mistakes in a project, with remedies. Servers hide them, or log them without a remedy."""
+"""Logs some mistakes in a project, with remedies. Servers hide these mistakes, or log them without a remedy."""
 
 import logging
 import sys
@@ -47,10 +47,10 @@ def log_unawaited(event: Mapping[str, Any]) -> None:
 
 
 def limit_exceptions(record: logging.LogRecord) -> bool:
-    """A log filter that limits how often exceptions of WebSockets are logged, because a client can cause them.
+    """Limit how often exceptions of WebSockets are logged, because clients can cause them. This is a log filter.
 
-    They are logged by `handshake_log` in place of the server's logger. If the WebSocket has no route, a line with the
-    remedy replaces the traceback. Exceptions of other consumers of the project are logged by the server.
+    The exceptions are logged by `handshake_log` in place of the server's logger. If the WebSocket has no route, a line
+    with the remedy replaces the traceback. Exceptions of other consumers of the project are logged by the server.
 
     Args:
         record: a log record of a server.

@@ -22,23 +22,23 @@ def signed_stream_name(name: str, *, at: PagePosition | None = None) -> str:
     """Return a stream's name with a signature. A client that has the signed name may subscribe to the stream.
 
     The signature does not expire, and is not bound to a user. So put it only into web pages for users who may read the
-    stream. It is valid for connections in the current namespace.
+    stream. The signed name is valid only for connections in the current namespace.
 
     Args:
         name: the stream's name.
-        at: a position that `position(name)` has returned, before the data of the web page were read. A client that
-            subscribes with the signed name first receives the messages after this position. AnyCable's own servers do
-            not support signed names with a position.
+        at: the stream's position. A view must read it with `position(name)` before it reads the data of the web page. A
+            client that subscribes with the signed name first receives the messages after this position. AnyCable's own
+            servers do not support signed names with a position.
 
     Raises:
         InvalidOption: `at` is not a position of this stream.
         InvalidStreamName: the name is not a string, is empty, cannot be encoded as UTF-8, or contains the character
-            between namespaces and names.
+            that separates namespaces from names.
     """
     if not isinstance(name, str) or not name:
         raise InvalidStreamName(f"The stream's name is {name!r}; it must be a non-empty string.")
     if NAMESPACE_SEPARATOR in name:
-        # This character could turn the name into one in another namespace.
+        # With this character, the name could be that of a stream in another namespace.
         raise InvalidStreamName(f"The stream's name {name!r} contains {NAMESPACE_SEPARATOR!r}, which is not allowed.")
     qualified = qualify(current_namespace(), name)
     if at is not None and (type(at) is not PagePosition or at.stream != qualified):

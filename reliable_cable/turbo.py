@@ -58,7 +58,7 @@ class MorphOptions(ContentOptions, total=False):
     """The options in `ContentOptions`, and the method by which the content is replaced.
 
     Args:
-        method: with `"morph"`, Turbo changes only the elements that differ, and the others keep their state.
+        method: with `"morph"`, Turbo changes only the elements that differ. Other elements keep their state.
     """
 
     method: Literal["morph"]
@@ -66,7 +66,7 @@ class MorphOptions(ContentOptions, total=False):
 
 @sync_only("abroadcast_append_to")
 def broadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Append content to the target. Turbo first removes children of the target that have the same ids.
+    """Append content to the target. Turbo first removes children of the target whose ids also occur in the content.
 
     Args:
         streamables: strings, numbers or model instances, which together make the stream's name, as for

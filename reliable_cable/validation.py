@@ -24,10 +24,11 @@ from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
-#: The beginnings of the names of streams that no pattern of `PUBLIC_STREAMS` opens. Apps add theirs in `ready()`.
+#: Prefixes of stream names. A stream with such a name is never public, even if a pattern of `PUBLIC_STREAMS` matches
+#: the name. Apps add their prefixes in `ready()`.
 private_prefixes: set[str] = set()
 MAX_KEY_LENGTH = 255
-#: How many messages of a batch are prepared in one iteration of the event loop. This takes less than 1 ms.
+#: How many messages of a batch are prepared in one iteration of the event loop. Their preparation takes less than 1 ms.
 PER_ITERATION: Final = 50
 
 
@@ -77,7 +78,7 @@ class Address:
 
     Args:
         stream: the name of the stream, with its namespace.
-        exclude: the session id of the connection that does not receive the message; `""` if all receive it.
+        exclude: the session id of the connection that does not receive the message; `""` if none is excluded.
         idempotency_key: the idempotency key; `""` if none was given.
         kept: whether the message is stored and gets a position.
     """
@@ -88,7 +89,7 @@ class Address:
     kept: bool
 
     def outgoing(self, data: Any) -> Outgoing:
-        """Check the payload, and return the broadcast with it.
+        """Check the payload, and return the broadcast that contains it.
 
         Raises:
             InvalidPayload: the payload cannot be broadcast.
@@ -316,7 +317,8 @@ def start_position(after: object, stream: str) -> PagePosition | None:
         stream: the name of the stream, with its namespace.
 
     Returns:
-        The position. If the client's value is not a position of this stream, it is `UNKNOWN_POSITION`.
+        The position. If the client's value is not a position of this stream, the result is an unknown position, so
+        that the client receives `reject_history`.
 
     Raises:
         ChannelError: the argument is a position of another stream.

@@ -35,9 +35,9 @@ def cable_meta_tags(
 ) -> SafeString:
     """Render the meta tags that the JavaScript client reads. Put them into the head of the web page.
 
-    They contain the time at which the request began, which is before the view read the data of the web page. A client
-    that subscribes for the first time requests the messages that were broadcast since this time. If the template has no
-    variable `request`, the tags contain the time at which they are rendered. The time is rounded down to a whole
+    The tags contain the time at which the request began. The view read the data of the web page after this time. A
+    client that subscribes for the first time requests the messages that were broadcast since this time. If the template
+    has no variable `request`, the tags contain the time at which they are rendered. The time is rounded down to a whole
     second. So the client may receive a message whose data is already in the web page.
 
     The time is that of the stream store's clock. Rendering never waits for the store. Until the process has measured
@@ -46,12 +46,12 @@ def cable_meta_tags(
     Args:
         context: the context of the template.
         url: the path of the cable, or its ws:// or wss:// URL.
-        since: the time at which the data of the web page was read from the database. Give it if that was before the
-            request began, for example if the data comes from a cache. It is a datetime, or a number of seconds since
-            1970 by this host's clock.
-        token: whether to add a token for the user of the request, see `cable_token`. Anonymous users get no token. The
-            URL is then absolute, or left out if it is the default one, because a client that loads the web page again
-            for a new token could not use a path.
+        since: the time at which the data of the web page was read from the database: a datetime, or a number of seconds
+            since 1970 by this host's clock. Give this time if the data was read before the request began, for example
+            if it comes from a cache.
+        token: whether to add a token for the user of the request, see `cable_token`. Anonymous users get no token. With
+            `token`, the URL is absolute, or is left out if it is the default. A client that reads the tags again to get
+            a new token could not use a path.
     """
     tags = []
     if not token or url != DEFAULT_URL:
@@ -109,7 +109,7 @@ def signed_stream_name(name: str, at: PagePosition | None = None) -> str:
 
     Args:
         name: the stream's name.
-        at: the position of the stream that the view read before the data of the web page, see `cable_position`.
+        at: the stream's position. The view must read it before the data of the web page, see `cable_position`.
     """
     return signing.signed_stream_name(name, at=None if at is None else _checked_position("signed_stream_name", at))
 
@@ -119,8 +119,8 @@ def cable_position(at: PagePosition) -> str:
     """Render the position of a stream, for example in `data-after="{% cable_position at %}"`.
 
     The view must read the position with `position()` before it reads the data of the web page, and pass it in the
-    context. The tag cannot read the position itself, because tags run after the view. Messages that were sent between
-    the queries of the view and the rendering would be lost.
+    context. The tag cannot read the position itself, because tags run after the view: the client would miss
+    messages that were sent between the queries of the view and the rendering.
 
     Args:
         at: the position that `position()` has returned.
@@ -132,7 +132,7 @@ def cable_position(at: PagePosition) -> str:
 
 
 def _checked_position(tag: str, value: object) -> PagePosition:
-    # A lazy object is refused, too. It would read the position only now, after the queries of the view.
+    # A lazy object is refused, too, because it would read the position only now, after the queries of the view.
     if type(value) is PagePosition:
         return value
     kind = "the name of a stream" if isinstance(value, str) and value else f"{type(value).__name__} {value!r:.80}"
@@ -151,14 +151,14 @@ def cable_events_url(
 ) -> str:
     """Render the URL from which the web page reads the messages of streams as server-sent events.
 
-    Use it for `sse-connect` and `hx-sse:connect` of htmx, or for an `EventSource`. The URL contains the signed names of
-    the streams, see `signed_stream_name`. The events contain only the messages (`raw=1`).
+    Use the URL for `sse-connect` and `hx-sse:connect` of htmx, or for an `EventSource`. The URL contains the signed
+    names of the streams, see `signed_stream_name`. The events contain only the messages (`raw=1`).
 
     Args:
         context: the context of the template.
         streams: the streams. A stream is a string, a model instance, or a list of these, as for
-            `{% turbo_stream_from %}`. It can also be a position of the stream that the view read before the data of the
-            web page, see `cable_position`.
+            `{% turbo_stream_from %}`. It can also be given as its position, which the view must read before the data of
+            the web page, see `cable_position`.
         url: the URL or the path of the endpoint.
         since: a time, as for `{% cable_meta_tags %}`. The events begin with the messages since this time.
 
@@ -203,7 +203,7 @@ def turbo_stream_from(
     Args:
         context: the context of the template.
         streamables: strings, numbers or model instances, which together make the name of the stream.
-        at: the position of the stream that the view read before the data of the web page, see `cable_position`.
+        at: the stream's position. The view must read it before the data of the web page, see `cable_position`.
     """
     name = check_stream_name(target_name(list(streamables)))
     at = None if at is None else _checked_position("turbo_stream_from", at)
@@ -231,7 +231,8 @@ def _warn_if_missing() -> None:
 
 def _request_nonce(context: template.Context) -> str | None:
     request: Any = context.get("request")
-    # These three are set by Django's context processor, django-csp and Django's middleware. The values are lazy, and
-    # are falsy until they are converted to text, which adds the nonce to the response's header. So compare with None.
+    # The three nonces are from Django's context processor, django-csp and Django's middleware. They are lazy objects,
+    # which are falsy until they are converted to text. The conversion adds the nonce to the response's header. So
+    # compare with None.
     nonces = (context.get("csp_nonce"), getattr(request, "csp_nonce", None), getattr(request, "_csp_nonce", None))
     return next((str(nonce) for nonce in nonces if nonce is not None), None)
