@@ -1,4 +1,4 @@
-"""Settings of the demo. By default, it runs for one developer, and needs no other service than SQLite.
+"""Settings of the demo. By default, it runs for one developer, with SQLite and without other services.
 
 These environment variables change the settings:
 
@@ -122,7 +122,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 
 #: Whether visitors may log in as any user. If so, the login page shows the password, and alice is a superuser.
 DEMO_OPEN_ACCOUNTS = DEBUG
-#: The password of the demo's users. If debugging is off, there is no default, which everybody would know.
+#: The password of the demo's users. If debugging is off, there is no default, because everybody would know it.
 DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD", "reliable" if DEBUG else "")
 
 #: The dotted path of the class that writes the assistant's answers. See `demo_project.chat.generators.Generator`.

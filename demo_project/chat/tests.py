@@ -35,11 +35,7 @@ cheap_passwords = override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashe
 
 
 def match_group(pattern: str, text: str) -> str:
-    """Return the text that matches the first group of a pattern.
-
-    Raises:
-        AssertionError: the pattern does not match.
-    """
+    """Return the text that the first group of a pattern matches. Fail the test if the pattern does not match."""
     match = re.search(pattern, text)
     if match is None:
         raise AssertionError(f"{pattern} is not in: {text}")

@@ -61,7 +61,8 @@ def rooms(request: HttpRequest) -> HttpResponse:
 def room(request: HttpRequest, slug: str) -> HttpResponse:
     """Show a room with its latest messages."""
     shown = _room(request, slug)
-    # The position is read before the messages, so that none is lost. The page is sent all messages after this position.
+    # The position is read before the messages, so that no message is lost. The page is sent all messages after this
+    # position.
     at = position(ChatChannel.broadcasting_for(shown))
     latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
     context = {

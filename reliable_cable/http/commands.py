@@ -55,7 +55,11 @@ def run_command(command: Mapping[str, Any]) -> Steps[None]:
 
 
 def _condition(text: Any) -> Identity:
-    """Return the identifiers of the connections to close. As in AnyCable, a payload contains them as a JSON text."""
+    """Return the identifiers that select the connections to close.
+
+    Args:
+        text: the value of `identifier` in the payload, which must be a JSON text, as in AnyCable.
+    """
     if not isinstance(text, str):
         raise _invalid('The payload has no "identifier" that is a string')
     if is_too_deep(text):

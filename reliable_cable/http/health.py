@@ -16,7 +16,7 @@ from .core import GET, Call, Endpoint, Refusal, Request, Response, Steps
 #: How long, in seconds, a request waits for an answer from the stream store. After this time, the response has the
 #: status 503.
 ANSWER_TIMEOUT: Final = 1.5
-#: How long, in seconds, after the start of a check its result is used for further requests.
+#: How long, in seconds, the result of a check is used for further requests, counted from the start of the check.
 CHECK_INTERVAL: Final = 1.0
 #: How long, in seconds, a check continues to wait for the stream store. After this time, the check fails, and another
 #: one can begin.

@@ -36,7 +36,7 @@ def readable_run(run: object, user: Any) -> Run:
     """Return the run with an id, if the user may read it.
 
     Args:
-        run: the id, as the client sent it. A value that is not a UUID is the id of no run.
+        run: the id, as the client sent it. Any value is allowed. If it is not a UUID, there is no such run.
         user: the user who wants to read the run.
 
     Raises:

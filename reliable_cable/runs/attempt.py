@@ -89,7 +89,8 @@ class Attempt:
             RunNotQueued: another task is writing the run, or the run is completed or failed.
         """
         run, now = self.run, self._clock()
-        # The stream has no event of this attempt yet. So the row and the messages after this position are complete.
+        # The stream has no event of this attempt yet. So the row and the messages after this position are the whole
+        # answer.
         self._position = position(run.stream)
         queued = Run.objects.filter(pk=run.pk, status=Status.QUEUED, attempt=run.attempt)
         if not queued.update(

@@ -48,9 +48,9 @@ class Coalescer:
             return len(self._written) == 1 or before < self._max_length <= self._length
 
     def due(self) -> float:
-        """Return when the next broadcast is due, by the clock of the argument `now` of `take`.
+        """Return the time at which the next broadcast is due, by the same clock as the argument `now` of `take`.
 
-        This is infinity if there is nothing to broadcast, and minus infinity if the broadcast must not wait.
+        The time is infinity if there is nothing to broadcast, and minus infinity if the broadcast must not wait.
         """
         if not self._written:
             return math.inf

@@ -101,7 +101,7 @@ class Feeder:
             self._fail(getattr(error, "code", None) or error.type, error.message)
         elif not _is_event(type(event)):
             raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
-        elif type_ == "chunk":  # of `chat.completions.stream()`
+        elif type_ == "chunk":  # `chat.completions.stream()` yields such events
             self._chunk(event.chunk)
 
     def end(self) -> None:
@@ -240,11 +240,11 @@ class Feeder:
         try:
             self._out.tool_call(call.id, call.name, json.loads(arguments or "{}"))
         except (ValueError, RecursionError):
-            # A model may write invalid JSON. The text itself is stored then.
+            # A model may write invalid JSON. In this case, the text is stored unchanged.
             self._out.tool_call(call.id, call.name, arguments)
 
     def _cite(self, citation: Any) -> None:
-        # With the versions 2 of `openai`, an annotation is a dict.
+        # In version 2 of `openai`, an annotation is a dict.
         values = citation if isinstance(citation, dict) else vars(citation)
         if url := values.get("url"):
             self._out.source(url, values.get("title") or "")

@@ -211,7 +211,7 @@ class Run(models.Model):
     def stop(self) -> bool:
         """Stop the run, even if a task in another process is writing it. The text that was written so far is kept.
 
-        A queued run is stopped at once. If a task is writing the run, it is notified within a quarter of a second.
+        A queued run is stopped at once. A task that is writing the run is notified within a quarter of a second.
 
         Returns:
             False if the run had ended before this call.

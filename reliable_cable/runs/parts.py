@@ -4,7 +4,7 @@ A part is a dict with a `type`. Its key `at` is the number of characters of the 
 below are used by this package, with these keys. Parts of other types are stored and sent, too. Readers skip the types
 that they do not know.
 
-- `reasoning`: `text`, to which the next piece is appended if no other content comes before that
+- `reasoning`: `text`, to which reasoning that directly follows is appended
 - `tool-call`: `id`, `name`, `input`
 - `tool-result`: `id`, `output`
 - `source`: `url`, `title`

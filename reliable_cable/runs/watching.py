@@ -21,14 +21,14 @@ logger = logging.getLogger("reliable_cable")
 
 #: The interval, in seconds, at which each server looks for runs that have ended or whose writer has died.
 INTERVAL: Final = 2.0
-#: How long, in seconds, after the end of a run its end is announced again, in case its writer could not do that.
+#: How long, in seconds, servers repeat the announcement that a run has ended, in case its writer could not announce it.
 ENDED_TIME: Final = 30
 #: The maximum number of runs in one query.
 BATCH: Final = 500
 
 
 class Reader:
-    """A subscription of this server to a run.
+    """The subscription of a client on this server to a run.
 
     Args:
         run: the id of the run.
@@ -39,14 +39,14 @@ class Reader:
 
 
 class RunWatcher:
-    """Checks regularly which of the runs that clients of this event loop read have ended, and announces the ends."""
+    """Checks regularly whether the runs with readers on this event loop have ended, and announces their ends."""
 
     def __init__(self) -> None:
         self._readers: WeakSet[Reader] = WeakSet()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, reader: Reader) -> None:
-        """Watch the run of a reader, as long as another object has a reference to the reader."""
+        """Watch the run of a reader until the reader is garbage-collected."""
         self._readers.add(reader)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._watch())

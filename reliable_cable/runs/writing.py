@@ -1,4 +1,4 @@
-"""The context managers `writing` and `awriting`, in which a task writes a run, and the `Writer` that they return."""
+"""The context managers `writing` and `awriting`, in which a task writes a run, and the `Writer` that they yield."""
 
 import asyncio
 import logging

@@ -34,7 +34,7 @@ def plan_example(plan: Plan, *, with_url: bool) -> None:
 
     Args:
         plan: the plan to which the changes are added.
-        with_url: whether to add the route. This fails at start if `INSTALLED_APPS` does not contain the app.
+        with_url: whether to add the route. It must not be added if `INSTALLED_APPS` will not contain the app.
     """
     source = None
     urls = getattr(settings, "ROOT_URLCONF", None)

@@ -224,7 +224,7 @@ class ChannelTester:
 
 
 def _anonymous() -> Any:
-    # The import is inside the function, because a project need not have the models of this module installed.
+    # This is not imported at the top, because it loads the models of `django.contrib.auth`, which may not be installed.
     from django.contrib.auth.models import AnonymousUser
 
     return AnonymousUser()

@@ -174,7 +174,7 @@ class ClientSocket:
         return ConnectionError(f"The server closed the connection{reason}.")
 
     def observe(self, frame: Frame) -> None:
-        """Called with each received frame except pings. This method does nothing; a subclass may override it."""
+        """Handle a received frame that is not a ping. This method does nothing; a subclass may override it."""
 
     def _receive(self, frame: Frame) -> None:
         if frame.get("type") == MessageType.PING:

@@ -63,7 +63,7 @@ class CableCommunicator(ClientSocket):
         self._client = client
         self._protocol = protocol
         self._headers = dict(headers or {})
-        #: The id of the session. `connect` restores the session with this id, and then sets the id of the new one.
+        #: The id of the session. `connect` restores the session with this id, then stores the id that the server sends.
         self.session_id = session_id
         #: The identifiers of the subscriptions that the last call of `connect` has restored.
         self.restored: list[str] = []
@@ -188,7 +188,7 @@ class CableCommunicator(ClientSocket):
         """Return the next frame that is not a ping.
 
         Args:
-            type: the type of the frame. Frames of other types are skipped, and remain for later calls.
+            type: the type of the frame; None for any type. Frames of other types remain for later calls.
 
         Raises:
             AssertionError: no such frame arrived within 5 seconds. The error lists the received frames.

@@ -218,7 +218,7 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # the first call may have been before the import of Twisted
+    server_logs.install()  # repeated, because Twisted may be imported only now
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:
