@@ -1,4 +1,4 @@
-"""A content security policy that allows only scripts, styles and connections of this site."""
+"""A middleware that adds a content security policy, which allows only scripts, styles and connections of this site."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from django.utils.deprecation import MiddlewareMixin
 
 
 class ContentSecurityPolicyMiddleware(MiddlewareMixin):
-    """Adds `csp_nonce` to each request and the policy to each response.
+    """Adds `csp_nonce` to each request, and the policy to each response.
 
-    Django has such a middleware from version 6.0 on, but the demo also supports Django 5.2.
+    The demo has its own middleware, because it supports Django 5.2, and Django has one only since version 6.0.
     """
 
     def process_request(self, request: HttpRequest) -> None:
-        """Create the nonce that templates add to their script tags."""
+        """Create a random nonce, which templates add to their script tags."""
         request.csp_nonce = secrets.token_urlsafe(16)  # type: ignore[attr-defined]
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Add the policy to the response, unless it already has one."""
-        # In current browsers, 'self' in connect-src includes WebSockets. Older browsers need their URLs.
+        # In current browsers, 'self' in connect-src includes WebSockets. For older browsers, their URLs are added.
         host = request.headers.get("Host", "")
         policy = {
             "default-src": "'self'",

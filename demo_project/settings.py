@@ -1,6 +1,6 @@
-"""Settings of the demo. By default, it runs for one developer and needs nothing but SQLite.
+"""Settings of the demo. By default, it runs for one developer, with SQLite and without other services.
 
-These environment variables change that:
+These environment variables change the settings:
 
 | variable | meaning |
 |---|---|
@@ -39,7 +39,7 @@ if not DEBUG:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 INSTALLED_APPS = [
-    "daphne",  # must come first, so that its `runserver` is used, which serves ASGI
+    "daphne",  # daphne comes first, so that its `runserver` is used, which serves ASGI
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -83,10 +83,10 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db.sqlite3")),
-        # IMMEDIATE: a transaction that writes waits for the lock when it begins, and does not fail later. WAL: readers
-        # and the writer do not wait for each other.
+        # With IMMEDIATE, a transaction waits for the write lock when it begins, instead of failing at its first write.
+        # With WAL, readers and the writer do not wait for each other.
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL;"},
-        # Tests need a file, because each thread would use its own database in memory.
+        # Tests use a file, because with a database in memory, each thread would have its own database.
         "TEST": {"NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db")) + ".test.sqlite3"},
     }
 }
@@ -110,7 +110,7 @@ RELIABLE_CABLE: dict[str, Any] = {
         "chat.room:*": {"history_size": 1000, "history_ttl": 86400},
         "assistant:*": {"history_size": 2000, "history_ttl": 3600},
     },
-    # The page "Coming from Action Cable" shows a public stream.
+    # The page "Coming from Action Cable" has an example of a public stream.
     "PUBLIC_STREAMS": ["news:*"],
 }
 if url := os.environ.get("REDIS_URL"):
@@ -120,12 +120,12 @@ CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 
-#: Whether visitors may log in as any user: the login page shows the password, and alice is a superuser.
+#: Whether visitors may log in as any user. If so, the login page shows the password, and alice is a superuser.
 DEMO_OPEN_ACCOUNTS = DEBUG
-#: The password of the demo's users. If debugging is off, it must not be a known one.
+#: The password of the demo's users. If debugging is off, there is no default, because everybody would know it.
 DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD", "reliable" if DEBUG else "")
 
-#: The dotted path of the class that writes the assistant's answers, a `demo_project.chat.generators.Generator`.
+#: The dotted path of the class that writes the assistant's answers. See `demo_project.chat.generators.Generator`.
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
 #: How long, in seconds, the scripted generator waits between two words.
 DEMO_TOKEN_DELAY = float(os.environ.get("DEMO_TOKEN_DELAY", "0.04"))

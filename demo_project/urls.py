@@ -1,4 +1,4 @@
-"""URLs of the demo."""
+"""The URLs of the demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.urls import path
 from demo_project.chat import views
 from demo_project.chat.accounts import DEMO_USERS
 
-#: What the login page shows, so that a visitor can log in as any user with one click.
+#: Additional template context of the login page, with which a visitor can log in as any user with one click.
 OPEN_ACCOUNTS = {"demo_users": DEMO_USERS, "demo_password": settings.DEMO_PASSWORD}
 
 urlpatterns = [

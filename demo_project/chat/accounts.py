@@ -1,4 +1,4 @@
-"""The demo's users and rooms."""
+"""Creates the demo's users and rooms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .models import Room
 
 DEMO_USERS = ("alice", "bob", "carol", "dave")
 
-#: For each room's slug: its name, its topic and its members. Rooms without members are open to all users.
+#: The name, the topic and the members of each room, by slug. Rooms without members are open to all users.
 ROOMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "lobby": ("Lobby", "Everybody is welcome here", ()),
     "workshop": ("Workshop", "Cut cables, repair cables", ()),
@@ -21,10 +21,10 @@ ROOMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 @transaction.atomic
 def create_demo_data() -> None:
-    """Create the demo's users and rooms unless they exist. Users that exist get the password of the settings.
+    """Create the demo's users and rooms unless they exist. Set the password of all these users to `DEMO_PASSWORD`.
 
     Raises:
-        ImproperlyConfigured: the settings have no password.
+        ImproperlyConfigured: `DEMO_PASSWORD` is empty.
     """
     if not settings.DEMO_PASSWORD:
         raise ImproperlyConfigured("DEMO_PASSWORD is not set; it must be the password of the demo's users.")

@@ -1,4 +1,4 @@
-"""The configuration of the app."""
+"""The Django app configuration of the demo's app."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class ChatConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect the receivers of signals."""
-        from . import receivers  # noqa: F401 - it needs the models
+        from . import receivers  # noqa: F401 - the import needs the models

@@ -1,7 +1,7 @@
 """The assistant: a background task writes an answer and broadcasts it piece by piece.
 
-The task does not belong to a connection, so that an answer continues while the user is offline. These events are
-broadcast to the user's stream, each with an `answer_id`:
+The task does not depend on a connection, so an answer continues while the user is offline. The task broadcasts these
+events to the user's stream, each with an `answer_id`:
 
     {"type": "started", "prompt": …}
     {"type": "chunk", "index": 0, "text": …}
@@ -29,7 +29,7 @@ from .models import Answer
 
 logger = logging.getLogger(__name__)
 
-#: How often, in seconds, a running answer is saved.
+#: The interval, in seconds, at which a running answer is saved.
 SAVE_INTERVAL = 0.5
 #: How long, in seconds, a running answer may go without a save before its task counts as dead.
 DEAD_AFTER = 10.0
@@ -40,7 +40,7 @@ SERVER_STOPPED = "The server stopped while it was answering."
 
 
 def stream_of(user: User) -> str:
-    """Return the name of the stream with a user's answers."""
+    """Return the name of the stream to which a user's answers are broadcast."""
     return f"assistant:{user.pk}"
 
 
@@ -54,19 +54,19 @@ async def ask(user: User, prompt: str) -> bool:
 
 
 async def stop(user: User, answer_id: Any) -> None:
-    """Stop an answer. Its task may run in another process, and notices the stop at its next save."""
+    """Stop an answer. Its task may run in another process. The task detects the stop when it next saves the answer."""
     await fail_if_dead(user, answer_id)
     await database_sync_to_async(_request_stop)(user, answer_id)
 
 
 async def fail_if_dead(user: User, answer_id: Any) -> None:
-    """Mark an answer as failed if its task died with its server, and broadcast the error."""
+    """If the task of an answer is dead, mark the answer as failed, and broadcast the error."""
     if await database_sync_to_async(_fail_dead)(user, answer_id):
         await abroadcast(stream_of(user), _error(answer_id, SERVER_STOPPED))
 
 
 async def write(answer_id: int) -> None:
-    """Write an answer, broadcast its pieces, and save its result, even if an error occurs."""
+    """Write an answer: broadcast its pieces, and save the text and the status, even after an error."""
     answer = await database_sync_to_async(_unless_failed)(answer_id)
     if answer is None:
         return
@@ -95,13 +95,19 @@ async def write(answer_id: int) -> None:
 
 
 async def _write_chunks(answer: Answer, stream: str, chunks: list[str]) -> bool:
-    """Broadcast each piece, and save the text regularly. Return False if the answer was stopped."""
+    """Broadcast each piece of an answer, and save the text regularly. Return False if the answer was stopped.
+
+    Args:
+        answer: the answer to write.
+        stream: the name of the stream.
+        chunks: the list to which each piece is appended after its broadcast.
+    """
     pieces = aiter(get_generator().generate(answer.prompt))
     piece = asyncio.ensure_future(anext(pieces, None))
     saved = time.monotonic()
     try:
         while True:
-            # A model may take long for a piece. Saving meanwhile shows that this task is alive, and notices a stop.
+            # A model may take long for a piece. The saves meanwhile show that this task is alive, and detect a stop.
             await asyncio.wait([piece], timeout=SAVE_INTERVAL)
             if time.monotonic() - saved >= SAVE_INTERVAL:
                 if not await database_sync_to_async(_save)(answer, "".join(chunks)):
@@ -134,7 +140,7 @@ def _create(user: User, prompt: str) -> Answer | None:
 
 
 def _unless_failed(answer_id: int) -> Answer | None:
-    """Return an answer, unless it was marked as failed before a worker started it."""
+    """Return an answer with its user; None if it was marked as failed before its task started."""
     return Answer.objects.select_related("user").exclude(status=Answer.Status.ERROR).filter(pk=answer_id).first()
 
 

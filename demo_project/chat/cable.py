@@ -1,4 +1,4 @@
-"""The channels. `reliable_cable` imports this module at start, as Django's admin imports `admin`."""
+"""The channels. `reliable_cable` imports the module `cable` of each app, as Django's admin imports `admin`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ChatChannel(Channel):
 
     Params:
         room_id: the primary key of the room.
-        after: the position that the stream had before the page's messages were read.
+        after: the position of the stream before the messages on the page were read. Later messages are sent.
     """
 
     def subscribed(self) -> None:
-        """Stream the room's messages and join its presence. Whispers carry the typing indicators."""
+        """Stream the room's messages, and join its presence. Typing indicators are sent as whispers."""
         room = self.room()
         if room is None:
             return self.reject()
@@ -36,7 +36,8 @@ class ChatChannel(Channel):
 
         Data:
             text: the message.
-            client_id: an id from the page. A message with the same id is saved and broadcast only once.
+            client_id: an id that the page chooses. If it sends a message again with the same id, the message is saved
+                and broadcast only once.
         """
         room = self.room()
         text, client_id = str(data.get("text", "")).strip(), str(data.get("client_id", ""))
@@ -61,11 +62,12 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
 
     Args:
         room: the room of the message.
-        author: the user who wrote the message; None: the robot.
+        author: the user who wrote the message; None for the robot.
         text: the text of the message.
         client_id: an id that is unique for the author. If a message with this id exists, it is returned unchanged.
     """
-    # The message is broadcast after the commit. The key prevents a second broadcast if the page sends it again.
+    # The message is broadcast after the commit. If the page sends the message again, the key prevents a second
+    # broadcast.
     with transaction.atomic():
         message, _ = Message.objects.get_or_create(
             room=room, author=author, client_id=client_id, defaults={"text": text}
@@ -73,7 +75,8 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
         key = f"message:{message.pk}"
         ChatChannel.broadcast_to(room, message.as_dict(), idempotency_key=key)
         if not room.is_private:
-            # The pages with Turbo and htmx subscribe by signed names, which stay valid for former members.
+            # Private rooms have no pages with Turbo and htmx. These pages subscribe by signed stream names, which would
+            # stay valid for former members.
             template, context = "chat/_message.html", {"message": message}
             turbo, htmx = html_stream(room, "turbo"), html_stream(room, "htmx")
             broadcast_append_to(turbo, target="messages", template=template, context=context, idempotency_key=key)
@@ -84,7 +87,12 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
 
 
 def html_stream(room: Room, kind: str) -> str:
-    """Return the name of the stream of a room for pages of a kind, whose messages are HTML: "turbo" or "htmx"."""
+    """Return the name of a room's stream whose messages are HTML.
+
+    Args:
+        room: the room.
+        kind: the pages that subscribe to the stream, `"turbo"` or `"htmx"`.
+    """
     return f"chat.room:{room.pk}:{kind}"
 
 
@@ -97,7 +105,7 @@ class AssistantChannel(Channel):
 
     @action
     async def ask(self, data: dict[str, Any]) -> None:
-        """Start an answer. Data: `prompt`."""
+        """Start an answer to the `prompt` in the data."""
         prompt = str(data.get("prompt", "")).strip()
         if not 0 < len(prompt) <= Answer.MAX_PROMPT:
             return self.transmit({"type": "refused", "reason": f"Ask in 1 to {Answer.MAX_PROMPT} characters."})
@@ -106,20 +114,27 @@ class AssistantChannel(Channel):
 
     @action
     async def stop(self, data: dict[str, Any]) -> None:
-        """Stop an answer. Data: `answer_id`."""
+        """Stop the answer with the `answer_id` in the data."""
         await assistant.stop(self.user, data.get("answer_id"))
 
     @action
     async def check(self, data: dict[str, Any]) -> None:
-        """Mark an answer as failed if its task has died. Pages call this after a long silence. Data: `answer_id`."""
+        """Mark the answer with the `answer_id` in the data as failed if its task is dead.
+
+        A page calls this when it has received no event of a running answer for a long time.
+        """
         await assistant.fail_if_dead(self.user, data.get("answer_id"))
 
 
 class NewsChannel(Channel):
-    """News by topic. Params: `topic`."""
+    """The news on a topic.
+
+    Params:
+        topic: the name of the topic, which consists of letters.
+    """
 
     def subscribed(self) -> None:
-        """Stream a topic's news."""
+        """Stream the news on the topic, if its name is valid."""
         topic = str(self.params.get("topic", ""))
         if not topic.isalpha():
             return self.reject()

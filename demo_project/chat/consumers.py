@@ -6,12 +6,12 @@ from reliable_cable import CableConsumer
 
 
 class AppConsumer(CableConsumer):
-    """Serves the cable to users who are logged in."""
+    """Accepts connections of users who are logged in."""
 
     identified_by = ("user",)
 
     async def connect(self) -> None:
-        """Reject connections without a logged-in user. AuthMiddlewareStack has put the user into the scope."""
+        """Reject the connection if its user is not logged in. `AuthMiddlewareStack` has put the user into the scope."""
         self.user = self.scope["user"]
         if not self.user.is_authenticated:
             self.reject_connection()

@@ -1,4 +1,4 @@
-"""Generators, which write the assistant's answers."""
+"""Classes that write the assistant's answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.utils.module_loading import import_string
 
 
 class GeneratorError(Exception):
-    """The answer cannot be written or completed. The message is shown to the user."""
+    """Raised by a generator if it cannot write or complete the answer. The message is shown to the user."""
 
 
 class Generator(Protocol):
@@ -34,7 +34,10 @@ def get_generator() -> Generator:
 
 
 class ScriptedGenerator:
-    """Answers with prepared paragraphs, without a language model. The same prompt always has the same answer."""
+    """A generator that answers with prepared paragraphs, without a language model.
+
+    Each time, it gives the same answer to the same prompt.
+    """
 
     PARAGRAPHS = (
         (

@@ -49,7 +49,8 @@ class Message(models.Model):
     room = models.ForeignKey(Room, on_delete=models.CASCADE, related_name="messages")
     author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, blank=True)
     text = models.TextField(max_length=MAX_LENGTH)
-    #: Chosen by the author's page, so that a message that is sent again after a lost connection is saved only once.
+    #: An id that the author's page chooses. A page may send a message again after it lost the connection. With the same
+    #: id, the message is saved only once.
     client_id = models.CharField(max_length=64)
     created = models.DateTimeField(auto_now_add=True)
 
@@ -64,7 +65,7 @@ class Message(models.Model):
 
     @property
     def author_name(self) -> str:
-        """The name of the author, as pages show it."""
+        """The name of the author that pages show: the username, or "robot"."""
         return self.author.username if self.author else "robot"
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Answer(models.Model):
     MAX_PROMPT = 1000
 
     class Status(models.TextChoices):
-        """The state of an answer."""
+        """The status of an answer: whether its task is still writing it, or how it ended."""
 
         RUNNING = "running"
         COMPLETE = "complete"
@@ -98,7 +99,8 @@ class Answer(models.Model):
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.RUNNING)
     error = models.CharField(max_length=200, blank=True)
     created = models.DateTimeField(auto_now_add=True)
-    #: The task that writes the answer updates this regularly. An old value means that the task is dead.
+    #: The time of the last save. The task that writes the answer saves it regularly, so if this time is long ago, the
+    #: task is dead.
     updated = models.DateTimeField(auto_now=True)
 
     class Meta:

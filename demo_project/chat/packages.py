@@ -1,4 +1,4 @@
-"""The npm packages of the pages with Turbo and htmx. They are served unmodified, as static files."""
+"""Copies the npm packages that the pages with Turbo and htmx need to the static files, without changes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from reliable_cable.client.build import install
 
-#: The folder with the versions of the packages.
+#: The folder with the `package.json` that names the packages and their versions.
 SOURCE = Path(__file__).resolve().parents[1] / "npm"
-#: The folder in the static files.
+#: The folder of static files into which the packages are copied.
 TARGET = Path(__file__).resolve().parent / "static" / "npm"
 
 
 def copy_packages() -> None:
-    """Install the packages and copy their files, unless the files are there. This needs Node and npm."""
+    """Install the packages and copy their files, unless they were copied before. This needs Node and npm."""
     lock = TARGET / "package-lock.json"
     if lock.is_file() and lock.read_bytes() == (SOURCE / "package-lock.json").read_bytes():
         return

@@ -1,4 +1,4 @@
-"""Ends the subscriptions to a room when its members change. Their users subscribe again, if they still may."""
+"""Ends all subscriptions to a room when its members change. Users who may still enter it then subscribe again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def handle_removed_members(instance: Any, action: str, **kwargs: Any) -> None:
 
 @receiver(post_save, sender=Room)
 def handle_saved_room(instance: Room, created: bool, **kwargs: Any) -> None:
-    """End the subscriptions to a room that may have become private."""
+    """End the subscriptions to a private room when it is saved, because it may have been public before."""
     if instance.is_private and not created:
         _end_subscriptions(instance)
 

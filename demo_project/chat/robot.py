@@ -1,4 +1,4 @@
-"""A robot that sends messages, so that a page misses some while its connection is cut."""
+"""A robot that sends messages. If a page is offline meanwhile, it misses messages, and catches up later."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from channels.db import database_sync_to_async
 from .cable import post_message
 from .models import Room
 
-#: The most lines that a page can request at once.
+#: The maximum number of messages that a page can request at once.
 MAX_LINES = 500
 
 
 async def talk(room_id: int, count: int, interval: float = 0.0) -> None:
-    """Send numbered lines to a room.
+    """Send numbered messages to a room.
 
     Args:
         room_id: the primary key of the room.
-        count: the number of lines.
-        interval: how long, in seconds, to wait between two lines.
+        count: the number of messages.
+        interval: how long, in seconds, to wait between two messages.
     """
     room = await Room.objects.aget(pk=room_id)
     run = uuid.uuid4().hex

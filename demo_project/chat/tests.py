@@ -1,6 +1,6 @@
-"""Tests of the demo. `manage.py test` runs them, and the test suite of the package does, too."""
+"""Tests of the demo. Both `manage.py test` and the test suite of the package run them."""
 
-# ruff: noqa: PT009 - these are Django's tests, not pytest's
+# ruff: noqa: PT009 - these tests are written for Django's test runner, not for pytest
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ cheap_passwords = override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashe
 
 
 def match_group(pattern: str, text: str) -> str:
-    """Return the text that the group of a pattern matches."""
+    """Return the text that the first group of a pattern matches. Fail the test if the pattern does not match."""
     match = re.search(pattern, text)
     if match is None:
         raise AssertionError(f"{pattern} is not in: {text}")
@@ -48,7 +48,7 @@ PAGES = "/ /rooms/lobby/ /rooms/lobby/turbo/ /rooms/lobby/htmx/ /rooms/lobby/htm
 
 @cheap_passwords
 class DemoDataTest(TestCase):
-    """The creation of users and rooms."""
+    """Tests of the creation of users and rooms."""
 
     def test_users_and_rooms_are_created_once_and_users_can_log_in(self) -> None:
         create_demo_data()
@@ -83,7 +83,7 @@ class DemoDataTest(TestCase):
 
 @cheap_passwords
 class PagesTest(TestCase):
-    """The views."""
+    """Tests of the views."""
 
     @classmethod
     def setUpTestData(cls) -> None:
@@ -125,7 +125,7 @@ class PagesTest(TestCase):
                     self.assertIn(f'nonce="{nonce}"', tag)
                 self.assertIsNone(re.search(r"<[^>]+\s(style|on\w+)=", page))
                 for url in re.findall(r'(?:src|href)="/static/([^"]+)"', page):
-                    if not url.startswith(("reliable_cable/", "npm/")):  # these are made, not checked in
+                    if not url.startswith(("reliable_cable/", "npm/")):  # these files are built, and may be missing
                         self.assertIsNotNone(finders.find(url), url)
 
     def test_the_policy_has_a_new_nonce_each_time(self) -> None:
@@ -176,7 +176,7 @@ class PagesTest(TestCase):
 
 @cheap_passwords
 class ChannelsTest(CableTestCase):
-    """The rights to subscribe, and what members do in a room."""
+    """Tests of the rights to subscribe, and of presence and whispers in a room."""
 
     alice: User
     carol: User
@@ -222,7 +222,7 @@ class ChannelsTest(CableTestCase):
 
 @cheap_passwords
 class RemovedMembersTest(CableTestCase):
-    """The end of subscriptions when a room is closed to a user."""
+    """Tests that subscriptions end when their user may no longer enter the room."""
 
     def setUp(self) -> None:
         create_demo_data()
@@ -238,7 +238,7 @@ class RemovedMembersTest(CableTestCase):
         await self.check_that_bob_is_excluded_by(room, room.asave())
 
     async def check_that_bob_is_excluded_by(self, room: Room, change: Awaitable[None]) -> None:
-        """Subscribe, make a change, and expect that the subscription ends and is rejected afterwards."""
+        """Subscribe bob to a room, make a change, and check that he is unsubscribed and cannot subscribe again."""
         async with CableCommunicator(user=self.bob) as page:
             chat = await page.subscribe(ChatChannel, {"room_id": room.pk})
             await change
@@ -249,7 +249,7 @@ class RemovedMembersTest(CableTestCase):
 
 @cheap_passwords
 class MessagesTest(CableTestCase):
-    """Messages in rooms, and their broadcasts."""
+    """Tests of messages in rooms, and of their broadcasts."""
 
     def setUp(self) -> None:
         create_demo_data()
@@ -312,26 +312,26 @@ class Broken:
 
 @override_settings(DEMO_TOKEN_DELAY=0)
 class AssistantTest(CableTestCase):
-    """Answers of the assistant, from the prompt to the saved text."""
+    """Tests of the assistant's answers, from the prompt to the saved text."""
 
     def setUp(self) -> None:
         self.user = User.objects.create(username="alice")
 
     @asynccontextmanager
     async def page(self) -> AsyncIterator[CableSubscription]:
-        """Connect a page of the user, and subscribe to the assistant."""
+        """Connect a client of the user, and yield its subscription to the assistant."""
         async with CableCommunicator(user=self.user) as page:
             yield await page.subscribe(AssistantChannel)
 
     async def events(self, page: CableSubscription, *last: str) -> list[Any]:
-        """Return the events that the page receives, up to the first one of these types."""
+        """Return the events that the page receives, up to the first event whose type is in `last`."""
         received = [await page.receive()]
         while received[-1]["type"] not in last:
             received.append(await page.receive())
         return received
 
     async def ask(self, prompt: str) -> tuple[Answer, list[Any]]:
-        """Start an answer. Return it and its events after the last event."""
+        """Start an answer, and wait for its end. Return the answer and all its events."""
         async with self.page() as page:
             await page.perform("ask", {"prompt": prompt})
             events = await self.events(page, "complete", "error")
@@ -394,7 +394,7 @@ class AssistantTest(CableTestCase):
         async with ChannelTester(AssistantChannel, user=self.user) as page:
             await page.asubscribe()
             with self.assertNoBroadcasts():
-                await page.aperform("check", {"answer_id": answer.pk})  # its task may still be running
+                await page.aperform("check", {"answer_id": answer.pk})  # the task may still be alive
             long_ago = timezone.now() - timedelta(seconds=assistant.DEAD_AFTER + 1)
             await Answer.objects.filter(pk=answer.pk).aupdate(updated=long_ago)
             with self.assertBroadcasts(stream, 1, matching={"type": "error"}):

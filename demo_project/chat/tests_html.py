@@ -1,6 +1,6 @@
-"""Tests of the pages of rooms whose messages are HTML, with Turbo and htmx."""
+"""Tests of the room pages with Turbo and htmx, to which messages are broadcast as HTML."""
 
-# ruff: noqa: PT009 - these are Django's tests, not pytest's
+# ruff: noqa: PT009 - these tests are written for Django's test runner, not for pytest
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tests import cheap_passwords
 
 @cheap_passwords
 class HtmlRoomsTest(CableTestCase):
-    """The views and the broadcasts."""
+    """Tests of the views and the broadcasts of these pages."""
 
     def setUp(self) -> None:
         create_demo_data()

@@ -1,6 +1,6 @@
 """Tests of the command `robot`."""
 
-# ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
+# ruff: noqa: PT009, PT027 - these tests are written for Django's test runner, not for pytest
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .models import Room
 
 
 class RobotCommandTest(CableTestMixin, TransactionTestCase):
-    """The command `robot`, whose event loop uses another database connection."""
+    """Tests that need committed rows, because the command uses another database connection in its event loop."""
 
     def test_rooms_are_found_by_slug(self) -> None:
         lobby = Room.objects.create(slug="lobby", name="Lobby")

@@ -1,4 +1,4 @@
-"""The pages. They are rendered with the data that exists; later updates arrive over the cable."""
+"""The views of the pages. A page is rendered with the current data, and receives later updates over the cable."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from .robot import MAX_LINES, talk
 
 #: The number of messages that the page of a room shows at first.
 PAGE_SIZE = 50
-#: The most messages in one response to a page that has lost its position in the stream.
+#: The maximum number of messages in one response to a page that could not catch up from the stream.
 CATCH_UP_SIZE = 200
 
-#: The boxes of the page "Coming from Action Cable": topic, title and description. The topic also names the script.
+#: The topic, title and description of each box on the page "Coming from Action Cable". The script of the box is named
+#: after the topic.
 BOXES = (
     ("consumer", "createConsumer", "Rails' own way, from @anycable/web: change the import, keep the code."),
     ("classes", "A Channel class", "Params in, messages out: a class for each kind of subscription."),
@@ -38,7 +39,7 @@ BOXES = (
 
 
 def _user(request: HttpRequest) -> User:
-    """Return the user of a request whose view has `login_required`."""
+    """Return the user of a request. The view must have `login_required`."""
     if not isinstance(request.user, User):
         raise Http404
     return request.user
@@ -60,7 +61,8 @@ def rooms(request: HttpRequest) -> HttpResponse:
 def room(request: HttpRequest, slug: str) -> HttpResponse:
     """Show a room with its latest messages."""
     shown = _room(request, slug)
-    # The position is read before the messages. The page is then sent exactly the messages after it.
+    # The position is read before the messages, so that no message is lost. The page is sent all messages after this
+    # position.
     at = position(ChatChannel.broadcasting_for(shown))
     latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
     context = {
@@ -77,19 +79,24 @@ def room(request: HttpRequest, slug: str) -> HttpResponse:
 @require_GET
 @login_required
 def turbo_room(request: HttpRequest, slug: str) -> HttpResponse:
-    """Show a public room with Turbo. The server renders the messages that arrive later, too."""
+    """Show a public room with Turbo. The server also renders the HTML of later messages."""
     return render(request, "chat/turbo.html", _html_room(slug, "turbo"))
 
 
 @require_GET
 @login_required
 def htmx_room(request: HttpRequest, slug: str, version: int) -> HttpResponse:
-    """Show a public room with htmx 2 or 4. Both read the messages as server-sent events."""
+    """Show a public room with htmx, version 2 or 4. The page receives later messages as server-sent events."""
     return render(request, "chat/htmx.html", {**_html_room(slug, "htmx"), "version": version})
 
 
 def _html_room(slug: str, kind: str) -> dict[str, Any]:
-    """Return the context of a page whose later messages are HTML, in a stream of this kind."""
+    """Return the template context of a room page with Turbo or htmx.
+
+    Args:
+        slug: the slug of the room.
+        kind: the kind of the page, `"turbo"` or `"htmx"`, which names its stream.
+    """
     shown = get_object_or_404(Room, slug=slug, is_private=False)
     at = position(html_stream(shown, kind))
     latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
@@ -105,7 +112,7 @@ def _html_room(slug: str, kind: str) -> dict[str, Any]:
 @require_POST
 @login_required
 def say(request: HttpRequest, slug: str) -> HttpResponse:
-    """Send a message to a room, for pages that send forms."""
+    """Send the message in a submitted form to a room."""
     text = request.POST.get("text", "").strip()
     if not 0 < len(text) <= Message.MAX_LENGTH:
         return HttpResponse(f"`text` must have 1 to {Message.MAX_LENGTH} characters.", status=400)
@@ -116,7 +123,7 @@ def say(request: HttpRequest, slug: str) -> HttpResponse:
 @require_GET
 @login_required
 def room_messages(request: HttpRequest, slug: str) -> JsonResponse:
-    """Return the messages after an id, for a page that cannot replay them because the stream's history was trimmed."""
+    """Return the messages after an id, for a page that missed messages which the stream no longer stores."""
     try:
         after = int(request.GET.get("after", "0"))
     except ValueError:
@@ -129,7 +136,7 @@ def room_messages(request: HttpRequest, slug: str) -> JsonResponse:
 @require_POST
 @login_required
 async def robot(request: HttpRequest, slug: str) -> HttpResponse:
-    """Make the robot send `count` lines to the room, `interval` milliseconds apart."""
+    """Make the robot send `count` messages to the room, and wait `interval` milliseconds between two messages."""
     user = await request.auser()
     target = await aget_object_or_404(Room.objects.open_to(user), slug=slug)
     try:
@@ -145,8 +152,8 @@ async def robot(request: HttpRequest, slug: str) -> HttpResponse:
 @require_GET
 @login_required
 def assistant(request: HttpRequest) -> HttpResponse:
-    """Show the conversation with the assistant."""
-    # A running answer is not rendered. The page replays it from the stream's history, from its beginning.
+    """Show the latest answers of the assistant to the user."""
+    # A running answer is not rendered. The page requests its events since the beginning of the answer.
     since = timezone.now()
     answers = list(reversed(_user(request).answers.order_by("-pk")[:20]))
     since = min([since, *(answer.created for answer in answers if answer.status == Answer.Status.RUNNING)])
@@ -157,14 +164,14 @@ def assistant(request: HttpRequest) -> HttpResponse:
 @require_GET
 @login_required
 def answer(request: HttpRequest, pk: int) -> JsonResponse:
-    """Return a saved answer, for a page that cannot replay it because the stream's history was trimmed."""
+    """Return a saved answer, for a page that missed events of the answer which the stream no longer stores."""
     return JsonResponse(get_object_or_404(_user(request).answers, pk=pk).as_dict())
 
 
 @require_GET
 @login_required
 def migrations(request: HttpRequest) -> HttpResponse:
-    """Show examples for users of Action Cable. Each example displays the code that it runs."""
+    """Show examples for developers who know Action Cable. Each example displays the code that it runs."""
     boxes = [
         {"topic": topic, "title": title, "text": text, "code": _source(f"chat/migrations/{topic}.js")}
         for topic, title, text in BOXES
@@ -176,7 +183,7 @@ def migrations(request: HttpRequest) -> HttpResponse:
 @require_POST
 @login_required
 def migrations_broadcast(request: HttpRequest, topic: str) -> HttpResponse:
-    """Broadcast to the stream of one box, or to those of `all` boxes."""
+    """Broadcast to the stream of the box with a topic. If the topic is "all", broadcast to the streams of all boxes."""
     topics = [box[0] for box in BOXES]
     if topic not in [*topics, "all"]:
         raise Http404

@@ -1,4 +1,4 @@
-"""The ASGI application `CableHTTP`, which serves the HTTP endpoints without Django's middlewares, URLs and views."""
+"""`CableHTTP`, an ASGI application that serves the HTTP endpoints without Django's middlewares, URLs and views."""
 
 import re
 from contextlib import AbstractContextManager
@@ -88,7 +88,7 @@ class CableHTTP:
                 raise ValueError(f"CableHTTP(events={events!r}): this path is used twice.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request to an endpoint. Pass all other requests to the other application."""
+        """Serve a request to an endpoint. Pass every other request, and WebSockets, to the other application."""
         if scope["type"] == "http" and self._consumer is not None and _path_in_application(scope) == self._events:
             await serve_events(self._consumer, scope, receive, send)
             return
@@ -105,7 +105,7 @@ class CableHTTP:
         await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
-        """Return the endpoint that a request asks for, with the stream name in its path. None if there is none."""
+        """Return the endpoint at the path of a request, and the stream name in the path; None if there is none."""
         path = _path_in_application(scope)
         endpoint = self._endpoints.get(path)
         if endpoint is not None:
@@ -143,7 +143,7 @@ def _check_path(name: str, path: Any, text: Any) -> None:
 
 
 def _path_in_application(scope: Scope) -> str:
-    """Return the path of a request without the prefix at which the application is mounted, as Django does."""
+    """Return the path of a request without the prefix under which the application is mounted, as Django does."""
     path: str = scope["path"]
     return path.removeprefix(get_script_prefix(scope))
 
@@ -159,7 +159,8 @@ def _read_head(scope: Scope, stream: str) -> Request:
     return Request(
         method=scope["method"].upper(),
         path=scope["path"],
-        # Repeated headers are joined, as in Django. The result is not a valid key, so a request with two keys fails.
+        # Repeated headers are joined by commas, as in Django. So a request with two keys is refused, because the result
+        # is not a valid key.
         authorization=b",".join(authorization).decode("latin-1"),
         content_length=content_length.decode("latin-1"),
         stream=stream,

@@ -12,14 +12,14 @@ Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 class ClientDisconnected(Exception):
-    """The client disconnected before the whole body of its request was received."""
+    """Raised if the client disconnects before the whole body of its request was received."""
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
     """Return the body of a request, or its first `limit` bytes if it is longer.
 
     Raises:
-        ClientDisconnected: the client disconnected before that.
+        ClientDisconnected: the client disconnected before all these bytes were received.
     """
     parts: list[bytes] = []
     size = 0
@@ -36,12 +36,12 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
 
 def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return headers in the form that ASGI has for them."""
+    """Return headers as ASGI messages contain them: a list of names and values, which are bytes."""
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 async def send_response(response: Response, send: Send, *, with_body: bool) -> None:
-    """Send a response. If `with_body` is False, leave out the body, as the answer to a HEAD request requires."""
+    """Send a response. If `with_body` is False, as for a HEAD request, send only the headers of the response."""
     headers = encode_headers(response.headers)
     headers.append((b"content-length", b"%d" % len(response.body)))
     await send({"type": "http.response.start", "status": int(response.status), "headers": headers})

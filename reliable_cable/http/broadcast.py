@@ -1,4 +1,4 @@
-"""The endpoints `POST /_broadcast` and `POST /api/publish`. They receive messages or a command in AnyCable's format."""
+"""The endpoints `POST /_broadcast` and `POST /api/publish`, which accept messages or a command in AnyCable's format."""
 
 import json
 from collections.abc import Mapping
@@ -24,17 +24,18 @@ from .commands import FORMAT as COMMAND
 from .commands import run_command
 from .core import API_KEY, BROADCAST_KEY, PAUSE, POST, Call, Endpoint, Refusal, Request, Response, Steps, read_body
 
-#: The maximum number of messages in one array. While an array is being stored, other broadcasts have to wait.
+#: The maximum number of messages in one array. The number is limited because other broadcasts have to wait while an
+#: array is being stored.
 MAX_MESSAGES = 1000
 
 FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket": "<session id>", "transient": true}}'
 
-#: The keys that `meta` may have, with the types of their values. Other keys are ignored, as in AnyCable.
+#: The keys of `meta` that are used, with the types of their values. Other keys are ignored, as in AnyCable.
 META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempotency_key": str}
 
 
 def receive(request: Request) -> Steps[Response]:
-    """Broadcast the messages in the body, or run the command in it. Return a response with the status 201."""
+    """Broadcast the messages in the body, or run the command in the body. Return a response with the status 201."""
     body = yield from read_body(request)
     try:
         parsed = _parse(body)
@@ -63,9 +64,9 @@ def receive(request: Request) -> Steps[Response]:
     return Response(HTTPStatus.CREATED)
 
 
-#: The endpoint for messages and commands that requires the broadcast key.
+#: The endpoint `POST /_broadcast`, which requires the broadcast key.
 BROADCAST = Endpoint(POST, BROADCAST_KEY, receive)
-#: The endpoint for messages and commands that requires the API key.
+#: The endpoint `POST /api/publish`, which requires the API key.
 PUBLISH = Endpoint(POST, API_KEY, receive)
 
 

@@ -1,4 +1,4 @@
-"""Runs commands that are posted in place of messages, in AnyCable's format. The only command is `disconnect`."""
+"""Runs a command in AnyCable's format that is posted instead of messages. The only command is `disconnect`."""
 
 import json
 from collections.abc import Mapping
@@ -55,7 +55,11 @@ def run_command(command: Mapping[str, Any]) -> Steps[None]:
 
 
 def _condition(text: Any) -> Identity:
-    """Return the identifiers from the `identifier` of a payload, which is a JSON text, as in AnyCable."""
+    """Return the identifiers that select the connections to close.
+
+    Args:
+        text: the value of `identifier` in the payload, which must be a JSON text, as in AnyCable.
+    """
     if not isinstance(text, str):
         raise _invalid('The payload has no "identifier" that is a string')
     if is_too_deep(text):

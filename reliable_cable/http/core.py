@@ -1,8 +1,8 @@
 """The code that all endpoints share: keys, errors as JSON, and limits for bodies. It uses no web framework.
 
-An endpoint is a generator function. It yields a step for each operation that has to wait, and is sent the result. `run`
-performs the steps in sync code, and `arun` performs them on an event loop. So Django's views and the ASGI application
-share all other code.
+An endpoint is a generator function. For each operation that has to wait, it yields a step, and is sent the result of
+the step. `run` performs the steps in sync code, and `arun` performs them on an event loop. So Django's views and the
+ASGI application can use the same endpoints.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ class Request:
         path: the path in the URL, which is used in log lines.
         authorization: the header `Authorization`, decoded as Latin-1, or `""`.
         content_length: the header `Content-Length`. If it is `""`, the size is checked only while the body is read.
-        stream: the name of the stream in the path, or `""` if the path contains none.
-        namespace: returns the context manager that sets the namespace of the request. It may call a function of the
-            project, so it is called only after the key was checked.
+        stream: the name of the stream in the path, or `""` if the path contains no stream.
+        namespace: returns the context manager that sets the namespace of the request. It is called only after the key
+            was checked, because it may call a function of the project.
     """
 
     method: str
@@ -56,7 +56,7 @@ class Response:
 
     Args:
         status: the HTTP status.
-        body: a JSON text, or nothing.
+        body: a JSON text, or `b""`.
         headers: the headers, except for `Content-Length`.
     """
 
@@ -71,11 +71,11 @@ class Response:
 
 
 class Refusal(Exception):
-    """An error that the client is sent as the response.
+    """Raised to refuse a request. The client receives the error as the response.
 
     Args:
         status: the HTTP status of the response.
-        message: tells the client what was wrong and what is allowed.
+        message: tells the client what is wrong with the request, and what is allowed.
         details: further keys of the JSON object in the response.
     """
 
@@ -97,14 +97,18 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadBody:
-    """The step that reads the body of the request. Its result is the body, cut to `limit` bytes if it is longer."""
+    """The step that reads the body of the request. Its result is the body, or its first `limit` bytes.
+
+    Args:
+        limit: the maximum number of bytes of the result.
+    """
 
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The step that calls a function, or its async twin.
+    """The step that calls a function or the async twin of the function.
 
     Args:
         asynchronous: the function that `arun` awaits.
@@ -120,7 +124,7 @@ async def _yield() -> None:
 
 
 def _do_nothing() -> None:
-    """Return at once, because in sync code there are no other tasks to run."""
+    """Do nothing. This is the sync twin of `_yield`: in sync code, there are no other tasks to run."""
 
 
 #: The step that lets other tasks of the event loop run.
@@ -135,7 +139,7 @@ def run(steps: Steps[T], read: Callable[[int], bytes]) -> T:
 
     Args:
         steps: the generator of an endpoint.
-        read: reads the body, up to a number of bytes.
+        read: reads the body. Its argument is the maximum number of bytes to return.
     """
 
     async def take(step: ReadBody | Call) -> object:
@@ -145,7 +149,7 @@ def run(steps: Steps[T], read: Callable[[int], bytes]) -> T:
         return step.sync()
 
     try:
-        # The coroutine never waits, so one `send` runs it to its end.
+        # The coroutine never suspends, so one `send` runs it to its end.
         _take_all(steps, take).send(None)
     except StopIteration as stop:
         value: T = stop.value
@@ -167,9 +171,9 @@ async def _take_all(steps: Steps[T], take: Callable[[ReadBody | Call], Coroutine
 
     Args:
         steps: the generator of an endpoint.
-        take: performs one step, and returns its result.
+        take: performs one step, and returns the result of the step.
     """
-    with closing(steps):  # otherwise, a cancelled generator would be closed later, in another context
+    with closing(steps):  # otherwise, after a cancellation, the generator would be closed later, in another context
         try:
             step = next(steps)
             while True:
@@ -194,7 +198,7 @@ def read_body(request: Request) -> Steps[bytes]:
     try:
         too_large = int(request.content_length or 0) > limit
     except ValueError:
-        too_large = False  # the step `ReadBody` also limits the size
+        too_large = False  # the length of the body is checked below
     body = b""
     if not too_large:
         body = yield ReadBody(limit + 1)
@@ -215,7 +219,7 @@ class Key:
 
     Args:
         purpose: the purpose for which a key is derived if the setting is empty (see `signing.derived_key`).
-        setting: the name of the setting that contains the key, in lower case.
+        setting: the name, in lower case, of the setting that contains the key.
     """
 
     purpose: str
@@ -231,7 +235,7 @@ class Key:
         # Servers decode headers as Latin-1, even if they are encoded differently.
         given = token.strip().encode("latin-1", "replace")
         accepted = accepted_keys(self.purpose, getattr(get_settings(), self.setting))
-        # Every accepted key is compared, so that the response time does not reveal which of them was sent.
+        # Every accepted key is compared, so that the response time does not reveal which key was sent.
         if not sum(hmac.compare_digest(given, key.encode()) for key in accepted) or scheme.lower() != "bearer":
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED,

@@ -1,4 +1,4 @@
-"""Decides by the setting `CORS_ORIGINS` which web pages of other origins may read server-sent events."""
+"""Checks whether a web page of another origin may read server-sent events, by the setting `CORS_ORIGINS`."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -54,8 +54,8 @@ def _may_read(headers: Mapping[str, str]) -> bool:
 def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequence[tuple[bytes, bytes]]:
     """Return the headers of a request, without `Origin` if the consumer need not check the origin.
 
-    The consumer checks the origin, because a web page of another site could use the cookies of its visitor. A request
-    without cookies needs no such check if the web page may read the response.
+    The consumer checks the origin of a request that has the header. Otherwise, a web page of another site could use the
+    cookies of its visitor. A request without cookies needs no such check if the web page may read the response.
 
     Args:
         scope: the scope of the request.
@@ -67,20 +67,20 @@ def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequ
 
 
 def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-    """Check the page that has caused the request, if the browser says that it belongs to another origin.
+    """Check a request that was caused by a web page of another origin, according to the browser.
 
     Args:
         scope: the scope of the request.
         headers: the result of `cors_headers`.
 
     Raises:
-        Refusal: the request has the cookies of the page's visitor, but no `Origin`, as that of an image. The page could
-            not read the response, but a member would join.
+        Refusal: the request has the cookies of the page's visitor, but no `Origin`, as requests for images do. The page
+            could not read the response, but the visitor would join presence as a member.
     """
     if dict(scope["headers"]).get(b"sec-fetch-site") not in _OTHER_SITES:
         return
     if _has(scope, b"origin"):
-        # In production, a proxy may add the headers by which the page can read the response.
+        # Only in development: in production, a proxy may add the headers with which the page can read the response.
         if settings.DEBUG and not _may_read(headers):
             log_refusal(scope, f"A page cannot read {scope['path']!r}", _problems(scope, headers))
     elif _has(scope, b"cookie"):
@@ -89,7 +89,7 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
 
 
 def refuse_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Refusal:
-    """Log that a request was refused because of its origin. Return the error for the response.
+    """Log that a request is refused because of its origin. Return the error for the response.
 
     Args:
         scope: the scope of the request.

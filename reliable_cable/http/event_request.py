@@ -1,4 +1,4 @@
-"""Parses the requests for server-sent events, with their query strings, headers and bodies."""
+"""Parses the query strings, headers and bodies of the requests for server-sent events."""
 
 import json
 import re
@@ -19,8 +19,8 @@ from .core import Refusal
 #: The maximum size of the body of a POST, in bytes. AnyCable has the same limit.
 MAX_BODY_SIZE: Final = 64 * 1024
 
-#: The query parameters that subscribe to a built-in channel. Each one is mapped to the name of the channel, and to the
-#: key under which the identifier contains the value of the parameter.
+#: The query parameters that subscribe to a built-in channel. For each parameter: the name of the channel, and the key
+#: in the identifier that gets the value of the parameter.
 _STREAM_PARAMETERS: Final = {
     "stream": ("$pubsub", "stream_name"),
     "signed_stream": ("$pubsub", "signed_stream_name"),
@@ -35,10 +35,10 @@ class EventRequest:
     """A parsed request for server-sent events.
 
     Args:
-        frames: the commands that the request stands for, as frames of the WebSocket protocol.
-        identifiers: the identifiers of the subscriptions that these commands make.
-        form: the class of the events that the reader is sent.
-        resumed: the positions in the last event id that the reader has received.
+        frames: the equivalent commands of a WebSocket client, as frames of the protocol.
+        identifiers: the identifiers of the subscriptions that these commands create.
+        form: the class of the events to send, which decides their format.
+        resumed: the positions in the id of the last event that the reader has received.
     """
 
     frames: Sequence[str]

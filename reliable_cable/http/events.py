@@ -1,7 +1,7 @@
-"""The endpoint `GET /events`, which sends server-sent events. See Events.
+"""The endpoint `GET /events`, which sends server-sent events (see docs/events.md).
 
 The consumer of the project serves a reader of events in the same way as a WebSocket client. So the same checks and
-limits apply. The consumer receives the commands that the request stands for, and nothing after them.
+limits apply. The consumer receives the commands into which the request is translated, and no later commands.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from .event_request import MAX_BODY_SIZE, EventRequest, read_request
 
 _METHODS: Final = (HTTPMethod.GET, HTTPMethod.POST)
 _SCHEMES: Final = {"http": "ws", "https": "wss"}
-#: The close code that the consumer gets. The server cannot know whether a reader left the web page or lost its
-#: connection.
+#: The close code that the consumer receives, which stands for a lost connection. The server cannot know whether a
+#: reader left the web page or lost its connection.
 _CONNECTION_LOST: Final = 1006
 
 
@@ -101,7 +101,7 @@ async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> E
 
 
 def _as_websocket(scope: Scope, transport: EventTransport) -> Scope:
-    """Return the scope of a WebSocket, with which the consumer is called."""
+    """Return the scope with which the consumer is called: that of a WebSocket, with data of the HTTP request."""
     return {
         **scope,
         "type": "websocket",
@@ -115,7 +115,7 @@ class _Commands:
     """Gives the consumer the commands of a request for events, as if a WebSocket client had sent them.
 
     Args:
-        request: the request with the commands.
+        request: the parsed request, which contains the commands.
         transport: sends events to the reader.
         receive: the ASGI `receive` of the HTTP request, after its body was read.
     """

@@ -13,14 +13,16 @@ from reliable_cable.stores.engine import Engine, get_engine
 
 from .core import GET, Call, Endpoint, Refusal, Request, Response, Steps
 
-#: How long, in seconds, a request waits for an answer from the stream store. After that, it gets the status 503.
+#: How long, in seconds, a request waits for an answer from the stream store. After this time, the response has the
+#: status 503.
 ANSWER_TIMEOUT: Final = 1.5
-#: How long, in seconds, the result of a check is used for further requests. The time starts with the check.
+#: How long, in seconds, the result of a check is used for further requests, counted from the start of the check.
 CHECK_INTERVAL: Final = 1.0
-#: How long, in seconds, a check goes on waiting for the stream store. After that, another check can begin.
+#: How long, in seconds, a check continues to wait for the stream store. After this time, the check fails, and another
+#: one can begin.
 CHECK_TIMEOUT: Final = 10.0
 
-#: The logger for failed checks. It limits the number of lines, because everybody can cause checks.
+#: The logger for failed checks. It limits the number of log lines, because anybody can request checks.
 _log = ClientLog("health checks")
 
 
@@ -43,7 +45,8 @@ class StoreCheck:
         if task is None or (task.done() and loop.time() - self._began >= CHECK_INTERVAL):
             self._began = loop.time()
             task = self._task = loop.create_task(self._check())
-        # The check continues after the timeout. A cancellation would not free a thread that is waiting for a database.
+        # After this timeout, the check is not cancelled, because a cancellation would not free its thread, which may be
+        # waiting for a database.
         await asyncio.wait({task}, timeout=max(self._began + ANSWER_TIMEOUT - loop.time(), 0))
         return task.done() and not task.cancelled() and task.result()
 
@@ -61,7 +64,7 @@ _checks: PerLoop[StoreCheck] = PerLoop()
 
 
 async def find_problem() -> str | None:
-    """Return why this server cannot serve clients, or None if it can."""
+    """Return the reason why this server cannot serve clients, as an English text; None if it can serve them."""
     if is_draining():
         return "This server is about to stop."
     engine = get_engine()

@@ -1,4 +1,4 @@
-"""Who may read and stop a run."""
+"""Checks whether a user may read or stop a run."""
 
 import uuid
 from typing import Any
@@ -12,9 +12,9 @@ from .models import Run
 
 
 class RunPermissions:
-    """Decides who may read and stop a run. By default, its owner may.
+    """Decides who may read and stop a run. By default, only the owner of the run may.
 
-    A project names its own class as the setting `RUN_PERMISSIONS`.
+    To change this, set `RUN_PERMISSIONS` to the dotted path of a subclass.
     """
 
     def may_read(self, user: Any, run: Run) -> bool:
@@ -27,20 +27,20 @@ class RunPermissions:
 
 
 def permissions() -> RunPermissions:
-    """Return an object of the class that `RUN_PERMISSIONS` names."""
+    """Return an instance of the class that the setting `RUN_PERMISSIONS` names."""
     found: RunPermissions = import_string(get_settings().run_permissions)()
     return found
 
 
 def readable_run(run: object, user: Any) -> Run:
-    """Return a run that a user may read.
+    """Return the run with an id, if the user may read it.
 
     Args:
-        run: the id of the run, as a client has sent it.
-        user: the user.
+        run: the id, as the client sent it. Any value is allowed. If it is not a UUID, there is no such run.
+        user: the user who wants to read the run.
 
     Raises:
-        Run.DoesNotExist: there is no such run, or the user may not read it.
+        Run.DoesNotExist: there is no such run in this namespace, or the user may not read it.
     """
     found = _find(run)
     if found is None or found.namespace != current_namespace() or not permissions().may_read(user, found):
@@ -49,7 +49,7 @@ def readable_run(run: object, user: Any) -> Run:
 
 
 def stoppable_run(run: object, user: Any) -> Run:
-    """Return a run that a user may stop. It raises what `readable_run` raises."""
+    """Return the run with an id, if the user may stop it. The arguments and errors are those of `readable_run`."""
     found = readable_run(run, user)
     if not permissions().may_stop(user, found):
         raise Run.DoesNotExist("There is no such run.")

@@ -1,4 +1,4 @@
-"""The admin page of runs, which lists their states and ages. Prompts and answers are not shown."""
+"""The admin page of runs, which shows their states and ages, but no prompts and answers."""
 
 from datetime import timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from .models import Run
 
 @admin.register(Run)
 class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for type checkers only
-    """Lists runs. An action stops the selected ones."""
+    """The admin page of runs, with an action that stops the selected runs."""
 
     list_display = ("id", "status", "age", "owner", "attempt", "created_at", "ended_at")
     list_filter = ("status",)
@@ -37,7 +37,7 @@ class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for
 
     @admin.display(description="age")
     def age(self, run: Run) -> timedelta:
-        """Return how long the run took, or how long ago it was created if it has not ended."""
+        """Return the time from the creation of the run to its end, or until now if it has not ended."""
         age = (run.ended_at or timezone.now()) - run.created_at
         return timedelta(seconds=round(age.total_seconds()))
 
@@ -48,9 +48,9 @@ class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for
         self.message_user(request, f"Runs stopped: {count}.")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Return False: a run needs a task that writes it."""
+        """Return False, because a run without a task would never be written."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False, because the task changes the run."""
+        """Return False, because only the task that writes a run may change it."""
         return False

@@ -1,4 +1,4 @@
-"""The configuration of the app of runs."""
+"""The Django app configuration of `reliable_cable.runs`."""
 
 from django.apps import AppConfig
 
@@ -8,7 +8,7 @@ from .events import STREAM_PREFIX
 
 
 class RunsConfig(AppConfig):
-    """Keeps the streams of runs private."""
+    """The configuration of the app, which keeps the streams of runs private."""
 
     name = "reliable_cable.runs"
     label = "reliable_cable_runs"
@@ -16,5 +16,5 @@ class RunsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Keep `PUBLIC_STREAMS` from opening the streams of runs."""
+        """Keep the streams of runs private even if a pattern of `PUBLIC_STREAMS` matches their names."""
         private_prefixes.add(STREAM_PREFIX)

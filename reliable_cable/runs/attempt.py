@@ -1,4 +1,4 @@
-"""One attempt to write a run: its changes of the database and its broadcasts. All methods block."""
+"""Saves and broadcasts one attempt to write a run. All methods are sync and block their thread."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 logger = logging.getLogger("reliable_cable")
 
-#: How often, in seconds, the answer is saved and the lease is renewed.
+#: The interval, in seconds, at which the answer is saved and the lease is renewed.
 SAVE_INTERVAL: Final = 1.0
-#: How long, in seconds, to wait after an error of the database or the store.
+#: How long, in seconds, to wait before a retry after an error of the database or the stream store.
 RETRY_DELAY: Final = 0.5
 
 
 def in_namespace_of_run(method: Callable[Concatenate[Attempt, P], T]) -> Callable[Concatenate[Attempt, P], T]:
-    """Make a method of an attempt run in the namespace in which its run was started."""
+    """Decorate a method of `Attempt` so that it uses the namespace in which the run was started."""
 
     @wraps(method)
     def wrapped(self: Attempt, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -49,29 +49,29 @@ def in_namespace_of_run(method: Callable[Concatenate[Attempt, P], T]) -> Callabl
 
 
 class Attempt:
-    """Writes one attempt of a run. Only one thread at a time may call `step` and `end`, so both use a lock.
+    """Writes one attempt of a run. A lock lets only one thread at a time execute `step` or `end`.
 
     Args:
-        run: the run, as it was read. Its row is changed by `begin`.
-        clock: the clock for intervals and the lease, in seconds.
+        run: the run, as it was read from the database. `begin` changes its row.
+        clock: returns the time, in seconds, by which intervals and the lease are measured.
     """
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         settings = get_settings()
         self.coalescer = Coalescer(run.attempt, settings.run_broadcast_interval, settings.run_broadcast_size)
-        #: How long, in seconds, this writer counts as alive after it has renewed its lease.
+        #: The duration of the lease, in seconds. If the lease is not renewed in this time, the writer counts as dead.
         self._lease = settings.run_lease
-        #: Set when the run was stopped.
+        #: Whether the run was stopped.
         self.stopped = False
-        #: Set when the row no longer belongs to this writer.
+        #: Whether the run no longer belongs to this writer.
         self.lost = False
         self.usage: dict[str, Any] = {}
         self._clock = clock
         self._writer = secrets.token_hex(16)
         self._content = Content()
         self._position: PagePosition | None = None
-        #: Events that were taken, and are not broadcast yet, with their idempotency keys.
+        #: The idempotency keys and events that were taken from the coalescer, but have not been broadcast yet.
         self._unsent: deque[tuple[str, dict[str, Any]]] = deque()
         self._count = 0
         self._changed = False
@@ -79,17 +79,18 @@ class Attempt:
         self._retry_at = 0.0
         self._lock = threading.Lock()
 
-    # -- the beginning ------------------------------------------------------------------------------------------------
+    # -- begin --------------------------------------------------------------------------------------------------------
 
     @in_namespace_of_run
     def begin(self) -> None:
-        """Take the run, and tell its readers that the attempt starts.
+        """Mark the run as running, and broadcast that the attempt starts. If the run was stopped, only set `stopped`.
 
         Raises:
-            RunNotQueued: another task writes the run, or it has ended. A run that was stopped is no error.
+            RunNotQueued: another task is writing the run, or the run is completed or failed.
         """
         run, now = self.run, self._clock()
-        # No event of this attempt is on the stream, so a reader that gets the row gets everything after this position.
+        # The stream has no event of this attempt yet. So the row and the messages after this position are the whole
+        # answer.
         self._position = position(run.stream)
         queued = Run.objects.filter(pk=run.pk, status=Status.QUEUED, attempt=run.attempt)
         if not queued.update(
@@ -109,10 +110,10 @@ class Attempt:
         self._add([events.start(run.attempt)])
         self._send()
 
-    # -- while it is written ------------------------------------------------------------------------------------------
+    # -- write --------------------------------------------------------------------------------------------------------
 
     def due(self) -> float:
-        """Return when `step` has something to do, by the clock."""
+        """Return the time, by the clock, at which to call `step` next."""
         if self.lost:
             return self._saved_at + SAVE_INTERVAL
         flush = self.coalescer.due() if not self._unsent else self._retry_at
@@ -120,7 +121,7 @@ class Attempt:
 
     @in_namespace_of_run
     def step(self) -> None:
-        """Broadcast and save what is due. An outage is not an error: it is tried again at the next step."""
+        """Broadcast and save the answer, if it is time for that. After an outage, the next call tries again."""
         with self._lock:
             now = self._clock()
             if self.lost or self.due() > now:
@@ -151,7 +152,8 @@ class Attempt:
         if not self._unsent:
             return
         stream = self.run.stream
-        # After an error that leaves open whether the events were stored, the keys keep them from being sent twice.
+        # After an error, it may be unknown whether the events were stored. The keys prevent a retry from storing them
+        # twice.
         batch = [(stream, event, {"idempotency_key": key}) for key, event in self._unsent]
         positions = broadcast_batch(batch, immediate=True)  # type: ignore[arg-type]
         for _, event in self._unsent:
@@ -166,7 +168,7 @@ class Attempt:
             self._position = PagePosition(last.epoch, last.offset, self._position.stream)
 
     def _save(self) -> None:
-        """Save the content and renew the lease. Notice whether the run was stopped, or was taken from this writer."""
+        """Save the content and renew the lease. Set `lost` if the run no longer belongs to this writer."""
         began = self._clock()
         values: dict[str, Any] = {"lease_until": lease(self._lease)}
         if self._changed:
@@ -188,17 +190,18 @@ class Attempt:
     def _own(self) -> Any:
         return Run.objects.filter(pk=self.run.pk, status=Status.RUNNING, writer=self._writer)
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- end ----------------------------------------------------------------------------------------------------------
 
     @in_namespace_of_run
     def end(self, status: Status, error: str = "") -> None:
-        """Broadcast and save everything, and end the attempt.
+        """Broadcast and save the complete answer, and end the attempt.
 
-        Errors of the store or the database are retried until the lease ends. Then the run fails by itself.
+        After an outage of the store or the database, this is retried until the lease ends. Then a server or
+        `Run.objects.expire` marks the run as failed.
 
         Args:
-            status: how the attempt ended.
-            error: why it failed, for the user.
+            status: the final status of the attempt.
+            error: the reason of a failure, which the user reads; `""` if the attempt did not fail.
 
         Raises:
             Exception: the error of the last try.
@@ -226,11 +229,15 @@ class Attempt:
                 except Exception as failure:
                     if not is_outage(failure):
                         raise
-                    # A server that has readers of the run announces the end when the store works again.
+                    # Servers with readers of the run broadcast its end again (see watching.py), once the store works.
                     logger.warning("The end of the run %s could not be broadcast: %s", self.run.pk, failure)
 
 
 def stop_requests(runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
-    """Return the ids of those runs that were stopped and still run."""
+    """Return the ids of those runs that are still running although someone has requested a stop.
+
+    Args:
+        runs: the ids of the runs to check.
+    """
     stopped = Run.objects.filter(pk__in=runs, status=Status.RUNNING, stop_requested=True)
     return list(stopped.values_list("pk", flat=True))

@@ -1,4 +1,4 @@
-"""The channel for readers of runs."""
+"""The channel to which the readers of a run subscribe."""
 
 from reliable_cable.actions import action
 from reliable_cable.broadcasting import aposition
@@ -13,37 +13,37 @@ from .watching import Reader, watcher
 
 
 class RunChannel(Channel):
-    """Streams the events of one run. Its parameter is `id`, the id of the run.
+    """A channel that streams the events of one run. The parameter `id` is the id of the run.
 
-    A client gets the answer so far as the event `snapshot`, and then the events that follow. Who may not read the run
-    is rejected, as if there were no such run.
+    A client first receives the event `snapshot` with the answer so far, and then the later events. A user who may not
+    read the run is rejected, as if there were no such run.
     """
 
     async def subscribed(self) -> None:
-        """Stream from the run."""
+        """Stream the events of the run. Without the right to read it, the subscription is rejected."""
         run = await run_handler(readable_run, self.params.get("id"), self.connection.user)
         self._reader = Reader(run.pk)
         watcher().add(self._reader)
         self.stream_from(run.stream)
 
     async def snapshot(self, stream: str) -> Snapshot | None:
-        """Return the answer as it was saved last."""
+        """Return the answer as it was last saved, with its position; None if the run was deleted."""
         return await snapshot_of(stream)
 
     @action
     def stop(self) -> None:
-        """Stop the run. What was written stays."""
+        """Stop the run. The text that was written so far is kept."""
         stoppable_run(self.params.get("id"), self.connection.user).stop()
 
 
 async def snapshot_of(stream: str) -> Snapshot | None:
-    """Return the snapshot of the run with a stream, with its position; None if the run was deleted.
+    """Return the snapshot of a run and its position in the stream of the run; None if the run was deleted.
 
     Args:
-        stream: the name of the stream.
+        stream: the name of the stream, which ends with the id of the run.
     """
-    # Whatever follows this position is not needed if the run is not being written: nothing is written then, or an end
-    # that the row has.
+    # This position is read before the row, and is used unless the run is running. A queued run has no event of its
+    # attempt before this position. If the run has ended, readers ignore the events after it.
     at = await aposition(stream)
     run = await Run.objects.filter(pk=stream.rpartition(":")[2]).afirst()
     if run is None:

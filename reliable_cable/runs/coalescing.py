@@ -1,4 +1,7 @@
-"""Decides what is broadcast of an answer, and when. It does no I/O, and has no clock."""
+"""Decides when the new pieces of an answer are broadcast, and joins them into few events.
+
+This module does no I/O, and has no clock.
+"""
 
 import math
 import threading
@@ -10,14 +13,14 @@ from .parts import REASONING
 
 
 class Coalescer:
-    """Collects what is written, and joins it to few events.
+    """Collects the texts and parts that a task writes, and joins them into few events.
 
-    One thread may add while another one takes.
+    One thread may call `add` while another thread calls `take`.
 
     Args:
-        attempt: the number of the attempt.
+        attempt: the number of the attempt, which each event contains.
         interval: the shortest time between two broadcasts, in seconds.
-        max_length: how many characters of text are broadcast at once, even before that time.
+        max_length: the number of collected characters of text after which a broadcast does not wait for the interval.
     """
 
     __slots__ = ("_attempt", "_interval", "_length", "_lock", "_max_length", "_taken_at", "_written")
@@ -26,7 +29,7 @@ class Coalescer:
         self._attempt = attempt
         self._interval = interval
         self._max_length = max_length
-        #: Texts, and parts, in the order in which they were written.
+        #: The texts and parts that have not been taken yet, in the order in which they were written.
         self._written: list[str | Mapping[str, Any]] = []
         self._length = 0
         self._lock = threading.Lock()
@@ -36,7 +39,7 @@ class Coalescer:
         """Add a text or a part.
 
         Returns:
-            Whether `due` returns an earlier time now.
+            Whether the next broadcast is due earlier than before this call.
         """
         with self._lock:
             self._written.append(item)
@@ -45,16 +48,19 @@ class Coalescer:
             return len(self._written) == 1 or before < self._max_length <= self._length
 
     def due(self) -> float:
-        """Return when the next broadcast is due, by the clock of `take`; infinity if there is nothing to broadcast."""
+        """Return the time at which the next broadcast is due, by the same clock as the argument `now` of `take`.
+
+        The time is infinity if there is nothing to broadcast, and minus infinity if the broadcast must not wait.
+        """
         if not self._written:
             return math.inf
         return -math.inf if self._length >= self._max_length else self._taken_at + self._interval
 
     def take(self, now: float) -> Sequence[dict[str, Any]]:
-        """Return the events for everything that was added since the last call.
+        """Return the events for all texts and parts that were added since the last call.
 
         Args:
-            now: the time, in seconds.
+            now: the current time, in seconds, by any monotonic clock.
         """
         with self._lock:
             written, self._written = self._written, []
@@ -69,7 +75,7 @@ class Coalescer:
 
 
 def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:
-    """Join neighbouring texts, and neighbouring pieces of reasoning."""
+    """Return texts and parts, with adjacent texts joined into one, and adjacent pieces of reasoning too."""
     joined: list[str | Mapping[str, Any]] = []
     texts: list[str] = []
     kind: str | None = None

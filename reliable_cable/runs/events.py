@@ -1,6 +1,6 @@
-"""The events on the stream of a run, and the name of the stream.
+"""The events that are broadcast to the stream of a run, and the name of this stream.
 
-Each event is a dict with its name as `event`, and with the number of the `attempt` to which it belongs.
+Each event is a dict. Its key `event` contains the name of the event, and its key `attempt` the number of the attempt.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 STREAM_PREFIX: Final = "run:"
 
-#: The names of events.
+#: The values of the key `event`.
 SNAPSHOT: Final = "snapshot"
 START: Final = "start"
 CHUNK: Final = "chunk"
@@ -28,15 +28,15 @@ def stream_of(run: object) -> str:
 
 
 def start(attempt: int) -> dict[str, Any]:
-    """Return the event with which an attempt starts. Readers drop what they have from former attempts."""
+    """Return the event with which an attempt starts. Readers then drop the answer of former attempts."""
     return {"event": START, "attempt": attempt}
 
 
 def chunk(attempt: int, content: str) -> dict[str, Any]:
-    """Return the event for more text."""
+    """Return the event for text that is appended to the answer."""
     return {"event": CHUNK, "attempt": attempt, "content": content}
 
 
 def part(attempt: int, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event for a part, or for more text of the reasoning that is the last part."""
+    """Return the event for a part of the answer. Reasoning that follows reasoning extends the part before it."""
     return {"event": PART, "attempt": attempt, "part": dict(content)}

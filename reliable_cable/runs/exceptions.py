@@ -1,23 +1,26 @@
-"""The errors of runs."""
+"""The exceptions of the app `reliable_cable.runs`."""
 
 from reliable_cable.exceptions import CableError
 
 
 class RunError(CableError):
-    """Base class of the errors of runs."""
+    """The base class of the exceptions in this module."""
 
 
 class RunStopped(RunError):
-    """The run was stopped. `writing` ends it, so a task lets this error pass."""
+    """Raised in the task when its run was stopped. Do not catch it: `writing` does, to end the run."""
 
 
 class RunLost(RunError):
-    """The run no longer belongs to this writer, for example because its lease ran out while the database was away."""
+    """Raised in the task when the run no longer belongs to it.
+
+    For example, the lease of the task expired while the database could not be reached.
+    """
 
 
 class RunNotQueued(RunError):
-    """The run cannot be written, because another task writes it, or because it has ended."""
+    """Raised if a task cannot write a run, because another task is writing it, or because it has ended."""
 
 
 class RunFailed(RunError):
-    """A task raises this to fail its run with a message that its user may read."""
+    """An error that a task raises to fail its run. The message is shown to the user."""

@@ -1,7 +1,7 @@
-"""The streaming events of the client libraries `openai` and `anthropic`.
+"""Adds the streaming events of the client libraries `openai` and `anthropic` to an answer.
 
-Neither library is imported. Events are recognised by their attributes `type` and `object`, so objects of compatible
-libraries work, too.
+The libraries are not imported. Events are recognised by their attributes `type` and `object`. So the events of
+compatible libraries work, too.
 """
 
 import json
@@ -16,7 +16,7 @@ _UNDERSTOOD: Final = (
     "the Messages API (anthropic), as the client yields it with stream=True."
 )
 
-# What the user reads if the model fails, or does not finish its answer.
+# The messages that the user reads if the model fails, or does not finish its answer.
 _FAILED: Final = "The model could not answer. Please try again."
 _BUSY: Final = "The model is busy. Please try again in a moment."
 _INTERRUPTED: Final = "The answer was interrupted. Please try again."
@@ -24,7 +24,7 @@ _TOO_LONG: Final = "The answer was cut off at its maximum length."
 _FILTERED: Final = "The answer was ended by a content filter."
 _CONVERSATION_TOO_LONG: Final = "The conversation is too long for the model."
 
-#: Messages for the codes of errors, and for the reasons for which a model stops before its answer is complete.
+#: The messages by error code, or by the reason why the model stopped before its answer was complete.
 _MESSAGES: Final[Mapping[str, str]] = {
     "rate_limit_exceeded": _BUSY,
     "rate_limit_error": _BUSY,
@@ -40,7 +40,7 @@ _MESSAGES: Final[Mapping[str, str]] = {
 
 
 class Output(Protocol):
-    """What a `Feeder` writes to. See `Writer`."""
+    """The methods that a `Feeder` calls to add to an answer. `Writer` has them."""
 
     def write(self, text: str) -> None: ...
     def reason(self, text: str) -> None: ...
@@ -60,34 +60,35 @@ class _Call:
 
 
 class Feeder:
-    """Writes what events say to an output. Several answers of a model may follow one another.
+    """Adds the content of events to an output. The events of several answers may follow one another.
 
     Args:
-        out: where to write.
+        out: receives the content, usually a `Writer`.
     """
 
     def __init__(self, out: Output) -> None:
         self._out = out
         self._calls: list[_Call] = []
-        #: The id of the answer to which the last chunk of the Chat Completions API belonged.
+        #: The id of the answer in the last chunk of the Chat Completions API.
         self._chat = ""
-        #: Whether the last answer has begun and not ended.
+        #: Whether the last answer has begun, but has not ended.
         self._unfinished = False
-        #: Why the answer is not complete, while chunks with its usage may follow.
+        #: The reason why the last answer is not complete. The run does not fail at once, because a chunk with the usage
+        #: may follow.
         self._cut_off: str | None = None
         self._usage: dict[str, Any] = {}
         self._former_usage: dict[str, Any] = {}
 
     def feed(self, event: Any) -> None:
-        """Write what an event says. Types of events that are unknown here are ignored.
+        """Add the content of an event to the output. Events of unknown types are ignored.
 
         Raises:
-            RunFailed: the event is an error, or says that the answer is not complete.
-            TypeError: the object is not an event of these libraries.
+            RunFailed: the event reports an error, or an answer that will stay incomplete.
+            TypeError: the object is not an event of one of the libraries.
         """
         type_ = getattr(event, "type", None)
         if not isinstance(type_, str):
-            # The first chunk of Azure has an empty `object`.
+            # The first chunk of a stream from Azure has an empty `object`.
             if getattr(event, "object", None) not in ("chat.completion.chunk", "") or not hasattr(event, "choices"):
                 raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
             self._chunk(event)
@@ -100,14 +101,14 @@ class Feeder:
             self._fail(getattr(error, "code", None) or error.type, error.message)
         elif not _is_event(type(event)):
             raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
-        elif type_ == "chunk":  # of `chat.completions.stream()`
+        elif type_ == "chunk":  # `chat.completions.stream()` yields such events
             self._chunk(event.chunk)
 
     def end(self) -> None:
         """Check that the last answer is complete. Call this after the last event.
 
         Raises:
-            RunFailed: it is not, for example because the connection has ended early.
+            RunFailed: the answer is not complete, for example because the connection ended early.
         """
         if self._cut_off is not None:
             self._fail(self._cut_off)
@@ -115,7 +116,7 @@ class Feeder:
             raise RunFailed(_INTERRUPTED)
 
     def _response(self, type_: str, event: Any) -> None:
-        """Write an event of the Responses API."""
+        """Add the content of an event of OpenAI's Responses API."""
         match type_.removeprefix("response."):
             case "created":
                 self._begin()
@@ -138,7 +139,7 @@ class Feeder:
                     self._fail(getattr(cause, "code", None) or cause.reason, getattr(cause, "message", ""))
 
     def _chunk(self, chunk: Any) -> None:
-        """Write a chunk of the Chat Completions API."""
+        """Add the content of a chunk of OpenAI's Chat Completions API."""
         if chunk.id and chunk.id != self._chat:
             self._chat = chunk.id
             self._begin()
@@ -150,7 +151,7 @@ class Feeder:
         self._count(getattr(chunk, "usage", None))
 
     def _delta(self, delta: Any) -> None:
-        # Compatible servers stream the model's reasoning by one of these names.
+        # OpenAI's API has no reasoning here. Servers with a compatible API stream it under one of these names.
         reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
         if isinstance(reasoning, str):
             self._out.reason(reasoning)
@@ -173,7 +174,7 @@ class Feeder:
         self._calls.clear()
 
     def _message(self, type_: str, event: Any) -> None:
-        """Write an event of the Messages API."""
+        """Add the content of an event of Anthropic's Messages API."""
         match type_:
             case "message_start":
                 self._begin()
@@ -206,7 +207,7 @@ class Feeder:
                     call.pieces.append(delta.partial_json)
 
     def _begin(self) -> None:
-        """Begin the next answer."""
+        """Begin the next answer. Fail if the answer before it is not complete."""
         if self._cut_off is not None:
             self._fail(self._cut_off)
         self._unfinished = True
@@ -214,14 +215,19 @@ class Feeder:
         self._former_usage, self._usage = _sum(self._former_usage, self._usage), {}
 
     def _fail(self, code: str, detail: str = "") -> NoReturn:
-        """Fail with the message for a code. What the server has said about it is for developers, so it is a note."""
+        """Raise `RunFailed` with the message for a code, and with the server's description as a note for developers.
+
+        Args:
+            code: the error code, or the reason why the model stopped.
+            detail: the description that the server sent.
+        """
         self._unfinished, self._cut_off = False, None
         failure = RunFailed(_MESSAGES.get(code, _FAILED))
         failure.add_note(f"The model's server reported {code}{detail and ': '}{detail}")
         raise failure
 
     def _count(self, usage: Any) -> None:
-        """Record the usage of the current answer so far, added to the usage of the answers before it."""
+        """Record the total usage: that of the current answer so far, plus that of the answers before it."""
         if usage is not None:
             self._usage |= usage.model_dump(mode="json", exclude_none=True, warnings=False)
             self._out.count(_sum(self._former_usage, self._usage))
@@ -234,23 +240,23 @@ class Feeder:
         try:
             self._out.tool_call(call.id, call.name, json.loads(arguments or "{}"))
         except (ValueError, RecursionError):
-            # Models write invalid JSON, too.
+            # A model may write invalid JSON. In this case, the text is stored unchanged.
             self._out.tool_call(call.id, call.name, arguments)
 
     def _cite(self, citation: Any) -> None:
-        # Versions 2 of `openai` leave it a dict.
+        # In version 2 of `openai`, an annotation is a dict.
         values = citation if isinstance(citation, dict) else vars(citation)
         if url := values.get("url"):
             self._out.source(url, values.get("title") or "")
 
 
 def _is_event(cls: type) -> bool:
-    """Return whether a class is one of the libraries' events, and not for example a message."""
+    """Return whether a class is an event class of one of the libraries, and not another class, such as a message."""
     return cls.__module__.partition(".")[0] in ("openai", "anthropic") and "Event" in cls.__name__
 
 
 def _sum(former: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the numbers in two usages. Of other values, the second one is kept."""
+    """Return the sum of two usages. Numbers under the same key are added. Of other values, that of `usage` is kept."""
     total = {**former, **usage}
     for name in former.keys() & usage.keys():
         if isinstance(former[name], dict) and isinstance(usage[name], dict):

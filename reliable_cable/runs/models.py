@@ -1,4 +1,4 @@
-"""Runs in the database."""
+"""The database model of runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from reliable_cable.namespaces import current_namespace, use_namespace
 
 from . import events
 
-#: The error of a run whose writer has died.
+#: The error message that the user reads if the process of the writer has died.
 WRITER_DIED = "The answer was interrupted, because its writer has stopped."
 
 
 class Status(models.TextChoices):
-    """What happens to a run now."""
+    """The status of the current attempt of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -34,12 +34,12 @@ class Status(models.TextChoices):
     FAILED = "failed"
 
 
-#: The states in which an attempt has not ended.
+#: The statuses of an attempt that has not ended.
 ACTIVE = (Status.QUEUED, Status.RUNNING)
 
 
 class RunQuerySet(models.QuerySet["Run"]):
-    """Queries for runs."""
+    """A queryset with filters for runs."""
 
     def about(self, subject: models.Model) -> Self:
         """Return the runs with this subject."""
@@ -51,15 +51,15 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self.filter(status__in=ACTIVE)
 
     def abandoned(self) -> Self:
-        """Return the running runs whose writer has not renewed its lease in time."""
+        """Return the runs that are marked as running, but whose writer did not renew its lease in time."""
         return self.filter(status=Status.RUNNING, lease_until__lt=Now())
 
 
 class RunManager(models.Manager["Run"]):
-    """Starts runs, and ends those whose writer has died."""
+    """A manager that starts runs, queues them again, and fails the runs whose writer has died."""
 
     def get_queryset(self) -> RunQuerySet:
-        """Return all runs."""
+        """Return a queryset with all runs."""
         return RunQuerySet(self.model, using=self._db)
 
     def about(self, subject: models.Model) -> RunQuerySet:
@@ -79,12 +79,12 @@ class RunManager(models.Manager["Run"]):
     ) -> Run:
         """Create a run, which is queued until a task writes it with `writing`.
 
-        Call this in the transaction that creates the question, and start the task with `transaction.on_commit`.
+        Call this in the transaction that stores the question, and start the task with `transaction.on_commit`.
 
         Args:
             owner: the user who may read and stop the run.
             subject: the saved object to which the run belongs, such as a conversation.
-            input: what the task needs, as JSON values.
+            input: the input of the task, such as the prompt, as JSON values.
         """
         run = self.model(
             owner_id=None if owner is None else owner.pk,
@@ -107,7 +107,7 @@ class RunManager(models.Manager["Run"]):
         return await sync_to_async(self.start)(owner=owner, subject=subject, input=input)
 
     def retry(self, run: uuid.UUID | str) -> Run:
-        """Queue a run that has ended again, as a new attempt on the same stream. Start its task afterwards.
+        """Queue a run again after its end. The new attempt uses the same stream. Start the task afterwards.
 
         Args:
             run: the id of the run.
@@ -140,15 +140,15 @@ class RunManager(models.Manager["Run"]):
     def expire(self) -> list[Run]:
         """Fail the runs whose writer has died, and tell their readers. Return these runs.
 
-        Servers call this for the runs that are read there. A scheduled task may call it for all.
+        A server does the same for the runs that its clients read. Call this from a scheduled task to fail all others.
         """
         return [run for run in self.get_queryset().abandoned() if run.fail_if_abandoned()]
 
 
 class Run(models.Model):
-    """An answer that a background task writes. It belongs to no connection.
+    """An answer that a background task writes. It does not depend on a connection.
 
-    The events of a run are on its stream. The row has the whole answer as it was saved last.
+    The events of a run are broadcast to its stream. The row contains the whole answer as it was last saved.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -160,26 +160,26 @@ class Run(models.Model):
     subject = GenericForeignKey("subject_type", "subject_id")
     #: The namespace in which the run was started, or "".
     namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
-    #: What the task needs.
+    #: The input of the task, such as the prompt.
     input = models.JSONField(default=dict, blank=True)
     status = models.CharField(max_length=9, choices=Status, default=Status.QUEUED)
-    #: The number of the attempt. Readers drop what they have from former attempts.
+    #: The number of the attempt, from 1. Readers drop the answer of former attempts.
     attempt = models.PositiveIntegerField(default=1)
     #: The text of the answer so far.
     text = models.TextField(blank=True, default="")
-    #: The other parts of the answer so far (see parts.py).
+    #: The parts of the answer so far other than text, such as tool calls (see parts.py).
     parts = models.JSONField(default=list, blank=True)
-    #: What the model has counted, such as tokens.
+    #: The numbers that the model has reported, such as tokens, by name.
     usage = models.JSONField(default=dict, blank=True)
-    #: Why the run has failed, for its user.
+    #: The reason why the run has failed, which the user reads.
     error = models.TextField(blank=True, default="")
     stop_requested = models.BooleanField(default=False)
-    #: Names the writer of the attempt. A writer changes only rows that name it.
+    #: The random id of the writer of the attempt. A writer changes only rows that contain its id.
     writer = models.CharField(max_length=32, blank=True, default="", editable=False)
-    #: The position on the stream up to which the row has the content, as `str(PagePosition)`; "" before the attempt is
-    #: written.
+    #: The position in the stream up to which the row contains the content, as `str(PagePosition)`; "" before a task
+    #: begins the attempt.
     position = models.CharField(max_length=255, blank=True, default="", editable=False)
-    #: Until when the writer counts as alive, unless it renews this.
+    #: The end of the lease. The writer renews the lease while it is alive, and counts as dead after this time.
     lease_until = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True, blank=True)
@@ -198,7 +198,7 @@ class Run(models.Model):
 
     @property
     def stream(self) -> str:
-        """The name of the stream with the run's events."""
+        """The name of the stream to which the events of the run are broadcast."""
         return events.stream_of(self.pk)
 
     @property
@@ -206,15 +206,15 @@ class Run(models.Model):
         """Whether the attempt has ended."""
         return self.status not in ACTIVE
 
-    # -- ends ---------------------------------------------------------------------------------------------------------
+    # -- end ----------------------------------------------------------------------------------------------------------
 
     def stop(self) -> bool:
-        """Stop the run, whoever writes it. What was written stays.
+        """Stop the run, even if a task in another process is writing it. The text that was written so far is kept.
 
-        A run that no task writes yet is stopped at once. Otherwise, its writer stops within a quarter of a second.
+        A queued run is stopped at once. A task that is writing the run is notified within a quarter of a second.
 
         Returns:
-            Whether the run had not ended before.
+            False if the run had ended before this call.
         """
         queued = Run.objects.filter(pk=self.pk, status=Status.QUEUED)
         if queued.update(status=Status.STOPPED, stop_requested=True, ended_at=Now()):
@@ -228,7 +228,7 @@ class Run(models.Model):
         return await sync_to_async(self.stop)()
 
     def fail_if_abandoned(self) -> bool:
-        """Fail the run if its writer has died, and tell its readers. Return whether this call has failed it."""
+        """Fail the run if its writer has died, and tell its readers. Return whether this call marked it as failed."""
         abandoned = Run.objects.get_queryset().abandoned().filter(pk=self.pk, writer=self.writer)
         if not abandoned.update(status=Status.FAILED, error=WRITER_DIED, ended_at=Now(), lease_until=None):
             return False
@@ -237,7 +237,7 @@ class Run(models.Model):
         return True
 
     def announce_end(self) -> None:
-        """Broadcast the event with which the attempt ended. Repeating this sends nothing, as long as it is kept."""
+        """Broadcast the event with which the attempt ended. While the stream keeps this event, it is not sent again."""
         with use_namespace(self.namespace):
             broadcast(self.stream, self.end_event(), idempotency_key=f"{self.attempt}:end")
 
@@ -249,7 +249,7 @@ class Run(models.Model):
         return {"event": name, "attempt": self.attempt, "usage": self.usage}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the event that has the whole answer, as it was saved last."""
+        """Return the event that contains the whole answer, as it was last saved."""
         return {
             "event": events.SNAPSHOT,
             "attempt": self.attempt,

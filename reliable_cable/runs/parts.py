@@ -1,9 +1,10 @@
-"""The content of an answer: its text, and its other parts in their order.
+"""The content of an answer: its text, and a list of other parts, such as tool calls.
 
-A part is a dict with a `type`. `at` is the number of characters of the text before the part. These types are used here;
-others are stored and sent, too, and readers skip what they do not know.
+A part is a dict with a `type`. Its key `at` is the number of characters of the text that precede the part. The types
+below are used by this package, with these keys. Parts of other types are stored and sent, too. Readers skip the types
+that they do not know.
 
-- `reasoning`: `text`, which grows while it is the last part
+- `reasoning`: `text`, to which reasoning that directly follows is appended
 - `tool-call`: `id`, `name`, `input`
 - `tool-result`: `id`, `output`
 - `source`: `url`, `title`
@@ -18,15 +19,15 @@ from reliable_cable.validation import copy_json
 
 REASONING: Final = "reasoning"
 
-#: The maximum number of bytes of a part, as JSON.
+#: The maximum size of a part, in bytes of JSON.
 MAX_PART_SIZE: Final = 256 * 1024
 
-#: PostgreSQL stores no NUL, and lone surrogates cannot be encoded.
+#: Characters that cannot be stored or sent: PostgreSQL stores no NUL, and UTF-8 cannot encode lone surrogates.
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
 def clean_text(text: str) -> str:
-    """Return a text in which the characters that cannot be stored or sent are replaced by U+FFFD."""
+    """Return a text, with U+FFFD in place of the characters that cannot be stored or sent."""
     return text if text.isascii() and "\x00" not in text else _UNSTORABLE.sub("\ufffd", text)
 
 
@@ -34,8 +35,8 @@ def check_part(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a part that can be stored and sent.
 
     Raises:
-        TypeError: it has no `type`, or is not a JSON value.
-        ValueError: it is larger than `MAX_PART_SIZE`, or is nested too deeply.
+        TypeError: the part has no `type`, or is not a JSON value.
+        ValueError: the part is larger than `MAX_PART_SIZE`, or is nested too deeply.
     """
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str) or not part["type"]:
         raise TypeError(f"A part must be a dict with a type, such as {{'type': 'source', …}}; not {part!r:.200}.")
@@ -60,15 +61,15 @@ class Content:
     """The content of an answer that is being written.
 
     Args:
-        text: the text so far.
-        parts: the other parts so far.
+        text: the text that was written before.
+        parts: the other parts that were written before. The list is changed in place.
     """
 
     __slots__ = ("_pieces", "length", "parts")
 
     def __init__(self, text: str = "", parts: list[dict[str, Any]] | None = None) -> None:
         self._pieces = [text] if text else []
-        #: The number of characters of the text.
+        #: The length of the text, in characters.
         self.length = len(text)
         self.parts = [] if parts is None else parts
 
@@ -80,12 +81,12 @@ class Content:
         return self._pieces[0] if self._pieces else ""
 
     def add_text(self, text: str) -> None:
-        """Add text to the end."""
+        """Append to the text."""
         self._pieces.append(text)
         self.length += len(text)
 
     def add_part(self, part: Mapping[str, Any]) -> None:
-        """Add a part, or more text to the reasoning that is the last part at the end of the text."""
+        """Append a part. Reasoning that directly follows other reasoning is appended to the text of that part."""
         last = self.parts[-1] if self.parts else None
         if last is not None and part["type"] == REASONING == last["type"] and last["at"] == self.length:
             last["text"] += part["text"]

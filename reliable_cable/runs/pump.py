@@ -1,4 +1,4 @@
-"""Broadcasts and saves what tasks write, in one background thread for all runs of a process."""
+"""Broadcasts and saves the answers that tasks write, in one background thread for all runs of a process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .attempt import Attempt, stop_requests
 
 logger = logging.getLogger("reliable_cable")
 
-#: How often, in seconds, to ask the database whether runs were stopped.
+#: The interval, in seconds, at which the database is asked whether runs were stopped.
 STOP_INTERVAL: Final = 0.2
 
 
 class _Served:
-    """An attempt that is served.
+    """An attempt in a pump, with the function to call at its end.
 
     Args:
-        attempt: the attempt.
-        ended: called once, when the run was stopped or lost.
+        attempt: the attempt whose `step` the pump calls.
+        ended: called once, when the run was stopped or no longer belongs to its writer.
     """
 
     def __init__(self, attempt: Attempt, ended: Callable[[], object]) -> None:
@@ -40,15 +40,15 @@ class _Served:
 
 
 class Pump:
-    """Calls `step` of the attempts that are written in this process, and tells them when their runs were stopped.
+    """Calls `step` of each attempt that is written in this process, and notifies an attempt if its run was stopped.
 
     Args:
-        clock: the clock of the attempts, in seconds.
+        clock: returns the time in seconds. The attempts must have the same clock.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: The attempts by the ids of their runs.
+        #: The attempts, by the id of the run.
         self._attempts: dict[Any, _Served] = {}
         self._changed = threading.Condition()
         self._woken = False
@@ -56,11 +56,11 @@ class Pump:
         self._asked_at = 0.0
 
     def add(self, attempt: Attempt, ended: Callable[[], object]) -> None:
-        """Serve an attempt.
+        """Begin to call the attempt's `step` regularly.
 
         Args:
-            attempt: the attempt, which has begun.
-            ended: called once, in the thread of the pump, when the run was stopped or lost.
+            attempt: the attempt, whose `begin` was called.
+            ended: called once, in the thread of the pump, when the run was stopped or no longer belongs to its writer.
         """
         with self._changed:
             self._attempts[attempt.run.pk] = _Served(attempt, ended)
@@ -70,13 +70,13 @@ class Pump:
             self._wake()
 
     def remove(self, attempt: Attempt) -> None:
-        """Stop serving an attempt."""
+        """Stop calling the attempt's `step`."""
         with self._changed:
             self._attempts.pop(attempt.run.pk, None)
             self._wake()
 
     def wake(self) -> None:
-        """Look again at what is due, because an attempt has more to broadcast."""
+        """Make the thread check again which attempts are due. Call this if a broadcast became due earlier."""
         with self._changed:
             self._wake()
 
@@ -106,7 +106,7 @@ class Pump:
         try:
             with_kept_connections(served.attempt.step)
         except Exception:
-            # The other attempts must still be served.
+            # The error must not end this thread, because the other attempts need it.
             logger.exception("The run %s could not be written.", served.attempt.run.pk)
             served.attempt.lost = True
         if served.attempt.lost:
@@ -118,7 +118,7 @@ class Pump:
         except Exception as error:
             if not is_outage(error):
                 logger.exception("Stopped runs could not be looked for.")
-            return  # `step` logs outages
+            return  # an outage is not logged here, because `step` logs it
         for pk in stopped:
             attempts[pk].attempt.stopped = True
             attempts[pk].end()
@@ -128,6 +128,6 @@ _pumps: dict[int, Pump] = {}
 
 
 def pump() -> Pump:
-    """Return the pump of this process. A forked child has a pump of its own."""
+    """Return the pump of this process. A forked child process gets its own pump, because threads are not forked."""
     pid = os.getpid()
     return _pumps.get(pid) or _pumps.setdefault(pid, Pump())

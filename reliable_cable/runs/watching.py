@@ -1,4 +1,4 @@
-"""Tells the readers of runs how these ended, if their writers could not."""
+"""Tells the readers of a run that it has ended, if its writer could not tell them."""
 
 import asyncio
 import logging
@@ -19,16 +19,16 @@ from .models import Run, Status
 
 logger = logging.getLogger("reliable_cable")
 
-#: How often, in seconds, to look for runs whose writer has died.
+#: The interval, in seconds, at which each server looks for runs that have ended or whose writer has died.
 INTERVAL: Final = 2.0
-#: For how long, in seconds, after its end to make sure that the readers of a run were told.
+#: How long, in seconds, servers repeat the announcement that a run has ended, in case its writer could not announce it.
 ENDED_TIME: Final = 30
-#: How many runs to ask about in one query.
+#: The maximum number of runs in one query.
 BATCH: Final = 500
 
 
 class Reader:
-    """Someone on this server who reads a run.
+    """The subscription of a client on this server to a run.
 
     Args:
         run: the id of the run.
@@ -39,14 +39,14 @@ class Reader:
 
 
 class RunWatcher:
-    """Looks regularly for the ends of the runs that are read on this event loop."""
+    """Checks regularly whether the runs with readers on this event loop have ended, and announces their ends."""
 
     def __init__(self) -> None:
         self._readers: WeakSet[Reader] = WeakSet()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, reader: Reader) -> None:
-        """Watch the run of a reader for as long as someone holds a reference to the reader."""
+        """Watch the run of a reader until the reader is garbage-collected."""
         self._readers.add(reader)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._watch())
@@ -70,12 +70,12 @@ class RunWatcher:
 
 
 def announce_ends(runs: Collection[uuid.UUID]) -> None:
-    """Fail those of the runs whose writer has died, and tell the readers of those that have ended recently.
+    """Fail the runs whose writer has died, and broadcast the ends of the runs that have ended recently.
 
-    The writer of a run tells its readers, too. Whoever comes second sends nothing.
+    The writer of a run broadcasts its end, too. An idempotency key prevents a second message.
 
     Args:
-        runs: the ids of runs.
+        runs: the ids of the runs to check.
     """
     ids = list(runs)
     ended = ~Q(status__in=(Status.QUEUED, Status.RUNNING)) & Q(ended_at__gt=Now() - timedelta(seconds=ENDED_TIME))

@@ -1,4 +1,4 @@
-"""What a task uses to write a run: `writing`, `awriting` and `Writer`."""
+"""The context managers `writing` and `awriting`, in which a task writes a run, and the `Writer` that they yield."""
 
 import asyncio
 import logging
@@ -18,12 +18,12 @@ from .pump import pump
 
 logger = logging.getLogger("reliable_cable")
 
-#: What the user reads if a task fails with an error that is not a `RunFailed`.
+#: The message that the user reads if a task raises an error other than `RunFailed`.
 FAILED: Final = "Something went wrong. Please try again."
 
 
 class Writer:
-    """Writes the answer of a run. Its methods return at once: a background thread broadcasts and saves."""
+    """Adds content to the answer of a run. The methods return at once: a background thread broadcasts and saves it."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -37,14 +37,14 @@ class Writer:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run was stopped. A task that waits for a slow tool may ask this."""
+        """Whether the run was stopped. A task can check this while it is waiting for a slow tool."""
         return self._attempt.stopped
 
     def write(self, text: str) -> None:
         """Add text to the answer.
 
         Raises:
-            RunStopped: the run was stopped. `writing` ends it.
+            RunStopped: the run was stopped. Do not catch this error: `writing` catches it, and ends the run.
             RunLost: the run no longer belongs to this writer.
         """
         if not isinstance(text, str):
@@ -55,25 +55,25 @@ class Writer:
             self._check()
 
     def write_all(self, texts: Iterable[str]) -> None:
-        """Add each of several texts to the answer, as `write` does."""
+        """Add several texts to the answer, such as those of an iterator. Each one is added as soon as it is yielded."""
         for text in texts:
             self.write(text)
 
     def feed(self, event: object) -> None:
-        """Add what an event of the client library of a language model says.
+        """Add the content of an event from the client library of a language model.
 
-        These are understood: events of the Responses API and chunks of the Chat Completions API, as the library
-        `openai` yields them, events of the Messages API, as `anthropic` yields them, and `str`. Text, reasoning,
-        complete calls of your tools, cited web pages and usage are added. Other events are ignored. The run also fails
-        if the block ends before the last answer is complete; raise `RunStopped` to end it early.
+        Text, reasoning, complete calls of your tools, cited web pages and usage are added. Other events are ignored.
+        The run also fails if the block of `writing` ends before the last answer of the model is complete. To end the
+        block early, raise `RunStopped`.
 
         Args:
-            event: the event.
+            event: an event of the Responses API or a chunk of the Chat Completions API, as the library `openai` yields
+                it; an event of the Messages API, as the library `anthropic` yields it; or a `str`.
 
         Raises:
             RunFailed: the model has failed, or its answer is not complete.
-            TypeError: the object is none of these.
-            RunError: as for `write`.
+            TypeError: the object is not such an event.
+            RunError: the run was stopped, or no longer belongs to this writer, as for `write`.
         """
         if isinstance(event, str):
             self.write(event)
@@ -84,7 +84,7 @@ class Writer:
         self._feeder.feed(event)
 
     def reason(self, text: str) -> None:
-        """Add text to the model's reasoning, which is a part of its own. It raises what `write` raises."""
+        """Add text to the model's reasoning, which is not a part of the answer's text. Raises the errors of `write`."""
         if text:
             self._add({"type": "reasoning", "text": clean_text(text)})
 
@@ -92,34 +92,39 @@ class Writer:
         """Add the call of a tool.
 
         Args:
-            id: the id of the call.
+            id: the id of the call, which the model has chosen.
             name: the name of the tool.
-            input: its arguments, as JSON values.
+            input: the arguments of the call, as JSON values.
 
         Raises:
             TypeError, ValueError: the part cannot be stored (see `parts.check_part`).
-            RunError: as for `write`.
+            RunError: the run was stopped, or no longer belongs to this writer, as for `write`.
         """
         self.part({"type": "tool-call", "id": id, "name": name, "input": input})
 
     def tool_result(self, id: str, output: Any) -> None:  # noqa: A002 - the name in the part
-        """Add the result of a tool. It raises what `tool_call` raises."""
+        """Add the result of a tool call. Raises the errors of `tool_call`.
+
+        Args:
+            id: the id of the call.
+            output: the result, as JSON values.
+        """
         self.part({"type": "tool-result", "id": id, "output": output})
 
     def source(self, url: str, title: str = "") -> None:
-        """Add a source that the answer cites. It raises what `tool_call` raises."""
+        """Add a source that the answer cites, such as a web page. Raises the errors of `tool_call`."""
         self.part({"type": "source", "url": url, "title": title})
 
     def data(self, name: str, data: Any) -> None:
-        """Add data of the application, such as a chart. It raises what `tool_call` raises."""
+        """Add data that the application shows in the answer, such as a chart. Raises the errors of `tool_call`."""
         self.part({"type": "data", "name": name, "data": data})
 
     def part(self, part: Mapping[str, Any]) -> None:
-        """Add a part of any type. It raises what `tool_call` raises."""
+        """Add a part of any type (see the module `parts`). Raises the errors of `tool_call`."""
         self._add(check_part(part))
 
     def count(self, usage: Mapping[str, Any]) -> None:
-        """Record what the model has counted, such as tokens. Later values replace earlier ones of the same name."""
+        """Record numbers that the model reports, such as tokens. A later value replaces one of the same name."""
         self._attempt.usage.update(usage)
 
     def _end(self) -> None:
@@ -141,19 +146,19 @@ class Writer:
 @contextmanager
 @sync_only("awriting")
 def writing(run: uuid.UUID | str) -> Iterator[Writer]:
-    """Write a queued run in the block. At its end, the answer is saved, and the run is completed.
+    """Write a queued run in a `with` block. At the end of the block, the answer is saved, and the run is completed.
 
     If the run is stopped, the next `write` raises `RunStopped`, which ends the block and the run without an error. Any
-    other error fails the run, and is raised. The user reads the text of a `RunFailed`; of other errors, only that
-    something went wrong.
+    other error fails the run, and is raised. The user reads the message of a `RunFailed`. After other errors, the user
+    reads only that something went wrong.
 
     Args:
         run: the id of the run.
 
     Raises:
         Run.DoesNotExist: there is no such run.
-        RunNotQueued: another task writes the run, or it has ended. A run that was stopped before is no error: then the
-            first `write` raises `RunStopped`.
+        RunNotQueued: another task is writing the run, or the run is completed or failed. If the run was stopped before,
+            the first `write` raises `RunStopped` instead.
     """
     attempt = Attempt(Run.objects.get(pk=run))
     attempt.begin()
@@ -175,7 +180,7 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
 
 @asynccontextmanager
 async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
-    """Async twin of `writing`. If the run is stopped, the block is cancelled, even while it waits for the model."""
+    """Async twin of `writing`. If the run is stopped, the block is cancelled, even while it awaits the model."""
     attempt = Attempt(await Run.objects.aget(pk=run))
     await run_store_write(attempt.begin)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -205,10 +210,10 @@ async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
 
 
 class _Cancellation:
-    """Cancels the task of a block at most once, and only while the block runs.
+    """Cancels the task that executes a block, at most once, and only before the block ends.
 
     Args:
-        task: the task.
+        task: the asyncio task that executes the block.
     """
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
@@ -216,19 +221,19 @@ class _Cancellation:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Cancel the task. Call this in its event loop."""
+        """Cancel the task. Call this in the event loop of the task."""
         if self._task is not None and not self._cancelled:
             self._cancelled = True
             self._task.cancel()
 
     def end(self) -> bool:
-        """End the block. Return whether the task was cancelled."""
+        """Prevent later cancellations, because the block has ended. Return whether `cancel` has cancelled the task."""
         self._task = None
         return self._cancelled
 
 
 def _outcome(error: BaseException) -> tuple[Status, str]:
-    """Return how an attempt ends with an error, and what its user reads."""
+    """Return the final status of an attempt whose block raised an error, and the message that the user reads."""
     if isinstance(error, RunStopped):
         return Status.STOPPED, ""
     return Status.FAILED, str(error) if isinstance(error, RunFailed) else FAILED

@@ -1,7 +1,8 @@
 """`python -m reliable_cable.setup` runs `cable_setup` in a project that does not have the app yet.
 
-Django finds the command `cable_setup` only if `reliable_cable` is in `INSTALLED_APPS`. So this program runs it through
-`manage.py shell`. The project's manage.py may set paths and environment variables that the settings need.
+Django finds the command `cable_setup` only if `reliable_cable` is in `INSTALLED_APPS`. So this program runs the
+command through `manage.py shell`. It uses the project's manage.py, which may set paths and environment variables that
+the settings need.
 """
 
 import subprocess

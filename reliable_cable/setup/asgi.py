@@ -1,4 +1,4 @@
-"""Plans a change of `asgi.py`, which adds a WebSocket route to the cable."""
+"""Plans the change of `asgi.py` that adds a WebSocket route for `CableConsumer`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ORIGINS: Final = (
 
 
 def plan_asgi(plan: Plan) -> str | None:
-    """Add the change of the ASGI application to a plan. Return the application's dotted path; None if it is unknown."""
+    """Add the change of asgi.py to a plan. Return the dotted path of the ASGI application; None if it is unknown."""
     application = getattr(settings, "ASGI_APPLICATION", None) or _usual_application()
     source = None
     try:
@@ -102,7 +102,10 @@ def plan_asgi(plan: Plan) -> str | None:
 
 
 def _usual_application() -> str | None:
-    """Return the dotted path of the application in an asgi.py in the same package as wsgi.py or urls.py."""
+    """Return the dotted path that the ASGI application usually has, in the package of wsgi.py or urls.py.
+
+    Return None if the settings name neither of these modules.
+    """
     wsgi: str | None = settings.WSGI_APPLICATION
     urls: str = getattr(settings, "ROOT_URLCONF", None) or ""
     package = wsgi.rsplit(".", 2)[0] if wsgi and wsgi.count(".") > 1 else urls.rpartition(".")[0]
@@ -139,7 +142,15 @@ Notes = list[tuple[str, dict[str, str]]]
 
 
 def _add_route(module: cst.Module, variable: str) -> tuple[cst.Module, Notes]:
-    """Return a changed ASGI module that serves the cable, and notes for the user."""
+    """Return the ASGI module with a route for `CableConsumer`, and notes for the user.
+
+    Args:
+        module: the current ASGI module.
+        variable: the name of the ASGI application in the module.
+
+    Raises:
+        NotUnderstood: the application is not written in a form that can be edited.
+    """
     application = only_value(module, variable)
     if m.matches(application, m.Call(func=m.Name("get_asgi_application"), args=[])):
         router = cst.parse_expression(in_quotes_of(module, ROUTER))
@@ -174,7 +185,7 @@ def _with_route(routes: cst.BaseExpression, route: str) -> cst.List:
 
 
 def _notes(websocket: cst.BaseExpression, router: cst.Call) -> Notes:
-    """Return the notes about the middlewares that wrap the router."""
+    """Return notes about the middlewares around the router: missing authentication, and needless origin validators."""
     around = [call for call in m.findall(websocket, m.Call()) if isinstance(call, cst.Call) and call is not router]
     names = [
         cst.ensure_type(node, cst.Name).value

@@ -1,4 +1,4 @@
-"""Plans the example app, which has a channel, a web page and tests, and the app's line in the URLs."""
+"""Plans the example app, which has a channel, a web page and tests, and the route to the app in the URLs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ SUFFIX: Final = "-tpl"
 
 
 def plan_example(plan: Plan, *, with_url: bool) -> None:
-    """Add the files of the example app and its URL to a plan. Existing files of the app are not changed.
+    """Add the files of the example app and its route to a plan. Existing files of the app are not changed.
 
     Args:
         plan: the plan to which the changes are added.
-        with_url: whether to add the URL.
+        with_url: whether to add the route. It must not be added if `INSTALLED_APPS` will not contain the app.
     """
     source = None
     urls = getattr(settings, "ROOT_URLCONF", None)
@@ -61,7 +61,7 @@ def _has_string(module: cst.Module, value: str) -> bool:
 
 
 def _add_url(module: cst.Module) -> cst.Module:
-    """Return a URL module with the example as the first route, because another route may match every path."""
+    """Return a URL module with the route to the example. It is the first one, because another may match every path."""
     first = operands(only_value(module, "urlpatterns", extended=True))[0]
     if not isinstance(first, cst.List):
         raise NotUnderstood("`urlpatterns` does not begin with a list")

@@ -1,4 +1,4 @@
-"""The plan of `cable_setup`, which contains files to write, steps for the user, and notes."""
+"""The class `Plan`, which contains what `cable_setup` will do: files to write, steps for the user, and notes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Step:
-    """A change that the user must make, because the command cannot.
+    """A change that the user must make, because the command cannot make it.
 
     Args:
-        what: the file, the reason, and what to do there.
-        code: the code to write.
+        what: a text that names the file, says why the command cannot change it, and tells the user what to do.
+        code: the code for the user to insert.
     """
 
     what: str
@@ -73,8 +73,8 @@ class Plan:
         """Write the files.
 
         Raises:
-            OSError: a file has changed since the plan was made, and no file was written. Or a file could not be
-                written, and others may have been.
+            OSError: either a file has changed since the plan was made, and no file was written; or a file could not be
+                written, but other files may have been written.
         """
         for path, change in self.changes.items():
             if (path.read_bytes() if path.exists() else b"") != change.before:
@@ -85,6 +85,6 @@ class Plan:
 
 
 def shown(path: Path) -> str:
-    """Return a path for messages. It is relative to the current folder if the file is in this folder."""
+    """Return a path as a text for messages: relative to the current folder if the file is in that folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,4 +1,4 @@
-"""Makes the whole plan for a project. Its parts are for asgi.py, the settings and the example."""
+"""Makes the whole plan for a project, which consists of changes of asgi.py, the settings and the example."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def make_plan(*, example: bool) -> Plan:
     application = plan_asgi(plan)
     has_apps = plan_settings(plan, application, APP if example else None)
     if not has_apps:
-        # The changed asgi.py imports from these apps, which fails until they are in INSTALLED_APPS.
+        # The user must edit the settings first: the changed asgi.py imports apps that are not in INSTALLED_APPS yet.
         plan.changes.clear()
     if example:
         plan_example(plan, with_url=has_apps)
-    # Changes of existing files are shown last, so that they are still visible when the user is asked to confirm.
+    # Changes of existing files are shown after new files, so that they are still visible in the terminal when the user
+    # is asked to confirm.
     plan.changes = dict(sorted(plan.changes.items(), key=lambda change: (change[0].exists(), change[0])))
     return plan

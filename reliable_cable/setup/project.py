@@ -26,7 +26,7 @@ class Source:
     Args:
         name: the dotted name of the module.
         path: the path of the file.
-        package: the dotted name of the package, from which relative imports are resolved.
+        package: the dotted name of the package from which the relative imports of the module are resolved.
         text: the content of the file; empty if the file does not exist yet.
         module: the syntax tree of the content.
     """
@@ -80,11 +80,11 @@ def required_source(name: str) -> Source:
 
 
 def imported_sources(source: Source, *, star: bool = False) -> Iterator[Source]:
-    """Yield the files of the project from which a file imports names.
+    """Yield those files of the project from which another file imports names by `from … import`.
 
     Args:
         source: the importing file.
-        star: whether to find only the files of `from … import *`. The imports of these files are followed, too.
+        star: whether to follow only `from … import *`. If so, these imports in the found files are followed, too.
     """
     for node in m.findall(source.module, m.ImportFrom()):
         if not isinstance(node, cst.ImportFrom) or (star and not isinstance(node.names, cst.ImportStar)):

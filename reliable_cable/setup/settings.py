@@ -1,4 +1,4 @@
-"""Plans the changes of the settings: `INSTALLED_APPS`, `ASGI_APPLICATION` and `RELIABLE_CABLE`."""
+"""Plans the changes of the settings `INSTALLED_APPS`, `ASGI_APPLICATION` and `RELIABLE_CABLE`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ RELIABLE_CABLE = {
 
 
 def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
-    """Add the changes of the settings to a plan. Return whether `INSTALLED_APPS` contains all apps afterwards.
+    """Add the changes of the settings to a plan.
 
     Args:
         plan: the plan to which the changes are added.
         asgi_application: the value of `ASGI_APPLICATION` for a project that does not set it; None if it is unknown.
-        example: the name of the example app; None if it is not wanted.
+        example: the name of the example app; None if the user does not want it.
+
+    Returns:
+        Whether `INSTALLED_APPS` contains all needed apps after the plan is applied.
     """
     front = [] if _has_app("daphne") else ["daphne"]
     back = [app for app in ("channels", "reliable_cable") if not _has_app(app)]
@@ -91,12 +94,10 @@ def _note_late_daphne(plan: Plan) -> None:
 
 
 def _defining_source(name: str) -> Source:
-    """Return the file that assigns a setting.
-
-    This is the settings module, or a module whose names the settings module imports by `from … import *`.
+    """Return the file that assigns a setting: the settings module, or a module that it imports by `from … import *`.
 
     Raises:
-        NotUnderstood: not exactly one of these files assigns the setting.
+        NotUnderstood: none of these files assigns the setting, or several do.
     """
     if not _settings_module():
         raise NotUnderstood("the environment variable is not set")
@@ -119,8 +120,8 @@ def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[s
     Args:
         module: the settings module.
         front: the apps to insert at the beginning.
-        back: the apps to insert at the end. In a sum, they are inserted in the list of third-party apps.
-        own: the apps of the project to insert at the end.
+        back: the apps to append. In a sum, they are appended to the list of third-party apps.
+        own: the project's own apps to append.
     """
     value = only_value(module, "INSTALLED_APPS", extended=True)
     names = ["INSTALLED_APPS"]
@@ -141,9 +142,9 @@ def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[s
 
 
 def _check_list(value: cst.BaseExpression, name: str) -> None:
-    """Check that a value is a list literal whose apps are installed.
+    """Check that a value is a list literal whose apps are in the loaded settings.
 
-    If some are not installed, another file or statement replaces the list, and it is useless to edit it.
+    If an app is missing there, another file or statement replaces the list, and a change of this list has no effect.
 
     Raises:
         NotUnderstood: the value is not such a list.

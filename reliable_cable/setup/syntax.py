@@ -1,4 +1,4 @@
-"""Edits Python source, and preserves its formatting and comments."""
+"""Functions that edit Python source code, and preserve its formatting and comments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE_BREAK: Final = cst.TrailingWhitespace()
 
 
 class NotUnderstood(Exception):
-    """Raised if source code has an unexpected form, so that it cannot be edited. The message says what is wrong."""
+    """Raised if source code cannot be edited, because it has an unexpected form. The message describes the form."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Assignment:
     """A statement that assigns a value to a variable.
 
     Args:
-        value: the assigned expression; None if the statement is not a plain assignment, but a `for` loop, for example.
+        value: the assigned expression; None if the statement is not a plain assignment, but for example a `for` loop.
         top_level: whether the statement is outside of all blocks.
-        extends: whether the expression contains the variable itself, so that it extends the former value.
+        extends: whether the expression contains the variable, as in `name = [*name, …]`, to extend the former value.
     """
 
     value: cst.BaseExpression | None
@@ -37,7 +37,7 @@ class Assignment:
 
 
 def find_assignments(module: cst.Module, name: str) -> list[Assignment]:
-    """Return the statements that assign a value to a global variable, in blocks too. Imports are left out."""
+    """Return the statements that assign a value to a global variable, including those in blocks, but no imports."""
     finder = _Assignments(name)
     module.visit(finder)
     outer = {id(small) for line in module.body if isinstance(line, cst.SimpleStatementLine) for small in line.body}
@@ -74,7 +74,7 @@ class _Assignments(cst.CSTVisitor):
             self.found.append((node, None))
 
     def visit_ImportAlias(self, node: cst.ImportAlias) -> bool:  # noqa: N802
-        return False  # `_is_imported` finds imports
+        return False  # imports are not assignments; `_is_imported` finds them
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802
         if node.name.value == self.name:
@@ -88,7 +88,7 @@ class _Assignments(cst.CSTVisitor):
 
 
 def only_value(module: cst.Module, name: str, *, extended: bool = False) -> cst.BaseExpression:
-    """Return the value of a variable that is assigned once, at the top level.
+    """Return the expression that is assigned to a variable exactly once, at the top level of a module.
 
     Args:
         module: the module that assigns the variable.
@@ -105,7 +105,7 @@ def only_value(module: cst.Module, name: str, *, extended: bool = False) -> cst.
 
 
 def operands(value: cst.BaseExpression) -> list[cst.BaseExpression]:
-    """Return the operands of a sum, from left to right. For any other expression, return only the expression."""
+    """Return the operands of a sum, from left to right. An expression that is not a sum is its only operand."""
     if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
         return [*operands(value.left), *operands(value.right)]
     return [value]
@@ -118,7 +118,7 @@ def string_value(node: cst.CSTNode | None) -> str | None:
 
 
 def calls(node: cst.CSTNode, function: str) -> list[cst.Call]:
-    """Return all calls of a function in a piece of code, outer calls first.
+    """Return all calls of a function in a syntax tree, outer calls first.
 
     Both `function()` and `module.function()` are found.
     """
@@ -127,19 +127,19 @@ def calls(node: cst.CSTNode, function: str) -> list[cst.Call]:
 
 
 def only_argument(call: cst.Call) -> cst.BaseExpression | None:
-    """Return the argument of a call with exactly one argument, which is positional; None for all other calls."""
+    """Return the argument of a call that has exactly one argument, a positional one; None for all other calls."""
     if len(call.args) != 1 or call.args[0].keyword or call.args[0].star:
         return None
     return call.args[0].value
 
 
 def replace(module: cst.Module, old: cst.CSTNode, new: cst.CSTNode) -> cst.Module:
-    """Return a module in which a node was replaced by another one."""
+    """Return a copy of a module, with one node replaced by another."""
     return cst.ensure_type(module.deep_replace(old, new), cst.Module)
 
 
 def in_quotes_of(module: cst.Module, code: str) -> str:
-    """Replace the double quotes of some code by single quotes, if most strings of a module have single quotes."""
+    """Return some code with single quotes instead of double quotes, if most strings in a module have single quotes."""
     strings = [node.value for node in m.findall(module, m.SimpleString()) if isinstance(node, cst.SimpleString)]
     quotes = Counter(text.lstrip("rbuRBU")[0] for text in strings if '"""' not in text)
     return code.replace('"', "'") if quotes["'"] > quotes['"'] else code
@@ -149,9 +149,11 @@ def in_quotes_of(module: cst.Module, code: str) -> str:
 
 
 def insert_first(node: cst.List, code: str) -> cst.List:
-    """Insert an element at the beginning of a list literal, and return the list.
+    """Return a list literal with a new first element. If the former first element begins a line, so does the new one.
 
-    If the first element is on a line of its own, the new one gets a line, too.
+    Args:
+        node: the list literal.
+        code: the source code of the new element.
     """
     element = cst.Element(cst.parse_expression(code))
     if not node.elements:
@@ -159,7 +161,7 @@ def insert_first(node: cst.List, code: str) -> cst.List:
     opening = node.lbracket.whitespace_after
     separator: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
     if isinstance(opening, cst.ParenthesizedWhitespace):
-        # Comment lines above the former first element stay above it.
+        # Comment lines above the former first element stay directly above that element.
         separator = opening.with_changes(first_line=LINE_BREAK)
         opening = opening.with_changes(empty_lines=[])
     first = element.with_changes(comma=cst.Comma(whitespace_after=separator))
@@ -167,9 +169,11 @@ def insert_first(node: cst.List, code: str) -> cst.List:
 
 
 def insert_last(node: Brackets, code: str) -> Brackets:
-    """Append an element to a list or dict literal, and return the literal.
+    """Return a list or dict literal with a new last element. If the first element begins a line, so does the new one.
 
-    If the first element is on a line of its own, the new one gets a line, too.
+    Args:
+        node: the literal.
+        code: the source code of the new element; for a dict, `key: value`.
     """
     new: Any
     if isinstance(node, cst.List):
@@ -186,7 +190,7 @@ def insert_last(node: Brackets, code: str) -> Brackets:
     if isinstance(opening, cst.ParenthesizedWhitespace):
         separator = opening.with_changes(first_line=LINE_BREAK, empty_lines=[])
         if isinstance(closing, cst.ParenthesizedWhitespace):
-            # A comment behind the former last element stays behind it.
+            # A comment that follows the former last element on its line stays on that line.
             separator = separator.with_changes(first_line=closing.first_line, empty_lines=closing.empty_lines)
             closing = closing.with_changes(first_line=LINE_BREAK, empty_lines=[])
             new = new.with_changes(comma=cst.Comma())
@@ -198,13 +202,13 @@ def insert_last(node: Brackets, code: str) -> Brackets:
 
 
 def insert_statements(module: cst.Module, code: str, *, after: str | None = None) -> cst.Module:
-    """Insert statements into a module, and return the module.
+    """Return a module with additional statements.
 
     Args:
-        module: the module.
-        code: the statements.
-        after: the name of a variable. The statements are inserted after the assignment to it. By default, they are
-            appended to the module.
+        module: the module to change.
+        code: the source code of the statements.
+        after: the name of a variable. The statements are inserted after the assignment to this variable. By default, or
+            if there is no such assignment, they are appended to the module.
     """
     added = cst.parse_module(in_quotes_of(module, code))
     body = list(module.body)
@@ -217,13 +221,13 @@ def insert_statements(module: cst.Module, code: str, *, after: str | None = None
         statements[0] = statements[0].with_changes(leading_lines=[*added.header, *statements[0].leading_lines])
     if index < len(body):
         return module.with_changes(body=[*body[:index], *statements, *body[index:]])
-    # Comments at the end of the file are in its footer. The new statements follow them.
+    # Comments at the end of the file are in the footer of the module. They stay above the new statements.
     statements[0] = statements[0].with_changes(leading_lines=[*module.footer, *statements[0].leading_lines])
     return module.with_changes(body=[*body, *statements], footer=added.footer)
 
 
 def add_imports(module: cst.Module, needed: Mapping[str, Iterable[str]]) -> cst.Module:
-    """Add imports at the top of a module, in alphabetical order, and return the module.
+    """Return a module with additional imports at the top, in alphabetical order.
 
     Args:
         module: the module to change.
@@ -269,7 +273,7 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
     new = cst.ensure_type(cst.parse_statement(f"from {source} import {', '.join(names)}"), cst.SimpleStatementLine)
     body: list[Any] = list(module.body)
     if later is not None:
-        # Comments above an import stay directly above it, below the new import.
+        # Comments above the import that follows stay directly above that import, below the new one.
         above = list(body[later].leading_lines)
         blank = next((number for number, line in enumerate(above) if line.comment), len(above))
         new = new.with_changes(leading_lines=above[:blank])
@@ -282,9 +286,9 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
 
 
 def _with_names(node: cst.ImportFrom, names: list[str]) -> cst.ImportFrom:
-    """Add names to a `from … import`, in alphabetical order.
+    """Return a `from … import` with additional names, in alphabetical order.
 
-    libcst's own visitor for this fails if zope.interface is loaded.
+    `AddImportsVisitor` of libcst is not used for this, because it fails if zope.interface is loaded.
     """
     aliases = [] if isinstance(node.names, cst.ImportStar) else list(node.names)
     space: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")

@@ -1,4 +1,4 @@
-"""The test kit, for tests of channels, connections and broadcasts. The tests need neither a server nor Redis."""
+"""Tools for testing channels, connections and broadcasts without a server and without Redis."""
 
 from .broadcasts import CapturedBroadcast as CapturedBroadcast
 from .broadcasts import assert_broadcasts as assert_broadcasts

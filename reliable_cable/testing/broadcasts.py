@@ -24,8 +24,8 @@ class CapturedBroadcast:
     Args:
         stream: the name of the stream, without its namespace.
         data: the payload as clients receive it, after it was encoded as JSON and decoded.
-        transient: whether the message was neither stored nor numbered.
-        exclude_socket: the id of the session that does not receive the message; None if all receive it.
+        transient: whether the message was neither stored nor numbered, but sent only to clients connected at that time.
+        exclude_socket: the id of the session that does not receive the message; None if all sessions receive it.
         namespace: the namespace of the stream; `""` if it has none.
     """
 
@@ -41,7 +41,7 @@ class CapturedBroadcast:
 
 @contextmanager
 def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
-    """Record all broadcasts that are sent in this context, by any thread. The target of `as` is a list of them.
+    """Record all broadcasts that any thread sends in this context. `with … as captured` gets the list of broadcasts.
 
     A broadcast inside a transaction of the tested code is sent after the commit. If the transaction is rolled back, it
     is not sent. A broadcast whose `idempotency_key` was used before in the test is not sent either.
@@ -104,11 +104,11 @@ def assert_broadcasts(
         stream: the name of the stream. `ChatChannel.broadcasting_for(room)` returns the name for a target.
         count: the exact number of broadcasts to expect. None means one or more.
         matching: if this is given, only the broadcasts whose data match are counted. A dict matches a dict that has at
-            least the same keys, with matching values. A function is called with the data, and returns whether they
-            match. Any other value matches data that are equal to it.
+            least the same keys, with matching values. A function is called with the data, and returns whether the data
+            match. Any other value matches equal data.
 
     Returns:
-        A list of the broadcasts that were counted. It is filled at the end of the context.
+        A list of the broadcasts that were counted. The list is empty until the context ends.
 
     Raises:
         AssertionError: the number of broadcasts is not the expected one. The message lists all broadcasts.
@@ -130,11 +130,11 @@ def assert_no_broadcasts(stream: str | None = None, *, matching: Any = None) -> 
     """Assert that the code in this context does not broadcast.
 
     Args:
-        stream: the name of the stream. None stands for all streams.
+        stream: the name of the stream. None means that no stream may receive a broadcast.
         matching: if this is given, only the broadcasts whose data match are forbidden. See `assert_broadcasts`.
 
     Raises:
-        AssertionError: there was such a broadcast. The message lists all broadcasts.
+        AssertionError: a forbidden broadcast was sent. The message lists all broadcasts.
     """
     with capture_broadcasts() as captured:
         yield

@@ -22,12 +22,12 @@ class CableTestMixin:
     def run(self, result: Any = None) -> Any:
         """Run a test in `isolated_cable()`. unittest calls this for each test."""
         case: Any = self
-        # The isolation ends in a cleanup of the test. So an error there fails the test, and does not stop the run.
+        # The isolation ends in a cleanup of the test. So an error there fails only this test, and the run continues.
         case.enterContext(isolated_cable(**self.cable_settings))
         try:
             return super().run(result)  # type: ignore[misc]  # the test case class has this method
         finally:
-            case.doCleanups()  # unittest does not call this for a skipped test
+            case.doCleanups()  # unittest does not call `doCleanups` for a skipped test
 
     def captureBroadcasts(self) -> AbstractContextManager[list[CapturedBroadcast]]:  # noqa: N802 - as in unittest
         """Record the broadcasts that are sent in this context. See `capture_broadcasts`."""

@@ -31,7 +31,7 @@ class ChannelTester:
         channel: the channel class.
         user: the user of the connection. The default is an anonymous user.
         params: the parameters of the subscription.
-        consumer: the class of the consumer. Its `connect` and `around_command` are called, too.
+        consumer: the consumer class of the project. Its `connect` and `around_command` are called, too.
         scope: additional keys of the ASGI scope, such as `{"session": …}`. Usually, middlewares add them.
 
     Raises:
@@ -71,11 +71,11 @@ class ChannelTester:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    # -- what the client does -----------------------------------------------------------------------------------------
+    # -- actions of the client ----------------------------------------------------------------------------------------
 
     @sync_only("asubscribe")
     def subscribe(self) -> bool:
-        """Subscribe, and return whether the subscription was confirmed. This connects first if necessary.
+        """Subscribe, and return whether the subscription was confirmed. If the client is not connected, connect first.
 
         After a rejection, `rejection` contains the reason.
 
@@ -148,9 +148,9 @@ class ChannelTester:
 
     @sync_only("aclose")
     def close(self) -> None:
-        """Disconnect. Sync tests do this automatically when they end.
+        """Disconnect. At the end of a sync test, this is called automatically.
 
-        After this, `subscribe` connects as a new client.
+        A later call of `subscribe` connects as a new client.
         """
         if self._client.connection is not None:
             self._run(self.aclose())
@@ -158,11 +158,11 @@ class ChannelTester:
     async def aclose(self) -> None:
         """Async twin of `close`."""
         await self._client.aclose()
-        # Without the id, the next `subscribe` begins a new session. With it, this session would be restored.
+        # Without the id, the next `subscribe` begins a new session. With the id, it would restore the former session.
         self._client.session_id = ""
         self._subscription.positions.clear()
 
-    # -- what the channel has done ------------------------------------------------------------------------------------
+    # -- results of the channel ---------------------------------------------------------------------------------------
 
     @property
     def rejected(self) -> bool:
@@ -224,7 +224,7 @@ class ChannelTester:
 
 
 def _anonymous() -> Any:
-    # This is imported late, because that module has models, which a project need not have installed.
+    # This is not imported at the top, because it loads the models of `django.contrib.auth`, which may not be installed.
     from django.contrib.auth.models import AnonymousUser
 
     return AnonymousUser()

@@ -30,9 +30,9 @@ class ClientSocket:
 
     def __init__(self) -> None:
         self._running: Any = None
-        #: The received frames that no test has taken yet, except pings.
+        #: The received frames that the test has not asked for yet, without pings.
         self._inbox: list[Frame] = []
-        #: The server's side of the connection; None before the welcome.
+        #: The server's object for this connection; None before the welcome.
         self.connection: Connection | None = None
         #: The subprotocol that the server has chosen; None before the handshake.
         self.subprotocol: str | None = None
@@ -64,7 +64,7 @@ class ClientSocket:
         return welcome
 
     async def disconnect(self, code: int = CLOSE_NORMAL) -> None:
-        """Close the connection if it is open, and wait until the server has handled this.
+        """Close the connection if it is open, and wait until the server has handled the close.
 
         Args:
             code: the close code. Browsers use 1000 when the script disconnects, 1001 when the web page is closed, and
@@ -156,7 +156,7 @@ class ClientSocket:
             if not reading.done():
                 reading.cancel()
         if not reading.done():
-            self._running.future.result()  # raises the error of the application
+            self._running.future.result()  # this raises the error of the application, if there is one
             raise self._closed()
         message = reading.result()
         match message["type"]:
@@ -174,7 +174,7 @@ class ClientSocket:
         return ConnectionError(f"The server closed the connection{reason}.")
 
     def observe(self, frame: Frame) -> None:
-        """Handle a received frame. This does nothing; a subclass may override it."""
+        """Handle a received frame that is not a ping. This method does nothing; a subclass may override it."""
 
     def _receive(self, frame: Frame) -> None:
         if frame.get("type") == MessageType.PING:

@@ -1,4 +1,4 @@
-"""Simulates commits in tests that run in a transaction and roll it back, such as those of `TestCase`."""
+"""Simulates commits in tests that run in a transaction, which is rolled back, such as the tests of `TestCase`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,19 +17,20 @@ from reliable_cable.logs import logger
 def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Return whether the tested code has begun a transaction that is still open.
 
-    The transactions of the `TestCase` do not count. Inside them, a transaction of the tested code is a savepoint.
+    The transactions that `TestCase` begins do not count. Inside them, a transaction of the tested code is a savepoint.
     """
     own = len(list(takewhile(lambda block: getattr(block, "_from_testcase", False), connection.atomic_blocks)))
     if not own:
         return on_commit.in_transaction(connection)
-    # The outermost block has no entry, and the entry of a block with `savepoint=False` is None.
+    # `savepoint_ids` has no entry for the outermost `atomic()` block. For a block with `savepoint=False`, the entry is
+    # None.
     return any(savepoint is not None for savepoint in connection.savepoint_ids[own - 1 :])
 
 
 def take_hooks(
     connection: BaseDatabaseWrapper, *, first: int = 0, kind: type[Any] = object
 ) -> list[Callable[[], object]]:
-    """Remove `on_commit` hooks from a connection, and return them. Those with `robust=True` will log their errors.
+    """Remove `on_commit` hooks from a connection, and return them. Hooks with `robust=True` log errors when called.
 
     Args:
         connection: the database connection.
@@ -53,12 +54,12 @@ def _call_robustly(hook: Callable[[], object]) -> None:
 def commits_of_tested_code() -> Iterator[None]:
     """Treat the end of the tested code's outermost `atomic()` as a commit, for the hooks of this package.
 
-    Without this, a broadcast in a `TestCase` would wait for the commit of the test's own transaction, which never
-    happens. Hooks of other packages, and hooks that were registered before the test, as in `setUpTestData`, still wait
-    for that commit.
+    Otherwise, a broadcast in a `TestCase` would wait for the commit of the test's own transaction, which never happens.
+    Hooks of other packages still wait for that commit. So do hooks that were registered before the test, as in
+    `setUpTestData`.
 
-    In this context, Channels' `database_sync_to_async` does not close a connection that has an open transaction.
-    Usually it closes any connection. The middlewares of Channels use this function.
+    Channels' middlewares call `database_sync_to_async`, which usually closes a connection even during a transaction.
+    In this context, it leaves such a connection open.
     """
     before = on_commit.must_wait
     on_commit.must_wait = in_tested_transaction
@@ -99,7 +100,7 @@ def _call_hooks_after_release(first: int, execute: Any, sql: Any, params: Any, m
     """Run an SQL statement. If it ends the tested code's outermost `atomic()`, call the hooks of this package.
 
     Args:
-        first: how many hooks were registered before the test. They are not called.
+        first: the number of hooks that were registered before the test. These hooks are not called.
     """
     result = execute(sql, params, many, context)
     connection = context["connection"]

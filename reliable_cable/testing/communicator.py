@@ -29,7 +29,7 @@ class CableCommunicator(ClientSocket):
     Args:
         application: the ASGI application. The default is the one in the setting `ASGI_APPLICATION`.
         path: the path, which may be followed by `?` and a query string.
-        user: the user of the connection. Without this, the authentication middleware finds the user.
+        user: the user of the connection. By default, the authentication middleware determines the user.
         client: a test client of Django. Its cookies are sent with the handshake, so that its logged-in user connects.
         protocol: the subprotocol that the client offers. The alternative to the default is `"actioncable-v1-json"`.
         session_id: the id of the session to restore.
@@ -58,12 +58,12 @@ class CableCommunicator(ClientSocket):
         self._path = path
         self._added_scope = {**(scope or {}), **({} if user is None else {"user": user})}
         if user is not None and get_settings().jwt_required:
-            # With JWT_REQUIRED, only clients with a token may connect. The test client needs no token because of this.
+            # With JWT_REQUIRED, only clients with a token may connect. This entry of the scope replaces the token.
             self._added_scope[SCOPE_KEY] = TokenAuthentication(user)
         self._client = client
         self._protocol = protocol
         self._headers = dict(headers or {})
-        #: The id of the session. Before `connect`, this is the id of the session to restore.
+        #: The id of the session. `connect` restores the session with this id, then stores the id that the server sends.
         self.session_id = session_id
         #: The identifiers of the subscriptions that the last call of `connect` has restored.
         self.restored: list[str] = []
@@ -120,7 +120,7 @@ class CableCommunicator(ClientSocket):
     def _scope(self) -> dict[str, Any]:
         url = urlsplit(self._path)
         session = f"sid={self.session_id}" if self.session_id else ""
-        # Channels' `AllowedHostsOriginValidator` refuses clients without an origin.
+        # The header `origin` is needed, because Channels' `AllowedHostsOriginValidator` refuses clients without it.
         headers = {"host": "testserver", "origin": "http://testserver", **self._headers}
         if self._client is not None:
             headers["cookie"] = "; ".join(f"{name}={each.value}" for name, each in self._client.cookies.items())
@@ -143,7 +143,7 @@ class CableCommunicator(ClientSocket):
         Args:
             channel: the channel class, or its name.
             params: the parameters of the subscription.
-            since: a time in seconds since 1970. The messages that were sent after it are requested.
+            since: a time in seconds since 1970. The messages that were sent after this time are requested.
 
         Raises:
             AssertionError: the server did not answer within 5 seconds.
@@ -154,12 +154,12 @@ class CableCommunicator(ClientSocket):
         return subscription
 
     def add_subscription(self, channel: type[Channel] | str, params: Mapping[str, Any] | None) -> CableSubscription:
-        """Return the subscription to a channel with these params. It is created if needed, but no command is sent."""
+        """Return the subscription to a channel with these params. Create the object if needed, but send no command."""
         identifier = identifier_of(channel, params)
         return self.subscriptions.setdefault(identifier, CableSubscription(self, identifier))
 
     def observe(self, frame: Frame) -> None:
-        """Pass a received frame to its subscription."""
+        """Pass a received frame to the subscription that the frame names."""
         subscription = self.subscriptions.get(frame.get("identifier", ""))
         if subscription is not None:
             subscription.observe(frame)
@@ -179,7 +179,7 @@ class CableCommunicator(ClientSocket):
         """Return the data of all messages that the client has received, except those that were returned before.
 
         This first waits until the server has handled all commands of the client. So an empty list means that the
-        commands have caused no messages. Broadcasts through Redis may arrive later: use `receive` for them.
+        commands have caused no messages. Broadcasts through Redis may arrive later: wait for them with `receive`.
         """
         await self.settle()
         return [frame["message"] for frame in self.take_all(is_message)]
@@ -188,7 +188,7 @@ class CableCommunicator(ClientSocket):
         """Return the next frame that is not a ping.
 
         Args:
-            type: the type of the frame. Frames of other types are skipped, and remain for later calls.
+            type: the type of the frame; None for any type. Frames of other types remain for later calls.
 
         Raises:
             AssertionError: no such frame arrived within 5 seconds. The error lists the received frames.

@@ -1,4 +1,4 @@
-"""Isolates tests from each other. Each test gets empty stores, and its connections and threads end with it."""
+"""Isolates tests from each other. Each test gets empty stores. Its connections and threads end with the test."""
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ class Isolation:
         self._loop_thread: LoopThread | None = None
         #: The callbacks for the end of the test. They run before its event loop is closed.
         self.cleanups = ExitStack()
-        #: The functions that are called with each broadcast that was sent.
+        #: The functions to call with each broadcast that is sent.
         self.captures: list[Callable[[Outgoing], object]] = []
         self._keys: set[tuple[str, str]] = set()
 
@@ -36,7 +36,7 @@ class Isolation:
         return self._loop_thread
 
     def observe(self, batch: Sequence[Outgoing]) -> None:
-        """Pass broadcasts to `captures`, except those whose `idempotency_key` was used before."""
+        """Pass broadcasts to the functions in `captures`, except broadcasts whose `idempotency_key` was used before."""
         for item in batch:
             key = item.stream, item.message.idempotency_key
             if key not in self._keys:
@@ -74,7 +74,7 @@ def current_isolation() -> Isolation:
 
 @contextmanager
 def isolated_cable(**settings: Any) -> Iterator[None]:
-    """Give the code in this context empty stores of its own, and settings for tests.
+    """Run the code in this context with its own empty stores, and with settings for tests.
 
     By default, the stores are in memory, and sync handlers run in the thread of the test and in its transaction. So
     tests need no server, and do not affect each other. In a `TestCase`, a broadcast waits only for the transactions of
@@ -102,7 +102,7 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
                     _delete_keys(conf.get_settings())
             finally:
                 _isolations.remove(isolation)
-                # A test database cannot be dropped while these threads have connections to it.
+                # The threads must close their connections, because a test database cannot be dropped while it has any.
                 end_threads(END_TIMEOUT)
                 close_shared_connections(END_TIMEOUT)
 

@@ -14,9 +14,9 @@ T = TypeVar("T")
 class LoopThread:
     """An event loop in a separate thread. It runs only while a sync test waits for a coroutine.
 
-    Thread-sensitive code of Django, such as ORM calls, runs in the thread of the test, and so in the test's
-    transaction. `async_to_sync` does the same, but uses a new event loop for each call. A cable connection must stay in
-    the event loop in which it was opened.
+    Thread-sensitive code of Django, such as ORM calls, runs in the thread of the test, and therefore in the test's
+    transaction. `async_to_sync` would do the same, but with a new event loop for each call. A connection of a client
+    must stay in the event loop in which it was opened.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""The pytest plugin `reliable_cable`, which isolates tests and has fixtures. Disable it by `-p no:reliable_cable`."""
+"""The pytest plugin `reliable_cable`: it isolates each test, and provides fixtures.
+
+To disable the plugin, use the option `-p no:reliable_cable`.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +20,7 @@ _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences", "dj
 
 @pytest.fixture
 def cable_settings() -> Mapping[str, Any]:
-    """Return settings that override keys of `RELIABLE_CABLE` in tests. Define a fixture of this name to set them."""
+    """Return the keys of `RELIABLE_CABLE` that tests override. Define a fixture of the same name to set them."""
     return {}
 
 
@@ -28,7 +31,8 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
         yield
         return
     if request.node.get_closest_marker("django_db") or not _DATABASE_FIXTURES.isdisjoint(request.fixturenames):
-        # Connections are closed at the end of the isolation, and need the database until then.
+        # This sets up the database before the isolation begins. So the database is still available at the end of the
+        # isolation, when the client connections are closed.
         request.getfixturevalue("db")
     with isolated_cable(**cable_settings):
         yield
@@ -36,7 +40,7 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
 
 @pytest.fixture
 def broadcasts(_isolated_cable: None) -> Iterator[list[CapturedBroadcast]]:
-    """Return a list to which each broadcast of the test is added when it is sent. No `on_commit` hooks are called."""
+    """Return a list to which each broadcast of the test is added when it is sent. `on_commit` hooks are not called."""
     with captured_broadcasts() as captured:
         yield captured
 

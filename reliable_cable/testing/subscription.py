@@ -12,12 +12,12 @@ from .client_socket import ClientSocket, Frame, is_message
 
 
 class CallFailed(Exception):
-    """Raised if a called action has no result.
+    """Raised if the call of an action has no result.
 
     Args:
         message: the error message.
-        reason: `"refused"`, `"failed"`, `"unknown_action"` or `"not_subscribed"`. A `CallError` in a browser has the
-            same reasons.
+        reason: `"refused"`, `"failed"`, `"unknown_action"` or `"not_subscribed"`. These are also the reasons of a
+            `CallError` in a browser.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -26,7 +26,7 @@ class CallFailed(Exception):
 
 
 def identifier_of(channel: type[Channel] | str, params: Mapping[str, Any] | None) -> str:
-    """Return the identifier of a subscription in the form in which a client sends it.
+    """Return the identifier of a subscription, as the JSON text that a client sends.
 
     Args:
         channel: the channel class, or its name.
@@ -52,11 +52,11 @@ class CableSubscription:
         self.positions: dict[str, dict[str, Any]] = {}
 
     async def subscribe(self, *, since: float | None = None) -> bool:
-        """Subscribe. If the client was subscribed before, request the messages after the last received ones.
+        """Subscribe. If the client was subscribed before, request the messages after the last one of each stream.
 
         Args:
-            since: a time in seconds since 1970. It is used for streams without a received message: their messages after
-                this time are requested.
+            since: a time in seconds since 1970. If the client has received no message of a stream, the messages of this
+                stream after this time are requested.
 
         Returns:
             True if the subscription was confirmed and no requested message is lost.
@@ -77,7 +77,7 @@ class CableSubscription:
         self.confirmed = False
 
     async def perform(self, action: str, data: Mapping[str, Any] | None = None) -> None:
-        """Call an action without a result, and wait until the server has handled it.
+        """Call an action without asking for its result, and wait until the server has handled the call.
 
         Args:
             action: the name of the action for clients.
@@ -113,11 +113,11 @@ class CableSubscription:
         await self._socket.settle()
 
     async def history(self, *, since: float | None = None) -> bool:
-        """Request the messages after the last received ones.
+        """Request the messages after the last one that was received of each stream.
 
         Args:
-            since: a time in seconds since 1970. It is used for streams without a received message: their messages after
-                this time are requested.
+            since: a time in seconds since 1970. If the client has received no message of a stream, the messages of this
+                stream after this time are requested.
 
         Returns:
             True if no requested message is lost.
@@ -152,7 +152,7 @@ class CableSubscription:
         return answer == MessageType.CONFIRM_HISTORY
 
     async def _answer(self, *types: str) -> str:
-        """Wait for a frame for this subscription that has one of these types, and return its type."""
+        """Wait for a frame that has one of these types and belongs to this subscription. Return its type."""
         frame = await self._socket.take(
             lambda frame: frame.get("identifier") == self.identifier and frame.get("type") in types,
             f"{' or '.join(types)} for {self.identifier}",

@@ -8,7 +8,7 @@ from reliable_cable.client.build import STATIC, ClientBuildError, build
 
 
 class Command(BaseCommand):
-    """Creates the bundle that `{% cable_script %}` loads. Wheels contain this bundle already."""
+    """Creates the JavaScript bundle that `{% cable_script %}` loads. Wheels of this package already contain it."""
 
     help = "Bundle the JavaScript client into the static files, if it is missing or older than its sources."
     requires_system_checks = ()

@@ -1,4 +1,4 @@
-"""`manage.py cable_doctor` checks the stores and their servers."""
+"""`manage.py cable_doctor` checks whether the stores of streams, presence and sessions work."""
 
 import asyncio
 import secrets
@@ -28,7 +28,7 @@ PRESENCE_IN_MEMORY = (
 
 
 class Command(BaseCommand):
-    """Checks the stores and their servers, and sends a test message."""
+    """Checks the stores and the clocks of their servers, and sends a test message through the stream store."""
 
     help = "Checks the stores and their servers, and sends a test message through them. Fails if anything is wrong."
 
@@ -41,7 +41,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print the stores, the differences between the clocks, and the time of a test message.
+        """Print the stores, the differences between the clocks, and how long a test message took.
 
         Raises:
             CommandError: something is wrong. The message lists all problems.
@@ -75,9 +75,12 @@ class Command(BaseCommand):
 
 
 def _clock_differences(engine: Engine) -> dict[str, float]:
-    """Return by how many seconds the clock of each server is ahead of this host's clock, by the server's name.
+    """Measure how far the clocks of the stores' servers differ from the clock of this host.
 
-    The error of the measurement is at most half the time of a round trip to the server.
+    The error of a difference is at most half the time of a round trip to the server.
+
+    Returns:
+        For the name of each server, by how many seconds its clock is ahead of the clock of this host.
     """
     differences = {}
     for name, read_clock in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
@@ -88,7 +91,7 @@ def _clock_differences(engine: Engine) -> dict[str, float]:
 
 
 async def _probe(store: StreamStore) -> float | None:
-    """Send a test message, and return after how many seconds it arrived; None if it did not arrive."""
+    """Send a test message, and return the seconds until it arrived; None if it did not arrive in `PROBE_TIMEOUT`."""
     stream = f"cable_doctor:{secrets.token_hex(8)}"
     arrived = asyncio.Event()
     listener = store.listen(lambda event: arrived.set())

@@ -11,8 +11,8 @@ from reliable_cable.stores.engine import get_engine
 class Command(BaseCommand):
     """Deletes old messages and expired sessions.
 
-    A server does the same while clients are connected to it. Run the command from a cron job if clients are rarely
-    connected.
+    A server also deletes them while clients are connected to it. If clients are rarely connected, run this command from
+    a cron job.
     """
 
     help = (
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-sessions", action="store_true", help="do not delete sessions")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Delete rows until there are no more to delete, and print how many were deleted."""
+        """Delete rows until no old ones are left, and print the number of deleted rows."""
         limit: int = options["limit"]
         if limit < 1:
             raise CommandError(f"--limit is {limit}; it must be at least 1.")

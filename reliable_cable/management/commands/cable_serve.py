@@ -29,26 +29,25 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-#: The maximum number of connections that wait in the kernel until the server accepts them. After a restart, many
-#: clients reconnect at once.
+#: The maximum number of connections that wait in the kernel until the server accepts them. It is high because many
+#: clients reconnect at once after a restart.
 BACKLOG = 4096
 
-#: Python's default for the third argument of `gc.set_threshold`. A full garbage collection runs after this many
-#: collections of the middle generation.
+#: Python's default for the third argument of `gc.set_threshold`, which is the number of collections of the middle
+#: generation before a full garbage collection.
 DEFAULT_FULL_COLLECTION_THRESHOLD = 10
-#: The value that this command sets for the same argument. A full collection blocks the event loop for 0.1 ms for each
-#: connection. With Python's default, the server spends half of its time on full collections while thousands of clients
-#: reconnect.
+#: The value of this argument that the command sets. A full collection blocks the event loop for 0.1 ms per connection.
+#: With Python's default, the server spends half of its time on full collections while thousands of clients reconnect.
 FULL_COLLECTION_THRESHOLD = 100
 
-#: The exit code of the reloader's child process after which Django starts it again.
+#: The exit code with which the reloader's child process tells Django to start it again.
 RELOAD_CODE = 3
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class Command(BaseCommand):
-    """Serves ASGI_APPLICATION with uvicorn or daphne, and with the extensions in `reliable_cable.servers`."""
+    """Serves ASGI_APPLICATION with uvicorn or daphne, extended by the protocol classes in `reliable_cable.servers`."""
 
     help = "Serves ASGI_APPLICATION with uvicorn or daphne, and encodes each broadcast once for all of its subscribers."
 
@@ -81,7 +80,7 @@ class Command(BaseCommand):
         )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
-        """Run the command. With `--reload`, the system checks are left to `_serve_again`, which repeats them."""
+        """Run the command. With `--reload`, skip the system checks, because `_serve_again` runs them at each start."""
         return super().execute(*args, **{**options, "skip_checks": options["skip_checks"] or options["reload"]})
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -90,16 +89,17 @@ class Command(BaseCommand):
             try:
                 autoreload.run_with_reloader(self._serve_again, **options)
             except KeyError:
-                # Django's reloader reads all names in `sys.modules`. If an import fails in the other thread, a name may
-                # be removed at this moment. With this exit code, Django starts the process again.
+                # Django's reloader iterates over `sys.modules`. If an import fails in the thread of the server at this
+                # moment, a name is removed from the dict, and the reloader fails. With this exit code, Django restarts
+                # the process.
                 sys.exit(RELOAD_CODE)
         else:
             self._serve(**options)
 
     def _serve_again(self, **options: Any) -> None:
-        """Serve in the reloader's child process. The main thread of that process waits for changes of the code.
+        """Serve in the reloader's child process, whose main thread meanwhile waits for changes of the code.
 
-        If the code has an error, it is raised here, and the reloader waits for the next change.
+        An error in the project's code is raised here. The reloader then waits for the next change.
         """
         autoreload.raise_last_exception()
         self.check(display_num_errors=True)
@@ -115,14 +115,14 @@ class Command(BaseCommand):
             raise CommandError("Set ASGI_APPLICATION to the path of the application in your asgi.py.")
         _raise_limit_of_open_files()
         youngest, middle, oldest = gc.get_threshold()
-        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # otherwise the project has set a threshold
+        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # otherwise, the project has set its own threshold
             gc.set_threshold(youngest, middle, FULL_COLLECTION_THRESHOLD)
         serve = _serve_by_daphne if options["server"] == "daphne" else _serve_by_uvicorn
         served = _with_static_files(import_string(application))
         serve(served, host.strip("[]"), int(port), options, partial(self._announce, application, options))
 
     def _announce(self, application: str, options: dict[str, Any]) -> None:
-        """Print the address, the server, the stores, and the migrations that have not been applied."""
+        """Print the address, the server and the stores. With DEBUG, also print the unapplied migrations."""
         server = options["server"]
         version = importlib.metadata.version(server)
         self.stdout.write(f"Serving {application} at http://{options['address']}/ with {server} {version}.")
@@ -157,10 +157,10 @@ def _raise_limit_of_open_files() -> None:
 
 
 def _largest_frame() -> int:
-    """Return the maximum size, in bytes, of a frame. The server closes the connection if a frame is larger.
+    """Return the size, in bytes, of a frame above which the server closes the connection.
 
-    The consumer ignores a frame that is larger than `MAX_MESSAGE_SIZE`, and keeps the connection open. So this limit is
-    a multiple of that setting.
+    It is a multiple of `MAX_MESSAGE_SIZE`. If a frame is larger than that setting, but not larger than this limit, the
+    consumer ignores the frame and keeps the connection open.
     """
     return 4 * get_settings().max_message_size
 
@@ -218,24 +218,24 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # if the project itself does not use daphne, Twisted was not imported at the first call
+    server_logs.install()  # repeated, because Twisted may be imported only now
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:
-        # Older versions of daphne have no options for these limits.
+        # These limits are set here, because older versions of daphne have no options for them.
         size = _largest_frame()
         server.ws_factory.setProtocolOptions(maxFramePayloadSize=size, maxMessagePayloadSize=size)
 
     server = PacedServer(
         application,
         endpoints=[f"{endpoint}:backlog={BACKLOG}"],
-        # By default, daphne closes WebSockets after a day.
+        # This disables the timeout of daphne, which closes WebSockets after a day by default.
         websocket_timeout=-1,
         proxy_forwarded_address_header="X-Forwarded-For" if trusted else None,
         proxy_forwarded_port_header="X-Forwarded-Port" if trusted else None,
         proxy_forwarded_proto_header="X-Forwarded-Proto" if trusted else None,
         verbosity=0,
-        # The reloader's main thread handles signals.
+        # With the reloader, the server is not in the main thread, so it cannot handle signals.
         signal_handlers=not options["reload"],
         ready_callable=limit_frame_size,
     )

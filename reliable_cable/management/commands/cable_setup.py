@@ -22,14 +22,14 @@ Then open http://127.0.0.1:8000/{url} in two windows. `python manage.py test {ap
 
 
 class Command(BaseCommand):
-    """Shows a diff of the changes that a project needs to serve a cable, and makes them if the user agrees."""
+    """Shows a diff of the changes that a project needs for this package, and makes them if the user agrees."""
 
     help = (
         "Adds reliable_cable to this project: settings, the routing in asgi.py, and an example with a channel, a page "
         "and tests. Shows a diff first. If reliable_cable is not in INSTALLED_APPS yet, run "
         "`python -m reliable_cable.setup`."
     )
-    # The checks may fail because the changes of this command are missing.
+    # Before the changes of this command are made, the system checks may fail.
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,7 +40,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-example", dest="example", action="store_false", help="do not add the example app")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Show the plan, and carry it out if the user agrees."""
+        """Show the plan, and make its changes if the user agrees."""
         try:
             from reliable_cable.setup.example import APP, URL
             from reliable_cable.setup.planning import make_plan

@@ -1,4 +1,4 @@
-"""`manage.py demo`: prepares the demo and starts the server."""
+"""`manage.py demo` prepares the demo and starts the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Prepare the demo, and start the server unless `--prepare-only` is given."""
-        # The reloader runs this command again in a child process, after the parent has prepared everything.
+        # The reloader runs this command again in a child process, where everything is prepared already.
         if os.environ.get("RUN_MAIN") != "true":
             self._prepare(options["verbosity"])
             if not options["prepare_only"]:

@@ -1,4 +1,4 @@
-"""`manage.py robot`: sends lines to a room from a separate process."""
+"""`manage.py robot` sends messages to a room, from another process than the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demo_project.chat.robot import talk
 
 
 class Command(BaseCommand):
-    """Broadcasts from outside the server. Pages receive all lines, even if the server restarts meanwhile."""
+    """Sends numbered messages to a room. Pages receive all of them, even if the server restarts meanwhile."""
 
     help = "Send numbered lines to a room."
 
@@ -25,7 +25,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Send the lines."""
+        """Find the room by its slug, and send the messages."""
         room = Room.objects.filter(slug=options["room"]).first()
         if room is None:
             raise CommandError(f"There is no room {options['room']!r}.")
