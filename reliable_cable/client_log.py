@@ -26,7 +26,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
     """The logger of a connection. In each `INTERVAL`, it logs at most `MAX_LINES` lines, and counts the omitted lines.
 
     Args:
-        subject: the end of the line "And … more lines about …", which reports the count.
+        subject: the subject in the line "… more log lines about <subject> were omitted."
         clock: a function that returns the time of a monotonic clock, in seconds.
     """
 
@@ -64,7 +64,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         omitted = self._lines - MAX_LINES
         self._began, self._lines, self._tracebacks = now, 0, 0
         if omitted > 0:
-            self.logger.warning("And %d more lines about %s.", omitted, self._subject)
+            self.logger.warning("%d more log lines about %s were omitted.", omitted, self._subject)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         """Remove the traceback of a line if `MAX_TRACEBACKS` have been logged in this interval."""

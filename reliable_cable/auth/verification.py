@@ -165,7 +165,7 @@ class TokenVerifier:
             raise
         if key is None:
             self._refuse_if_expired(token)
-            raise InvalidToken("has a key id that JWT_JWKS does not have for its algorithm")
+            raise InvalidToken("has a key id for which JWT_JWKS has no key of the token's algorithm")
         return key
 
     def _refuse_if_expired(self, token: str) -> None:
@@ -199,7 +199,7 @@ class TokenVerifier:
         except self._jwt.ExpiredSignatureError as error:
             raise TokenExpired("has expired") from error
         except self._jwt.InvalidAudienceError as error:
-            raise InvalidToken("is for another audience than JWT_AUDIENCE") from error
+            raise InvalidToken("has an audience that is not in JWT_AUDIENCE") from error
         except Exception as error:
             # Claims of a wrong type make PyJWT raise errors of many kinds.
             raise InvalidToken(f"is not valid ({type(error).__name__})") from error

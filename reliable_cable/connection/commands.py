@@ -215,7 +215,7 @@ class Commands(CommandQueue):
         if not reply.rejected and subscription.revocation() is not None:
             raise RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
-            self.log.warning("A subscription was rejected: its client's subscriptions and members are too large.")
+            self.log.warning("A subscription was rejected: its client's subscriptions and members need too many bytes.")
             reply = REFUSED
         await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
@@ -309,7 +309,7 @@ class Commands(CommandQueue):
             if revocation is not None and not subscription.revoked:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         if (reply.streams or reply.changed) and not subscription.reserve(subscription.member):
-            self.log.warning("A session cannot be restored later: its subscriptions and members are too large.")
+            self.log.warning("A session was forgotten, because its subscriptions and members need too many bytes.")
             self.connection.forget_session()
         # A restore, on any server, must bring back every change whose effect the client has seen.
         saved = not (reply.streams or reply.changed) or await self.connection.save()

@@ -142,7 +142,7 @@ class SubscriptionPresence:
         former = self._former_key if stream == self._former_stream else None
         try:
             if not self._subscription.reserve(self.member):
-                self._log.warning("A join was refused: its client's subscriptions and members are too large.")
+                self._log.warning("A join was refused: its client's subscriptions and members need too many bytes.")
                 self.member, self.claimed = before
                 self._send(messages.presence_error())
                 return

@@ -113,7 +113,7 @@ class Subscription(SubscriptionStreams):
             )
         elif self.connection.hub.settings.policy(name).history_size:
             if page == UNKNOWN_POSITION:
-                self.connection.log.warning("A client named a position that is not in the stream %r.", name)
+                self.connection.log.warning("A web page passed a position that does not belong to the stream %r.", name)
             subscribed.start_after_page(page)
 
     def _stop(self, name: str) -> None:

@@ -85,7 +85,7 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
             log_refusal(scope, f"A page cannot read {scope['path']!r}", _problems(scope, headers))
     elif _has(scope, b"cookie"):
         problem = "It has cookies and no Origin. EventSource and fetch() send one, which CORS_ORIGINS can allow."
-        raise _refusal(scope, "The request of a page of another site was refused", problem)
+        raise _refusal(scope, "A request from a page of another site was refused", problem)
 
 
 def refuse_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Refusal:
@@ -95,7 +95,7 @@ def refuse_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Refus
         scope: the scope of the request.
         headers: the result of `cors_headers`.
     """
-    return _refusal(scope, "The request of a page of this origin was refused", _problems(scope, headers))
+    return _refusal(scope, "A request from a page of this origin was refused", _problems(scope, headers))
 
 
 def _refusal(scope: Mapping[str, Any], error: str, problem: str) -> Refusal:

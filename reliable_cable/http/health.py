@@ -69,7 +69,7 @@ async def find_problem() -> str | None:
         return "This server is about to stop."
     engine = get_engine()
     check = _checks.get(partial(StoreCheck, engine), lambda check: check.engine is engine)
-    return None if await check.is_answered() else f"The stream store does not answer in {ANSWER_TIMEOUT} s."
+    return None if await check.is_answered() else f"The stream store did not answer within {ANSWER_TIMEOUT} s."
 
 
 def report(request: Request) -> Steps[Response]:

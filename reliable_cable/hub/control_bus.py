@@ -221,7 +221,7 @@ class ControlBus:
 
     def messages_lost(self) -> None:
         """Check all logins, and look up all revocations in the session store, after a loss of control messages."""
-        logger.warning("Control messages were lost. All connections are checked for revocations and for their logins.")
+        logger.warning("Control messages were lost. The revocations and the login of every connection are checked.")
         # The lost messages may include announcements of this process, which then never come back.
         self._unconfirmed.clear()
         self._logins.check_all()

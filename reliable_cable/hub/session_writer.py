@@ -275,7 +275,7 @@ class SessionWriter:
             del self._pending[sid]
         if given_up:
             logger.warning(
-                "%d session records are given up, because more than %d bytes are pending for the session store. "
+                "%d session records are dropped, because more than %d bytes are pending for the session store. "
                 "Their clients subscribe again.",
                 len(given_up),
                 MAX_KEPT_SIZE,

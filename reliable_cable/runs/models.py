@@ -21,7 +21,7 @@ from reliable_cable.namespaces import current_namespace, use_namespace
 from . import events
 
 #: The error message that the user reads if the process of the writer has died.
-WRITER_DIED = "The answer was interrupted, because its writer has stopped."
+WRITER_DIED = "The answer was interrupted. Please try again."
 
 
 class Status(models.TextChoices):

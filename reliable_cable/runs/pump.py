@@ -117,7 +117,7 @@ class Pump:
             stopped = with_kept_connections(stop_requests, list(attempts))
         except Exception as error:
             if not is_outage(error):
-                logger.exception("Stopped runs could not be looked for.")
+                logger.exception("The database could not be asked which runs were stopped.")
             return  # an outage is not logged here, because `step` logs it
         for pk in stopped:
             attempts[pk].attempt.stopped = True

@@ -61,9 +61,9 @@ class RunWatcher:
                     failing = False
                 except Exception as error:
                     if not is_outage(error):
-                        logger.exception("Runs that have ended could not be looked for.")
+                        logger.exception("Ended runs could not be read from the database.")
                     elif not failing:
-                        logger.warning("Runs that have ended cannot be looked for; trying again: %s", error)
+                        logger.warning("Ended runs cannot be read from the database; trying again: %s", error)
                     failing = True
         finally:
             self._task = None

@@ -18,7 +18,7 @@ from .subscription import CallFailed
 
 T = TypeVar("T")
 
-REJECTED: Final = "reject() was called, a handler returned False, or a limit was exceeded, which the log says"
+REJECTED: Final = "reject() was called, a handler returned False, or a limit was exceeded (see the log)"
 
 
 class ChannelTester:

@@ -64,7 +64,7 @@ async def test_a_server_is_not_healthy_while_redis_is_stopped_or_hangs(
             await until_status(http, 200)
             redis.kill()
             problem = await until_status(http, 503)
-            assert problem.json() == {"error": "The stream store does not answer in 1.5 s."}
+            assert problem.json() == {"error": "The stream store did not answer within 1.5 s."}
             answers = await asyncio.gather(*(http.get("/health") for _ in range(50)))
             assert {answer.status_code for answer in answers} == {503}
             redis.start()

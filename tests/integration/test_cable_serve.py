@@ -150,7 +150,7 @@ def test_it_says_that_other_processes_cannot_broadcast_to_streams_in_memory(site
     site.add_settings('RELIABLE_CABLE = {"ENGINE": "memory"}')
     with site.served("uvicorn"):
         output = site.output.read_text()
-    assert "Streams: memory of this process, which broadcasts of other processes do not reach." in output
+    assert "Streams: memory of this process (broadcasts of other processes are not received)." in output
 
 
 @both_servers

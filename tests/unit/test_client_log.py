@@ -38,7 +38,7 @@ class TestClientLog:
         assert caplog.messages == [f"line {number}" for number in range(MAX_LINES)]
         clock.now += INTERVAL
         log.report()
-        assert caplog.messages[MAX_LINES:] == ["And 480 more lines about the same client."]
+        assert caplog.messages[MAX_LINES:] == ["480 more log lines about the same client were omitted."]
 
     def test_in_the_next_minute_lines_are_logged_again(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
@@ -47,7 +47,7 @@ class TestClientLog:
             log.warning("line %d", number)
         clock.now += INTERVAL
         log.warning("later")
-        assert caplog.messages[MAX_LINES:] == ["And 1 more lines about the same client.", "later"]
+        assert caplog.messages[MAX_LINES:] == ["1 more log lines about the same client were omitted.", "later"]
 
     def test_few_lines_are_not_followed_by_a_number(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
@@ -115,7 +115,7 @@ class TestConnections:
             unknown = [message for message in caplog.messages if message.startswith("There is no channel 'None'")]
             assert len(unknown) == MAX_LINES
             assert caplog.messages[-1] == "Room: fail failed."
-        assert "And 30 more lines about the same client." in caplog.messages
+        assert "30 more log lines about the same client were omitted." in caplog.messages
 
     async def test_a_client_whose_handlers_fail_very_often_is_disconnected_for_a_while(self) -> None:
         async with Client() as client:
@@ -140,7 +140,7 @@ class TestConnections:
                 await client.send_text("{")
             assert (await client.receive())["reason"] == "invalid_request"
         assert caplog.messages[MAX_LINES].startswith("A client is disconnected: it sent too many broken frames")
-        assert caplog.messages[MAX_LINES + 1] == "And 1 more lines about the same client."
+        assert caplog.messages[MAX_LINES + 1] == "1 more log lines about the same client were omitted."
 
     async def test_unknown_channels_and_actions_do_not_disconnect_a_client(self) -> None:
         async with Client() as client:

@@ -110,7 +110,7 @@ class TestOrigins:
             assert (problem in line) is (problem in problems)
             assert (problem in answer.json()["error"]) is (debug and problem in problems)
         if not debug:
-            assert answer.json()["error"] == "The request of a page of this origin was refused"
+            assert answer.json()["error"] == "A request from a page of this origin was refused"
 
     async def test_a_request_without_an_origin_says_so(self, debug: bool, caplog: pytest.LogCaptureFixture) -> None:
         answer = await answer_to(headers={"Cookie": "a=b", "Sec-Fetch-Site": "cross-site"})

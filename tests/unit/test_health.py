@@ -21,7 +21,7 @@ from tests.unit.test_http import SETTINGS, configured
 
 __all__ = ["configured"]
 
-UNANSWERED = {"error": "The stream store does not answer in 1.5 s."}
+UNANSWERED = {"error": "The stream store did not answer within 1.5 s."}
 
 
 async def probe(method: str = "GET") -> Answer:

@@ -220,7 +220,7 @@ async def test_of_many_refused_handshakes_the_number_is_logged_after_a_minute(
     now = time.monotonic()
     monkeypatch.setattr(handshake_log, "_clock", lambda: now + INTERVAL)
     await connect()
-    assert caplog.messages[MAX_LINES] == "And 10 more lines about handshakes."
+    assert caplog.messages[MAX_LINES] == "10 more log lines about handshakes were omitted."
     assert len(caplog.messages) == MAX_LINES + 2
 
 

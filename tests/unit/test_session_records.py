@@ -207,7 +207,7 @@ class TestFailingStore:
         await until_kept(records, 0, "d")
         assert await number(records, "c") == 0
         assert await number(records, "a") is None
-        assert "session records are given up, because more than 250 bytes are pending" in caplog.text
+        assert "session records are dropped, because more than 250 bytes are pending" in caplog.text
 
     async def test_deletes_the_record_of_a_voided_session_when_it_works_again(self) -> None:
         records = SessionRecords(store := Store())

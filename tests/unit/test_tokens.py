@@ -165,12 +165,12 @@ class TestWhatIsValid:
         assert (await refusal(sign(ext=json.dumps({"room": value})))).startswith("has the identifier 'room', which")
 
     async def test_the_audience_and_the_issuer(self, settings: Any) -> None:
-        assert await refusal(sign(ext={}, aud="web")) == "is for another audience than JWT_AUDIENCE"
+        assert await refusal(sign(ext={}, aud="web")) == "has an audience that is not in JWT_AUDIENCE"
         base = settings.RELIABLE_CABLE
         settings.RELIABLE_CABLE = {**base, "JWT_AUDIENCE": ["web", "app"], "JWT_ISSUER": "https://login"}
         assert await verify(sign(ext={}, aud="app", iss="https://login"))
         assert await refusal(sign(ext={}, aud="other", iss="https://login")) == (
-            "is for another audience than JWT_AUDIENCE"
+            "has an audience that is not in JWT_AUDIENCE"
         )
         assert "Issuer" in await refusal(sign(ext={}, aud="web", iss="https://other"))
         assert "MissingRequiredClaim" in await refusal(sign(ext={}, iss="https://login"))
@@ -255,7 +255,7 @@ async def test_a_public_key_is_never_used_as_a_secret(
             token = signed + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")
             assert await refusal(token.decode()) == "has a wrong signature"
     monkeypatch.setattr("reliable_cable.auth.jwks.MIN_INTERVAL", -1.0)  # an unknown key id makes it read the file again
-    unknown = "has a key id that JWT_JWKS does not have for its algorithm"
+    unknown = "has a key id for which JWT_JWKS has no key of the token's algorithm"
     assert await refusal(sign(key, "RS256", {"kid": "2"}, ext={})) == unknown
 
 

@@ -354,7 +354,7 @@ def _is_unavailable(reply: Any) -> bool:
 def _checked(replies: list[Any]) -> list[Any]:
     errors = [reply for reply in replies if _is_unavailable(reply)]
     if errors:
-        message = f"Redis accepts no such command at present: {reason(errors[0])}."
+        message = f"Redis currently does not accept the command: {reason(errors[0])}."
         raise RedisUnavailable(message, sent=len(errors) < len(replies)) from errors[0]
     for reply in replies:
         if isinstance(reply, ResponseError):

@@ -336,6 +336,6 @@ def _loaded(
     items = [parts[number] for number in sorted(parts)]
     data = join(text, items)
     if data is None:
-        logger.error("A session record cannot be restored, because parts of it are missing in the database.")
+        logger.error("A session record cannot be restored, because some of its parts are missing from the database.")
         return None
     return SessionRecord(dict(identity), authenticated, data, len(text) + sum(map(len, items)))

@@ -96,7 +96,7 @@ class MemoryStreamListener(BusListener[StreamEvent], StreamListener):
 class MemoryStreamStore(StreamStore):
     """Stores streams in the memory of this process. Other processes do not receive their messages."""
 
-    place = "memory of this process, which broadcasts of other processes do not reach"
+    place = "memory of this process (broadcasts of other processes are not received)"
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)

@@ -247,12 +247,14 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             if not self._failing:
                 # Each outage is logged only once. Unexpected errors are logged with their traceback.
                 logger.error(
-                    "Streams cannot be polled; this is retried: %s", error, exc_info=not isinstance(error, CableError)
+                    "The database cannot be polled for new messages; trying again: %s",
+                    error,
+                    exc_info=not isinstance(error, CableError),
                 )
             self._failing = True
         else:
             if self._failing:
-                logger.info("Streams can be polled again.")
+                logger.info("The database can be polled for new messages again.")
             self._failing = False
 
     async def _poll(self) -> None:
