@@ -75,7 +75,7 @@ class RedisStreamStore(RedisStore, StreamStore):
                     raise _uncertain(str(error)) from error
             else:
                 if reply == b"uncertain":
-                    why = "Redis did not respond to the first attempt, and the entries that were stored since then have been trimmed."
+                    why = "Redis did not respond to the first attempt, and the entries stored since then were trimmed."
                     raise _uncertain(why)
                 words = reply.decode().split(" ")
                 return [StreamPosition(*each) for each in zip(words[::2], map(int, words[1::2]), strict=True)]
