@@ -91,6 +91,8 @@ class Connection:
     #: A copy of the `contextvars` context in which the connection was created. Each handler runs in a new copy of it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
+    #: When the socket was closed, by the monotonic clock of `Engine.session_clock`; None while it is open.
+    closed_at: float | None = None
     #: Whether the server has closed the connection for a reason after which no client may restore the session.
     refused: bool = False
     #: The ids by which the session is known: its own id, then the ids of the sessions that it continues, latest first.
@@ -169,13 +171,14 @@ class Connection:
 
     def record(self) -> SessionRecord:
         """Return the current session record."""
+        clock = self.hub.engine.session_clock
         return SessionRecord(
             self.identity,
             self.authenticated,
             {
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
-                "left_at": self.hub.engine.session_clock.now(),
+                "left_at": clock.now() if self.closed_at is None else clock.at(self.closed_at),
                 # The client subscribes again to subscriptions that are left out here, and requests their history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },

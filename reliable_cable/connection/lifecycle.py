@@ -69,6 +69,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
     if connection.closed:
         return
     connection.state = ConnectionState.CLOSED
+    connection.closed_at = hub.engine.session_clock.moment()
     connection.outbox.abandon()
     hub.heartbeat.remove(connection)
     hub.logins.remove(connection)

@@ -1,14 +1,16 @@
 """The presence of one subscription: its member, and its client's list of all members."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.presence import PresenceService
-from reliable_cable.hub.rosters import Roster
+from reliable_cable.hub.rosters import OTHER_INCARNATION, Roster
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import DisconnectReason
@@ -17,9 +19,6 @@ from reliable_cable.reply import PresenceJoin, Reply
 from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
-
-#: An incarnation that no stream has. If a session record contains it, the client has to subscribe again.
-OTHER_INCARNATION: Final = "-"
 
 
 def member_key(sid: str, identifier: str) -> str:
@@ -151,6 +150,8 @@ class SubscriptionPresence:
             self.member = None  # its info is not JSON, so no session record can contain it
             raise
         self._connection.changed()
+        with contextlib.suppress(StoreError):  # otherwise, the former member expires
+            await self._leave_former()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
         """Add pending joins. `join_pending` makes them."""
@@ -176,6 +177,14 @@ class SubscriptionPresence:
                 self._subscription.reserve(None)
             self._connection.changed()
             await self._service.leave(stream, self._key)
+            await self._leave_former()
+
+    async def _leave_former(self) -> None:
+        """Remove the member of the former session, unless it has already been replaced or removed."""
+        if self._former_key is not None:
+            if self._former_key != self._key:
+                await self._service.leave(self._former_stream, self._former_key)
+            self._former_key = None
 
     async def move(self, former: str) -> None:
         """Move the member from the former presence stream to the current one.
@@ -190,6 +199,8 @@ class SubscriptionPresence:
 
     def release(self) -> None:
         """Let the member expire, because the connection has ended. Until then, a restored session can take it over."""
+        # The client does not receive later corrections of its list, so its record must not contain their incarnation.
+        self._restored_incarnation, self._roster = self._recorded_incarnation, None
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
 
@@ -209,7 +220,7 @@ class SubscriptionPresence:
         if stream is not None:
             await self._connection.outbox.drained()
             try:
-                info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
+                info, roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
                 self._log.exception(
                     "The presence of the stream %r could not be read. The client is sent an error.", stream
@@ -218,20 +229,24 @@ class SubscriptionPresence:
                 message = messages.presence_info(
                     info.total, list(info.records.items()) if info.records is not None else None
                 )
-                self._connection.changed()
+                if not self._connection.closed:
+                    self._roster = roster
+                    self._connection.changed()
         self._send(message)
 
     async def take_over(self, left_at: float) -> None:
         """After a restore, take over the member of the former session, and correct the client's list.
 
+        A member as which the client itself had joined is not taken over: the client joins again. If it does not,
+        because it has left and the command was lost with the connection, the member expires.
+
         Args:
             left_at: when the client left the former session, by the session store's clock.
         """
-        if self.member is not None:
-            await self.join(*self.member, claimed=self.claimed)
-        if self._former_key is not None and self._former_key != self._key:
-            await self._service.leave(self._former_stream, self._former_key)
-        self._former_key = None
+        if self.member is None:
+            await self._leave_former()
+        elif not self.claimed:
+            await self.join(*self.member)
         stream = self._subscription.presence_stream
         if stream is None:
             return
@@ -246,6 +261,8 @@ class SubscriptionPresence:
             # incarnation, so the next restore leaves this subscription out, and the client requests a new list.
             self._roster = None
             self._connection.close(DisconnectReason.SERVER_RESTART)
+            return
+        if self._connection.closed:
             return
         difference, self._roster = resumed
         self._restored_incarnation = None
@@ -278,9 +295,13 @@ class SubscriptionPresence:
         return {
             "member": list(member) if member is not None else None,
             **({"claimed": True} if claimed and member is not None else {}),
-            "watching": self._roster.incarnation if self._roster is not None else self._restored_incarnation,
+            "watching": self._recorded_incarnation,
             "key": self._former_key or self._key,
         }
+
+    @property
+    def _recorded_incarnation(self) -> str | None:
+        return self._roster.recorded_incarnation if self._roster is not None else self._restored_incarnation
 
     def restore(self, record: Mapping[str, Any], member: tuple[str, Any] | None) -> None:
         """Restore the presence of the former session.

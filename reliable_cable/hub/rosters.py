@@ -5,6 +5,7 @@ stream is compared with the store, and the difference is sent as events (see Pro
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -21,6 +22,8 @@ from reliable_cable.stores.presence.base import (
     PresenceStore,
 )
 
+#: An incarnation that no stream has. If a session record contains it, the client has to subscribe again.
+OTHER_INCARNATION: Final = "-"
 #: The maximum number of rosters that are repaired at the same time.
 MAX_REPAIRS: Final = 8
 
@@ -46,6 +49,18 @@ class Roster:
     rejoin_timer: asyncio.TimerHandle | None = None
     #: Whether `rejoin_timer` has ended. Leave events are then sent for the ids that are still missing.
     rejoin_time_over: bool = False
+    #: When the clients' lists were last corrected after a loss of data, by the clock of the event loop.
+    corrected_at: float = -math.inf
+
+    @property
+    def recorded_incarnation(self) -> str:
+        """The incarnation for the session record of a client whose list belongs to this roster.
+
+        The events that correct a list after a loss of data are not in the store. So a client whose connection was
+        already lost when they were sent could not be sent them again. If that is possible, this is `OTHER_INCARNATION`.
+        """
+        recent = asyncio.get_running_loop().time() - self.corrected_at < UNHEARD_TIME
+        return OTHER_INCARNATION if recent else self.incarnation
 
 
 class Rosters:
@@ -237,6 +252,8 @@ class Rosters:
             return
         for id_ in difference.leaves:
             self._send_event(PresenceEvent(roster.stream, "leave", id_))
+        if lost:
+            roster.corrected_at = asyncio.get_running_loop().time()
         roster.incarnation = info.incarnation
         roster.rejoin_time_over = False
 

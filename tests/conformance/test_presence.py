@@ -368,6 +368,7 @@ async def test_a_session_that_is_restored_after_its_page_was_closed_keeps_its_me
             async with Client(server.url, sid=page.sid) as again:
                 assert again.welcome["restored_ids"] == [room]
                 await again.send("history", room, history={"streams": {}})
+                await again.send("join", room, presence={"id": "ann", "info": {}})
                 await again.until({"type": "confirm_history"})
                 await again.barrier()
                 await other.close(1001)

@@ -240,7 +240,7 @@ class TestRejecting:
     async def test_values_that_are_no_position(self, after: Any, caplog: pytest.LogCaptureFixture) -> None:
         await load_page()
         await self.assert_told(identifier("Room", after=after))
-        assert "is not in the stream 'room'" in caplog.text
+        assert "does not belong to the stream 'room'" in caplog.text
 
     async def test_a_position_of_another_stream(self) -> None:
         await load_page()

@@ -11,7 +11,7 @@ from reliable_cable import Channel, action
 from reliable_cable.channel import registry
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, identifier
+from .wire import Client, identifier, until
 
 
 class Open(Channel, abstract=True):
@@ -97,6 +97,45 @@ async def test_a_member_that_is_not_allowed_any_longer_leaves(how: str) -> None:
         await client.send("history", OPEN, history={})
         assert await presence_event(client) == ("leave", "eve")
         assert members() == {}
+
+
+@pytest.mark.parametrize("how", ["by a command", "with subscribe"])
+async def test_a_member_whose_client_does_not_join_again_expires(settings: Any, how: str) -> None:
+    # The client has left, and the command was lost with the connection. Otherwise, it would join again.
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "PRESENCE_TTL": 0.1}
+    sid = await begin(with_subscribe=how == "with subscribe")
+    async with Client(sid) as client:
+        assert client.welcome["restored_ids"] == [OPEN]
+        await client.send("history", OPEN, history={})
+        assert await presence_event(client) == ("leave", "eve")
+        sid = client.sid
+    async with Client(sid) as client:
+        await client.send("history", OPEN, history={})
+        assert (await client.receive())["type"] == "confirm_history"
+        assert members() == {}
+
+
+async def test_a_client_that_joins_again_keeps_its_member() -> None:
+    async with Client() as other:
+        await other.subscribe(OPEN)
+        sid = await begin()
+        assert await presence_event(other) == ("join", "eve")
+        async with Client(sid) as client:
+            await client.send("history", OPEN, history={})
+            await client.send("join", OPEN, presence=CLAIM)
+            assert (await client.receive())["type"] == "confirm_history"
+            assert await client.quiet()
+            await client.send("leave", OPEN)
+            assert await presence_event(other) == ("leave", "eve"), "the member of the former session was replaced"
+            assert members() == {}
+
+
+async def test_a_restored_client_can_leave_without_joining_again() -> None:
+    sid = await begin()
+    async with Client(sid) as client:
+        await client.send("history", OPEN, history={})
+        await client.send("leave", OPEN)
+        await until(lambda: members() == {})
 
 
 async def test_a_member_as_which_a_handler_joined_last_stays() -> None:

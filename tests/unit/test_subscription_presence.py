@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from reliable_cable import Channel, StoreError, action
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
+from reliable_cable.hub import rosters
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from tests.stores.conftest import Clock
 
-from .wire import Client, connection_of, identifier
+from .wire import Client, connection_of, identifier, until
 
 
 class Room(Channel, abstract=True):
@@ -212,6 +214,78 @@ class TestAfterARestore:
             assert (await client.communicator.receive_output())["type"] == "websocket.close"
         async with Client(client.sid) as again:
             assert again.welcome["restored_ids"] == []
+
+    async def test_a_list_that_was_just_corrected_after_a_loss_of_data_makes_the_client_subscribe_again(
+        self, settings: Any
+    ) -> None:
+        # The connection may have been lost before the events that corrected the list reached the client.
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "PRESENCE_TTL": 0.1}
+        presence().join("room", "of ann", "ann")
+        async with Client() as client:
+            await watch(client, ["ann"])
+            await lose_members()
+            assert brief(await client.receive()) == ("leave", "ann")
+        async with Client(client.sid) as again:
+            assert again.welcome["restored"] is True
+            assert again.welcome["restored_ids"] == []
+
+    async def test_a_list_that_is_corrected_after_the_end_of_the_connection_makes_the_client_subscribe_again(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rosters, "UNHEARD_TIME", 0)
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "PRESENCE_TTL": 0.1}
+        presence().join("room", "of ann", "ann")
+        async with Client() as other, Client() as client:
+            await watch(other, ["ann"])
+            await watch(client, ["ann"])
+            async with disconnected_during_an_action(client):
+                await lose_members()
+                assert brief(await other.receive()) == ("leave", "ann")
+            async with Client(client.sid) as again:
+                assert again.welcome["restored"] is True
+                assert again.welcome["restored_ids"] == []
+
+    async def test_members_that_leave_after_the_end_of_the_connection_leave_the_list(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rosters, "UNHEARD_TIME", 0)
+        presence().join("room", "of ann", "ann")
+        async with Client() as client:
+            await watch(client, ["ann"])
+            async with disconnected_during_an_action(client):
+                presence().leave("room", "of ann")
+            async with Client(client.sid) as again:
+                await again.send("history", ROOM, history={})
+                assert await received(again) == ["confirm_history", ("leave", "ann")]
+
+
+async def watch(client: Client, members: list[str]) -> None:
+    """Subscribe to the room, and request its members."""
+    await client.subscribe(ROOM)
+    await client.send("presence", ROOM)
+    assert brief(await client.receive()) == ("info", members)
+
+
+async def lose_members() -> None:
+    """Delete the data of the presence store, and let the hub notice that."""
+    presence()._incarnation = "another"
+    presence()._streams.clear()
+    presence()._sessions.clear()
+    await get_hub().presence.round()
+
+
+@asynccontextmanager
+async def disconnected_during_an_action(client: Client) -> AsyncIterator[None]:
+    """Disconnect a client whose action is running. The action ends after the block, before the record is written."""
+    connection = connection_of(client)
+    connection.consumer.waiting, connection.consumer.resumed = asyncio.Event(), asyncio.Event()
+    await client.perform(ROOM, "join_late")
+    await connection.consumer.waiting.wait()
+    await client.communicator.send_input({"type": "websocket.disconnect", "code": 1006})
+    await until(lambda: connection.closed)
+    yield
+    connection.consumer.resumed.set()
+    await client.communicator.wait()
 
 
 class TestJoinsWithoutAStream:
