@@ -15,9 +15,10 @@ MAX_BUCKETS: Final = 10_000
 
 
 class MemoryBuckets(Buckets):
-    """Stores buckets in the memory of this process. Full buckets are dropped, because a new bucket is full too.
+    """Stores buckets in the memory of this process.
 
-    If there are more than `MAX_BUCKETS` buckets, the least recently used ones are dropped as well.
+    The least recently used buckets are dropped when they are full, because a new bucket is full too. They are also
+    dropped when there are more than `MAX_BUCKETS` buckets.
 
     Args:
         clock: a function that returns the time of a monotonic clock, in seconds.

@@ -7,14 +7,15 @@ from typing import Any, Final, Literal
 
 from reliable_cable.stores.base import Listener, Store, async_twin
 
-#: How long, in seconds, a client may be unreachable before the server closes its connection. Leaves are remembered for
-#: this time in addition to `sessions_ttl`. So a client whose session is restored can be sent all leaves that it missed.
+#: How long, in seconds, a client may be unreachable before the server closes its connection. Its session can then be
+#: restored for `sessions_ttl` seconds. Leaves are remembered for both times together, so that a client whose session is
+#: restored can be sent all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
-#: The store assumes an outage if no process has called `expire` for this share of PRESENCE_TTL. The share must be more
-#: than 1/3, because each process calls `refresh` and `expire` only once in each third of PRESENCE_TTL. It must be less
-#: than 2/3, because when an outage begins, sessions have at least 2/3 of their TTL left. With a greater share, sessions
-#: could expire before the store assumes an outage.
+#: If no process has called `expire` for PRESENCE_TTL times this number, the store assumes an outage. The number must be
+#: more than 1/3, because a process may call `refresh` and `expire` only once in each third of PRESENCE_TTL. It must be
+#: less than 2/3, because sessions have at least 2/3 of their TTL left when an outage begins, and must not expire before
+#: the store assumes the outage.
 OUTAGE_SHARE: Final = 0.5
 
 
@@ -99,13 +100,13 @@ class PresenceStore(Store):
     `settings.presence_grace` seconds ago.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
-    last session ends. If a session joins again with another id, it first leaves with the former id.
+    last session ends. If a session joins again with another member id, it first leaves with the former id.
 
     Each session has an info of its own, which changes if the session joins again. The info of a member is the info of
-    its earliest session. Changes of an info are not announced.
+    its earliest session. Changes to an info are not announced.
 
     Events are announced to the listeners of all processes that share the store. The call that causes an event also
-    returns the event, so that exactly one process can act on it. If the response is lost, no process can.
+    returns the event, so that exactly one process can act on it, or none if the response of the call is lost.
     """
 
     @property
@@ -139,8 +140,8 @@ class PresenceStore(Store):
         """Add sessions to streams, or refresh them, in the given order. Return the resulting events.
 
         If the store has lost its data, sessions with `joined` are added again. The joins of their members are announced
-        again, so that all listeners know these members. But the events are not returned, because no member has really
-        joined. Only if the leave of a member was announced before, its join is returned.
+        again, so that all listeners know these members. But these events are not returned, because no member has really
+        joined. The exception is a member that the store remembers as having left: its join is returned.
         """
 
     @abstractmethod
@@ -151,7 +152,7 @@ class PresenceStore(Store):
         """Let a session expire after `settings.presence_grace` seconds, unless it expires earlier.
 
         An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. A subclass
-        need not override this method. Without it, the session expires after the usual TTL.
+        need not override this method. If it does not, this method has no effect.
         """
 
     @abstractmethod
@@ -159,16 +160,17 @@ class PresenceStore(Store):
         """Renew the TTL of sessions.
 
         Args:
-            held: the keys of the sessions, by the name of the stream. A stream may have no keys, if only its
-                incarnation is needed. If the store has no data of a stream, the call begins a new incarnation.
+            held: the keys of the sessions, by the name of the stream. A stream for which only the incarnation is needed
+                has no keys. If the store has no data of a stream, the call begins a new incarnation.
         """
 
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
         """Remove the expired sessions of all streams. Return the resulting leave events.
 
-        Each process calls this method after each `refresh`. If no process has called it for `outage` seconds, sessions
-        could not be refreshed either. So no sessions are removed in the next `presence_ttl` seconds.
+        Each process calls this method after each `refresh`. If no process has called it for `outage` seconds, the
+        processes could not refresh their sessions either. To give them time for this, no sessions are removed in the
+        next `presence_ttl` seconds.
         """
 
     @abstractmethod

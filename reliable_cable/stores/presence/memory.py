@@ -64,9 +64,9 @@ class MemoryPresenceStore(PresenceStore):
         self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: The time of the last call of `expire`; None if no sessions remained after that call.
+        #: The time at which `expire` was last called; None if never, or if no sessions remained after that call.
         self._expired_at: float | None = None
-        #: The time, after an outage, before which `expire` removes no sessions.
+        #: The time until which `expire` removes no sessions, because there was an outage; 0 if there was none.
         self._grace_end = 0.0
         self._bus: Bus[PresenceEvent | PresenceMissed] = Bus()
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class MemoryPresenceStore(PresenceStore):
         with self._lock:
             now = self.clock()
             if self._expired_at is not None and now - self._expired_at > self.outage:
-                # The process was suspended, and could not refresh its sessions. They get time for a refresh.
+                # The process was suspended, and could not refresh its sessions. Give it time to refresh them.
                 self._grace_end = now + self.settings.presence_ttl
             if now >= self._grace_end:
                 for key in self._overdue():
@@ -208,7 +208,7 @@ class MemoryPresenceStore(PresenceStore):
             state = self._streams.get(stream)
             if state is None:
                 continue
-            # If the id joined and left again after this leave, it has another, later tombstone.
+            # If the id joined and left again after this leave, its newer leave is still remembered.
             if state.left.get(id_) == left_at:
                 del state.left[id_]
             if not state.left and not state.members:

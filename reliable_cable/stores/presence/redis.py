@@ -18,10 +18,10 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 #: The maximum number of scripts in one round trip.
 SCRIPTS_PER_ROUND_TRIP: Final = 200
-#: The maximum number of sessions that a script removes. The number is limited, because a running script blocks Redis.
+#: The maximum number of sessions that a script removes in one run, because a running script blocks Redis.
 EXPIRE_SIZE: Final = 500
-#: The maximum number of rounds in a call of `expire`. Each round handles up to SCRIPTS_PER_ROUND_TRIP streams. The next
-#: call handles the remaining streams.
+#: The maximum number of rounds in each `expire`. Each round handles up to SCRIPTS_PER_ROUND_TRIP streams. Streams that
+#: remain after the last round are handled by the next `expire`.
 EXPIRE_ROUNDS: Final = 50
 
 

@@ -17,8 +17,8 @@ from .failures import report_failure
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: A time, in seconds since 1970, that is earlier than any web page or ping. A request for the messages since an even
-#: earlier time asks for all messages of the current epoch, even if messages of earlier epochs were lost.
+#: A time, in seconds since 1970. If `offset_since` is called with this time or an earlier one, it is asked for all
+#: messages of the current epoch, even if messages of earlier epochs were lost.
 LONG_AGO = 86400.0
 
 #: The maximum age, in seconds, of young entries. Followers, which read a stream without a break, can read young entries
@@ -36,7 +36,7 @@ class Message:
         data: the payload as JSON text.
         exclude: the id of the session that must not receive the message; `""` if all sessions may receive it.
         idempotency_key: the idempotency key; `""` if there is none. If the stream has stored a message with the same
-            key, an append stores nothing, and returns the position of that message.
+            key, an append does not store this message, and returns the position of the stored one.
     """
 
     data: str
@@ -93,7 +93,7 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
         now: the newest announced position when the read ended.
         tail: the position that the read has returned.
     """
-    # If messages were announced during the read, the tail may be older than `now`. Then it reveals nothing new.
+    # If messages were announced during the read, the tail may be older than `now`. Such a tail reveals nothing new.
     overtaken = tail.epoch == now.epoch and was.offset <= tail.offset <= now.offset
     return tail != was and not overtaken
 
@@ -117,8 +117,8 @@ class StreamListener(Listener):
     async def fence(self) -> None:
         """Wait until all events that were announced before this call have been delivered, or are known to be lost.
 
-        To find out whether the events of missing messages are lost, read the store, then call this method. Events that
-        have not arrived when this method returns are lost.
+        If messages were stored, but their events have not arrived, the events may be late or lost. To find out, read
+        the messages from the store, then call this method. Events that have not arrived when it returns are lost.
         """
 
     def doubt(self, stream: str) -> None:
@@ -216,7 +216,7 @@ class StreamStore(Store):
             max_size: the approximate size, in bytes, after which no more entries are returned. At least one entry is
                 returned. None means no such limit.
             known: a position that the stream has had in its current epoch. If the store has a faster copy of the stream
-                that contains this position, the store may return the state of the copy, which may be slightly out of
+                that reaches this position, the store may return the state of the copy, which may be slightly out of
                 date. None requests the current state.
             following: whether the reader is a follower, which has read the stream without a break. Followers get all
                 entries that the store still has, including the young entries (see `YOUNG_TIME`). Other readers get
@@ -225,29 +225,31 @@ class StreamStore(Store):
 
     @abstractmethod
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which the messages since a time begin.
+        """Return the offset of the last message before a time, so that all messages since this time can be read.
 
         Args:
             stream: the name of the stream.
             since: the time, in seconds since 1970.
 
         Returns:
-            The offset; 0 if the stream does not exist. None means that messages since this time were trimmed, have
-            expired, or belong to an epoch that has ended. None also means that the stream does not exist, and that it
-            may have been deleted since this time (see `deleted_after`).
+            The offset in the current epoch; 0 if the epoch has no message from before this time. None if messages since
+            this time were trimmed, have expired, or belong to an epoch that has ended. For a stream that does not
+            exist, the result is None if it may have been deleted since this time (see `deleted_after`), otherwise 0.
         """
 
     def deleted_after(self, stream: str) -> float | None:
-        """Return how long after its newest message a stream is deleted, in seconds.
+        """Return the time, in seconds, from a stream's newest message to the deletion of the stream.
 
-        None means that this time is at least `IDLE_STREAM_TTL`. `offset_since` then assumes that a stream that does not
-        exist was not deleted.
+        None means that the time is `IDLE_STREAM_TTL` or longer. In this case, `offset_since` assumes that a stream that
+        does not exist has never existed.
         """
         ttl = self.settings.policy(stream).history_meta_ttl
         return ttl if ttl < IDLE_STREAM_TTL else None
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data. If it has changed, stored messages may have been lost.
+        """Return the lineage of the data, which is the name of an unbroken data set.
+
+        The lineage changes if stored messages may have been lost, for example by a failover or a restored backup.
 
         Args:
             durable: True for the lineage of durable streams; False for the lineage of all other streams.
@@ -258,7 +260,7 @@ class StreamStore(Store):
         return ""
 
     def position(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message; `("", 0)` if the stream never had a message."""
+        """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
         page = self.read(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
@@ -273,22 +275,22 @@ class StreamStore(Store):
     def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history, and begin a new epoch, in which the next message has the offset 1.
 
-        The stream has its new epoch at once, before the next message. The id of the epoch is made by
-        `positions.later_epoch`. It shows that there were earlier messages, so that a subscriber that subscribed before
-        the stream's first message is told that messages are missing. Nothing changes if the stream does not exist.
+        The new epoch begins at once, not with the next message. Its id is made by `positions.later_epoch`. The id shows
+        that there were earlier messages. So a subscriber that subscribed before the stream's first message is told that
+        messages are missing. If the stream does not exist, nothing changes.
 
         Args:
             stream: the name of the stream.
-            epoch: the epoch to end. If the stream has another epoch, nothing is deleted. A hub passes the epoch in
-                which it has found a loss of messages. `""` stands for any epoch.
+            epoch: the epoch to end; `""` for any epoch. If the stream has another epoch, nothing is deleted. A hub
+                passes the epoch in which it has found a loss of messages.
         """
 
     def forget_all(self) -> int:
         """End the epochs of all streams, as `forget` does for a single stream. Return the number of streams.
 
-        An implementation must not block other calls for long. Call this method after a backup was restored. Otherwise,
-        new messages would get the epoch and the offsets of messages that the backup lacks. Messages in the
-        transactional outbox are not deleted.
+        Call this method after a backup was restored. Otherwise, new messages would get the epoch and the offsets of
+        messages that the backup lacks. Messages in the transactional outbox are not deleted. An implementation must not
+        block other calls for long.
 
         Raises:
             StoreError: the store could not be reached, or does not implement this method.
@@ -297,7 +299,7 @@ class StreamStore(Store):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete entries beyond their stream's history size or TTL, about `limit` at most, and return their number."""
+        """Delete up to about `limit` entries beyond their stream's history size or TTL. Return the exact number."""
 
     @abstractmethod
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:

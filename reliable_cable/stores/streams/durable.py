@@ -1,8 +1,9 @@
-"""The stream store in Redis that stores `durable` streams in the database, so that they survive the loss of Redis.
+"""The stream store in Redis, except for `durable` streams, which it stores in the database.
 
-The model store numbers the messages of durable streams, and its tables are authoritative. It announces the messages to
-the listeners of this process directly. A background thread pushes the messages to Redis, which stores the newest ones
-(the *hot tail*) and announces them to other processes. If Redis fails, other processes find the messages by polling.
+So durable streams survive the loss of Redis. The model store numbers their messages, and its tables are authoritative.
+It announces the messages to the listeners of this process directly. A background thread pushes the messages to Redis,
+which stores the newest ones (the *hot tail*) and announces them to other processes. If Redis fails, other processes
+find the messages by polling.
 """
 
 import sys
@@ -45,10 +46,12 @@ PUSH_TIMEOUT: Final = 1.0
 
 
 class DurableStreamStore(RedisStreamStore):
-    """Stores streams in Redis, and `durable` streams in the database, with a copy of their newest messages in Redis.
+    """Stores streams in Redis, except for `durable` streams, which it stores in the database.
+
+    Redis also has a copy of the newest messages of durable streams.
 
     Args:
-        settings: the settings of both stores.
+        settings: the settings for the database and for Redis.
         clock: replaces the clocks of both stores in tests, in seconds since 1970.
     """
 
@@ -72,7 +75,7 @@ class DurableStreamStore(RedisStreamStore):
 
     @property
     def place(self) -> str:
-        """A text for people that says where the data are stored."""
+        """Where the data are stored, in words for people."""
         return f"{super().place} (durable streams: {self._model.place})"
 
     def _is_durable(self, stream: str) -> bool:
@@ -126,8 +129,8 @@ class DurableStreamStore(RedisStreamStore):
     ) -> StreamPage:
         """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state.
 
-        The entries are read from the hot tail if it has all entries from `after + 1` up to the position `known`.
-        Otherwise, they are read from the database.
+        If `known` is given, and the hot tail in Redis has all entries from `after + 1` up to this position, the entries
+        are read from the hot tail. Otherwise, they are read from the database.
         """
         if not self._is_durable(stream):
             return await super().aread(stream, after=after, limit=limit, max_size=max_size, following=following)
@@ -145,7 +148,7 @@ class DurableStreamStore(RedisStreamStore):
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the database if `durable` is True; otherwise, return that of Redis."""
+        """Return the lineage of the data in the database if `durable` is True, and of the data in Redis otherwise."""
         return await (self._model.alineage() if durable else super().alineage())
 
     async def aposition(self, stream: str) -> StreamPosition:
@@ -163,7 +166,7 @@ class DurableStreamStore(RedisStreamStore):
         return [next(in_models if self._is_durable(stream) else in_redis) for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
+        """Return the offset of the last message before a time; None if some of the messages since then are gone."""
         if self._is_durable(stream):
             return await self._model.aoffset_since(stream, since)
         return await super().aoffset_since(stream, since)
@@ -182,12 +185,12 @@ class DurableStreamStore(RedisStreamStore):
 
         A durable stream may be counted twice.
         """
-        # After the durable streams were forgotten, their hot tails are deleted in the background. Hot tails that still
-        # exist are counted as streams in Redis.
+        # The hot tails of forgotten durable streams are deleted in the background. Those that have not been deleted yet
+        # are counted as streams in Redis.
         return self._model.forget_all() + super().forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete old database rows, about `limit` at most, and return their number."""
+        """Delete up to about `limit` old database rows, and return how many were deleted."""
         return self._model.prune(limit=limit)
 
     async def atime(self) -> float:
@@ -213,7 +216,10 @@ class DurableStreamStore(RedisStreamStore):
             self._pusher.put(events)
 
     def _push_all(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
-        """Send events to Redis in the given order. After a failure of Redis, drop the events."""
+        """Push messages to Redis in the given order. For an `Advanced` event, delete the stream's hot tail in Redis.
+
+        After a failure of Redis, the events are dropped.
+        """
         if not self._pause.active:
             try:
                 for numbered, group in groupby(events, lambda event: isinstance(event, Published)):
@@ -232,7 +238,7 @@ class DurableStreamStore(RedisStreamStore):
 
 
 class _Pause:
-    """The time after a failure of Redis in which durable streams use only the database."""
+    """The period after a failure of Redis in which durable streams use only the database."""
 
     def __init__(self) -> None:
         self._end = 0.0
@@ -289,7 +295,7 @@ class _Listener(RedisStreamListener):
         return max(interval, SLOW_POLL_INTERVAL) if self._pubsub.connected else interval
 
     def _deliver_new(self, event: StreamEvent) -> None:
-        # This listener has already received the messages of this process from the bus.
+        # Messages of this process were already delivered, because the model store has announced them directly.
         if self._tables.note(event):
             self._deliver_event(event)
 

@@ -46,7 +46,7 @@ class _StoredEntry:
 class _Stream:
     """The state of a stream.
 
-    `kept` has the entries within the history size and TTL. `young` has the young entries before them, for followers.
+    `kept` has the entries within the history size and TTL. `young` has older entries that only followers can read.
     """
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -72,7 +72,7 @@ class _Stream:
         return _Stream(later_epoch(secrets.token_hex(8)), tail_at=max(now, self.tail_at), forgotten_at=forgotten_at)
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Move entries beyond the history size or TTL to `young`, and delete those that are not young any more.
+        """Move entries beyond the history size or TTL to `young`, and delete those that are no longer young.
 
         Return the number of deleted entries.
         """
@@ -102,7 +102,7 @@ class MemoryStreamStore(StreamStore):
         super().__init__(settings, clock=clock)
         self._bus: Bus[StreamEvent] = Bus()
         self._lock = threading.Lock()
-        #: The time of the last call of `forget_all`. Messages from before this time are gone.
+        #: The time at which `forget_all` was last called; 0 if never. Messages from before this time are gone.
         self._began = 0.0
         self._streams: dict[str, _Stream] = {}
 
@@ -167,7 +167,7 @@ class MemoryStreamStore(StreamStore):
             return StreamPage(state.epoch, state.tail, low, entries)
 
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
+        """Return the offset of the last message before a time; None if some of the messages since then are gone."""
         with self._lock:
             if LONG_AGO < since < self._began:
                 return None

@@ -29,17 +29,17 @@ from .wakeup import Waker
 
 #: The maximum number of names of streams, or ids of rows, in a query.
 NAMES_PER_QUERY = 500
-#: The minimum time, in seconds, between two deletions of old transient messages by a process. A process deletes them
-#: when it sends transient messages.
+#: A process that sends transient messages also deletes the old ones of all processes. This is the minimum time, in
+#: seconds, between two such deletions.
 TRANSIENT_DELETE_INTERVAL = 10.0
 
 
 class ModelStreamStore(ModelStore, StreamStore):
     """Stores streams in the tables of `reliable_cable.models`, in the database `settings.database`.
 
-    An append numbers messages in a short transaction of its own, which locks the rows of the streams. Inside the
-    caller's transaction, messages are only inserted into the transactional outbox, without a lock. After the commit,
-    they are numbered by an `on_commit` hook, by the next append, or by the next poll of any process.
+    `append` numbers messages in a short transaction of its own, which locks the rows of the streams. `append_on_commit`
+    inserts messages into the transactional outbox in the caller's transaction, without a lock. After the commit, these
+    messages are numbered by an `on_commit` hook, by the next append, or by the next poll of any process.
 
     Args:
         settings: the settings; `database` and the history settings of the streams are used.
@@ -185,7 +185,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Async twin of `read`. Simultaneous reads share a query and a thread hop."""
+        """Async twin of `read`. Simultaneous reads share queries and one call in a thread."""
         request = PageRequest(stream, after, limit, max_size, following)
         return await self._batches(request) if self._in_threads else (await self._read_pages([request]))[0]
 
@@ -196,7 +196,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         return await self._run(partial(self._database.read, partial(self._reader.read, requests)))
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the database. On SQLite, this takes no query."""
+        """Return the lineage of the data in the database. On SQLite, this takes no query."""
         return await self._run(self._read_lineage)
 
     @retried_read
@@ -207,7 +207,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def position(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message; `("", 0)` if the stream never had a message."""
+        """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             return self._tails([stream]).get(stream, NOWHERE)
 
@@ -218,7 +218,9 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Return the positions of the streams that exist. Each query reads up to `NAMES_PER_QUERY` positions.
+        """Return the positions of those of the named streams that exist, by name.
+
+        Each query reads up to `NAMES_PER_QUERY` positions.
 
         Raises:
             StoreError: the database could not be read.
@@ -228,7 +230,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
+        """Return the offset of the last message before a time; None if some of the messages since then are gone."""
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
         # The tail and the entry are read by one statement, so that no append and no trim can happen between two reads.
@@ -247,7 +249,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 deleted_after = self.deleted_after(stream)
                 return None if deleted_after is not None and since < self._server.time() - deleted_after else 0
         if row.ended:
-            # The next message begins a new epoch. Messages of the former lineage may be lost.
+            # A failover or a restored backup has ended the stream's epoch. Messages from before then may be lost.
             return 0 if 0 < began <= since else None
         if row.trimmed_at >= since and (row.low > 1 or since > LONG_AGO):
             return None
@@ -291,11 +293,13 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Query the tables for a listener. If there is nothing new, each table is queried once.
+        """Query the tables for a listener.
+
+        If there is nothing new, and the listener has up to `NAMES_PER_QUERY` streams, each table is queried once.
 
         Args:
             streams: the names of the listener's streams.
-            seen: the ids of the transient messages that the listener has already received.
+            seen: the transient messages that the listener has already received. The new ones are added.
 
         Raises:
             StoreError: the database could not be read.
@@ -367,7 +371,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         return count
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete old database rows, about `limit` at most, and return their number."""
+        """Delete up to about `limit` old database rows, and return how many were deleted."""
         with self._database.store_errors("The streams cannot be pruned"):
             return self._retention.prune(limit)
 

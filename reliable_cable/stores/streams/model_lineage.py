@@ -1,7 +1,8 @@
-"""Records the times at which a database may have lost messages, by a failover or by the restore of a backup.
+"""Records the times at which a database may have lost messages, because of a failover or a restored backup.
 
-The table `Lineage` contains the time at which each lineage of the data was found (see stores/database/server.py).
-Messages that were stored before the current lineage was found may be lost, even whole streams.
+A *lineage* is the name of an unbroken data set (see stores/database/server.py). After a failover or a restore, the
+database has another lineage. The table `Lineage` contains the time at which each lineage was first seen, or at which
+`renew` was last called for it. Messages from before the time of the current lineage may be lost, even whole streams.
 """
 
 from django.db.models import FloatField, Value
@@ -37,9 +38,10 @@ class Lineages:
             self._recorded = True
 
     def ended(self) -> Combinable:
-        """Return a condition that is true for streams whose epoch began in another lineage of the database.
+        """Return a condition for queries that is true for streams whose epoch began in another lineage of the database.
 
-        Such an epoch may come from an older copy of the database. Reads ignore it, and the next append ends it.
+        The database may have lost the newest messages of such an epoch. Reads ignore the epoch, and the next append
+        ends it.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -48,7 +50,9 @@ class Lineages:
         return self._server.is_foreign("lineage")
 
     def began(self) -> float:
-        """Return the time when the current lineage was found, in seconds since 1970; 0 if no messages can be lost.
+        """Return the time, in seconds since 1970, before which messages may have been lost; 0 if none can be lost.
+
+        If the table has no row for the current lineage, one is inserted.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -67,7 +71,7 @@ class Lineages:
         rows.bulk_create([Lineage(name=self._server.lineage(), began=began)], ignore_conflicts=True)
 
     def renew(self) -> None:
-        """Record that all messages until now may be lost, because a backup was restored."""
+        """Record that all messages from before now may be lost, because a backup was restored."""
         rows = self._database.rows(Lineage)
         if not rows.filter(name=self._server.lineage()).update(began=self._server.now()):
             rows.create(name=self._server.lineage(), began=self._server.now())

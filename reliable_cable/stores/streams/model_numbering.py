@@ -1,4 +1,4 @@
-"""Numbers the new messages of the model store, and those in its outbox, under locks on the rows of their streams."""
+"""Numbers the messages of the model store, both new ones and those in its outbox. The streams' rows are locked."""
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Numbering:
         self._retention = retention
 
     def pending(self, names: Collection[str] | None = None) -> list[str]:
-        """Return the names of streams with messages in the outbox, at most `ROWS_PER_TRANSACTION` names.
+        """Return the names of up to `ROWS_PER_TRANSACTION` streams that have messages in the outbox.
 
         Args:
             names: the names of the streams to look for; None for all streams.
@@ -64,14 +64,19 @@ class Numbering:
         return list(rows.order_by("name").values_list("name", flat=True).distinct()[:ROWS_PER_TRANSACTION])
 
     def create(self, names: Sequence[str]) -> None:
-        """Insert rows for those of the named streams that have no row."""
+        """Insert a row for each of the named streams that has none."""
         rows = [Stream(name=name, epoch=secrets.token_hex(8)) for name in names]
         self._database.rows(Stream).bulk_create(rows, ignore_conflicts=True)
 
     def write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> Written | None:
         """Lock streams, number their messages in the outbox, then store `items`. Return None if a stream has no row.
 
-        If there are streams whose epoch belongs to another lineage of the database, only delete these streams.
+        If the database may have lost messages of some streams, because their epochs began before a failover or a
+        restored backup, these streams are deleted, and nothing is stored. In this case, the result is not `complete`.
+
+        Args:
+            names: the names of the streams to lock.
+            items: pairs of a stream's name and a message.
         """
         outbox = OutboxEntry.objects.filter(name=OuterRef("name"))
         locked = self._database.rows(Stream).select_for_update().filter(name__in=names).order_by("name")
@@ -99,7 +104,7 @@ class Numbering:
         if len(streams) < len(names):
             return None
         if ended:
-            # The database may have lost entries of these epochs. The offsets of such entries must not be used again.
+            # The database may have lost entries of these epochs. The offsets of the lost ones must not be used again.
             self._database.rows(Stream).filter(name__in=ended).delete()
             return Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []
@@ -122,8 +127,8 @@ class Numbering:
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
         """Insert messages as entries. Return the positions of the messages, and the events to announce.
 
-        If a stored entry has the idempotency key of a message, the message is not inserted, and the position of the
-        entry is returned for the message.
+        If a stored entry has the same idempotency key as a message, the message is not inserted, and its position is
+        that of the entry.
 
         Args:
             streams: the locked rows of the streams, by name. Their tails are updated.
@@ -163,7 +168,7 @@ class Numbering:
     def _repeats(
         self, streams: Mapping[str, Stream], items: Iterable[tuple[str, Message]], now: float
     ) -> dict[tuple[str, str], int]:
-        """Return the offsets of stored entries that have an idempotency key of the items, by (stream, key)."""
+        """Return the offsets of the stored entries with the same idempotency keys as the items, by (stream, key)."""
         keys = {message.idempotency_key for _, message in items if message.idempotency_key}
         if not keys:
             return {}

@@ -20,19 +20,19 @@ from reliable_cable.stores.bus import Bus, BusListener
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
-#: How long, in seconds, to look for rows with smaller ids after a row has become visible. The transactions that have
-#: inserted rows with smaller ids may commit later.
+#: How long, in seconds, after a row has become visible, polls still look for rows with smaller ids. Such rows may
+#: become visible later, because their transactions commit later.
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes the store.
 PRUNE_INTERVAL = 60.0
-#: The approximate maximum number of rows that a listener deletes each time when it prunes the store.
+#: The approximate maximum number of rows that a listener deletes each time it prunes the store.
 PRUNE_LIMIT = 500
 
 
 class SeenIds:
-    """Finds the new rows of a table, even if rows become visible in another order than that of their ids.
+    """Finds the new rows of a table, even if rows do not become visible in the order of their ids.
 
-    After a backup was restored, a database assigns the same ids again. So a row is identified by its id and its time.
+    After a backup was restored, the database may assign ids a second time. So a row is known by its id and its time.
 
     Args:
         clock: a monotonic clock, in seconds.
@@ -40,13 +40,13 @@ class SeenIds:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
-        #: The next query may omit rows whose id is at most this number and whose time is at most `newest`.
+        #: The next query can omit the rows that have both an id up to this number and a time up to `newest`.
         self.horizon = 0
         #: The time of the newest row, by the clock of the database.
         self.newest = 0.0
         self._clock = clock
         self._seen: dict[tuple[int, float], float] = {}
-        #: Whether the first call of `add` has recorded the existing rows, so that all other rows are new.
+        #: Whether `add` has been called, and has recorded the rows that existed before the listener.
         self.primed = False
 
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -92,10 +92,10 @@ class PolledStore(Protocol):
 
     @property
     def origin(self) -> str:
-        """The name of the store in this process. Messages of this origin are announced without a poll."""
+        """The name of the store in this process. Polls skip transient messages of this origin."""
 
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Query the positions of streams."""
+        """Return the positions of those of the streams that exist, by name."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables for tails, transient messages and messages in the outbox."""
@@ -104,15 +104,14 @@ class PolledStore(Protocol):
         """Number the committed messages in the outbox."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete old database rows, about `limit` at most, and return their number."""
+        """Delete up to about `limit` old database rows, and return how many were deleted."""
 
 
 class PollingListener(BusListener[StreamEvent], StreamListener):
     """Announces events of this process immediately, and events of other processes after a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
-    announced position. It does not compare ids of rows, because rows may become visible in a different order than that
-    of their ids.
+    announced position. It does not compare ids of rows, because rows may not become visible in the order of their ids.
 
     Args:
         store: the store to poll.
@@ -140,7 +139,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._known: dict[str, StreamPosition] = {}
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
-        #: The tasks of the current poller, and of earlier pollers that are still cleaning up.
+        #: The task that polls, and earlier ones that have not ended yet.
         self._tasks = BackgroundTasks()
         self._woken = asyncio.Event()
         #: The streams whose wake-up arrived during `subscribe`, before a poll could include them.
@@ -151,12 +150,12 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         """Start to announce the events of a stream.
 
         Raises:
-            StoreError: the stream's position could not be read. The stream is not subscribed to.
+            StoreError: the stream's position could not be read, so the listener has not subscribed to the stream.
         """
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams. If this fails, none of these streams is subscribed to."""
+        """Start to announce the events of several streams. If this fails, the listener subscribes to no new stream."""
         new = [stream for stream in streams if stream not in self._known]
         if not new:
             return

@@ -36,11 +36,11 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class _MissingStream:
-    """Replaces the row of a stream that has had no messages.
+    """Stands in for the row of a stream that does not exist. The stream is read like one whose epoch has ended.
 
     Args:
         present: the current lineage of the database.
-        ended: whether the epoch has ended. It is True, because the stream is read like a stream whose epoch has ended.
+        ended: whether the epoch has ended, which is always True.
     """
 
     present: str

@@ -18,12 +18,12 @@ from .base import YOUNG_SIZE, YOUNG_TIME
 
 M = TypeVar("M", bound=Model)
 
-#: The minimum number of appended entries between two trims of a stream. It must be a power of two.
+#: The smallest step of trims (see `Retention.has_grown`). It must be a power of two.
 TRIM_STEP = 64
 #: How long, in seconds, a transient message is stored, so that other processes can find it.
 TRANSIENT_TTL = 30.0
 
-#: The condition for the rows of streams that have had a message, even if their history was deleted since then.
+#: A condition for queries that is true for streams that have had a message, even if their history was deleted later.
 EXISTS: Final = Q(tail__gt=0) | Q(epoch__endswith=LATER)
 
 
@@ -45,8 +45,8 @@ class Retention:
     """Deletes entries beyond their stream's history size or TTL, and other old rows.
 
     The transaction that deletes entries of a stream also changes the stream's `low` and `trimmed_at`, under the lock on
-    the stream's row. Entries younger than `YOUNG_TIME` are not deleted, because followers may need them. Only if these
-    young entries exceed `YOUNG_SIZE` bytes in total, the oldest of them are deleted.
+    the stream's row. Entries younger than `YOUNG_TIME` are not deleted, because followers may need them. But if the
+    young entries beyond the history size or TTL exceed `YOUNG_SIZE` bytes in total, the oldest of them are deleted.
     """
 
     def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
@@ -70,17 +70,17 @@ class Retention:
     def has_grown(self, stream: Stream, tail: int) -> bool:
         """Return whether a stream must be trimmed after an append.
 
-        A stream beyond its history size is trimmed once for every `TRIM_STEP` or more appended entries. If trims
-        depended on the number of stored entries, each append of a burst would cause a trim that deletes nothing,
-        because young entries are not deleted.
+        A stream beyond its history size is trimmed whenever its tail reaches a multiple of a step, which is `TRIM_STEP`
+        or, for a large stream, more. If trims depended only on the number of stored entries, each append in a burst
+        would cause a trim that deletes nothing, because young entries are not deleted.
 
         Args:
             stream: the stream's row after the append.
             tail: the stream's tail before the append.
         """
         kept = stream.tail - stream.low + 1
-        # The step grows with the stream. It is a power of two, so that its multiples are also multiples of all smaller
-        # steps. So no trim is skipped when the step grows.
+        # The step grows with the stream. Each step is a power of two, so the multiples of a larger step are also
+        # multiples of all smaller ones.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
         return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
 
@@ -114,7 +114,7 @@ class Retention:
         return max(low - stream.low, 0)
 
     def _first_to_keep(self, stream: Stream, now: float) -> int:
-        """Return the offset of the oldest entry that must not be deleted. Call this under the lock on the stream."""
+        """Return the offset of the oldest entry that must not be deleted. The caller must have locked the stream."""
         entries = self._database.rows(StreamEntry).filter(stream=stream.pk)
 
         def first_after(time: float) -> int:
@@ -142,17 +142,17 @@ class Retention:
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
     def with_times(self, streams: QuerySet[Stream]) -> QuerySet[Stream]:
-        """Add the annotations that `end_epochs` reads to a query.
+        """Annotate a query of streams with the values that `end_epochs` needs.
 
-        `now` is the current time, `present` is the current lineage, and `ended` is whether the epoch began in another
-        lineage.
+        `now` is the current time, `present` is the current lineage of the database, and `ended` is whether the stream's
+        epoch began in another lineage.
         """
         return streams.annotate(
             now=self._server.now(), present=self._server.lineage(), ended=self._server.is_foreign("lineage")
         )
 
     def end_epochs(self, streams: Sequence[Any]) -> None:
-        """Delete streams, with their entries, and begin new epochs. Call this under the locks on the streams.
+        """Delete streams with their entries, and insert rows with new epochs. The caller must have locked the streams.
 
         The new rows have other primary keys, so that a read that began earlier finds no entries of the new epoch.
 
@@ -169,7 +169,8 @@ class Retention:
                 lineage=stream.present,
             )
             for stream in streams
-            # A stream that has had no message in this lineage does not exist, and gets no new epoch.
+            # A stream that has had no message, or whose epoch began in another lineage, does not exist. It gets no new
+            # row.
             if not stream.ended and (stream.tail or is_later_epoch(stream.epoch))
         )
 
@@ -202,7 +203,7 @@ class Retention:
         return [stream.name for stream in deleted]
 
     def prune(self, limit: int) -> int:
-        """Delete old entries, idle streams and transient messages, about `limit` at most, and return their number."""
+        """Delete up to about `limit` old entries, idle streams and transient messages. Return how many were deleted."""
         count = self._prune_entries(limit)
         for delete in (self._delete_idle, self.delete_transients):
             if count < limit:

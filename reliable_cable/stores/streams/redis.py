@@ -34,8 +34,8 @@ KEYS_PER_CALL: Final = 500
 class RedisStreamStore(RedisStore, StreamStore):
     """Stores streams in the Redis server at `settings.redis_url`.
 
-    Times come from Redis's clock, because the clocks of hosts differ. An epoch is bound to the lineage of the data (see
-    redis/lineage.py). So new epochs begin after a restart or failover of Redis.
+    Times come from Redis's clock, because the clocks of hosts differ. After a restart or failover of Redis, which may
+    have lost messages, the data get a new lineage (see redis/lineage.py), and the streams get new epochs.
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are
@@ -50,7 +50,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def keys(self, stream: str) -> tuple[str, str, str]:
-        """Return the Redis keys of a stream: of its state, of its entries, and of its idempotency keys."""
+        """Return three Redis keys of a stream, under which its state, entries and idempotency keys are stored."""
         tag = stream_tag(self.settings.key_prefix, stream)
         return f"{tag}:meta", f"{tag}:log", f"{tag}:keys"
 
@@ -84,10 +84,10 @@ class RedisStreamStore(RedisStore, StreamStore):
     append = sync_twin(aappend)
 
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
-        """Return a function that returns the Redis call for the next attempt to append messages.
+        """Return a function that makes the Redis call for each attempt to append messages.
 
-        The argument of the function is the time since the first attempt, in seconds, as text. The argument is `""` if
-        no earlier attempt can have stored the messages.
+        The argument of the function is the time since the first attempt, in seconds, as text; `""` if no earlier
+        attempt can have stored the messages.
         """
         names = list(dict.fromkeys(name for name, _ in items))
         self.require_history(names)
@@ -144,14 +144,14 @@ class RedisStreamStore(RedisStore, StreamStore):
     read = sync_twin(aread)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage that this process has found most recently. Only the first call may take a round trip."""
+        """Return the lineage of the data in Redis, as this process last saw it. This seldom takes a round trip."""
         if self.client.lineage.identity is None:
             await self.client.arun(Call("PING"), idempotent=True)
         identity = self.client.lineage.identity
         return "" if identity is None else identity.lineage
 
     async def aposition(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message; `("", 0)` if the stream never had a message."""
+        """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
         page = await self.aread(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
@@ -163,7 +163,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return [tails[stream] for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which the messages since a time begin; None if some of these messages are gone."""
+        """Return the offset of the last message before a time; None if some of the messages since then are gone."""
         deleted_after = self.deleted_after(stream)
         args: list[Argument] = [LINEAGE, self.script_time(), *self._limits(stream), f"{since:.6f}"]
         args.append("" if deleted_after is None else deleted_after)
@@ -203,8 +203,8 @@ class RedisStreamStore(RedisStore, StreamStore):
     def forget_all(self) -> int:
         """End the epochs of all streams, and the incarnations of all presence data. Return the number of streams.
 
-        The data in Redis get a new lineage, which other processes find within seconds. Call this after a backup was
-        restored.
+        The data in Redis are marked as a new data set: they get a new lineage. Other processes notice this within
+        seconds. Call this method after a backup was restored.
 
         Raises:
             StoreError: Redis could not be reached.
@@ -214,9 +214,9 @@ class RedisStreamStore(RedisStore, StreamStore):
         return len({name for names in self._names() for name in names})
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete entries beyond their stream's history size or TTL, about `limit` at most, and return their number.
+        """Delete up to about `limit` entries beyond their stream's history size or TTL. Return the exact number.
 
-        Calls are seldom needed, because each append trims its streams, and Redis deletes the entries of idle streams.
+        This is seldom needed, because each append trims its streams, and Redis deletes the entries of idle streams.
         """
         count = 0
         for names in self._names():
@@ -226,7 +226,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return count
 
     def _names(self) -> Iterator[list[str]]:
-        """Yield lists of the names of all streams. A name may be yielded twice."""
+        """Yield the names of all streams, in several lists. A name may occur twice."""
         cursor = None
         while cursor != 0:
             scan = Call("SCAN", [], [cursor or 0, "MATCH", self._meta_pattern, "COUNT", KEYS_PER_CALL])

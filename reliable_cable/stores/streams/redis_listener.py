@@ -15,9 +15,9 @@ from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
-#: The suffix of the session id by which the announcement of a whisper is recognized. A server of the previous release
-#: regards the suffix as a part of the id, and excludes no client from receiving the whisper. This is harmless, because
-#: the client that whispered is connected to another server.
+#: This suffix marks the announcement of a whisper. It follows the id of the session that must not receive the whisper.
+#: A server of the previous release regards the suffix as a part of the id, and excludes no session. This is harmless,
+#: because the client that whispered is not connected to that server.
 WHISPER_SUFFIX: Final = " whisper"
 #: The approximate time, in seconds, between two checks of the streams' positions. The checks find messages that pub/sub
 #: has lost without an error.

@@ -22,9 +22,9 @@ NOT_WOKEN = "Other processes could not be woken over the channel layer. They fin
 
 #: The maximum number of streams in a wake-up.
 MAX_STREAMS = 500
-#: The maximum time, in seconds, to send a wake-up.
+#: The maximum time, in seconds, that it may take to send a wake-up.
 SEND_TIMEOUT = 5.0
-#: The maximum time, in seconds, to leave the group.
+#: The maximum time, in seconds, that it may take to leave the group of the channel layer.
 DISCARD_TIMEOUT = 1.0
 #: How long, in seconds, to wait before receiving wake-ups again after an error of the channel layer.
 RETRY_INTERVAL = 5.0
@@ -106,7 +106,7 @@ class Waker:
         This method does not block. Errors are only logged, because a lost wake-up does no harm.
 
         Args:
-            origin: the name of this process's store, which ignores its own wake-ups.
+            origin: the name of this process's store, so that this process ignores its own wake-ups.
             streams: the names of the streams.
         """
         try:
@@ -120,7 +120,7 @@ class Waker:
             logger.warning(NOT_WOKEN, exc_info=True)
 
     def close(self) -> None:
-        """Stop this process's thread that sends wake-ups, if it is running."""
+        """Stop the thread that sends this process's wake-ups, if it is running."""
         sender = self._senders.pop(os.getpid(), None)
         if sender is not None:
             sender.close()
@@ -169,8 +169,8 @@ async def _receive(layer: Any, origin: str, woken: Callable[[list[str]], None], 
 
 
 async def _renew(layer: Any, channel: str) -> None:
-    # A separate task renews the membership, so that `layer.receive` need not be cancelled for it. If `receive` is
-    # cancelled, the pub/sub layer of channels-redis drops the channel.
+    # A separate task renews the membership, because `layer.receive` must not be cancelled to do so. If it is cancelled,
+    # the pub/sub layer of channels-redis drops the channel.
     while True:
         await asyncio.sleep(RENEW_INTERVAL)
         await layer.group_add(GROUP, channel)
