@@ -1,4 +1,4 @@
-"""Plans the change of `asgi.py` that adds a WebSocket route for `CableConsumer`."""
+"""Plans the change to `asgi.py` that adds a WebSocket route for `CableConsumer`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ORIGINS: Final = (
 
 
 def plan_asgi(plan: Plan) -> str | None:
-    """Add the change of asgi.py to a plan. Return the dotted path of the ASGI application; None if it is unknown."""
+    """Add the change to asgi.py to a plan. Return the dotted path of the ASGI application; None if it is unknown."""
     application = getattr(settings, "ASGI_APPLICATION", None) or _usual_application()
     source = None
     try:
@@ -102,9 +102,9 @@ def plan_asgi(plan: Plan) -> str | None:
 
 
 def _usual_application() -> str | None:
-    """Return the dotted path that the ASGI application usually has, in the package of wsgi.py or urls.py.
+    """Return the usual dotted path of the ASGI application, which is in the package of wsgi.py or urls.py.
 
-    Return None if the settings name neither of these modules.
+    Return None if the settings name neither of these modules, or if urls.py is not in a package.
     """
     wsgi: str | None = settings.WSGI_APPLICATION
     urls: str = getattr(settings, "ROOT_URLCONF", None) or ""

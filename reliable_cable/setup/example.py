@@ -1,4 +1,4 @@
-"""Plans the example app, which has a channel, a web page and tests, and the route to the app in the URLs."""
+"""Plans the example app (a channel, a web page and tests), and the route to it in the project's URLs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _has_string(module: cst.Module, value: str) -> bool:
 
 
 def _add_url(module: cst.Module) -> cst.Module:
-    """Return a URL module with the route to the example. It is the first one, because another may match every path."""
+    """Return a URL module with the route to the example. It comes first, because another route may match all paths."""
     first = operands(only_value(module, "urlpatterns", extended=True))[0]
     if not isinstance(first, cst.List):
         raise NotUnderstood("`urlpatterns` does not begin with a list")

@@ -52,7 +52,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     def edit(self, source: Source, after: bytes) -> None:
-        """Add a change of a source file to the plan, unless the new content equals the current one.
+        """Add a change to a source file to the plan, unless the new content equals the current one.
 
         Raises:
             NotUnderstood: the plan already changes this file.

@@ -1,4 +1,4 @@
-"""Makes the whole plan for a project, which consists of changes of asgi.py, the settings and the example."""
+"""Plans all changes to a project: to asgi.py, to the settings, and for the example."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_plan(*, example: bool) -> Plan:
         plan.changes.clear()
     if example:
         plan_example(plan, with_url=has_apps)
-    # Changes of existing files are shown after new files, so that they are still visible in the terminal when the user
-    # is asked to confirm.
+    # Changes to existing files are shown after new files, so that these changes are still visible in the terminal when
+    # the user is asked to confirm.
     plan.changes = dict(sorted(plan.changes.items(), key=lambda change: (change[0].exists(), change[0])))
     return plan

@@ -80,7 +80,7 @@ def required_source(name: str) -> Source:
 
 
 def imported_sources(source: Source, *, star: bool = False) -> Iterator[Source]:
-    """Yield those files of the project from which another file imports names by `from … import`.
+    """Yield the project files from which a given file imports names by `from … import`.
 
     Args:
         source: the importing file.

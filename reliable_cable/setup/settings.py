@@ -1,4 +1,4 @@
-"""Plans the changes of the settings `INSTALLED_APPS`, `ASGI_APPLICATION` and `RELIABLE_CABLE`."""
+"""Plans the changes to the settings `INSTALLED_APPS`, `ASGI_APPLICATION` and `RELIABLE_CABLE`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RELIABLE_CABLE = {
 
 
 def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
-    """Add the changes of the settings to a plan.
+    """Add the changes that the settings need to a plan.
 
     Args:
         plan: the plan to which the changes are added.
@@ -144,7 +144,8 @@ def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[s
 def _check_list(value: cst.BaseExpression, name: str) -> None:
     """Check that a value is a list literal whose apps are in the loaded settings.
 
-    If an app is missing there, another file or statement replaces the list, and a change of this list has no effect.
+    If an app is not in the loaded settings, another file or statement must replace the list, so that changes to this
+    list would have no effect.
 
     Raises:
         NotUnderstood: the value is not such a list.

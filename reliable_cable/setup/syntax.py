@@ -118,7 +118,7 @@ def string_value(node: cst.CSTNode | None) -> str | None:
 
 
 def calls(node: cst.CSTNode, function: str) -> list[cst.Call]:
-    """Return all calls of a function in a syntax tree, outer calls first.
+    """Return all calls to a function in a syntax tree, outer calls first.
 
     Both `function()` and `module.function()` are found.
     """
@@ -273,7 +273,7 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
     new = cst.ensure_type(cst.parse_statement(f"from {source} import {', '.join(names)}"), cst.SimpleStatementLine)
     body: list[Any] = list(module.body)
     if later is not None:
-        # Comments above the import that follows stay directly above that import, below the new one.
+        # Comments above the next import stay directly above it, so the new import is inserted above them.
         above = list(body[later].leading_lines)
         blank = next((number for number, line in enumerate(above) if line.comment), len(above))
         new = new.with_changes(leading_lines=above[:blank])

@@ -20,7 +20,7 @@ def async_twin(
     The twin runs the method with `_run`, or with `_run_write` if `writes` is True.
     """
 
-    @wraps(method, updated=())  # `updated=()`: the twin of an abstract method is not abstract
+    @wraps(method, updated=())  # `updated=()`, so that the twin of an abstract method is not abstract
     async def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         # If a subclass overrides the sync method, `getattr` finds the method of the subclass.
         call = partial(getattr(self, method.__name__), *args, **kwargs)
@@ -32,14 +32,17 @@ def async_twin(
 
 
 class Listener(ABC):
-    """Receives the events of streams from a store. A listener belongs to a hub; call it on the hub's event loop."""
+    """Receives the events of streams from a store, and passes them to the function that was given to `listen`.
+
+    A listener belongs to a hub. Its methods must be called on the hub's event loop.
+    """
 
     @abstractmethod
     async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream.
+        """Start announcing the events of a stream.
 
-        All events that happen after this method has returned are announced. If events may have been missed, the
-        listener announces an event that says so. The receiver must then read the stream.
+        All events that happen after this method has returned are announced. If some may have been missed, the listener
+        announces a special event, whose receiver must read the missed data from the store.
         """
 
     @abstractmethod
@@ -60,8 +63,8 @@ class Store(ABC):
 
     Args:
         settings: the settings of this package.
-        clock: this host's clock, in seconds since 1970. A store on a server uses the server's clock instead (see
-            `time`).
+        clock: this host's clock, in seconds since 1970. A store whose data are on a server uses that server's clock
+            instead (see `time`).
     """
 
     #: Whether the store needs tables in the database `settings.database`.

@@ -45,7 +45,7 @@ class BusListener(Listener, Generic[E]):
         self._lock = threading.Lock()
 
     async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream."""
+        """Start announcing the events of a stream."""
         self.streams.add(stream)
         self._bus.add(stream, self)
 

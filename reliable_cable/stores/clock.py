@@ -24,8 +24,8 @@ from .base import Store
 INTERVAL: Final = 10.0
 #: The maximum age, in seconds, of a measurement that is used without `MARGIN`.
 MAX_AGE: Final = 30.0
-#: The number of seconds to subtract from the time if there is no recent measurement. If the time is too early, a client
-#: may receive a message twice. If it is too late, the client may miss a message.
+#: The number of seconds to subtract from an estimated time if there is no recent measurement. An estimate that is too
+#: late may make a client miss a message. One that is too early only makes it receive a message twice.
 MARGIN: Final = 5.0
 #: How many seconds two clocks may drift apart in one second. NTP changes the speed of a clock by at most this much.
 MAX_DRIFT: Final = 0.0005
@@ -89,7 +89,7 @@ class StoreClock:
         return self.at(self._monotonic()) if self.remote else self._store.clock()
 
     def moment(self) -> float:
-        """Return the current time of the monotonic clock, as an argument for a later call of `at`."""
+        """Return the current time of the monotonic clock, for a later call to `at`."""
         return self._monotonic()
 
     def at(self, moment: float) -> float:
@@ -160,7 +160,7 @@ class StoreClock:
         received_at = self._monotonic()
         offset, latest = store_time - received_at, store_time - sent_at
         if self._measured is not None:
-            # If the round trip of the last measurement was shorter, its result is more exact, and is kept.
+            # Either offset may be too low. So the higher one is more exact, unless the store's clock was set back.
             last, measured_at = self._measured
             last -= MAX_DRIFT * (sent_at - measured_at)
             if last <= latest:

@@ -78,7 +78,7 @@ def _shared_buckets(settings: CableSettings) -> Buckets | None:
 
 
 def engine_paths(settings: CableSettings) -> Mapping[str, str]:
-    """Return the dotted paths of the store classes, with the keys `streams`, `presence` and `sessions`."""
+    """Return a mapping from `streams`, `presence` and `sessions` to the dotted paths of the store classes."""
     if isinstance(settings.engine, Mapping):
         return settings.engine
     paths = ENGINE_CLASSES[settings.engine]
@@ -88,7 +88,7 @@ def engine_paths(settings: CableSettings) -> Mapping[str, str]:
 
 
 def engine_classes(settings: CableSettings) -> dict[str, Any]:
-    """Return the store classes, with the keys `streams`, `presence` and `sessions`.
+    """Return a mapping from `streams`, `presence` and `sessions` to the store classes.
 
     Raises:
         ImproperlyConfigured: a class cannot be imported, or does not have the right base class.

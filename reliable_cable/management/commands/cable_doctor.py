@@ -80,7 +80,7 @@ def _clock_differences(engine: Engine) -> dict[str, float]:
     The error of a difference is at most half the time of a round trip to the server.
 
     Returns:
-        For the name of each server, by how many seconds its clock is ahead of the clock of this host.
+        The number of seconds by which a server's clock is ahead of this host's clock, by the name of the server.
     """
     differences = {}
     for name, read_clock in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
@@ -91,7 +91,7 @@ def _clock_differences(engine: Engine) -> dict[str, float]:
 
 
 async def _probe(store: StreamStore) -> float | None:
-    """Send a test message, and return the seconds until it arrived; None if it did not arrive in `PROBE_TIMEOUT`."""
+    """Send a test message, and return how many seconds it took; None if it took longer than `PROBE_TIMEOUT`."""
     stream = f"cable_doctor:{secrets.token_hex(8)}"
     arrived = asyncio.Event()
     listener = store.listen(lambda event: arrived.set())

@@ -36,8 +36,8 @@ BACKLOG = 4096
 #: Python's default for the third argument of `gc.set_threshold`, which is the number of collections of the middle
 #: generation before a full garbage collection.
 DEFAULT_FULL_COLLECTION_THRESHOLD = 10
-#: The value of this argument that the command sets. A full collection blocks the event loop for 0.1 ms per connection.
-#: With Python's default, the server spends half of its time on full collections while thousands of clients reconnect.
+#: The threshold that this command sets instead. A full collection blocks the event loop for 0.1 ms per connection. With
+#: Python's default, the server spends half of its time on full collections while thousands of clients reconnect.
 FULL_COLLECTION_THRESHOLD = 100
 
 #: The exit code with which the reloader's child process tells Django to start it again.
@@ -97,7 +97,7 @@ class Command(BaseCommand):
             self._serve(**options)
 
     def _serve_again(self, **options: Any) -> None:
-        """Serve in the reloader's child process, whose main thread meanwhile waits for changes of the code.
+        """Serve in a thread of the reloader's child process, while the main thread waits for changes to the code.
 
         An error in the project's code is raised here. The reloader then waits for the next change.
         """
@@ -157,10 +157,10 @@ def _raise_limit_of_open_files() -> None:
 
 
 def _largest_frame() -> int:
-    """Return the size, in bytes, of a frame above which the server closes the connection.
+    """Return the maximum size of a frame, in bytes. If a frame is larger, the server closes the connection.
 
-    It is a multiple of `MAX_MESSAGE_SIZE`. If a frame is larger than that setting, but not larger than this limit, the
-    consumer ignores the frame and keeps the connection open.
+    The maximum is a multiple of `MAX_MESSAGE_SIZE`. If a frame is larger than that setting, but not larger than the
+    maximum, the consumer ignores the frame and keeps the connection open.
     """
     return 4 * get_settings().max_message_size
 
@@ -218,7 +218,7 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # repeated, because Twisted may be imported only now
+    server_logs.install()  # repeated, because Twisted may not have been imported before
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:

@@ -35,10 +35,10 @@ MAX_RETRY_DELAY = 0.02
 #: How long, in milliseconds, SQLite waits for the write lock in one attempt. In a longer wait, SQLite would check the
 #: lock only every 100 ms, and might not get the lock for many seconds while another process keeps writing.
 LOCK_TIMEOUT = 10
-#: The maximum number of rows that one transaction of a store numbers, deletes or examines.
+#: The maximum number of rows to examine, number or delete in one transaction.
 ROWS_PER_TRANSACTION = 500
 
-#: What the caller can do if a call waits for a lock that the caller's own transaction holds. For error messages.
+#: The advice in an error message if a call needs a lock that the caller's own transaction holds.
 OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
 #: The pause after a write to SQLite, as a fraction of the write's duration. During the pause, the process leaves the
@@ -51,7 +51,8 @@ MAX_PAUSE = 0.05
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether writes are retried only until the database's own timeout, because the caller itself may have the write lock.
+#: Whether to retry writes for a shorter time, the `timeout` in the database's OPTIONS. This is for calls for which the
+#: holder of the write lock may be waiting.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -66,7 +67,7 @@ class _WriteQueue:
 
     @contextmanager
     def wait(self, timeout: float) -> Iterator[None]:
-        """Return a context that holds the queue's lock, or runs without the lock after a wait of `timeout` seconds."""
+        """Return a context that waits for the queue's lock. After `timeout` seconds, it goes on without the lock."""
         thread = threading.get_ident()
         if self._owner == thread:
             # This thread already holds the lock, because an `on_commit` hook of its last write makes this call.
@@ -95,7 +96,7 @@ class _CommitUncertain(OperationalError):
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether a database error is a conflict with another transaction, after which nothing was written."""
+    """Return whether a database error is a conflict with another transaction. If so, nothing was written."""
     cause = error.__cause__
     if isinstance(cause, sqlite3.Error):
         # The low byte is the primary error code. The other bytes distinguish variants of this code.
@@ -195,7 +196,7 @@ class Database:
         Args:
             call: the call to run.
             error: the class of the error to raise if the caller's transaction has SQLite's write lock. The call could
-                then never get the lock, because the caller waits for the call.
+                never get the lock, because the caller waits for the call.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -307,7 +308,7 @@ class Database:
 
 
 def _with_short_wait(call: Callable[[], T]) -> T:
-    """Run a call whose writes are retried only until the database's own timeout."""
+    """Run a call. On SQLite, retry its writes only for the `timeout` in the database's OPTIONS."""
     token = _short_wait.set(True)
     try:
         return call()
@@ -317,7 +318,7 @@ def _with_short_wait(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _with_write_lock(connection: Any) -> Iterator[None]:
-    """Make a transaction that begins in this context take SQLite's write lock, or fail after `LOCK_TIMEOUT`."""
+    """Return a context. A transaction that begins in it takes SQLite's write lock, or fails after `LOCK_TIMEOUT`."""
     if connection.vendor != "sqlite":
         yield
         return
@@ -348,7 +349,7 @@ def _free_cursors(error: BaseException | None) -> None:
 
 
 def _was_broken(connection: Any, opened: object) -> bool:
-    """Return whether an error was caused by a broken connection, and close a broken connection.
+    """Return whether an error was caused by a broken connection. If so, close the connection.
 
     Args:
         connection: Django's connection.

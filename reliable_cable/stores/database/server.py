@@ -1,4 +1,8 @@
-"""The clock of a database server, and the lineage of its data."""
+"""The clock of a database server, and the lineage of its data.
+
+The lineage is a name for the data set of a server. A new one begins when data may have been lost, for example by a
+failover or a restored backup.
+"""
 
 import time
 from collections.abc import Callable
@@ -22,7 +26,10 @@ class _PresentTime(Func):
 
 
 class _StatementTime(Func):
-    """An SQL expression for the time at which the statement began. A condition with this constant can use an index."""
+    """An SQL expression for the time at which the statement began.
+
+    Its value does not change during the statement, so a condition with it can use an index.
+    """
 
     template = "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision"
     output_field = FloatField()
@@ -51,7 +58,7 @@ class DatabaseServer:
 
     Args:
         database: the database whose server is used.
-        clock: replaces the clock in tests, in seconds since 1970.
+        clock: a clock for tests, which returns seconds since 1970. It replaces the server's or this host's clock.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
@@ -65,7 +72,8 @@ class DatabaseServer:
     def now(self) -> Expression:
         """Return an expression for the current time, which a statement can store or select.
 
-        On PostgreSQL, if the statement waits for a locked row that changes meanwhile, this is the time after the wait.
+        On PostgreSQL, if the statement waits for a locked row, and the row changes during the wait, this is the time
+        after the wait.
         """
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 

@@ -29,11 +29,13 @@ def retried_read(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatena
 
 
 class ModelStore(Store):
-    """Base class of stores in the database `settings.database`, which use the clock of the database server.
+    """Base class of the stores that keep their data in the database `settings.database`.
+
+    Times come from the server's clock on PostgreSQL, and from this host's clock on SQLite.
 
     Args:
         settings: the settings; `database` is used.
-        clock: replaces the server's clock in tests, in seconds since 1970. On SQLite, the default is this host's clock.
+        clock: a clock for tests, which returns seconds since 1970. It replaces the server's or this host's clock.
     """
 
     uses_database = True
@@ -57,7 +59,7 @@ class ModelStore(Store):
             return self._server.time()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clock of the server on PostgreSQL. On SQLite, return an empty mapping."""
+        """On PostgreSQL, return the clock of the database server. On SQLite, return an empty mapping."""
         return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
     @cached_property

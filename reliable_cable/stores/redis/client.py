@@ -1,7 +1,7 @@
 """The Redis client of the stores. It runs calls from sync code in any thread, and from any event loop.
 
-A call is sent once. If it gets no response, it may or may not have been executed. Only calls that the caller marks as
-idempotent are then sent again.
+A call that gets no response may or may not have been executed. It is sent again only if the caller has marked it as
+idempotent. A call that was certainly not executed may be sent again in any case.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ Argument = str | int | float | bytes | _Placeholder
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a command or a Lua script.
+    """A Redis command or a Lua script to run, with its keys and arguments.
 
     Args:
         name: the name of a command in capitals, or the name of a script in `lua/`.
@@ -128,7 +128,7 @@ class RedisClient:
         self.options = _options(settings)
         #: How long, in seconds, opening a connection may take.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
-        #: Tracks the server that the connections lead to, and the lineage of its data.
+        #: Keeps track of the server behind `url`, which a failover may change, and of the lineage of its data.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
             self.url,
@@ -171,7 +171,7 @@ class RedisClient:
         """Run calls in one round trip, and return their replies.
 
         If the server currently accepts none of the calls, they are sent again over another connection. After a
-        failover, that connection leads to the new primary.
+        failover, that connection goes to the new primary.
 
         Args:
             calls: one or more calls.
@@ -238,7 +238,7 @@ class RedisClient:
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
         if all(map(_is_unavailable, replies)):
-            # No call was executed. The address may now lead to another server.
+            # No call was executed. The address may now be that of another server.
             replies = await self._aattempt(calls)
         return _checked(replies)
 

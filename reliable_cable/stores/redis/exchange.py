@@ -76,7 +76,7 @@ async def cancellable(sending: Awaitable[T]) -> T:
     """Wait until redis-py has sent data, and raise `CancelledError` if the task was cancelled during the wait.
 
     redis-py sends with `asyncio.wait_for`, which may ignore a cancellation on Python 3.11. Without this function, a
-    task with an endless loop could then not be stopped.
+    task with an endless loop could not be stopped in that case.
 
     Raises:
         ConnectionError: the connection has been closed.

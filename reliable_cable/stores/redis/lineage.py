@@ -1,7 +1,7 @@
 """Finds the role of a Redis server and the lineage of its data, whenever a connection is opened.
 
-After a failover, an address may lead to another server, and a server may have other data than before. So the epochs of
-streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data (see
+After a failover, an address may belong to another server, and a server may have other data than before. So the epochs
+of streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data (see
 lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has older data again.
 
 While a connection is open and idle, a server may be demoted, receive older data, and be promoted again. The older data
@@ -21,11 +21,12 @@ from redis.exceptions import RedisError
 from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
-#: The maximum age, in seconds, at which a connection is reopened, so that the server's address is resolved again.
+#: The maximum age, in seconds, of a connection. An older one is reopened, to resolve the server's address again.
 MAX_CONNECTION_AGE: Final = 60.0
-#: The minimum time, in seconds, between two checks whether the server was demoted or promoted. Scripts make the checks.
+#: The minimum time, in seconds, before a script checks again whether the server was demoted or promoted.
 CHECK_INTERVAL: Final = 1.0
-#: The minimum time, in seconds, between two reopenings of all connections because of refused commands.
+#: The minimum time, in seconds, before a refused command causes all connections to be reopened again. A new lineage
+#: causes this at any time.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, Redis keeps the lineage record after its last use. This is longer than the TTL of all data that
 #: are bound to a lineage.
@@ -40,9 +41,10 @@ class Identity(NamedTuple):
 
 
 class LineageTracker:
-    """Tracks the server that the connections of one Redis client lead to, and the lineage of its data.
+    """Keeps track of the server that a Redis client is connected to, and of the lineage of the server's data.
 
-    All methods are thread-safe.
+    The lineage is a token that changes when data may have been lost, for example by a failover. All methods are
+    thread-safe.
 
     Args:
         key: the key of the lineage record.
@@ -50,12 +52,12 @@ class LineageTracker:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        #: The server that the newest connection leads to, and its lineage; None if no connection has been opened.
+        #: The server of the newest connection, and the lineage of its data; None if no connection has been opened.
         self.identity: Identity | None = None
         #: The number of the current generation of connections. Those of earlier generations are reopened before use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
-        #: All lineages that connections of this process have found.
+        #: All lineages that this process has received from servers.
         self._seen_lineages: set[str] = set()
         self._lock = threading.Lock()
 
@@ -63,7 +65,7 @@ class LineageTracker:
         """Prepare a sync connection whose socket has just been opened.
 
         Raises:
-            RedisError: the connection leads to a replica, or broke.
+            RedisError: the server is a replica, or the connection broke.
         """
         try:
             connection.on_connect()
@@ -96,7 +98,7 @@ class LineageTracker:
         return f"?{lineage}"
 
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
-        """Reopen all connections of a connection's generation before their next use.
+        """Have all connections of the same generation as `connection` reopened before their next use.
 
         Call this if the server has refused a command.
 
@@ -141,9 +143,9 @@ class LineageTracker:
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _has_returned(self, lineage: str, generation: int) -> bool:
-        """Return whether this process has found a lineage before, and another lineage since then.
+        """Return whether the data have an old lineage again, after this process has seen a newer one.
 
-        If so, the lineage must be replaced, because the same offsets may belong to other messages in the other lineage.
+        If so, the old lineage must be replaced by a new one. Otherwise, one offset could belong to different messages.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""
@@ -152,7 +154,7 @@ class LineageTracker:
     def _record_identity(self, identity: Identity, generation: int) -> int:
         """Record the server and the lineage of a new connection, and return the connection's generation."""
         with self._lock:
-            # If the generation has ended during the handshake, it is unknown which lineage is newer.
+            # If the generation ended during the handshake, it is unknown which lineage is newer.
             if generation == self._generation and identity != self.identity:
                 self._generation += 1
                 self.identity = identity

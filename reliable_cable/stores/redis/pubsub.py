@@ -62,7 +62,7 @@ class PubSub:
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._channels: dict[str, _Channel] = {}
-        #: The names of the channels, by their former names.
+        #: The current names of the channels, by their former names.
         self._names: dict[str, str] = {}
         self._connection: Any = None
         #: The subscriptions that Redis has not confirmed yet, by channel, in the order of the commands.
@@ -80,13 +80,13 @@ class PubSub:
         return self._connection is not None
 
     async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
-        """Subscribe to channels, and start to call the function of each channel with its messages.
+        """Subscribe to channels, and call the function of each channel with its messages from now on.
 
-        Even if Redis cannot be reached, this method returns. The functions are then called with None as soon as Redis
-        has confirmed the subscriptions. They are also called with None after each reconnect.
+        If Redis cannot be reached, this method returns nevertheless, and the functions are called with None as soon as
+        Redis has confirmed the subscriptions. They are also called with None after each reconnect.
 
         Args:
-            delivers: the function of each channel.
+            delivers: the functions, by channel.
         """
         new = [channel for channel in delivers if channel not in self._channels]
         for channel in new:
@@ -127,10 +127,10 @@ class PubSub:
             await asyncio.wait([task])
 
     async def fence(self) -> None:
-        """Wait until all messages that Redis published before this call have been delivered or are lost.
+        """Wait until each message that Redis published before this call has been delivered or is lost.
 
-        Messages are lost if the connection breaks. After the reconnect, the functions of all channels are then called
-        with None.
+        Messages are lost if the connection breaks. In that case, the functions of all channels are called with None
+        after the reconnect.
         """
         connection = self._connection
         if connection is None:
@@ -258,7 +258,7 @@ class PubSub:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping Redis. Close the connection if Redis does not respond, or if newer connections lead to another server.
+        """Ping Redis. Close the connection if Redis does not respond, or if newer connections go to another server.
 
         A server that has crashed or is no longer the primary may not close its connections.
         """
@@ -291,7 +291,7 @@ class ChannelListener(Listener):
         self._callbacks: dict[str, Deliver] = {}
 
     async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream."""
+        """Start announcing the events of a stream."""
         await self._subscribe_channels([stream])
 
     async def _subscribe_channels(self, streams: Collection[str]) -> None:

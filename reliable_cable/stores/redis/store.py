@@ -36,11 +36,13 @@ def sync_twin(
 
 
 class RedisStore(Store):
-    """Base class of stores in the Redis server at `settings.redis_url`, which use Redis's clock.
+    """Base class of the stores that keep their data in the Redis server at `settings.redis_url`.
+
+    Times come from Redis's clock.
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
-        clock: replaces Redis's clock in tests, in seconds since 1970.
+        clock: a clock for tests, which returns seconds since 1970. It replaces Redis's clock.
     """
 
     is_remote = True

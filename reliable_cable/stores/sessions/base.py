@@ -1,4 +1,4 @@
-"""The base class of session stores, which store the records from which sessions are restored."""
+"""The base class of session stores. They keep the records from which sessions are restored."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: How long, in seconds, a revocation also applies to connections that are authenticated after it. The reasons: the time
-#: of an authentication is not exact (see clock.py), and Django deletes its session only after the logout signal.
+#: A revocation also applies to connections that are authenticated up to this many seconds after it. This is because the
+#: time of an authentication is not exact (see clock.py), and Django deletes its session only after the logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The maximum number of characters of a session id.
@@ -65,8 +65,8 @@ class SessionStore(Store):
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Store records by session id, in few round trips. They replace existing records.
 
-        A client can cause a record of 256 KiB to be saved continuously. So if the store's server is shared with other
-        software, write only the changes of a large record.
+        A client can cause a record of 256 KiB to be saved again and again. So a store on a server that other software
+        uses, too, should write only what has changed in a large record.
         """
 
     @abstractmethod
@@ -91,7 +91,9 @@ class SessionStore(Store):
 
     @abstractmethod
     def revoke(self, condition: Identity) -> float:
-        """Revoke the sessions that match a condition and were authenticated before now, even those saved later.
+        """Revoke the sessions that match a condition, if their connections were authenticated before this call.
+
+        This includes sessions whose records are saved after this call.
 
         Args:
             condition: the identifiers that a session's identity must have. There must be at least one.
@@ -106,7 +108,7 @@ class SessionStore(Store):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete at most about `limit` expired records, and return their number. Servers call this regularly."""
+        """Delete up to about `limit` expired records, and return their number. Servers call this regularly."""
 
     asave = async_twin(save, writes=True)
     aload_many = async_twin(load_many)

@@ -44,7 +44,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 
     Args:
         settings: the settings; `database` and `sessions_ttl` are used.
-        clock: replaces the clock in tests, in seconds since 1970.
+        clock: a clock for tests, which returns seconds since 1970. It replaces the server's or this host's clock.
     """
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
@@ -109,8 +109,8 @@ class ModelSessionStore(ModelStore, SessionStore):
     def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
         """Lock records, and return the hash values of the stored parts, by session id and number.
 
-        Records that another process has written last are left out. If this process knows none of the large records, no
-        record is locked.
+        The result contains only records that this process wrote last. If this process has the hash values of no record,
+        no record is locked.
         """
         known = {
             sid: stored
@@ -121,7 +121,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         }
         if not known:
             return {}
-        # If another process has written a record since this process did, the hash value of the head differs.
+        # If another process has written a record since this process wrote it, the hash value of the head differs.
         head = Case(When(sid__in=list(known), then="data"))
         heads = self._rows.select_for_update().filter(sid__in=list(texts)).order_by("sid").values_list("sid", head)
         return {sid: known[sid].hashes for sid, head in heads if sid in known and hash(head) == known[sid].head}
@@ -238,8 +238,8 @@ class ModelSessionStore(ModelStore, SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # The row is written outside of the caller's transaction, because `disconnect(using=...)` may wait for the
-            # commit of another database only.
+            # The row is written outside of a transaction that the caller may have open, because `disconnect(using=...)`
+            # may have waited only for the commit of another database.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 

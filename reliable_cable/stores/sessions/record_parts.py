@@ -207,10 +207,10 @@ class StoredParts:
 
 
 class KnownParts:
-    """The hash values of the large records that this process stored last, so that only changed parts are written.
+    """The hash values of the large records that this process stored last.
 
-    If the hash values take more than `MAX_KNOWN_SIZE` bytes in total, those of the oldest records are forgotten. All
-    methods are thread-safe.
+    They show which parts of a record have changed and must be written. If the hash values take more than
+    `MAX_KNOWN_SIZE` bytes in total, those of the oldest records are forgotten. All methods are thread-safe.
     """
 
     def __init__(self) -> None:

@@ -111,10 +111,10 @@ def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
 
 
 class WrittenTexts:
-    """The large texts that this process wrote last, so that only the changes of a record are written.
+    """The large texts that this process wrote last.
 
-    If the texts have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest ones are forgotten. All methods are
-    thread-safe.
+    A new text is compared with them, so that only the difference is written. If the texts have more than
+    `MAX_WRITTEN_SIZE` bytes in total, the oldest ones are forgotten. All methods are thread-safe.
     """
 
     def __init__(self) -> None:

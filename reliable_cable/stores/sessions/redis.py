@@ -1,4 +1,4 @@
-"""The session store in Redis. Each session and each revoked condition has a key, which Redis expires."""
+"""The session store in Redis. Redis expires the keys of records and of revocations."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,7 +53,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return RecordText.of(record)
 
     def _write(self, sid: str, text: str | RecordText) -> Call:
-        """Return the call that writes only the changes of a record, or the whole record if its old text is unknown."""
+        """Return the call that writes what has changed in a record, or the whole record if its old text is unknown."""
         old = self._written.get(sid)
         if old is None or isinstance(text, str):
             return self._write_whole(sid, text)

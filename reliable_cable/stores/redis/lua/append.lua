@@ -9,11 +9,11 @@
 --   size, its history TTL in seconds, and the TTL of its meta hash in seconds; then for each message: the number of its
 --   stream, its data, exclude and idempotency key.
 -- Returns the epoch and offset of each message in one text, which redis-py reads faster than arrays. Returns
---   'uncertain' if an earlier attempt may or may not have stored the messages. Returns 'late' to a first attempt that
---   Redis executes after a retry, because Redis did not respond for some time.
+--   'uncertain' if an earlier attempt may or may not have stored the messages. Returns 'late' if this is the first
+--   attempt, but Redis has already executed a retry. This may happen after Redis did not respond for some time.
 --
 -- The fields of the meta hash: n name, e epoch, t tail, r lineage of the data in which the epoch began, a time of the
---   tail's entry, or of the last call of forget, z time of the newest trimmed entry, k whether idempotency keys were
+--   tail's entry, or of the last call to forget, z time of the newest trimmed entry, k whether idempotency keys were
 --   ever used, b bytes of all entries so far, l ids of recently retried appends, f see forget.lua.
 
 -- The maximum length of the remembered ids of retried appends, in characters. This is enough for all appends that are
@@ -58,7 +58,7 @@ for number = 1, count do
   streams[number] = stream
 end
 
--- Return the offset of an idempotency key, in this append or in a kept entry.
+-- Return the offset of the message with an idempotency key, in this append or in a kept entry; nil if there is none.
 local function offset_of_key(stream, key)
   if key == '' then return nil end
   local offset = stream.own[key] or (stream.keyed and tonumber(redis.call('HGET', stream.keys, key)))
