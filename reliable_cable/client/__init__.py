@@ -1,1 +1,1 @@
-"""Bundles the JavaScript client, which consists of pinned npm packages, into the static files."""
+"""Bundles the JavaScript client and the pinned npm packages that it uses, and adds the bundle to the static files."""

@@ -25,8 +25,9 @@ class ClientBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Create the bundle if it is missing or older than its sources.
 
-        An editable install skips this step, so that it needs no Node. `manage.py cable_client` then creates the bundle.
-        If the creation fails, an existing bundle is packed, with a warning. If there is no bundle, the build fails.
+        An editable install skips this step, so that it needs no Node. Run `manage.py cable_client` afterwards to create
+        the bundle. In other builds, if the bundle cannot be created, an existing one is packed, with a warning. If
+        there is none, the build fails.
         """
         if version == "editable":
             return

@@ -59,8 +59,8 @@ def answer_failure(connection: Connection, command: Perform, failure: CallFailur
 def answer_unsubscribed(connection: Connection, command: Command) -> None:
     """Answer a `presence` command or a call whose subscription does not exist. Ignore other commands.
 
-    Such a command is not a violation of the protocol, because the client may have sent it before its `unsubscribe`
-    took effect.
+    None of these commands violates the protocol, because the client may have sent it before it learned that the
+    subscription had ended.
     """
     if isinstance(command, Presence):
         connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))

@@ -12,7 +12,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 
 class SessionFate(Enum):
-    """The fate of a session when its connection is closed."""
+    """What happens to a session when its connection is closed."""
 
     #: The client may restore the session.
     KEPT = "kept"
@@ -23,7 +23,10 @@ class SessionFate(Enum):
 
 
 class Notified(Enum):
-    """The kind of clients that are sent a `disconnect` frame. The frame makes an extended client forget its session."""
+    """The clients that are sent a `disconnect` frame. `BASE` stands for all clients whose protocol has no sessions.
+
+    The frame makes a client forget its session.
+    """
 
     ALL = "all"
     BASE = "base"
@@ -39,7 +42,7 @@ class Closing:
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is told to reconnect. The caller of `close` can override this.
         abort: whether the socket is dropped at once. Otherwise, the queued frames are sent first.
-        reading: whether the server goes on reading until the client closes the socket. Otherwise, it stops reading.
+        reading: whether the server goes on reading until the client closes the socket.
     """
 
     session: SessionFate

@@ -73,10 +73,7 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that the queue is empty, which ends an uninterrupted delay.
-
-        If commands were handled before the end of their delay, it continues, and the next commands count as delayed.
-        """
+        """Record that the queue is empty. This ends the delay, unless commands were handled before their time."""
         buckets = (self._commands, self._whispers)
         if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):
             self._waiting_since = None

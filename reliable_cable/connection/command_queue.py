@@ -43,9 +43,9 @@ class _Backlog:
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands when the queue is empty. False after a call of `finished`.
+    #: Whether the task waits for more commands when the queue is empty. False once `finished` has been called.
     lingers: bool = True
-    #: Whether the rate limits delay commands. False after a call of `finished`.
+    #: Whether the rate limits delay commands. False once `finished` has been called.
     limited: bool = True
     #: Whether the server has stopped reading commands, because the client exceeded the rate limits for too long.
     exceeded: bool = False
@@ -61,8 +61,9 @@ class _Backlog:
 class CommandQueue(ABC):
     """The queue of the commands of one connection. A subclass handles the commands.
 
-    A task handles the queue. After the last command, it waits for more commands until the next ping. So a client that
-    sends many messages needs one task per ping interval, not one per message. An idle client has no task.
+    A task handles the queue. If the last command is an action or a whisper, the task waits for more commands until the
+    next ping. So a client that sends many messages needs one task per ping interval, not one per message. An idle
+    client has no task.
 
     Args:
         tasks: the background tasks of the event loop.
@@ -91,7 +92,7 @@ class CommandQueue(ABC):
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command.
 
-        Implementations must call `answered` when a `subscribe` has been answered, even after `execute` has returned.
+        Implementations must call `answered` when a `subscribe` has been answered. `execute` may return before that.
 
         Args:
             command: the command to handle.
@@ -112,7 +113,7 @@ class CommandQueue(ABC):
         """End subscriptions, and send the client the reason."""
 
     def add(self, command: commands.Command, size: int) -> None:
-        """Queue a command. If the queue is `full` afterwards, await `has_room` before the next call of this method.
+        """Queue a command. If the queue is `full` afterwards, await `has_room` before you queue the next one.
 
         Args:
             command: the command to queue.
@@ -147,7 +148,7 @@ class CommandQueue(ABC):
         """Return the backlog, and start or wake its task. The caller must add a command before its next `await`."""
         if self._backlog is None:
             self._backlog = _Backlog()
-            # A revocation may call this method in the context of another connection.
+            # The context is passed because a revocation may call this method in another connection's context.
             self._task = self._tasks.spawn(self._run(self._backlog), context=self._context.copy())
         else:
             self._backlog.wake()

@@ -168,8 +168,8 @@ class Commands(CommandQueue):
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
         """Make a subscription. Retry while a database or store cannot be reached.
 
-        Also retry if the subscription is revoked meanwhile, because the handler may have run before the revocation. The
-        client gets no answer during the retries, because a rejection would be final.
+        Also retry if the subscription is revoked while it is being made, because the handler may have run before the
+        revocation. The client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
         until = arrived + SUBSCRIBE_TIMEOUT
@@ -192,7 +192,7 @@ class Commands(CommandQueue):
             candidate = make_channel(self.connection, identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
-        """Run `subscribed` and apply its reply. If an error is raised, the client has been sent nothing."""
+        """Run `subscribed` and apply its reply. If an error is raised, the client has not been sent the answer."""
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
@@ -239,7 +239,7 @@ class Commands(CommandQueue):
         return nullcontext() if self._openings is None else self._openings.handlers
 
     async def _wait_for_earlier(self, identifier: str) -> None:
-        """Wait until the `subscribe` commands before that of the identifier have been answered."""
+        """Wait until all `subscribe` commands before the one with this identifier have been answered."""
         if self._openings is not None:
             await self._openings.wait_for_earlier(identifier)
 
@@ -291,7 +291,7 @@ class Commands(CommandQueue):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
-        """Apply the reply of an action that began at the time `began`, by the monotonic clock of `session_clock`."""
+        """Apply a reply to a subscription. Its handler began at `began`, by the monotonic clock of `session_clock`."""
         if reply.streams:
             try:
                 await subscription.apply_streams(reply)
@@ -354,7 +354,8 @@ class Commands(CommandQueue):
             decides: whether the handler rejects the subscription by returning a false value other than None.
 
         Returns:
-            The reply. It is `REFUSED` if the handler or the check refused the client, and None if one of them failed.
+            The reply. `REFUSED` if the handler or the check refused the client. If the check called `reject()`, it is
+            an equal reply, which the caller also applies. None if the handler or the check failed.
         """
         saved = channel.begin()
         try:

@@ -44,8 +44,8 @@ FRAME_FAULT: Final = 10
 HANDLER_FAULT: Final = 1
 #: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, to wait until the queued frames have been sent, before a socket is closed. `drain` first waits
-#: up to the same time for the queued commands.
+#: How long, in seconds, a connection that is being closed may take to send its queued frames. Before that, `drain`
+#: waits for the queued commands, for at most the same time.
 CLOSE_TIMEOUT: Final = 2.0
 
 
@@ -108,8 +108,8 @@ class Connection:
     #: The queue that handles the client's commands. The attribute is deleted when the connection has ended.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: When the connection is pinged next, by the event loop's clock, in units of `heartbeat.TICK`. Only the heartbeat
-    #: uses this attribute.
+    #: The number of the tick at which the connection is pinged next (see `heartbeat.TICK`). Only the heartbeat uses
+    #: this attribute.
     ping_due: int = 0
     #: Called with each error that a handler raises, even an error that refuses the client. Only the test kit sets this.
     on_error: Callable[[BaseException], object] = lambda error: None
@@ -120,7 +120,7 @@ class Connection:
     _pings: int = 0
     #: How many pings were answered.
     _pongs: int = 0
-    #: The number of the first ping after the latest notice of a loss. If it is answered, the client read the notice.
+    #: The number of the first ping after the latest notice of a loss. The answer to it shows that the notice was read.
     _notice_ping: int = 0
     _log: ClientLog | None = None
 
@@ -221,7 +221,7 @@ class Connection:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
-        """Handle a text frame, or a binary frame if `text` is None. Commands are only queued here."""
+        """Handle a text frame, or a binary frame if `text` is None. A command is queued, and handled later."""
         if self.state is not ConnectionState.OPEN:
             return
         try:
@@ -332,8 +332,8 @@ class Connection:
         """End subscriptions, and send the client the reason.
 
         An extended client ignores a `reject_subscription` that answers no command. So it has to reconnect, and then
-        subscribes again. A base client is sent a `reject_subscription`. If it may have subscribed after the revocation,
-        it has to reconnect instead. That is uncertain because the clocks of servers differ.
+        subscribes again. A base client is sent a `reject_subscription`. But if it seems to have subscribed after the
+        revocation, it has to reconnect instead, because the clocks of the servers may differ.
 
         Args:
             identifiers: the identifiers of the subscriptions.

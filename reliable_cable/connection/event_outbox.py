@@ -46,10 +46,10 @@ class EventOutbox(Outbox):
         return False
 
     def send_positions(self) -> None:
-        """Send an event id without data, because messages that exclude the reader were left out.
+        """Send an event id without data. Call this after messages that exclude the reader were left out.
 
-        After a reconnect, the reader has another session id, so these messages would no longer exclude it. When it
-        returns with this event id, the server does not send them.
+        After a reconnect, the reader has another session id, so these messages would no longer exclude it. The event id
+        shows that they come before the reader's position, so the server does not send them.
         """
         self.push(self.transport.form.make("").with_id(self._read_positions().make_id()))
 

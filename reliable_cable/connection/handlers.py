@@ -29,13 +29,13 @@ REFUSED = Reply(rejected=True, refused=True)
 #: The errors by which a handler refuses a request of its client. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
-#: The text of the error for an `around_command` that suppresses errors. Without this error, a failed check would count
+#: The text of the error that is raised if `around_command` suppresses an error. Otherwise, a failed check would count
 #: as passed.
 _SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
 
 
 def cancelled(error: BaseException) -> bool:
-    """Return whether an error cancels the current task itself, and not only an object that the handler awaited."""
+    """Return whether an error means that the current task was cancelled, and not only something that it awaited."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -51,7 +51,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
 
 
 def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
-    """Return the handlers that a subclass of `base` defines. The handlers of `base` itself do nothing."""
+    """Return the given handlers without None and without those that `base` itself defines, which do nothing."""
     overridden = []
     for handler in handlers:
         target = handler.func if isinstance(handler, partial) else handler
@@ -115,16 +115,16 @@ async def run_calls(
     check: Callable[[], Any] | None = None,
     channel: Channel | None = None,
 ) -> Any:
-    """Run a check, if any, and then its handler, if any. If both are sync, both run in the same thread hop.
+    """Run a check, a handler, or a check and then its handler. If both are sync, they run in one thread hop.
 
     Args:
-        around: a function that returns the sync or async context manager in which the calls run.
-        calls: the check, the handler, or both.
-        check: the check. If it refuses, the handler is not called.
-        channel: the channel of the check. A check that calls `reject()` of the channel also refuses.
+        around: a function that returns the sync or async context manager in which the functions run.
+        calls: the functions to run, in order.
+        check: the check. `calls` may lack it. If it refuses the client, the handler is not called.
+        channel: the channel that the check belongs to. The check can also refuse by calling the channel's `reject()`.
 
     Returns:
-        The result of the last call, or `REFUSED` if the check refused.
+        The result of the last function, or `REFUSED` if the check refused.
     """
     asynchronous = is_async(calls[-1])
     if len(calls) > 1 and is_async(calls[0]) is not asynchronous:

@@ -18,7 +18,7 @@ HISTORY_TIMEOUT: Final = 10.0
 
 
 async def open_connection(commands: Commands, sid: str | None) -> None:
-    """Restore the session that a client names, if the client may have it, and welcome the client.
+    """Restore the session that a client names, if that is possible, and welcome the client.
 
     Args:
         commands: the commands of a new connection, whose handshake the server has accepted.

@@ -21,8 +21,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, a full socket may accept nothing before its client counts as too slow.
 STALL_TIME = 10.0
-#: The value of `STALL_TIME` for servers that do not know how much the kernel has buffered. The kernel may have buffered
-#: several megabytes, and a slow client takes longer to read them.
+#: Replaces `STALL_TIME` if the server does not know how much the kernel has buffered. While the client reads that data,
+#: which may be several megabytes, the socket may accept nothing.
 BLIND_STALL_TIME = 60.0
 
 #: The queue of every outbox that has nothing queued. It always stays empty.
@@ -30,11 +30,12 @@ _EMPTY: deque[str] = deque(maxlen=0)
 
 
 def wire(text: str, form: type[Frame] = Frame) -> bytes:
-    """Return a message as the bytes of a WebSocket frame. A `Frame` is encoded once for all clients.
+    """Return a message as the bytes of a WebSocket frame.
 
     Args:
-        text: the text of the message. A `Frame` of a class that the client cannot read is encoded again.
-        form: the class of frames that the client can read.
+        text: the text of the message. If it is a `Frame` of a class that the client can read, it is encoded only once,
+            for all clients.
+        form: the class of frames that the client can read, in addition to `Frame` itself.
     """
     if isinstance(text, Frame) and type(text) in (Frame, form):
         return text.wire
@@ -172,7 +173,7 @@ class Outbox:
         return self.held + size <= account.limit // 4 and account.used + size <= account.limit
 
     def can_hold_page(self, size: int) -> bool:
-        """Return whether `size` more bytes of entries may be held. The limit is low, because entries can be reread."""
+        """Return whether `size` more bytes of entries may be held. The limit is low: entries can be read again."""
         account = self.account
         return self.held + size <= account.limit // 8 and account.used + size <= account.half
 
@@ -233,7 +234,7 @@ class Outbox:
             self._wake()
 
     def failed(self) -> None:
-        """Stop sending, because the socket is closed. The ASGI `receive` tells the consumer that it is closed."""
+        """Stop sending, because the socket is closed. The consumer learns this from the ASGI `receive`."""
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
@@ -252,7 +253,7 @@ class Outbox:
                 await self.drained()
 
     async def drained(self) -> None:
-        """Wait until no frame is queued. A client that accepts nothing for too long meanwhile is disconnected."""
+        """Wait until no frame is queued. If the socket accepts nothing for too long, the client is disconnected."""
         while self.blocked and not self.closed:
             if self._watch is None:
                 self._watch_socket()

@@ -62,7 +62,7 @@ class SubscriptionPresence:
         #: Whether the client itself requested the last join. If so, a restore calls `authorize_presence` again.
         self.claimed = False
         self._key = member_key(subscription.connection.sid, subscription.identifier)
-        #: The joins to make after the history has been sent.
+        #: The joins to perform after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
@@ -150,15 +150,15 @@ class SubscriptionPresence:
             self.member = None  # its info is not JSON, so no session record can contain it
             raise
         self._connection.changed()
-        with contextlib.suppress(StoreError):  # otherwise, the former member expires
+        with contextlib.suppress(StoreError):  # if it is raised, the former member expires
             await self._leave_former()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
-        """Add pending joins. `join_pending` makes them."""
+        """Add pending joins. `join_pending` performs them."""
         self._pending_joins += joins
 
     async def join_pending(self) -> None:
-        """Make the joins that `join_later` added."""
+        """Perform the joins that `join_later` added."""
         while self._pending_joins:
             join = self._pending_joins.pop(0)
             await self.join(join.id, join.info, claimed=isinstance(join, PresenceClaim))
@@ -173,7 +173,7 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if self.member is not None and stream is not None:
             self.member = None
-            if self._subscription.reserved:  # otherwise, the subscription has ended
+            if self._subscription.reserved:  # 0 if the subscription has ended
                 self._subscription.reserve(None)
             self._connection.changed()
             await self._service.leave(stream, self._key)
@@ -198,8 +198,9 @@ class SubscriptionPresence:
             await self.join(*member, claimed=self.claimed)
 
     def release(self) -> None:
-        """Let the member expire, because the connection has ended. Until then, a restored session can take it over."""
-        # The client does not receive later corrections of its list, so its record must not contain their incarnation.
+        """Let the member expire, because the connection has ended. Before it expires, a restore can take it over."""
+        # Later corrections may give the roster another incarnation. The client does not receive these corrections, so
+        # its record keeps the present incarnation.
         self._restored_incarnation, self._roster = self._recorded_incarnation, None
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
@@ -237,8 +238,8 @@ class SubscriptionPresence:
     async def take_over(self, left_at: float) -> None:
         """After a restore, take over the member of the former session, and correct the client's list.
 
-        A member as which the client itself had joined is not taken over: the client joins again. If it does not,
-        because it has left and the command was lost with the connection, the member expires.
+        If the client itself requested the join, the member is not taken over, because the client joins again. If the
+        client does not, because it had left and its `leave` was lost with the connection, the member expires.
 
         Args:
             left_at: when the client left the former session, by the session store's clock.
@@ -314,6 +315,6 @@ class SubscriptionPresence:
         self.claimed = member is not None and list(member) == record["member"] and bool(record.get("claimed"))
         self._restored_incarnation = record["watching"]
         # If the record has no member, there is no former member to replace. A member that joined just before its server
-        # died may be missing in the record. Such a member leaves when it expires.
+        # died may be missing from the record. Such a member leaves when it expires.
         self._former_key = record["key"] if record["member"] is not None else None
         self._former_stream = recorded_presence_stream(record)

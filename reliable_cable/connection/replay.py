@@ -35,7 +35,7 @@ class Replay:
     At most one request is pending. Further requests are merged into it, and each of them gets the same answer.
 
     Args:
-        subscription: the subscription that has the streams.
+        subscription: the subscription whose streams are replayed.
         before_live: an async function, called after the history has been sent and before the streams go live.
         ended: a function that is called when all requests have been handled, or when one has failed.
     """
@@ -129,7 +129,7 @@ class Replay:
         """Send the entries after the positions that the web page passed or the client named.
 
         The answer to each request tells the client whether the entries are complete. If the client made no request, it
-        is told only of missing entries.
+        is told nothing unless entries are missing.
         """
         subscription = self._subscription
         streams = self._streams_with_history()
@@ -171,8 +171,8 @@ class Replay:
         """Set the cursor of each stream to the client's position.
 
         Returns:
-            The first page of entries of each stream, except pages that are too large to be held. None if entries after
-            one of the positions are missing in the store.
+            The first page of entries of each stream, except pages that are too large to be held. None if the store
+            lacks entries after one of the positions.
         """
         self._release_pages()
         pages: dict[SubscribedStream, StreamPage] = {}
@@ -244,7 +244,7 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            # A web page that has just been loaded may read young entries, like a client that was never away.
+            # The client of a new web page was never away. So it is also sent young entries beyond the history size.
             page = await self._read(stream, position, following=position is subscribed.page)
         else:
             cursor = subscribed.cursor
@@ -256,8 +256,8 @@ class Replay:
                 offset = min(offset, cursor.offset)
             page = await self._read(stream, StreamPosition("", offset))
             if known.epoch not in ("", page.epoch) or cursor.epoch not in ("", page.epoch):
-                # The epoch has changed, perhaps between two attempts. The offset may belong to the former epoch, whose
-                # messages are missing in the page even if the offset is 0.
+                # The epoch has changed, perhaps between two attempts. The offset may belong to the former epoch, and
+                # the page lacks the messages of that epoch, even if the offset is 0.
                 return None
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None
@@ -292,7 +292,7 @@ class Replay:
         return complete
 
     async def _go_live(self) -> None:
-        """Send the missing entries of all streams, and then mark all streams live together."""
+        """Send entries until no stream lacks any, and then mark all streams live at the same time."""
         streams = self._subscription.streams
         while behind := [subscribed for subscribed in streams.values() if subscribed.is_behind]:
             for subscribed in behind:
@@ -339,6 +339,6 @@ class Replay:
         return False
 
     def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
-        """Repeat a read until the store answers. Messages that are announced meanwhile are read afterwards."""
+        """Repeat a read until the store answers. Messages that were announced during the retries are read later."""
         problem = f"A stream of the subscription {self._subscription.identifier} could not be read"
         return retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

@@ -80,7 +80,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
     former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:
-        # The record in the store may be older, and the client may return before this restore has ended.
+        # The client may return before this restore has ended, and the record in the store may be older than this one.
         hub.sessions.keep(sid, former)
     restored = Restored(sid)
     try:
@@ -152,7 +152,7 @@ def _release_stream_ids(commands: Commands, items: Iterable[Mapping[str, Any]]) 
 
 
 async def _incarnations(commands: Commands, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
-    """Return the current incarnation of each stream whose members the client was sent."""
+    """Return the current incarnation of each stream for which the client has a list of members."""
     streams = {recorded_presence_stream(item): () for item in items if item["watching"] is not None and item["streams"]}
     return (await commands.connection.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
 
@@ -197,7 +197,7 @@ async def _restore_one(
 
 
 async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
-    """Run the handler that decides about a restore. Return its reply, or None if it rejects the subscription."""
+    """Run the handler that decides whether a subscription is restored. Return its reply, or None if it is not."""
     name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
     handler, check = getattr(channel, name), channel.before_subscribe
     reply = await commands.call(channel, name, handler, check, retried=retried, decides=True)
@@ -234,7 +234,7 @@ async def _allowed_member(
     """Return the member that a subscription has after its restore, or None if it has none.
 
     If the client itself had requested the join, `authorize_presence` decides again. If it refuses the join, the
-    subscription gets only the member that the handler joined as, if any.
+    subscription has no member, unless the handler itself joins presence.
 
     Raises:
         Exception: `authorize_presence` failed because of an outage.

@@ -26,7 +26,7 @@ async def read_snapshot(channel: Channel, stream: str) -> tuple[PagePosition, st
 
     Raises:
         ChannelError: `snapshot` returned neither a `Snapshot` nor None, or a snapshot whose message is falsy, or whose
-            position is not in the stream.
+            position is not a position in the stream.
     """
     return await retry(
         partial(_read, channel, stream),

@@ -1,4 +1,4 @@
-"""Compares two calls of `subscribed`, before and during a restore: the streams that they start, and their members.
+"""Compares the streams and the member of `subscribed` before a restore with those of `subscribed` during the restore.
 
 See Protocol: Restore.
 """
@@ -18,7 +18,7 @@ from .streams import SubscriptionStreams
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The streams that the last call of `subscribed` started, and the member that it joined as.
+    """The streams that `subscribed` started when it last ran, and the member that it joined as.
 
     Since then, actions may have stopped some of these streams, or changed the member.
 
@@ -32,7 +32,7 @@ class Started:
 
     @classmethod
     def by(cls, reply: Reply) -> Started:
-        """Create an object from the reply of a call of `subscribed`."""
+        """Create an object from the reply of `subscribed`."""
         return cls(tuple(_starts(reply)), _member(reply))
 
     @classmethod
@@ -49,18 +49,18 @@ class Started:
 
 
 def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, Any]] | None:
-    """Return the streams of a restored subscription after a new call of `subscribed`.
+    """Return the streams of a restored subscription for which `subscribed` has run again.
 
-    A stream that `subscribed` started last time but not now is left out. A stream that it starts only now is new.
-    Streams that actions started are kept, and streams that actions stopped remain stopped.
+    A stream that `subscribed` started last time but not now is left out. A stream that it starts now but did not start
+    last time is new. Streams that actions started are kept, and streams that actions stopped remain stopped.
 
     Args:
         record: the record of the subscription.
         reply: the reply of `subscribed`.
 
     Returns:
-        The records of the streams. New streams have `after` in place of `id` and `first`. None if it is unknown which
-        streams the client may have. This is so if an earlier release wrote the record, and the recorded streams are not
+        The records of the streams. New streams have `after` in place of `id` and `first`. None if it cannot be
+        known which streams the subscription has: an earlier release wrote the record, and the recorded streams are not
         the streams that `subscribed` starts now.
     """
     starts = _starts(reply)
@@ -85,7 +85,7 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 
 
 def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
-    """Return the member of a restored subscription after a new call of `subscribed`, or None if it has none.
+    """Return the member of a restored subscription for which `subscribed` has run again, or None if it has none.
 
     The member stays as it is if `subscribed` joins with the same id and info as last time. If an action has removed the
     member, and only the info differs from last time, the member is not added again.
@@ -126,7 +126,7 @@ def _stopped(reply: Reply, names: set[str]) -> set[str]:
 
 
 def _member(reply: Reply) -> tuple[str, Any] | None:
-    """Return the member that a reply joins as and does not remove afterwards."""
+    """Return the member that results from the joins and leaves of a reply, or None if no member results."""
     last = reply.presence[-1] if reply.presence else None
     return (last.id, last.info) if isinstance(last, PresenceJoin) else None
 
@@ -138,8 +138,8 @@ def check_joins(channel: Channel, handler: str, reply: Reply, subscription: Subs
         channel: the channel of the handler.
         handler: the name of the handler.
         reply: the reply of the handler.
-        subscription: the subscription. None means that it is being made or restored, or has ended. Then only a reply of
-            `subscribed` is checked, because no other handler starts all streams.
+        subscription: the subscription. None means that it is being made or restored, or has ended. In this case,
+            only `subscribed` is checked, because other handlers do not start all streams of a subscription.
 
     Raises:
         ChannelError: the handler joins presence, and the subscription has no stream after the reply.

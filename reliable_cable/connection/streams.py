@@ -59,10 +59,10 @@ class SubscribedStream(Subscriber):
     has_snapshots: bool = False
     #: Whether the client needs a snapshot before the stream goes live.
     needs_snapshot: bool = False
-    #: The position after which a restore replays the stream if the client names no position, because it received no
-    #: message.
+    #: The position from which a restore replays the stream if the client names none, because no message has reached the
+    #: client.
     first: StreamPosition = NOWHERE
-    #: The value that `first` gets when the client has read the latest notice of a loss. None without an unread notice.
+    #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
     after_notice: StreamPosition | None = None
     #: The stream in the hub. It is set when the stream is open.
     stream: HubStream = field(init=False)
@@ -91,8 +91,8 @@ class SubscribedStream(Subscriber):
     def named_position(self) -> StreamPosition:
         """The position of the last message that was sent to the client, in the form that the client can name later.
 
-        If the stream has no message yet, the position contains the lineage of the store in place of an epoch. The
-        lineage shows later whether messages were stored and lost while the client was away.
+        If the stream has no message yet, the position names the store's data set, its lineage, in place of an epoch. If
+        the lineage has changed when the client returns, messages may have been stored and lost while it was away.
         """
         return self._with_lineage(self.stream.position_of(self))
 
@@ -108,8 +108,8 @@ class SubscribedStream(Subscriber):
     def resolve(self, position: StreamPosition) -> StreamPosition:
         """Translate a position that was named or recorded earlier into a position in the stream.
 
-        If the stream had no message at that time, and its lineage has changed, the result is `LOST`, because messages
-        may have been stored and lost since then.
+        If the stream had no message at that time, and the store now has another data set (lineage), the result is
+        `LOST`, because messages may have been stored and lost since then.
         """
         if not is_beginning(position):
             return position
@@ -168,9 +168,10 @@ class SubscriptionStreams:
     #: Whether the client knows the subscription: it was confirmed, or its history was sent after a restore.
     known: bool = False
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
-    #: Whether a session record may contain the subscription. False until the start of the first replay is known.
+    #: Whether a session record may contain the subscription. If the `subscribe` requests history, this is set to False
+    #: until it is known where the history begins.
     restorable: bool = True
-    #: When the client left the session that was restored. None without a restore, or after the replay.
+    #: When the client left the session that was restored. None if there was no restore, or after the first replay.
     left_at: float | None = None
     #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
     authorized_at: float = 0.0
@@ -263,7 +264,7 @@ class SubscriptionStreams:
             self.connection.close(DisconnectReason.SERVER_RESTART)
 
     def reject_history(self) -> None:
-        """Send the notice of a loss. After the client has read the notice, a restore begins after the loss."""
+        """Send the notice of a loss. Once the client has read it, a restore starts after the lost messages."""
         self.acknowledge(MessageType.REJECT_HISTORY)
         for subscribed in self.streams.values():
             if subscribed.state is not SubscriberState.OPENING:

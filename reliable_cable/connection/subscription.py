@@ -21,7 +21,7 @@ from .streams import SubscribedStream, SubscriptionStreams
 
 @dataclass(slots=True, eq=False, repr=False)
 class Subscription(SubscriptionStreams):
-    """The subscription of one connection to one identifier."""
+    """The channel object, the streams and the presence of one subscription."""
 
     _presence: SubscriptionPresence | None = None
     #: Handles the requests for a replay. None means that there are no requests.
@@ -30,7 +30,7 @@ class Subscription(SubscriptionStreams):
     deadline: asyncio.TimerHandle | None = None
     #: Whether a `subscribe` was repeated after the last confirmation.
     repeated: bool = False
-    #: The streams and the member that the last call of `subscribed` started, or None if the restored record lacks them.
+    #: The streams and the member from the last run of `subscribed`, or None if the restored record lacks them.
     started: Started | None = None
 
     @property
@@ -50,7 +50,7 @@ class Subscription(SubscriptionStreams):
     async def apply_streams(
         self, reply: Reply, request: HistoryRequest | None = None, *, until: float | None = None
     ) -> None:
-        """Start and stop the streams in the reply of a handler. New streams go live only after a call of `catch_up`.
+        """Start and stop the streams in the reply of a handler. New streams do not go live before `catch_up`.
 
         Args:
             reply: the reply of the handler.
@@ -92,7 +92,7 @@ class Subscription(SubscriptionStreams):
             self._stop(start.name)
             raise
         if self.connection.closed:
-            # The connection ended while the stream was being opened, so this subscriber was not closed then.
+            # The connection ended while the stream was being opened. At that time, the subscriber could not be closed.
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor
@@ -157,7 +157,7 @@ class Subscription(SubscriptionStreams):
 
         Args:
             request: a history request of the client, or None if it has made none.
-            joins: the joins to make before the streams go live.
+            joins: the joins to perform before the streams go live.
         """
         if request is not None:
             self.cancel_deadline()
@@ -174,7 +174,7 @@ class Subscription(SubscriptionStreams):
         self._replay.add(request)
 
     async def _before_live(self) -> None:
-        """Take over the member of the session that was restored, if any, and make the pending joins."""
+        """Take over the member of the session that was restored, if any, and perform the pending joins."""
         if self.left_at is not None:
             if self._presence is not None:
                 await self._presence.take_over(self.left_at)
@@ -204,7 +204,7 @@ class Subscription(SubscriptionStreams):
         self.catch_up()
 
     def messages_lost(self) -> None:
-        """Send snapshots if the channel has them. Otherwise, tell the client that messages were lost."""
+        """Send snapshots of all streams that have them. If a stream has none, tell the client of the loss."""
         snapshots = [each for each in self.streams.values() if each.has_snapshots]
         for subscribed in snapshots:
             subscribed.suspend()

@@ -8,7 +8,7 @@ from reliable_cable.validation import resolve_stream
 
 
 class StreamPresence:
-    """The presence of a stream, which `presence_for` returns.
+    """The object that `presence_for` returns. It reads the members of a stream.
 
     All methods raise `StoreError` if the store cannot be read. The sync methods raise `AsyncContextError` in a thread
     with a running event loop.
