@@ -57,7 +57,7 @@ class BackgroundWorker(Generic[T]):
     Args:
         name: the thread's name.
         handle: a function that is called with a batch of items. It returns the items to retry after a pause.
-        exit_timeout: the maximum time, in seconds, for which the interpreter delays its exit until the queue is empty.
+        exit_timeout: how long, in seconds, the exit of the interpreter may be delayed until the queue is empty.
         batch_size: the maximum number of items in a batch.
         max_bytes: the maximum size of all queued items, in bytes. If it is exceeded, the oldest items are dropped. None
             means no limit.
@@ -131,13 +131,13 @@ class BackgroundWorker(Generic[T]):
     def put_and_wait(self, items: Iterable[T], timeout: float) -> bool:
         """Append items to the queue, and wait until all items have been handled.
 
-        The wait also ends if a batch fails, or if no batch has succeeded for `timeout` seconds. So this method does not
-        wait if the last batch has failed, or if the thread hangs.
+        The wait also ends if a batch fails, or `timeout` seconds after the last progress before this call. So this
+        method does not wait if the last batch has failed, or if the thread has hung for this time already.
 
         Args:
             items: the items to append.
-            timeout: how long, in seconds, the queue may be without progress. Progress is a batch that succeeds, or an
-                empty queue.
+            timeout: the maximum time, in seconds, from the last progress before this call until the end of the wait.
+                Progress is a batch that succeeds, or an empty queue.
 
         Returns:
             True if all items have been handled.
@@ -150,7 +150,7 @@ class BackgroundWorker(Generic[T]):
             return queue.empty
 
     def finish(self) -> None:
-        """Wait up to `exit_timeout` seconds until the queue is empty. Pass the remaining items to `on_abandoned`."""
+        """Wait at most `exit_timeout` seconds for the queue to be empty. Pass the remaining items to `on_abandoned`."""
         if not self.flush(self._exit_timeout):
             queue = self._queue
             with queue.changed:

@@ -17,7 +17,7 @@ BATCH_SIZE: Final = 50
 #: thread and a database connection.
 PARALLEL_BATCHES: Final = 2
 
-#: The result of a request, and the error that its caller receives instead. The error is None if the request succeeded.
+#: The result and the error of a request. If the request has failed, the result is None; otherwise, the error is None.
 Outcome: TypeAlias = tuple[T | None, Exception | None]
 
 

@@ -39,8 +39,8 @@ def runs_hooks(connection: BaseDatabaseWrapper) -> bool:
     """Return whether Django runs `on_commit` hooks for the transaction that is open on a connection."""
     if is_manual(connection):
         return False
-    # If autocommit is off, the end of `atomic()` commits nothing. Django then runs the hooks when the application turns
-    # autocommit on after its commit. If autocommit is off in the settings, it is assumed to stay off.
+    # If autocommit is off, the end of `atomic()` commits nothing. Django then runs the hooks when the application has
+    # committed and turns autocommit on. If autocommit is off in the settings, it is assumed to stay off.
     commits = connection.commit_on_exit or not connection.in_atomic_block
     return commits or connection.settings_dict["AUTOCOMMIT"]
 

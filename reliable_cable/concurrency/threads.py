@@ -186,7 +186,7 @@ def submit_store(call: Callable[[], T]) -> Future[T]:
 
 
 def submit_alone(kind: str, call: Callable[[], T]) -> Future[T]:
-    """Run a sync function that takes long, in the only thread of its kind.
+    """Run a sync function that takes long, in a thread that runs only functions of the same kind.
 
     Args:
         kind: the kind of the work, which is a part of the thread's name.
@@ -205,10 +205,10 @@ _refreshed = 0.0
 def has_own_thread() -> bool:
     """Return whether thread-sensitive sync code of this task has a thread other than the shared thread of the process.
 
-    `asgiref.sync.SyncToAsync` chooses the thread, and this function applies the same rules. If a thread waits for this
-    task in `async_to_sync`, asgiref uses this thread. It finds the thread in the context
-    (`AsyncToSync.executors.current`), or by the event loop (`AsyncToSync.loop_thread_executors`). Otherwise asgiref
-    uses the thread of the `ThreadSensitiveContext`. Without such a context, asgiref uses the shared thread.
+    `asgiref.sync.SyncToAsync` chooses the thread, and this function applies the same rules. There are three
+    cases in which asgiref does not use the shared thread. It may find a thread that waits for this task in
+    `async_to_sync`, either in the context (`AsyncToSync.executors.current`) or by the event loop
+    (`AsyncToSync.loop_thread_executors`). Or there is a `ThreadSensitiveContext`, which has its own thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None
@@ -300,7 +300,7 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
     try:
         return call(*args)
     except StopIteration as error:
-        # A future must not raise StopIteration, because an `await` of it would never end.
+        # A future must not raise StopIteration, because a task that awaits it would wait forever.
         raise RuntimeError("a handler raised StopIteration") from error
 
 
@@ -316,7 +316,7 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
 
 
 class BatchedCalls(Generic[A, T]):
-    """Runs a sync function for many async callers, with many calls in one thread hop.
+    """Runs a sync function for many async callers. Many calls share a *thread hop*, one job of a handler thread.
 
     Calls that arrive during a thread hop run together in the next one. A call runs in a copy of its caller's context.
 

@@ -26,7 +26,7 @@ class CatchUp:
 
     Args:
         history: the reader that reads and encodes the entries.
-        repairs: the repairs of the event loop's streams.
+        repairs: the object that repairs the streams of the event loop.
         max_pending_size: the setting `MAX_PENDING_SIZE`, in characters.
     """
 
@@ -70,8 +70,8 @@ class CatchUp:
     ) -> StreamPage | None:
         """Return a page that continues at the cursor; None if several attempts find no such page.
 
-        The hub may not know yet of a new epoch, or of messages that the client has received from another server. So the
-        stream is repaired before each further attempt.
+        The hub may not yet know about a new epoch, or about messages that the client has received from another server.
+        So the stream is repaired before each further attempt.
         """
         for delay in (None, *RETRY_DELAYS):
             if delay is not None:
@@ -80,7 +80,7 @@ class CatchUp:
                 page = None
             if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # This must precede the read. The page may lack messages that the hub delivers during the read.
+            # This is copied before the read, because the page may lack messages that the hub delivers during the read.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
@@ -90,7 +90,7 @@ class CatchUp:
         return None
 
     async def _write(self, stream: HubStream, subscriber: Subscriber, step: Step) -> None:
-        """Write the entries of a step in pieces. After each piece, move the cursor and wait for the socket."""
+        """Write the new entries of a page in pieces. After each piece, move the cursor and wait for the socket."""
         epoch = step.position.epoch
         group = stream.group(subscriber)
         piece: list[Frame] = []
@@ -119,8 +119,7 @@ def _agree(cursor: StreamPosition, page: StreamPage, stream: StreamPosition) -> 
     """Return whether a page matches a subscriber and its stream, so that the page can be sent.
 
     A page does not match if it has another epoch than the stream, or if it lacks messages that the hub has delivered.
-    It also does not match if the client was connected to another server, and has received messages there that this hub
-    has not delivered yet.
+    It also does not match if the client has received messages from another server that this hub has not delivered yet.
 
     Args:
         cursor: the subscriber's cursor.

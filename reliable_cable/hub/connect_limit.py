@@ -18,16 +18,16 @@ from reliable_cable.namespaces import qualify
 from reliable_cable.stores.buckets.base import Buckets
 from reliable_cable.stores.buckets.memory import MemoryBuckets
 
-#: How long, in seconds, a handshake waits for a response of the shared token buckets.
+#: How long, in seconds, a handshake waits for a response from the shared token buckets.
 PATIENCE: Final = 0.5
-#: How long, in seconds, only the token buckets of this process are used after the shared buckets could not be reached.
+#: After the shared buckets could not be reached, the process uses only its own buckets for this time, in seconds.
 PAUSE: Final = 2.0
 #: The usual prefix length of the network of an IPv6 client. The client can choose any address in its network.
 IPV6_PREFIX: Final = 64
 #: Matches an address with a port, which some proxies write into their header. The port must be ignored, because it
 #: differs for each connection.
 _WITH_PORT: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
-#: The maximum length, in characters, of an address that is not an IP address. A longer address is cut off.
+#: The maximum length, in characters, of an address that is not an IP address. A longer address is truncated.
 MAX_LENGTH: Final = 64
 
 
@@ -90,7 +90,7 @@ class ConnectLimit:
             return None
         task: asyncio.Task[bool] = self._tasks.spawn(self._shared.atake(name, limit))
         task.add_done_callback(mark_retrieved)
-        # The task is not cancelled after the timeout, because its connection to Redis would then be closed.
+        # The task is not cancelled after the timeout, because cancelling it would close its connection to Redis.
         await asyncio.wait([task], timeout=PATIENCE)
         error: object = "no answer in time"
         if task.done():

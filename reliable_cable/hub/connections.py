@@ -50,7 +50,7 @@ class Connections:
 
     def __init__(self) -> None:
         self._by_sid: dict[str, HubConnection] = {}
-        #: The connections by all their session ids, including the ids of former sessions that they have restored.
+        #: The connections, by the ids of their own sessions and of the former sessions that they have restored.
         self._by_any_sid: dict[str, HubConnection] = {}
         self._all_closed = asyncio.Event()
         self._base_client_reported = False
@@ -70,7 +70,7 @@ class Connections:
         """Add a connection. If its session has a former connection that is still open, close the former connection.
 
         If two connections restore the same session at the same time, the connection that was authenticated earlier is
-        closed, because the client gave it up before it opened the other connection.
+        closed, because the client gave up that connection before it opened the other one.
         """
         self._by_sid[connection.sid] = connection
         for sid in connection.sids:

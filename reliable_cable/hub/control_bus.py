@@ -38,9 +38,10 @@ from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .unshared_presence import UnsharedPresenceNotice
 
-#: How long, in seconds, takeovers are collected before they are announced together.
+#: How long, in seconds, takeovers are collected before they are announced together. A takeover is the restore of a
+#: session by a new connection, after which the former connection must be closed.
 ANNOUNCE_DELAY: Final = 0.02
-#: The maximum number of takeovers in a message.
+#: The maximum number of takeovers in an announcement.
 MAX_TAKEOVERS: Final = 500
 #: The time, in seconds, over which the closing of connections is spread when all clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
@@ -83,14 +84,14 @@ class ControlBus:
         self._users = 0
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
-        #: The latest revocations, by condition. They are remembered, because they may concern connections that are
-        #: still being accepted.
+        #: The latest revocations of connections, by the identifiers of the revoked connections. They are remembered,
+        #: because they may concern connections that are still being accepted.
         self._revocations: LatestByCondition[Revocation] = LatestByCondition()
         #: The latest revocations of subscriptions. They are remembered, because they may concern subscriptions that are
         #: still being made.
         self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
-        #: The session ids of the connections whose takeovers this process announces. An id is removed when the
+        #: The session ids of the new connections whose takeovers this process announces. An id is removed when its
         #: announcement comes back over the control bus.
         self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
@@ -99,7 +100,7 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Begin to receive control messages, the stored messages first. Call this method once for each connection."""
+        """Begin to receive control messages, starting with the stored ones. Call this once for each new connection."""
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -121,7 +122,8 @@ class ControlBus:
                 observing.cancel()
 
     async def _start_observing(self) -> HubStream:
-        # The clock must be measured first, because revocations are compared with connections by their times.
+        # The clock must be measured first, because the time of a revocation is compared with the time when a connection
+        # was authenticated.
         await self._engine.session_clock.ready()
         observe = partial(self._observe, CONTROL_STREAM, self)
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
@@ -176,8 +178,8 @@ class ControlBus:
         connection = self._connections.find(takeover.sid)
         if connection is None or takeover.successor in connection.sids:
             return  # the connection has restored the successor's session
-        # If both connections have restored the same former session, the connection with the later announcement stays
-        # open. The announcement of an unconfirmed connection is later than this one, because it has not arrived yet.
+        # If both connections have restored the same former session, the one that was announced later stays open. If the
+        # announcement of `connection` has not come back yet, it is later than this one.
         if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:
             connection.close(DisconnectReason.SUPERSEDED)
 
@@ -282,7 +284,7 @@ def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) 
     """Close a connection if it was authenticated before a revocation. Return whether it was closed.
 
     Args:
-        connection: a connection that matches the condition of the revocation.
+        connection: a connection that the revocation selects by its identifiers.
         at: the time of the revocation, by the session store's clock.
         reconnect: whether the client should reconnect.
     """

@@ -28,9 +28,9 @@ class FanoutPolicy:
         unit: the number of characters for which the cost of a write is increased by 1.
         batch_messages: the maximum number of messages in a batch.
         batch_size: the maximum size of the payloads in a batch, in characters. A batch with one message may be larger.
-        block_size: the maximum size of a write, in bytes. A larger batch is written message by message, because a
-            client may be too slow for all messages. A single message may be larger.
-        shortest_pause: the minimum pause, in seconds. For a shorter pause, a timer would cost too much.
+        block_size: the maximum size of a write, in bytes. A larger batch is written message by message, because a slow
+            client may accept only some of its messages. A single message may be larger.
+        shortest_pause: the minimum pause, in seconds. A shorter pause is skipped, because its timer costs too much.
         longest_pause: the maximum pause, in seconds, of a stream that has kept the event loop busy.
     """
 
@@ -49,8 +49,8 @@ class FanoutPolicy:
     def pause(self, duration: float, queued: int) -> float:
         """Return the pause of a stream after a batch, in seconds.
 
-        A stream that has kept the event loop busy pauses for the same time, so that other tasks can run. The messages
-        that arrive during the pause are written together.
+        A stream pauses for as long as its batch has kept the event loop busy, so that other tasks can run. The messages
+        that arrive during the pause are written together. If a full batch is already queued, there is no pause.
 
         Args:
             duration: the time, in seconds, that the batch has taken.
@@ -106,7 +106,7 @@ class EncodedBatch:
         self._frames: Sequence[Frame] = frames
         #: The result of `_separate`. It is empty until a subscriber needs it, because most batches are written whole.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        #: The bytes of all frames together; None if they exceed `block_size`, or if each client needs other bytes.
+        #: The bytes of all frames together; None if they exceed `block_size`, or differ for each client.
         self._block: bytes | None = None
         #: The cost of writing the batch to a subscriber, as a part of the fan-out budget.
         self.cost: int
@@ -152,9 +152,9 @@ class EncodedBatch:
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
 
     def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
-        """Return the preceding serial, the message, and the frame of each message.
+        """For each message of the batch, return the serial before it, the message itself, and its frame.
 
-        Transient messages have `_TRANSIENT` in place of the preceding serial.
+        For a transient message, `_TRANSIENT` is returned in place of the serial.
         """
         serials = count(self._batch.first - 1)
         self._singly = [

@@ -15,7 +15,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 
-#: The length of a tick, in seconds. A ping may be late by this time.
+#: The length of a tick, in seconds. A ping may be late by up to this time.
 TICK: Final = 0.1
 
 
@@ -46,13 +46,13 @@ class Heartbeat:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Pinged) -> None:
-        """Start to ping a connection. The first ping follows after 0.5 to 1.5 intervals, at random, to spread pings."""
+        """Start to ping a connection. To spread pings, the first one follows after a random 0.5 to 1.5 intervals."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick = int(loop.time() / TICK)
             self._wait(loop)
         first = connection.ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
-        # The ping may be late by a part of a tick, but is never early.
+        # The ping may be late by up to a tick, but is never early.
         self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:

@@ -1,7 +1,8 @@
 """Reads history for many subscribers. Entries that several subscribers need are read once and encoded once.
 
-After a restart, all clients of a stream have missed the same messages. Entries never change in an epoch. So a page that
-was read for one subscriber is valid for all subscribers, unless it lacks messages that the hub has already delivered.
+After a restart, all clients of a stream have missed the same messages. Entries never change within an epoch. So a page
+that was read for one subscriber is valid for all subscribers, unless it lacks messages that the hub has already
+delivered.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from .subscriber import SubscriberGroup
 
 #: The maximum number of entries in a page of entries.
 PAGE_LENGTH: Final = 200
-#: The size of a page of entries, in bytes, after which no more entries are added to it.
+#: The size, in bytes, at which a page of entries is full.
 PAGE_SIZE: Final = 1024 * 1024
 #: How long, in seconds, a page of entries is cached. This is enough for clients that reconnect at about the same time.
 PAGE_TTL: Final = 2.0
@@ -72,7 +73,8 @@ class HistoryReader:
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
-        #: The last page of each stream, by the stream's name and `following`. The oldest page is the first.
+        #: The latest page of each stream, by the arguments `stream` and `following` of `read`. The oldest page is the
+        #: first.
         self._pages: dict[tuple[str, bool], _CachedPage] = {}
         self._reads: dict[tuple[str, int, bool], asyncio.Task[StreamPage]] = {}
         self._size = 0
@@ -97,8 +99,8 @@ class HistoryReader:
         if not hub.epoch:
             return await self._ask(stream, start.offset, hub, following)
         loop = asyncio.get_running_loop()
-        # A follower can also use a page that was read for another subscriber. Followers can read additional entries,
-        # but these are older than the page.
+        # A follower can also use a page that was read for a subscriber that is not a follower. Some
+        # entries are read only for followers, but these are older than all entries of such a page.
         for cached in (self._pages.get((stream, following)), self._pages.get((stream, False))):
             if cached is not None and cached.expires > loop.time() and _can_use(cached.page, cached.after, start, hub):
                 return cached.page

@@ -37,7 +37,7 @@ from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
 from .token_expiry import TokenExpiry
 
-#: How long, in seconds, the opening of a stream is retried. Clients give up a subscribe command after 10 seconds.
+#: How long, in seconds, the opening of a stream is retried. Clients give up on a subscribe command after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
 
 #: How long, in seconds, the next batch of streams waits while another batch is being opened. During this time, streams
@@ -120,7 +120,7 @@ class Hub:
     def opening(self, names: Iterable[str]) -> Iterator[None]:
         """Begin to open streams together, and keep them open until the end of the context.
 
-        Entering the context does not wait until the streams are open. Calls of `subscribe` in the context wait for it.
+        Entering the context does not wait for the streams. A call to `subscribe` in the context waits for its stream.
         """
         streams = [self._use(name) for name in names]
         try:
@@ -235,7 +235,7 @@ class Hub:
                     self.tasks.spawn(self._open_batch([stream], until))
                 return
             for stream in streams:
-                # The next caller opens the stream again, after it has been closed.
+                # The stream is closed. The next caller waits for this, and then opens the stream again.
                 self._remove(stream)
                 if stream.opening is not None:
                     stream.opening.set_exception(error)
@@ -250,7 +250,7 @@ class Hub:
                 self._remove(stream)  # all callers have given up
 
     async def _listen_to(self, streams: Sequence[HubStream], until: float) -> None:
-        """Listen to streams, and read their positions. If there is only one stream, retry while the store fails."""
+        """Listen to streams, and read their positions. If the store fails, retry only if there is a single stream."""
         names = [stream.name for stream in streams]
         closing = [self._closing[name] for name in names if name in self._closing]
         if closing:
@@ -280,7 +280,8 @@ class Hub:
         store = self.engine.streams
         policies = {stream.name: self.settings.policy(stream.name) for stream in streams}
         kept = [stream for stream in streams if policies[stream.name].history_size]
-        # The lineage is read before the positions. So if a stream does not exist, it has never existed in this lineage.
+        # The lineage, which changes when the store may have lost data, is read before the positions. So if a stream
+        # does not exist, it has not existed since this lineage began.
         kinds = {policies[stream.name].durable for stream in kept}
         lineages = {durable: await store.alineage(durable=durable) for durable in kinds}
         positions = await store.apositions([stream.name for stream in kept]) if kept else []
@@ -329,7 +330,7 @@ class Hub:
         await self.connections.wait_closed()
 
     async def aclose(self) -> None:
-        """Close all streams, and release the stores' resources. All connections must have ended before.
+        """Close all streams, and release the stores' resources. All connections must already have ended.
 
         This waits up to `CLOSE_TIMEOUT` seconds for the last tasks of the connections.
         """

@@ -21,13 +21,13 @@ from .revocations import LatestByCondition
 
 T = TypeVar("T")
 
-#: The number of rounds in the setting's interval. Each round checks the logins that are due.
+#: The number of rounds in `REAUTHENTICATE_INTERVAL` seconds. Each round checks the logins that are due.
 ROUNDS: Final = 20
-#: The maximum number of logins that are looked up in one thread hop. A larger batch would make the event loop wait too
-#: long for the GIL.
+#: The maximum number of logins that are looked up in one call in a thread. A larger batch would make the event loop
+#: wait too long for the GIL.
 BATCH_SIZE: Final = 100
-#: The minimum time between two checks of a login, as a fraction of the maximum time. The time is random, so that logins
-#: that were due together, for example after an outage, are not always checked together.
+#: The minimum time between two checks of a login, as a fraction of the maximum time. The actual time is random, so
+#: that logins that were due together, for example after an outage, are not always checked together.
 SPREAD: Final = 0.8
 #: How long, in seconds, login changes are remembered. They may concern connections that are still being accepted.
 ACCEPT_TIME: Final = 10.0
@@ -56,14 +56,14 @@ class LoginChecks:
 
     The first check of a login is at a random time in the interval. Logins that are due are looked up in batches. All
     logins of a batch have the same namespace. The look-up of a batch runs like a handler of one of its connections,
-    which is chosen at random. If the setting `NAMESPACE` is not used, this connection may belong to another tenant than
-    some of the logins. So if a login seems to be invalid, it is looked up again, like a handler of its own connection.
-    The connection is closed only if this look-up finds the login invalid, too. If a look-up fails with an error, it is
-    repeated later, and no connection is closed.
+    which is chosen at random. If the setting `NAMESPACE` is not used, some of the logins may belong to other tenants
+    than this connection. So if a login seems to be invalid, it is looked up again, like a handler of its own
+    connection. The connection is closed only if this look-up finds the login invalid, too. If a look-up fails with an
+    error, it is repeated later, and no connection is closed.
 
     Args:
-        interval: the maximum time, in seconds, between two checks of a login. If it is None or 0, logins are only
-            checked after an announced change (`handle`).
+        interval: the maximum time, in seconds, between two checks of a login. If it is None or 0, a login is
+            checked only after an announced change (`handle`).
     """
 
     def __init__(self, interval: float | None) -> None:
@@ -73,7 +73,7 @@ class LoginChecks:
         self._period = interval - interval / ROUNDS if interval else math.inf
         #: The logins, by connection. Connections without a login are left out.
         self._logins: dict[LoggedIn, AnyLogin] = {}
-        #: The times of the latest announced changes, by condition.
+        #: The times of the latest announced changes, by the identifiers of the changed user or session.
         self._changes: LatestByCondition[float] = LatestByCondition()
         self._announced = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -152,7 +152,8 @@ class LoginChecks:
             return None
         logins = [self._logins[connection] for connection in batch]
         for login in logins:
-            # This must precede the look-up. A change that is announced during the look-up makes the login due again.
+            # The next check is set before the look-up, because a change that is announced during the look-up makes the
+            # login due again.
             self._postpone(login, least=SPREAD)
         # The choice is random, because `around_command` may fail for only some of the connections.
         chosen = random.choice(batch)  # noqa: S311 - no secret

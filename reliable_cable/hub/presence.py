@@ -23,8 +23,8 @@ from .rosters import Rosters
 #: The number of rounds in the time to live of a member. If two of them fail, the member still does not expire.
 ROUNDS_PER_TTL: Final = 3
 
-#: The number of rounds that follow after the last member was released, so that they remove the member when it expires.
-#: They cover the time to live of the member. Two more rounds are added, because clocks may differ.
+#: The number of rounds that are made after the last member was released. They cover its time to live, so that one of
+#: them removes the expired member. Two more rounds are added, because clocks may differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
 #: The time, in seconds, between two sweeps, which remove expired members after a client has closed its web page.
@@ -33,7 +33,7 @@ SWEEP_INTERVAL: Final = 1.0
 #: How long, in seconds, sweeps continue after `PRESENCE_GRACE`, because the clock of the store may differ.
 SWEEP_MARGIN: Final = 0.1
 
-#: The maximum number of members that join again in a call of the store.
+#: The maximum number of members that join again in one call to the store.
 REJOIN_SIZE: Final = 1000
 
 #: The maximum number of events that wait for slow receivers of the signals.
@@ -57,7 +57,7 @@ def _send_nothing(stream: str, message: str) -> None:
 
 
 def _do_nothing() -> None:
-    """Do nothing when a member joins. Only a hub passes another function."""
+    """Do nothing when a member joins, because the process has no hub that announces it."""
 
 
 class PresenceService:
@@ -72,7 +72,7 @@ class PresenceService:
         send: a function that is called with a stream and a presence message. It sends the message to the stream's
             clients on this event loop.
         joined: a function that is called when a member joins.
-        sleep: a function that is called with the number of seconds to wait between two rounds.
+        sleep: a function that waits between two rounds. It is called with the number of seconds to wait.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class PresenceService:
     # -- members ------------------------------------------------------------------------------------------------------
 
     async def join(self, stream: str, session: str, id_: str, info: Any, *, replaces: str = "") -> None:
-        """Add or update a member, and keep it present. If the store fails, the next round adds the member.
+        """Add or update a member, and keep it present. If the store fails, the next `round` tries again.
 
         Args:
             stream: the stream's name.
@@ -249,7 +249,7 @@ class PresenceService:
         log("Presence could not be refreshed; retrying every %.1f s.", self._delay, exc_info=error)
 
     async def _rejoin(self, unknown: Iterable[tuple[str, str]]) -> None:
-        """Join members again that the store has lost, or whose last join may not have arrived.
+        """Repeat the joins of members that the store has lost, and joins that may not have reached the store.
 
         Args:
             unknown: the streams and sessions of the members that the store does not have.
@@ -268,8 +268,8 @@ class PresenceService:
                 local.member = replace(local.member, joined=True)
                 local.pending = False
             for local in batch:
-                # If the member has left or joined again during this call, the store may have executed that later call
-                # first. So the later call is repeated.
+                # If the member has left or joined again during this call, the store may have executed the later command
+                # first. So the later command is repeated.
                 current = self._members.get(local.key)
                 if current is None and local.key in self._left_during_joins:
                     self._queue_signals(await self.store.aleave(*local.key))
@@ -313,7 +313,7 @@ class PresenceService:
                 continue
             self._signals.append(event)
             if self._sending is None:
-                # The context of a connection that is running now must not leak into the receivers.
+                # The context of the calling connection must not leak into the receivers.
                 self._sending = asyncio.get_running_loop().create_task(self._send_signals(), context=Context())
 
     async def _send_signals(self) -> None:

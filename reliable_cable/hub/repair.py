@@ -1,4 +1,4 @@
-"""Repairs streams of the hub. A repair reads messages that were not announced, or announced out of order.
+"""Repairs streams of the hub: reads messages whose announcements by the store are missing or came out of order.
 
 Only a read of the store can prove that messages are lost or that a stream has a new epoch. Its result is compared with
 the position that the stream had when the read began, because live messages may arrive during the read.
@@ -24,7 +24,7 @@ IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 class Repairs:
-    """Runs at most one repair for each stream of an event loop.
+    """Repairs the streams of an event loop, with at most one running repair for each stream.
 
     Args:
         store: the stream store.
@@ -87,7 +87,7 @@ class Repairs:
             stream.name, after=asked.offset, limit=PAGE_LENGTH, max_size=PAGE_SIZE, following=True
         )
         if went_back(asked, page) or page.epoch in stream.former_epochs:
-            # Without a loss, the tail of an epoch never decreases, and an epoch that has ended never returns.
+            # Without a loss, the last offset of an epoch never decreases, and an epoch that has ended never returns.
             logger.error(
                 "The store has lost messages of the stream %r: it was at %s and is at %s. A new epoch begins.",
                 stream.name,
@@ -118,14 +118,15 @@ class Repairs:
         stream.lineage = page.lineage
 
     def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
-        """Set the epoch of a stream that has had no messages in this process, if the store has an epoch for it now.
+        """Set the epoch of a stream that has had no messages in this process, if the store now has an epoch for it.
 
-        If the lineage has changed, an earlier epoch may have begun and ended before this process read it. If the stream
-        was forgotten, there certainly was such an epoch. In both cases, messages count as lost.
+        If the lineage has changed, so that the store may have lost data, an earlier epoch may have begun and ended
+        unseen by this process. If the store has deleted the earlier messages of the stream, there certainly was such an
+        epoch. In both cases, messages count as lost.
         """
         start = StreamPosition(page.epoch, 0)
-        # This loss is not reported to the observer, which is the control bus. Otherwise, all clients would reconnect
-        # whenever a Redis server without control messages is restarted.
+        # If the control bus observes the stream, this loss is not reported. Otherwise, a restart of Redis would make
+        # all clients reconnect, even if no control messages had been sent before.
         unseen = is_later_epoch(page.epoch) or (page.low == 1 and stream.lineage not in ("", page.lineage))
         if stream.observer is None and unseen:
             stream.lose_beginning(start)
@@ -146,8 +147,8 @@ class Repairs:
         for entry in step.entries:
             stream.take(entry, page.epoch)
         stream.take_early()
-        # The store must be read again if entries follow the page. After a loss, the page was read after an offset that
-        # is no longer valid, and may lack entries.
+        # The store must be read again if the page is not the last one. It must also be read again after a loss, because
+        # the page may lack entries: it was read from an offset that is no longer valid.
         stream.repair_again = stream.repair_again or step.lost or not page.is_last
 
 

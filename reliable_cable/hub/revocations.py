@@ -15,7 +15,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore, is_
 
 V = TypeVar("V")
 
-#: The maximum number of identities in a call of the session store.
+#: The maximum number of identities in one call to the session store.
 BATCH_SIZE: Final = 500
 
 
@@ -27,24 +27,24 @@ class RevocableSubscription(Protocol):
         """The time when the channel began to decide about the subscription, by the session store's clock."""
 
     def scopes(self) -> Sequence[Identity]:
-        """Return the conditions that match the subscription, for its channel and each of its streams."""
+        """Return the scopes in which the subscription can be revoked: its channel and each of its streams."""
 
 
 def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], authorized: float) -> bool:
     """Return whether a revocation concerns a subscription.
 
     Args:
-        revocation: the revocation. Its condition matches the connection of the subscription.
-        scopes: the conditions that match the subscription (see `identity.subscription_scopes`).
+        revocation: a revocation that selects the connection of the subscription.
+        scopes: the channel and the streams of the subscription (see `identity.subscription_scopes`).
         authorized: the time when the channel began to decide about the subscription.
     """
     return any(matches(revocation.scope, scope) for scope in scopes) and is_revoked(authorized, [revocation.at])
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """A mapping with the latest value for each condition, by the key of the condition.
+    """A mapping with the latest value for each condition, which is a set of identifiers. The keys are hashes of them.
 
-    If it has more values than the history size of the control bus, the oldest value is removed.
+    If there are more values than the control bus stores messages, the oldest value is removed.
     """
 
     def put(self, condition: Identity, value: V) -> None:
@@ -57,14 +57,14 @@ class LatestByCondition(OrderedDict[str, V]):
 
 
 class RecentRevocations:
-    """The latest revocations of subscriptions. Subscriptions that are still being made are checked against them."""
+    """The latest revocations of subscriptions. New subscriptions are checked against them before they are confirmed."""
 
     def __init__(self) -> None:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
         self._latest_at = 0.0
 
     def add(self, revocation: SubscriptionRevocation) -> None:
-        """Add a revocation. It replaces an earlier revocation with the same condition and scope."""
+        """Add a revocation. It replaces an earlier revocation of the same subscriptions."""
         self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
         self._latest_at = max(self._latest_at, revocation.at)
 
@@ -75,7 +75,7 @@ class RecentRevocations:
 
         Args:
             identity: the identity of the subscription's connection.
-            scopes: a function that returns the conditions that match the subscription. It is called only if necessary.
+            scopes: a function that returns the channel and streams of the subscription. It is called only if necessary.
             authorized: the time when the channel began to decide about the subscription.
         """
         if not self._by_condition or not is_revoked(authorized, [self._latest_at]):
@@ -89,11 +89,12 @@ class RecentRevocations:
 async def last_revoked(
     store: SessionStore, subscriptions: Iterable[tuple[Identity, Sequence[Identity]]]
 ) -> list[float]:
-    """Return for each subscription the time of its latest revocation; 0 if it was not revoked.
+    """Return the time of the latest revocation of each subscription; 0 for a subscription that was not revoked.
 
     Args:
         store: the session store.
-        subscriptions: for each subscription, the identity of its connection and the conditions that match it.
+        subscriptions: for each subscription, the identity of its connection, and its scopes (see
+            `identity.subscription_scopes`).
 
     Raises:
         StoreError: the store could not be read.

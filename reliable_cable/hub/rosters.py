@@ -44,8 +44,8 @@ class Roster:
     reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
     repair: asyncio.Task[None] | None = None
     repair_requested: bool = False
-    #: A timer that is started after a loss of data. Until it ends, other servers may not have joined all their members
-    #: again.
+    #: A timer that is started after a loss of data. While it runs, some members of other servers may not have joined
+    #: again yet.
     rejoin_timer: asyncio.TimerHandle | None = None
     #: Whether `rejoin_timer` has ended. Leave events are then sent for the ids that are still missing.
     rejoin_time_over: bool = False
@@ -56,8 +56,8 @@ class Roster:
     def recorded_incarnation(self) -> str:
         """The incarnation for the session record of a client whose list belongs to this roster.
 
-        The events that correct a list after a loss of data are not in the store. So a client whose connection was
-        already lost when they were sent could not be sent them again. If that is possible, this is `OTHER_INCARNATION`.
+        The events that correct a list after a loss of data are not stored, so they cannot be sent again. If such events
+        were sent so recently that the client may have missed them, this is `OTHER_INCARNATION`.
         """
         recent = asyncio.get_running_loop().time() - self.corrected_at < UNHEARD_TIME
         return OTHER_INCARNATION if recent else self.incarnation
@@ -120,7 +120,7 @@ class Rosters:
         """
         roster = self._rosters.get(stream)
         if roster is None:
-            # The refresh creates the incarnation of a stream without members. Otherwise it would have none.
+            # If the stream has no members, it may have no incarnation. The refresh then creates one.
             await self._store.arefresh({stream: ()})
             roster = self._rosters.get(stream) or Roster(stream)
             if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
@@ -152,7 +152,8 @@ class Rosters:
         info, roster = await self.snapshot(stream)
         if info.incarnation != incarnation:
             return None
-        # The client's list may contain any id that has left in the meantime, and any id that is present.
+        # It is not known which ids the client's list contains. So a leave event is returned for each absent id that may
+        # have left while the client was disconnected, and a join event for each id that is present.
         return compare(dict.fromkeys(left, False), info.records or {}), roster
 
     async def _read(self, roster: Roster, *, records: bool = True) -> PresenceInfo:
@@ -263,7 +264,7 @@ class Rosters:
         self._request_repair(roster)
 
     def _is_served(self, roster: Roster) -> bool:
-        """Return whether a roster is the current one of its stream. A repair may have a roster that was replaced."""
+        """Return whether a roster is still in use. During a repair, the roster may have been removed or replaced."""
         return self._rosters.get(roster.stream) is roster
 
     def _remove(self, stream: str) -> None:

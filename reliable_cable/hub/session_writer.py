@@ -21,7 +21,7 @@ SAVE_DELAY: Final = 0.05
 #: How long, in seconds, `flush` waits for a write.
 FLUSH_TIMEOUT: Final = 2.0
 
-#: How long, in seconds, `save` waits for a write. Until then, the client does not see the effect of its command.
+#: How long, in seconds, `save` waits for a write. During the wait, the client does not see the effect of its command.
 SAVE_TIMEOUT: Final = 8.0
 
 #: The maximum number of records in a batch. Between two batches, other tasks of the event loop run.
@@ -73,7 +73,8 @@ class _Pending:
 class SessionWriter:
     """Writes the records of an event loop's sessions, one batch after another.
 
-    While the store fails, all records remain pending. Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
+    While the store fails, records remain pending. Only the records of ended sessions have a limit, `MAX_KEPT_SIZE`.
+    Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
 
     Args:
         store: the session store.
@@ -92,8 +93,8 @@ class SessionWriter:
         self._deletions: set[str] = set()
         #: The ids of live sessions for which a write was attempted, so that the store may have a record.
         self._attempted: set[str] = set()
-        #: A future for the result of the next write. The result contains the ids of the sessions whose records could
-        #: not be written. It is None if the store has failed, and the write is retried.
+        #: A future for the result of the next write. The result is the ids of the sessions whose records could not be
+        #: written. If the store has failed, so that the write will be retried, the result is None.
         self._next: asyncio.Future[Collection[str] | None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
@@ -232,7 +233,7 @@ class SessionWriter:
             self._task = None
 
     async def _write(self) -> None:
-        """Write all pending records. After an error of the store, all of them remain pending."""
+        """Write all pending records. After an error of the store, they remain pending (see `_give_up_oldest`)."""
         await self._clock.ready()
         result, self._next = self._next, None
         now = time.monotonic()

@@ -57,17 +57,18 @@ class HubStream:
     name: str
     #: The position of the last message that was taken. When the stream is opened, the position is read from the store.
     position: StreamPosition = NOWHERE
-    #: The lineage of the store's data when `position` was read; `""` if it is unknown.
+    #: The lineage of the store's data when `position` was read; `""` if it is unknown. A new lineage begins when the
+    #: store may have lost data.
     lineage: str = ""
     #: The serial of the last stored message that was taken.
     serial: int = 0
-    #: The epochs that have ended while the stream was open, in the order of their ends.
+    #: The epochs that have ended while the stream was open, in the order in which they ended.
     former_epochs: tuple[str, ...] = ()
     groups: dict[GroupKey, SubscriberGroup] = field(default_factory=dict)
     observer: StreamObserver | None = None
     #: The number of users that need the stream to be open, such as subscribers and the observer.
     users: int = 0
-    #: A future that is done when the stream is open; None if it is open.
+    #: A future that is done when the stream has been opened or could not be opened; None after it was opened.
     opening: asyncio.Future[None] | None = None
     repair: asyncio.Task[None] | None = None
     #: Whether the repair must read the store once more.
@@ -80,7 +81,7 @@ class HubStream:
     _queue_size: int = 0
     #: The serial of the last stored message that was removed from the queue.
     _fanned_out: int = 0
-    #: The callback or task that writes the next messages; None if no messages are queued.
+    #: The callback or task that writes the next queued messages; None if a new message can be written immediately.
     _sending: asyncio.Handle | asyncio.Task[None] | None = None
 
     # -- subscribers ------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class HubStream:
         subscriber.go_live(self.serial)
 
     def stop_live(self, subscriber: Subscriber) -> None:
-        """Stop live delivery to a subscriber. It then catches up after the last message that it received."""
+        """Stop live delivery to a subscriber. It then catches up from the last message that it received."""
         if subscriber.state is SubscriberState.LIVE:
             subscriber.catch_up_from(self.position_of(subscriber))
 
@@ -134,7 +135,7 @@ class HubStream:
         self._send(entry)
 
     def keep_early(self, event: Published | Transient) -> None:
-        """Keep a message until the messages before it have been read. If it would exceed `MAX_EARLY`, drop it."""
+        """Keep a message until the messages before it have been read. Drop it if `MAX_EARLY` would be exceeded."""
         size = len(event.entry.data if isinstance(event, Published) else event.data)
         if self._early_size + size <= MAX_EARLY:
             self._early.append(event)
@@ -196,7 +197,8 @@ class HubStream:
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
-        # Live subscribers get the new serial. So a batch of former messages that is being written skips them.
+        # Live subscribers get the new serial. So if a batch is still being written, its stored messages are not sent to
+        # them.
         self._clear_queue()
         live = self._live()
         for subscriber in live:

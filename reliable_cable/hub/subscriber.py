@@ -1,4 +1,4 @@
-"""`Subscriber`, a subscription on one of its streams, with its position in that stream.
+"""`Subscriber`, which receives one stream for a subscription, and has a position in the stream.
 
 See Architecture: Delivery to a subscriber.
 """
@@ -53,7 +53,7 @@ class SubscriberOutbox(Protocol):
         """Send several frames."""
 
     def send_positions(self) -> None:
-        """Send a client without a session its positions, because messages that exclude the client were left out."""
+        """Send its positions to a client without a session, because messages that exclude the client were skipped."""
 
     def can_hold(self, size: int) -> bool:
         """Return whether a message of `size` characters may be held."""
@@ -66,7 +66,7 @@ class SubscriberOutbox(Protocol):
         """
 
     def failed(self) -> None:
-        """Stop sending because the socket is closed."""
+        """Stop sending, because the socket is closed."""
 
     async def drained(self) -> None:
         """Wait until no frames are queued."""
@@ -79,12 +79,12 @@ class SubscriberOwner(Protocol):
         """Catch up as soon as the socket accepts frames again."""
 
     def messages_lost(self) -> None:
-        """Tell the client that a live subscriber has lost messages."""
+        """Tell the client that messages of a live subscriber were lost."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Subscriber:
-    """A subscription on one of its streams.
+    """Receives one of the streams of a subscription. A subscription has a subscriber for each of its streams.
 
     Args:
         owner: the subscription.
@@ -141,7 +141,7 @@ class Subscriber:
         self._release_held()
 
     def hold(self, frame: Frame) -> None:
-        """Hold a transient message until the subscriber is live. If too many messages are held, drop it."""
+        """Hold a transient message until the subscriber is live. If too many are held already, drop the message."""
         if self.state is SubscriberState.CLOSED or not self.outbox.can_hold(len(frame)):
             return
         if self._held is None:

@@ -10,7 +10,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
 #: The maximum delay of a timer, in seconds. When a timer ends, the host's clock is read again, because timers ignore
-#: changes of this clock, and stop while the host is suspended.
+#: changes to this clock, and stop while the host is suspended.
 MAX_DELAY: Final = 60.0
 
 

@@ -15,9 +15,9 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 class UnsharedPresenceNotice:
     """Logs a warning once if another process has members that the clients of this process do not see.
 
-    Each process announces its first member on the control bus. If streams are in memory, too, nothing is announced,
-    because the control bus then does not connect processes. Nothing is announced if `HANDLER_THREADS` is 0 either,
-    because the announcement would be a part of the caller's transaction, for example in a test.
+    Each process announces its first member on the control bus. There are two exceptions. If streams are in memory, too,
+    the control bus does not connect processes. If `HANDLER_THREADS` is 0, the announcement would be a part of the
+    caller's transaction, for example in a test.
 
     Args:
         engine: the stores.
