@@ -35,5 +35,5 @@ def _primary_key(reference: str | int) -> str | int:
 
 
 #: Returns the active user whom a token names, by a text such as `auth.user:1` or by a primary key. It raises
-#: `InvalidToken` if there is no such user. Several calls at the same time share one thread hop.
+#: `InvalidToken` if there is no such user. Many calls at the same time can share one thread.
 find_user = BatchedCalls(_find_user)
