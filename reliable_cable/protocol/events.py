@@ -15,8 +15,8 @@ from .event_ids import MAX_ID_SIZE, one_stream_id
 from .frames import Frame
 from .positions import StreamPosition
 
-#: The key in a message that sets the type of its event, as in `{"$event": "price", "data": …}`. Readers that use GET
-#: receive only the data. Other clients receive the whole object.
+#: The key in a message that sets the type of its event. Readers that use GET receive only the data of a message such as
+#: `{"$event": "price", "data": …}`. Other clients receive the whole object.
 EVENT: Final = "$event"
 #: The `retry` time, in milliseconds, for a reader that must not reconnect. It is a year, as in AnyCable.
 NEVER: Final = 31_536_000_000
