@@ -1,4 +1,4 @@
-"""Functions that verify the tokens of other packages. List their paths in the setting `AUTHENTICATORS`."""
+"""Functions that verify the tokens of other packages. To use one, list its path in the setting `AUTHENTICATORS`."""
 
 from collections.abc import Mapping
 from typing import Any

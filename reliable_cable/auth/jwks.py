@@ -1,4 +1,4 @@
-"""Reads the public keys that verify tokens from other services: the JSON Web Key Set that `JWT_JWKS` names."""
+"""Loads the public keys that verify tokens from other services: the JSON Web Key Set that `JWT_JWKS` names."""
 
 import asyncio
 import json
@@ -16,15 +16,16 @@ from reliable_cable.exceptions import StoreError
 
 from .tokens import import_jwt
 
-#: How long, in seconds, keys are used before they are read again. A removed key is accepted for up to this time.
+#: How long, in seconds, keys are used before they are loaded again. A removed key is accepted until a later load
+#: succeeds.
 MAX_AGE: Final = 600.0
-#: The minimum time, in seconds, between two reads of the keys. It limits how many reads clients can cause by sending
-#: unknown key ids.
+#: The minimum time, in seconds, between two attempts to load the keys. It limits how many attempts clients can cause by
+#: sending unknown key ids.
 MIN_INTERVAL: Final = 10.0
-#: How long, in seconds, a read of the keys may take.
+#: How long, in seconds, it may take to load the keys.
 TIMEOUT: Final = 5.0
-#: How long, in seconds, a client waits while keys are read again because of their age. After that, the old key verifies
-#: its token.
+#: How long, in seconds, a client waits while keys are loaded again because of their age. After that, its token is
+#: verified with the old key.
 PATIENCE: Final = 1.0
 #: The maximum size of a key set, in bytes.
 MAX_SIZE: Final = 256 * 1024
@@ -39,7 +40,7 @@ MAX_UNKNOWN: Final = 1000
 
 
 class KeysUnavailable(StoreError):
-    """The key for a token is unknown, and the key set cannot be read now. So the token cannot be verified."""
+    """A token cannot be verified, because its key is not in the loaded set, and the set cannot be loaded again now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class PublicKey:
 
 
 class KeySet:
-    """A set of public keys. It is read when a key is unknown, and when the keys are old. A separate thread reads it.
+    """A set of public keys, which a thread loads when a token's key is not in the set, and when the keys are old.
 
     Args:
         source: the path of a file, or an http or https URL.
@@ -76,22 +77,23 @@ class KeySet:
         self._clock = clock
         self._keys: Sequence[PublicKey] = ()
         self._read_at = -math.inf
-        #: When the latest read ended, with or without success.
+        #: When the latest attempt to load the keys ended.
         self._attempted_at = -math.inf
         self._failed = False
-        #: Reads are numbered. These are the numbers of the latest read that began and of the latest read that
-        #: succeeded.
+        #: The attempts to load the keys are numbered. These are the numbers of the latest attempt that began and of the
+        #: latest attempt that succeeded.
         self._begun = self._succeeded = 0
-        #: The unknown keys, by the hash of key id and algorithm. The value is the number of the latest read that had
-        #: begun when the key was first requested. Only a later read can show that the set does not have the key.
+        #: The requested keys that were not found, by the hash of key id and algorithm. The value is the number of the
+        #: latest attempt that had begun when the key was first requested. Only a later attempt can show that the set
+        #: does not have the key.
         self._unknown: dict[int, int] = {}
 
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """Return the key that verifies a token, or None if the set does not have it.
 
-        If the key is unknown, the set is read again, but only once in `MIN_INTERVAL`. Until the next read,
-        `KeysUnavailable` is raised, because the key may have been added since the last read. The client tries again
-        later.
+        If the key is not found, the set is loaded again, but at most once in `MIN_INTERVAL`. Before that,
+        `KeysUnavailable` is raised, because the key may have been added since the set was last loaded. The client tries
+        again later.
 
         Args:
             key_id: the id of the key. None means that the token names no key. The set must then have exactly one key
@@ -99,7 +101,7 @@ class KeySet:
             algorithm: the algorithm with which the token was signed.
 
         Raises:
-            KeysUnavailable: the key is unknown, and the set cannot be read, or was read too recently.
+            KeysUnavailable: the key is not found, and the set cannot be loaded, or was loaded too recently.
         """
         now = self._clock()
         found = self._find(key_id, algorithm)
@@ -114,7 +116,7 @@ class KeySet:
                     await run_fetch(self._refresh)
             except TimeoutError:
                 # The thread may be resolving the host name, which can take long. Other clients must not wait for the
-                # same host, so the read counts as failed now.
+                # same host, so the attempt counts as failed now.
                 self._failed, self._attempted_at = True, self._clock()
             found = self._find(key_id, algorithm)
         if found is None and self._failed:
@@ -129,7 +131,7 @@ class KeySet:
         return fitting[0].key if len(fitting) == 1 else None
 
     def _refresh(self) -> None:
-        """Read the set, unless it was read less than `MIN_INTERVAL` ago. Calls run in a thread, one after another."""
+        """Load the set, unless the last attempt was at most `MIN_INTERVAL` ago. Calls run one by one, in a thread."""
         if self._clock() - self._attempted_at <= MIN_INTERVAL:
             return
         self._begun += 1

@@ -25,8 +25,8 @@ class CableAuthMiddlewareStack:
 
     It replaces Channels' `AuthMiddlewareStack`, and differs from that stack as follows:
 
-    * A client without a Django session causes no thread hop and no query.
-    * If many clients connect at the same time, one thread hop looks up all their users over one database connection.
+    * A client without a Django session needs no thread and no query.
+    * If many clients connect at the same time, a thread looks up many users at once, over one database connection.
     * For each connection, it keeps one copy of the scope and one suspended coroutine in memory. Channels' stack keeps
       three of each.
     * It accepts a Django session whose hash was made with one of `SECRET_KEY_FALLBACKS`, as Django does. Channels'
@@ -130,7 +130,7 @@ async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _close_after(error: Exception, send: Send) -> None:
-    """Close a WebSocket that cannot be authenticated during an outage.
+    """Close a WebSocket that cannot be authenticated because of an outage.
 
     No `disconnect` frame is sent, so that the client reconnects.
 

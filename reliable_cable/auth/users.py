@@ -34,6 +34,6 @@ def _primary_key(reference: str | int) -> str | int:
     return key if separator and label in (root_label(meta), meta.label_lower) else reference
 
 
-#: Returns the active user whom a token names, by a text such as `auth.user:1` or by a primary key. It raises
-#: `InvalidToken` if there is no such user. Several calls at the same time share one thread hop.
+#: Returns the active user whom a token names. Raises `InvalidToken` if there is no such user. The token contains a text
+#: such as `auth.user:1`, or a primary key. Many calls at the same time can share one thread.
 find_user = BatchedCalls(_find_user)

@@ -172,8 +172,8 @@ class TokenVerifier:
         """Raise `TokenExpired` if a token with an unknown key has expired, according to its own claim.
 
         A service removes a key some time after it signed the last token with the key. A client that was offline
-        meanwhile may still have such a token, and must learn that it needs a new token. The claim is not verified, but
-        the token is refused in any case.
+        during this time may still have such a token, and must learn that it needs a new one. The claim is not verified,
+        but the token is refused in any case.
         """
         options = {"verify_signature": False, "verify_exp": True}
         try:
@@ -220,7 +220,7 @@ class TokenVerifier:
     def _expiry(self, claims: Mapping[str, Any]) -> float | None:
         if "exp" not in claims:
             return None
-        # PyJWT reads the claim in the same way. A float cannot represent every whole number above `_LATEST`.
+        # PyJWT uses `int` in the same way. A float cannot represent every whole number above `_LATEST`.
         return min(int(claims["exp"]), _LATEST) + self.settings.jwt_leeway
 
 

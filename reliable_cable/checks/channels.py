@@ -34,7 +34,7 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
-    """Report methods named like a command, such as `subscribe`. Only its handler, `subscribed`, is called (W007)."""
+    """Report methods named after a command, such as `subscribe` (W007). Only the handler `subscribed` is called."""
     from reliable_cable.channel import Channel
 
     return [
@@ -53,7 +53,7 @@ def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_order_of_bases(**kwargs: Any) -> list[CheckMessage]:
-    """Report handlers of a base class that are never called, because `Channel` is an earlier base (W007)."""
+    """Report handlers of a base class that are never called, because the base comes after `Channel` (W007)."""
     from reliable_cable.channel import Channel
 
     return [

@@ -1,4 +1,4 @@
-"""The settings of this package. The dict `RELIABLE_CABLE` is read once, checked, and made an immutable object."""
+"""The settings of this package. The dict `RELIABLE_CABLE` is read once, checked, and made into an immutable object."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -294,7 +294,7 @@ def get_settings() -> CableSettings:
 
 @contextmanager
 def overridden(values: Mapping[str, Any]) -> Iterator[None]:
-    """Override settings of the project in this context, for all threads. Only tests use this.
+    """Override settings of the project during a `with` block, for all threads. Only tests use this.
 
     The stores are created again with the new settings. Settings that are not overridden here can still be changed by
     Django's `override_settings`.

@@ -1,4 +1,4 @@
-"""Rate limits, which settings write as `"50/s"` or `"20/10s"`."""
+"""Rate limits, which are written as `"50/s"` or `"20/10s"` in the settings."""
 
 import re
 from dataclasses import dataclass

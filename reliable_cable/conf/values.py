@@ -66,7 +66,7 @@ def check_secret(key: str | tuple[str, ...], value: Any) -> None:
 
 
 def secret_instance(kind: type, allowed: str) -> Check:
-    """Return a check for the type of a setting. The error does not show the value, which may contain a password."""
+    """Return a function that checks the type of a setting. Its error does not show the value, which may be secret."""
 
     def check(key: str | tuple[str, ...], value: Any) -> None:
         if not isinstance(value, kind):

@@ -1,1 +1,1 @@
-"""The extended Action Cable protocol without I/O: no Django, no asyncio. Callers pass in the time and the ids."""
+"""The extended Action Cable protocol, without I/O, Django or asyncio. Callers pass in the time and new ids."""

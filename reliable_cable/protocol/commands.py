@@ -17,8 +17,8 @@ from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
-#: The maximum length of an epoch in a history request, in characters. A longer text is cut off. It cannot be the epoch
-#: of a stream, which is always shorter.
+#: The maximum length of an epoch in a history request, in characters. A longer text is cut off, because it cannot
+#: be the epoch of a stream in any case.
 MAX_EPOCH_LENGTH: Final = 64
 
 

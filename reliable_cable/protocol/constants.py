@@ -42,7 +42,7 @@ class MessageType(StrEnum):
 
 
 class DisconnectReason(StrEnum):
-    """The reasons for which a server closes a connection. The values are sent in `disconnect` frames."""
+    """The reasons for which a server closes a connection. Most of them are sent in `disconnect` frames."""
 
     UNAUTHORIZED = "unauthorized"
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a reason, not a secret
@@ -58,7 +58,7 @@ class DisconnectReason(StrEnum):
 
 
 class CallFailure(StrEnum):
-    """The reasons for which a call of an action has no result. The values are sent in answers (see Protocol: Calls)."""
+    """The reasons why a call to an action has no result. The values are sent in answers (see Protocol: Calls)."""
 
     #: The action raised an error, or its result cannot be sent.
     FAILED = "failed"

@@ -123,12 +123,12 @@ def encode_unshared_presence(message: UnsharedPresence) -> str:
 
 
 def decode(text: str) -> Sequence[ControlMessage]:
-    """Decode a control message.
+    """Return the objects in a control message.
 
-    Takeovers can share one control message. All other objects have a message each.
+    A message contains one or more takeovers, or one object of another kind. For an unknown kind, nothing is returned.
 
     Raises:
-        ValueError, KeyError, TypeError: the text is not a control message of this release.
+        ValueError, KeyError, TypeError: the message is not valid.
     """
     message: dict[str, Any] = json.loads(text)
     if "subscriptions" in message:

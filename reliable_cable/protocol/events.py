@@ -1,6 +1,7 @@
 """Encodes messages as server-sent events (HTML standard, section 9.2), in AnyCable's format.
 
-A broadcast is encoded once for all readers of a stream. For a reader with several streams, only the event id is added.
+A broadcast is encoded once for all readers of a stream. For a reader with several streams, the reader's event id is
+added to the encoded text.
 """
 
 import json
@@ -14,8 +15,8 @@ from .event_ids import MAX_ID_SIZE, one_stream_id
 from .frames import Frame
 from .positions import StreamPosition
 
-#: The key in a message that sets the type of its event, as in `{"$event": "price", "data": …}`. Readers that use GET
-#: receive only the data. Other clients receive the whole object.
+#: The key in a message that sets the type of its event. Readers that use GET receive only the data of a message such as
+#: `{"$event": "price", "data": …}`. Other clients receive the whole object.
 EVENT: Final = "$event"
 #: The `retry` time, in milliseconds, for a reader that must not reconnect. It is a year, as in AnyCable.
 NEVER: Final = 31_536_000_000
@@ -49,7 +50,7 @@ class Event(Frame):
     #: Whether the field `data` contains only the message. Otherwise it contains the same JSON text as a WebSocket
     #: frame.
     unwrapped: ClassVar = True
-    #: Whether events that are not messages are left out.
+    #: Whether the reader requests messages only (`raw=1`).
     raw: ClassVar = False
 
     _head: bytes
@@ -95,12 +96,12 @@ class Event(Frame):
 
     @property
     def shown(self) -> bool:
-        """Whether the event must be sent, because it has a field or an id."""
+        """Whether the event has a field or an id. Otherwise, it is not sent."""
         return bool(self) or self.has_id
 
     @classmethod
     def broadcasts(cls, identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], Self]:
-        """Return a function that makes events of broadcasts, see `messages.broadcast_encoder`."""
+        """Return a function that makes the events for a stream's broadcasts, see `messages.broadcast_encoder`."""
         encode = messages.broadcast_encoder(identifier, stream_id, epoch)
 
         def fields(offset: int, data: str) -> str:
@@ -145,7 +146,7 @@ class Event(Frame):
 
 
 class RawEvent(Event):
-    """An event for a reader that uses GET with `raw=1`, and receives only messages."""
+    """An event for a reader that uses GET, and requests messages only (`raw=1`)."""
 
     __slots__ = ()
     raw = True
@@ -159,7 +160,7 @@ class FrameEvent(Event):
 
 
 class RawFrameEvent(FrameEvent):
-    """An event for a reader that uses POST with `raw=1`, and receives only messages."""
+    """An event for a reader that uses POST, and requests messages only (`raw=1`)."""
 
     __slots__ = ()
     raw = True

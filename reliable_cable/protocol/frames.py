@@ -64,7 +64,8 @@ class Frame(str):
 
     __slots__ = ("_wire",)
 
-    #: The maximum number of bytes that are added for each client. With 0, all clients receive the same bytes.
+    #: The maximum number of bytes that are added to the text for each client. With 0, all clients are sent
+    #: the same bytes.
     added: ClassVar[int] = 0
 
     _wire: bytes
@@ -72,7 +73,7 @@ class Frame(str):
     @property
     def wire(self) -> bytes:
         """The bytes of the WebSocket frame."""
-        # Many frames are used only once. For these, `getattr` takes half of the time of a caught AttributeError.
+        # Many frames are used only once. For these, `getattr` takes half as long as catching an AttributeError.
         wire: bytes | None = getattr(self, "_wire", None)
         if wire is None:
             wire = self._wire = self._encode_frame()
@@ -83,7 +84,7 @@ class Frame(str):
 
     @classmethod
     def broadcasts(cls, identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], Self]:
-        """Return a function that makes frames of broadcasts, see `messages.broadcast_encoder`."""
+        """Return a function that makes the frames for a stream's broadcasts, see `messages.broadcast_encoder`."""
         encode = messages.broadcast_encoder(identifier, stream_id, epoch)
         return lambda offset, data: cls(encode(offset, data))
 

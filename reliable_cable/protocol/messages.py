@@ -24,7 +24,7 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
     Args:
         sid: the id of the new session.
         restored_ids: the identifiers of the restored subscriptions; None if no session was restored. An empty list is
-            sent, too. Without it, the client would assume that all its subscriptions were restored.
+            sent as well, because a client that receives no list assumes that all its subscriptions were restored.
     """
     message: dict[str, Any] = {"type": MessageType.WELCOME, "sid": sid}
     if restored_ids is not None:

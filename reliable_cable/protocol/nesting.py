@@ -1,8 +1,8 @@
 """Limits how deeply JSON texts may be nested.
 
 Python's decoder and encoder fail at different depths, which depend on the version of Python and on the call stack.
-Without a limit, a process could accept a value, and another process could then fail to decode it. The other process
-would also fail for all messages that are encoded or read together with this value.
+Without a limit, one process could accept a value that another process cannot decode. The other process would then also
+fail for all messages that are encoded or read together with this value.
 """
 
 from typing import Final

@@ -34,23 +34,24 @@ class StreamPosition:
         return hash((self.epoch, self.offset))
 
 
-#: The first character of a text that is used in place of an epoch if the stream does not exist. A digest of the lineage
-#: follows the character. No epoch begins with `~`.
+#: The first character of the text that takes the place of an epoch if the stream does not exist. The rest of that text
+#: is a digest of the lineage (see `beginning_of`). No epoch begins with `~`.
 _LINEAGE: Final = "~"
 
 
 def beginning_of(lineage: str) -> StreamPosition:
-    """Return the position in a stream that does not exist in a lineage.
+    """Return the position before the first message of a stream that does not exist yet.
 
     Args:
-        lineage: the name of one unbroken data set of the store. If it is unknown (`""`), the position is `("", 0)`.
+        lineage: the name of the store's data set, which changes if data may have been lost. If it is unknown (`""`),
+            the position is `("", 0)`.
     """
     digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
     return StreamPosition(_LINEAGE + digest if lineage else "", 0)
 
 
 def is_beginning(position: StreamPosition) -> bool:
-    """Return whether a position was taken before the stream existed, in a known lineage (see `beginning_of`)."""
+    """Return whether a position has the form that `beginning_of` returns for a known lineage."""
     return position.epoch.startswith(_LINEAGE)
 
 
@@ -70,7 +71,7 @@ def later_epoch(token: str) -> str:
 def is_later_epoch(epoch: str) -> bool:
     """Return whether an epoch began after the earlier messages of its stream were deleted.
 
-    A subscriber whose position is from before the stream's first message may have missed these messages.
+    A subscriber whose position is from before the stream's first message may have missed the deleted messages.
     """
     return epoch.endswith(LATER)
 

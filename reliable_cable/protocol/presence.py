@@ -30,7 +30,7 @@ def member_fault(id_: str, info: str) -> str:
 
 
 class ToldMembers:
-    """The members of a stream that a group of clients knows of.
+    """The ids of the members that a group of clients was told for one stream.
 
     Every event is sent to all these clients. But the clients requested the members at different times, so their lists
     may differ after missed events.
@@ -54,8 +54,8 @@ class ToldMembers:
     def snapshot(self, present: Set[str]) -> None:
         """Record that a client that had no list was sent the ids of all members."""
         first, self._has_snapshot = not self._has_snapshot, True
-        # An id that is recorded and present keeps its value. If this is the first client with a list, no other client
-        # lacks the new ids.
+        # An id that is both recorded and present keeps its value. A present id that is not recorded is in the lists of
+        # all clients only if this client is the first with a list.
         for id_ in self.ids.keys() ^ present:
             self.ids[id_] = first and id_ in present
 

@@ -52,10 +52,10 @@ class StreamPage:
 
     Args:
         epoch: the stream's epoch; `""` if the stream does not exist.
-        tail: the offset of the newest message, even if it was trimmed; 0 if the epoch had no messages.
+        tail: the offset of the newest message, even if it was trimmed; 0 if the epoch has had no messages.
         low: the offset of the oldest message that is still stored; `tail + 1` if no message is stored.
         entries: the stored messages in this part, in the order of their offsets.
-        lineage: the name of the store's unbroken data set that was read; `""` if it is unknown.
+        lineage: the name of the store's data set, which changes if data may have been lost; `""` if it is unknown.
     """
 
     epoch: str
@@ -93,8 +93,8 @@ def judge(position: StreamPosition, epoch: str, offset: int) -> Verdict:
         if offset == position.offset + 1:
             return Verdict.NEXT
         return Verdict.REPEAT if offset <= position.offset else Verdict.GAP
-    # A position without an epoch is no exception. A message with the offset 1 seems to be the next one, but it may be a
-    # late repeat from an epoch that was forgotten.
+    # This is a gap even if the position has no epoch. A message with the offset 1 then seems to be the next one, but it
+    # may be a late repeat from an epoch that was deleted.
     return Verdict.GAP
 
 
@@ -130,7 +130,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         upto: the greatest offset to send, in the page's epoch; None if there is no limit.
     """
     if not page.epoch:
-        # The stream was forgotten or never existed. A position with an epoch proves that the stream had messages.
+        # The stream was deleted or never existed. A position with an epoch proves that the stream had messages.
         return Step((), StreamPosition("", 0), lost=position != StreamPosition("", 0))
     start = position.offset
     lost = not _in_epoch(position, page) or position.offset > page.tail or page.low > position.offset + 1

@@ -15,7 +15,7 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     """Return the transport of a connection.
 
     A server may put the transport into the scope. Otherwise, it is found through the server's `send`, which may be
-    wrapped by middlewares. For an unknown server, this returns a `Transport`, which only uses ASGI.
+    wrapped by middlewares. For an unknown server, this returns a `Transport`, which uses nothing but ASGI.
 
     Args:
         scope: the ASGI scope of the connection.
@@ -57,7 +57,8 @@ def _candidates(send: Any) -> Iterator[Any]:
 def _wrapped(send: Any) -> list[Any]:
     """Return the callables that a `send` may wrap.
 
-    These are the variables in its closure, and the attributes of its object whose names end with `send`.
+    These are the variables in its closure. For a method, they also include those attributes of its object that have a
+    name ending with `send`.
     """
     owner = getattr(send, "__self__", None)
     function = getattr(send, "__func__", send)

@@ -22,7 +22,7 @@ FRAMES_EXTENSION = "reliable_cable.frames"
 
 
 class Transport:
-    """The transport of a connection. This base class only uses ASGI. Subclasses use features of their server.
+    """The transport of a connection. This base class uses nothing but ASGI. Subclasses use features of their server.
 
     Args:
         send: the ASGI `send` of the connection.
@@ -30,7 +30,7 @@ class Transport:
 
     #: Whether this package can close the server's connections one after another before the server stops (see drain.py).
     drainable = False
-    #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if this is not configured.
+    #: How long, in seconds, the server waits for open requests when it stops; 0 if no time is configured.
     grace = 0.0
     #: A function that writes the bytes of a WebSocket frame without waiting; None if the server does not support this.
     #: It must not be called while the transport's buffer is full, see `attach`.
@@ -43,7 +43,7 @@ class Transport:
     form: type[Frame] = Frame
 
     def __init__(self, send: Any) -> None:
-        #: The ASGI `send` to use. If the server's own `send` was found, it is used, because it avoids a call of every
+        #: The ASGI `send` to use. If the server's own `send` was found, it is used, because it avoids a call to every
         #: middleware for each message. Otherwise, the `send` of the connection is used.
         self.send = send
         self._closing: asyncio.Task[None] | None = None
@@ -59,7 +59,7 @@ class Transport:
         """
 
     def complete(self, command: Subscribe) -> Subscribe:
-        """Add the stream positions that the transport knows to a command. This base class knows no positions."""
+        """Add to a command the stream positions that the transport knows. This base class knows none."""
         return command
 
     @property
@@ -79,7 +79,7 @@ class Transport:
         """Continue to read frames."""
 
     def stop_reading(self) -> None:
-        """Stop reading, because the connection is being closed. This base class can do nothing."""
+        """Stop reading, because the connection is being closed. This base class does nothing."""
 
     def unsent(self) -> int | None:
         """Return how many written bytes the client has not acknowledged; None if the number is unknown."""

@@ -10,7 +10,7 @@ messages, and are the same for all clients. Also, connections do not need the me
 
 from collections.abc import Sequence
 
-# Import this module first. If uvicorn is missing, the error of this module names the extra to install.
+# This import comes first, because its error names the extra to install if uvicorn is missing.
 from .uvicorn import CableWebSocketProtocol  # isort: skip
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension

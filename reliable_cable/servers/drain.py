@@ -4,7 +4,7 @@ daphne and uvicorn close all sockets as soon as they receive SIGTERM. All client
 commands in progress would not be answered. So this module replaces the server's signal handler. The new handler closes
 the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
 
-Even then, the process may not stop. The server waits for its applications, Python waits for threads at exit, and a
+Even so, the process might not stop. The server waits for its applications, Python waits for threads at exit, and a
 thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the
 signal.
 """
@@ -27,7 +27,7 @@ DRAIN_LIMIT = 5.0
 #: How long, in seconds, to wait for the stores to close.
 CLOSE_LIMIT = 3.0
 #: How long, in seconds, the process may take to stop. It may take longer if the server is configured to wait longer for
-#: requests.
+#: open requests.
 STOP_LIMIT = 11.0
 
 #: The signals that start a drain.
@@ -50,7 +50,7 @@ class Drain:
     Args:
         hub: a function that returns the hub to drain.
         loop: the event loop of the hub.
-        grace: how long, in seconds, the server is configured to wait for requests after the drain.
+        grace: how long, in seconds, the server is configured to wait for open requests after the drain.
     """
 
     def __init__(self, hub: Callable[[], DrainableHub], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0) -> None:

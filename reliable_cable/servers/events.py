@@ -40,7 +40,7 @@ _HEADERS: Final[Headers] = (
 
 
 class EventTransport(Transport):
-    """The transport for a reader. This class only uses ASGI.
+    """The transport for a reader. This class uses nothing but ASGI.
 
     Args:
         send: the ASGI `send` of the request.
@@ -161,7 +161,7 @@ class EventTransport(Transport):
             self.ended.set_result(None)
 
     def release(self) -> None:
-        """Break reference cycles after the reader has disconnected."""
+        """Break reference cycles after the reader has disconnected. This class does nothing."""
 
     def abort(self) -> None:
         """Let the application return, so that the server ends the response. Subclasses drop the connection."""

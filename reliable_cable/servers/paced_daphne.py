@@ -71,7 +71,7 @@ class PacedFactory(Factory):
         return None if protocol is None else _PendingProtocol(protocol, self._pacer)
 
     def doStop(self) -> None:  # noqa: N802 - Twisted's name
-        """Stop the wrapped factory, which the port has started before this factory replaced it."""
+        """Stop the wrapped factory, which the port started before this factory replaced it."""
         self._factory.doStop()
 
 
@@ -103,10 +103,10 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
 
 
 class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
-    """daphne's server with paced connections, and a limited time to send headers."""
+    """daphne's server, which starts only a few connections at once, and limits the time to send headers."""
 
     def listen_success(self, port: Any) -> None:
-        """Add pacing to a port on which the server has started to listen."""
+        """Add the pacer and the time limit to a port on which the server has started to listen."""
         super().listen_success(port)
         if isinstance(port, Port):
             factory: Any = port.factory

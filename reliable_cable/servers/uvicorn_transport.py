@@ -38,7 +38,7 @@ class UvicornTransport(Transport):
         self._protocol.transport.abort()
 
     def pause_reading(self) -> None:
-        """Restart the time in which the client must answer uvicorn's ping. uvicorn stops reading by itself."""
+        """Restart the time limit for the client's answer to uvicorn's ping. uvicorn stops reading by itself."""
         timer = getattr(self._protocol, "pong_timer", None)
         if timer is not None:
             timer.cancel()
