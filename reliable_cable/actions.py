@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The attribute of a decorated method that contains the name of the action for clients.
+#: The attribute in which a decorated method has the name of the action for clients.
 ACTION: Final = "_cable_action"
 
 

@@ -1,6 +1,7 @@
 """Functions that broadcast messages from any code, such as views, signal receivers, tasks and the shell.
 
-The functions only write to the stores. The hubs of the server processes receive the messages from the stores.
+The functions send nothing to clients themselves. They write the messages to the stores, from which the hubs of the
+server processes receive them.
 """
 
 import json
@@ -53,7 +54,7 @@ def broadcast(
     """Send a message to all subscribers of a stream. Disconnected clients receive it when they reconnect.
 
     Inside transactions, the message is sent after all of them have committed. If one of them is rolled back, the
-    message is not sent. The payload is encoded immediately, so later changes of `data` have no effect.
+    message is not sent. The payload is encoded immediately, so later changes to `data` have no effect.
 
     Args:
         stream: the stream's name. It has 1 to 255 characters, and no control characters.
@@ -75,7 +76,8 @@ def broadcast(
         InvalidStreamName: the name is not valid.
         InvalidPayload: the payload cannot be sent.
         InvalidOption: the options contradict each other, or cannot be used with this stream.
-        BroadcastError: nothing was sent. This is also the base class of the three `Invalid…` errors.
+        BroadcastError: the broadcast was refused or could not be stored, and nothing was sent. This is also the base
+            class of the three `Invalid…` errors.
         BroadcastUncertain: a `BroadcastError` after which the message may have been stored. The broadcast can safely be
             repeated with the same `idempotency_key`.
     """
@@ -176,7 +178,7 @@ async def aposition(stream: str) -> PagePosition:
 
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
-    """Return the position of a stream's newest message, from a read of the stream. The stream may not exist."""
+    """Return the position of the newest message of a stream, after the stream was read. The stream may not exist."""
     return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else beginning_of(page.lineage).epoch)
 
 

@@ -42,7 +42,7 @@ def find_channel(name: str) -> type[Channel] | None:
 
 
 def channel_prefix(stream: str) -> str:
-    """Return the prefix of a stream's name that names a channel, such as `ChatChannel:`; `""` if there is none."""
+    """Return the channel name with which a stream's name begins, such as `ChatChannel:`; `""` if there is none."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
 
@@ -106,7 +106,7 @@ class Channel:
         self.identifier = identifier
         self._reply: Reply | None = None
         self._state: dict[str, Any] | None = None
-        #: The size of the state, in bytes, at the last call of `dump_state`.
+        #: The size of the state, in bytes, as `dump_state` last measured it.
         self.state_size = 0
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
@@ -228,7 +228,7 @@ class Channel:
                 It can be a text, as in `after=self.params.get("after")`. If some of these messages are no longer
                 stored, or the text is not a position of this stream, the client receives `reject_history`. If the
                 client itself requests messages after a position, that position is used. The argument has no effect for
-                base clients and for streams without a history.
+                clients of the base protocol and for streams without a history.
 
         Raises:
             InvalidStreamName: the name is not valid.
@@ -350,7 +350,7 @@ class Channel:
         """Begin a new reply, and return a copy of the state, for `undo` and `take_reply`.
 
         Raises:
-            ChannelError: a value of the state is not a JSON value.
+            ChannelError: as for `dump_state`.
         """
         self._reply = None
         return self.dump_state()
@@ -364,7 +364,7 @@ class Channel:
         """Remove and return the reply. Set its `changed` if the state differs from the state that `begin` returned.
 
         Raises:
-            ChannelError: a value of the state is not a JSON value.
+            ChannelError: as for `dump_state`.
         """
         reply = self.reply
         reply.changed = self.dump_state() != saved

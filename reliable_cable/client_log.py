@@ -23,7 +23,7 @@ INTERVAL: Final = 60.0
 
 
 class ClientLog(logging.LoggerAdapter[logging.Logger]):
-    """The logger of a connection. In each `INTERVAL`, it logs at most `MAX_LINES` lines, and counts the omitted lines.
+    """A logger for lines that clients can cause. In each `INTERVAL`, it logs up to `MAX_LINES`, and counts the rest.
 
     Args:
         subject: the subject in the line "… more log lines about <subject> were omitted."

@@ -51,7 +51,7 @@ CONNECT_TIMEOUT: Final = 10.0
 
 _drains: PerLoop[Drain] = PerLoop()
 
-#: The reasons with which `connect` can refuse a client. They tell the client not to reconnect automatically.
+#: The reasons that `connect` can give when it refuses a client. They tell the client not to reconnect automatically.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
 
 
@@ -66,7 +66,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     define an `async def` method.
     """
 
-    #: The attributes that identify the owner of a connection. A session is restored only if all values are the same.
+    #: The attributes that identify the owner of a connection. A session is restored only if none of them has changed.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
     #: The origins of the web pages that may connect. `"*"` allows all, and None allows this site. See
     #: `origins.is_allowed`. An example is `["https://example.com", "https://*.example.org"]`.
@@ -140,7 +140,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         """Return a context manager for handlers, which can set a tenant or a language for them.
 
         Override this with a generator method that is decorated with `contextmanager` or `asynccontextmanager`. The
-        manager is entered once for each call of a handler and its check (`before_subscribe` or `before_action`). It is
+        manager is entered once for a handler and the check before it (`before_subscribe` or `before_action`). It is
         also entered for `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer, and checks
         of logins. `connect` runs without the manager, and may set attributes that the manager uses.
 
@@ -221,7 +221,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is None:
                 return
             connection = self._session = commands.connection
-            # A broadcast with `to_others` in a handler then excludes this client.
+            # This lets a broadcast with `to_others` in a handler exclude this client.
             connection.context.run(set_socket_id, connection.sid)
             if self._connected is not None:
                 self._connected.set_result(copy_context())
@@ -370,7 +370,7 @@ async def _refuse_for_now(send: Send, reason: str = constants.TRY_AGAIN) -> None
 
 
 def _check_attributes(cls: type[CableConsumer]) -> None:
-    """Raise `TypeError` if `identified_by` of a class is invalid, or if the class overrides attributes of the base."""
+    """Raise `TypeError` if a class overrides `namespace` or `session`, or its `identified_by` has an unusable name."""
     names: Any = cls.identified_by
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise TypeError(

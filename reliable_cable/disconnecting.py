@@ -53,7 +53,7 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
         reconnect: whether the clients reconnect automatically, and are authenticated again. Otherwise, they stay
             disconnected until the web page is reloaded.
         using: wait only for a transaction on the database with this alias.
-        identifiers: a value for one or more names in `identified_by`. A value must have the type that `connect` sets.
+        identifiers: values for one or more of the names in `identified_by`, of the types that `connect` sets.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `adisconnect`.
@@ -106,9 +106,8 @@ def revoke(
     """End subscriptions in all server processes, as in `revoke(user=user, channel=ChatChannel)`.
 
     This ends all subscriptions to a channel, or all subscriptions that receive a stream. If identifiers are given, only
-    subscriptions of connections with these identifiers end. Subscriptions end immediately, and their clients receive
-    the reason. Clients of the extended protocol must then reconnect. When a client subscribes again, `subscribed` of
-    the channel decides.
+    subscriptions of connections with these identifiers end. Their clients receive the reason. Clients of the extended
+    protocol must then reconnect. When a client subscribes again, `subscribed` of the channel decides.
 
     Sessions of clients that are not connected now will be restored without these subscriptions. A subscription is not
     ended if its `subscribed` was called after this function.
@@ -210,7 +209,7 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 
 
 class _Disconnect:
-    """A call of `disconnect` in the current namespace, and its retries.
+    """A call to `disconnect` in the current namespace, and its retries.
 
     The time of a disconnect is the time at which the session store was first changed. Retries use the same time. So
     they do not close connections that were opened later.
@@ -268,7 +267,7 @@ class _Disconnect:
 
 
 class _Revoke(_Disconnect):
-    """A call of `revoke`, and its retries.
+    """A call to `revoke`, and its retries.
 
     The condition includes the channel or the stream. So session stores can store it in the same way as a disconnect.
     """
@@ -279,7 +278,7 @@ class _Revoke(_Disconnect):
 
     def _encode(self, at: float) -> str:
         scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
-        # These include the namespace, because it is a part of a connection's identity.
+        # The namespace is among them, because it is a part of a connection's identity.
         connections = {name: text for name, text in self.condition.items() if name not in scope}
         return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
 
@@ -305,7 +304,7 @@ def _give_up(calls: Sequence[_Disconnect]) -> None:
         logger.error("The %s were not closed, because the process exits.", call)
 
 
-#: The worker that retries disconnects and revocations after a commit or a logout, where errors must not be raised.
+#: The worker for disconnects and revocations after a commit or a logout. It retries them, and raises no errors.
 _pending: BackgroundWorker[_Disconnect] = BackgroundWorker(
     "cable-disconnects", _store_all, exit_timeout=EXIT_TIMEOUT, on_abandoned=_give_up
 )
@@ -324,7 +323,7 @@ def check_names(names: Collection[str]) -> None:
     """Check that connections can have identifiers with these names.
 
     Raises:
-        InvalidIdentifier: no consumer has one of the names in `identified_by`.
+        InvalidIdentifier: one of the names is in `identified_by` of no consumer.
     """
     if not identifier_names.issuperset(names):
         _import_consumers()

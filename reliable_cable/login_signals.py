@@ -91,7 +91,7 @@ def _may_end_logins(user: Any, saved: Collection[str] | None) -> bool:
 
 
 def _announce(change: LoginChange) -> None:
-    """Send a change to all processes after the commit. Only log errors, because regular checks find the change, too."""
+    """Send a change to all processes after the commit. Errors are just logged: regular checks find the change, too."""
     send = partial(_send, change)
     on_commit = partial(call_after_commit, send, failed=_report, remedy="end the login after the commit")
     try:

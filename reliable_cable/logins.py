@@ -1,4 +1,4 @@
-"""The logins by which connections were authenticated, and the check whether they are still valid."""
+"""The logins by which connections were authenticated, and a check of whether these logins are still valid."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ class Login(_UserLogin):
 
     @property
     def identity(self) -> Identity:
-        """The ids of the user and the Django session. The condition of a login change is compared with them."""
+        """The user's id and the digest of the session key. A `LoginChange` names the logins that it concerns by one."""
         return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
 
@@ -73,7 +73,7 @@ class TokenLogin(_UserLogin):
 
     @property
     def identity(self) -> Identity:
-        """The id of the user. The condition of a login change is compared with it."""
+        """The user's id. A `LoginChange` names the logins that it concerns by this id."""
         return {USER: self.user_id}
 
 
@@ -89,7 +89,8 @@ def user_id(user: Any) -> str:
 def find_login(scope: Mapping[str, Any]) -> Login | None:
     """Return the login that an authentication middleware has added to the scope; None if it has added none."""
     session = scope.get("session")
-    # The middleware has loaded the data of the session. Other attributes might query the database on the event loop.
+    # The middleware has loaded the data into `_session_cache`. Other ways to read the data might query the database,
+    # which must not happen on the event loop.
     data = getattr(session, "_session_cache", None)
     key = getattr(session, "session_key", None)
     if not key or not isinstance(data, Mapping) or SESSION_KEY not in data:
@@ -113,13 +114,14 @@ def has_valid_hash(user: Any, auth_hash: str) -> bool:
         return False
     if constant_time_compare(auth_hash, user.get_session_auth_hash()):
         return True
-    # Django would now give the session a new key and hash. A WebSocket cannot do this, because it cannot set a cookie.
+    # If a fallback matches, Django gives the session a new key and hash. This is impossible here, because a WebSocket
+    # cannot set a cookie.
     fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
     return any(constant_time_compare(auth_hash, fallback) for fallback in fallbacks())
 
 
 def check_logins(logins: Sequence[AnyLogin]) -> list[bool | Exception]:
-    """Return whether each login is valid. If the check of a login failed, return the error in its place.
+    """Return, for each login, whether it is valid, or the error if it could not be checked.
 
     Sessions and users are looked up in batches if the session engine and the authentication backend allow this.
     Otherwise they are looked up one by one.

@@ -1,4 +1,4 @@
-"""A Django middleware that reads the session id in a request, so that broadcasts can exclude its sender."""
+"""A Django middleware that reads the session id in a request, so that broadcasts can exclude the request's sender."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ class SocketIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Handle a request. In the meantime, `current_socket_id` returns the session id in the request's header."""
+        """Handle a request. Until it is handled, `current_socket_id` returns the session id in its header."""
         socket_id = request.headers.get(HEADER, "")
         if self.is_async:
             return self._acall(request, socket_id)

@@ -18,10 +18,10 @@ class Stream(models.Model):
     low = models.BigIntegerField(default=1)
     #: The time of the newest entry. The next entry never gets an earlier time.
     tail_at = models.FloatField(default=0)
-    #: The time of the newest entry that was trimmed. A read of the messages since an earlier time is incomplete.
+    #: The time of the newest entry that was trimmed. The messages since an earlier time are incomplete.
     trimmed_at = models.FloatField(default=0)
-    #: The lineage of the database in which the epoch began; "" if it is unknown. The column has a default in the
-    #: database, so that servers of the previous release can insert rows during a rolling upgrade.
+    #: The lineage (see `Lineage`) that the database had when the epoch began; "" if it is unknown. The column has a
+    #: default in the database, so that servers of the previous release can insert rows during a rolling upgrade.
     lineage = models.CharField(max_length=64, blank=True, default="", db_default="")
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ class SessionPart(models.Model):
 
 
 class Revocation(models.Model):
-    """The latest call of `disconnect` or `revoke` with a condition."""
+    """The latest call to `disconnect` or `revoke` with a condition."""
 
     #: The hash of the condition (see `identity.condition_key`).
     condition = models.CharField(max_length=64, primary_key=True)

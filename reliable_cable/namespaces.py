@@ -45,7 +45,7 @@ def current_namespace() -> str:
     that of the connection.
 
     Raises:
-        BroadcastError: in a handler, the function has returned another namespace than that of the connection.
+        BroadcastError: in a handler, the function has returned a namespace that is not the one of the connection.
         ImproperlyConfigured: the function cannot be imported, or has returned a value that cannot be a namespace.
     """
     path = get_settings().namespace

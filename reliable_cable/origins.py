@@ -101,8 +101,8 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
     Args:
         scope: the ASGI scope of the handshake.
         allowed: the consumer's `allowed_origins`.
-        tenants: whether the hosts in `ALLOWED_HOSTS` belong to several tenants. A web page of one tenant must not
-            connect to another tenant. So the origin must then be the host of the handshake.
+        tenants: whether the hosts in `ALLOWED_HOSTS` belong to several tenants. If they do, they are not allowed as
+            origins, because a web page of one tenant must not connect to another tenant. The host of the handshake is.
     """
     if allowed == EVERY_ORIGIN:
         return True

@@ -51,8 +51,8 @@ class TurboStreamsChannel(Channel):
 
     The param `signed_stream_name` is the signed name of the stream, and may contain a position. The messages after this
     position are sent first. If there is no position, the messages since the time in the param `since` are sent first.
-    At this time, the request of the web page began. The time needs no signature, because every client may request the
-    history of its streams.
+    This is the time at which the request for the web page began. It needs no signature, because every client may
+    request the history of its streams.
 
     Clients can neither whisper nor join presence.
     """
@@ -74,7 +74,7 @@ class TurboStreamsChannel(Channel):
 def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
     """Return the name and the position in the param `signed_stream_name` of a channel.
 
-    The name is None if the signature or the namespace is wrong. The position is None if the param contains none.
+    If the signature or the namespace is wrong, the name is None or `""`. The position is None if there is none.
     """
     signed = channel.params.get("signed_stream_name")
     name, at = (verify_signed_stream(signed) if isinstance(signed, str) else None) or ("", None)

@@ -69,7 +69,7 @@ class Reply:
     streams: list[StreamStart | StreamStop] = field(default_factory=list)
     presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)
     rejected: bool = False
-    #: Whether `before_subscribe` or `before_action` has refused, so that the handler was not called.
+    #: Whether `before_subscribe` or `before_action` refused the command, so that its handler was not called.
     refused: bool = False
     #: Whether the handler has changed the channel's state.
     changed: bool = False

@@ -8,7 +8,7 @@ from django.core.signals import request_started
 from django.http import HttpRequest
 
 #: The key of the time in the environment (WSGI) or the scope (ASGI) of a request. A context variable cannot be used,
-#: because Django's ASGI handler sends the signal in another context than that of the view.
+#: because Django's ASGI handler does not send the signal in the context in which the view runs.
 _KEY: Final = "reliable_cable.request_began"
 
 

@@ -27,7 +27,7 @@ _PATH: Final = re.compile(r"/[^?#%<>\s]*")
 class CableHTTP:
     """An ASGI application that serves the HTTP endpoints, and passes everything else to another application.
 
-    Use it in `asgi.py`: `"http": CableHTTP(get_asgi_application())`. Requests to the endpoints do not pass Django's
+    Use it in `asgi.py`: `"http": CableHTTP(get_asgi_application())`. Requests to the endpoints bypass Django's
     middlewares, URLs and views. If an endpoint does not allow the method of a request, the status is 405. An endpoint
     whose path is None is not served.
 
@@ -105,7 +105,7 @@ class CableHTTP:
         await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
-        """Return the endpoint at the path of a request, and the stream name in the path; None if there is none."""
+        """Return the endpoint at the path of a request, and the stream name in it; None if there is no endpoint."""
         path = _path_in_application(scope)
         endpoint = self._endpoints.get(path)
         if endpoint is not None:

@@ -1,4 +1,4 @@
-"""Runs a command in AnyCable's format that is posted instead of messages. The only command is `disconnect`."""
+"""Runs a command, which a request contains in place of messages, in AnyCable's format. The only one is `disconnect`."""
 
 import json
 from collections.abc import Mapping

@@ -108,7 +108,7 @@ class ReadBody:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The step that calls a function or the async twin of the function.
+    """The step that calls a function: `arun` calls its async twin, and `run` its sync twin.
 
     Args:
         asynchronous: the function that `arun` awaits.

@@ -1,4 +1,4 @@
-"""Checks whether a web page of another origin may read server-sent events, by the setting `CORS_ORIGINS`."""
+"""Checks whether the setting `CORS_ORIGINS` allows a web page of another origin to read server-sent events."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -67,7 +67,7 @@ def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequ
 
 
 def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-    """Check a request that was caused by a web page of another origin, according to the browser.
+    """Check a request, if the browser says that a web page of another origin has caused it.
 
     Args:
         scope: the scope of the request.
@@ -80,7 +80,7 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
     if dict(scope["headers"]).get(b"sec-fetch-site") not in _OTHER_SITES:
         return
     if _has(scope, b"origin"):
-        # Only in development: in production, a proxy may add the headers with which the page can read the response.
+        # This is logged only in development. In production, a proxy may add the headers that let the page read it.
         if settings.DEBUG and not _may_read(headers):
             log_refusal(scope, f"A page cannot read {scope['path']!r}", _problems(scope, headers))
     elif _has(scope, b"cookie"):

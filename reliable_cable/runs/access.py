@@ -33,7 +33,7 @@ def permissions() -> RunPermissions:
 
 
 def readable_run(run: object, user: Any) -> Run:
-    """Return the run with an id, if the user may read it.
+    """Return the run with the given id, if the user may read it.
 
     Args:
         run: the id, as the client sent it. Any value is allowed. If it is not a UUID, there is no such run.
@@ -49,7 +49,7 @@ def readable_run(run: object, user: Any) -> Run:
 
 
 def stoppable_run(run: object, user: Any) -> Run:
-    """Return the run with an id, if the user may stop it. The arguments and errors are those of `readable_run`."""
+    """Return the run with the given id, if the user may stop it. Arguments and errors are as for `readable_run`."""
     found = readable_run(run, user)
     if not permissions().may_stop(user, found):
         raise Run.DoesNotExist("There is no such run.")

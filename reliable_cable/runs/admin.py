@@ -1,4 +1,4 @@
-"""The admin page of runs, which shows their states and ages, but no prompts and answers."""
+"""The admin page of runs, which shows their states and ages, but neither prompts nor answers."""
 
 from datetime import timedelta
 from typing import Any

@@ -89,8 +89,8 @@ class Attempt:
             RunNotQueued: another task is writing the run, or the run is completed or failed.
         """
         run, now = self.run, self._clock()
-        # The stream has no event of this attempt yet. So the row and the messages after this position are the whole
-        # answer.
+        # The stream has no event of this attempt yet. So this position and the row, whose answer is empty, are a state
+        # from which a reader can follow the attempt.
         self._position = position(run.stream)
         queued = Run.objects.filter(pk=run.pk, status=Status.QUEUED, attempt=run.attempt)
         if not queued.update(
@@ -128,7 +128,7 @@ class Attempt:
                 return
             try:
                 if self._saved_at + self._lease <= now:
-                    self._save()  # the run may have been taken from this writer
+                    self._save()  # the lease has expired: first check whether the run still belongs to this writer
                 if not self.lost and (self._unsent or self.coalescer.due() <= now):
                     self._flush()
                 if not self.lost and self._saved_at + SAVE_INTERVAL <= now:
@@ -196,12 +196,12 @@ class Attempt:
     def end(self, status: Status, error: str = "") -> None:
         """Broadcast and save the complete answer, and end the attempt.
 
-        After an outage of the store or the database, this is retried until the lease ends. Then a server or
-        `Run.objects.expire` marks the run as failed.
+        After an outage of the store or the database, this is retried for as long as a lease lasts. If it does not
+        succeed, a server or `Run.objects.expire` marks the run as failed.
 
         Args:
             status: the final status of the attempt.
-            error: the reason of a failure, which the user reads; `""` if the attempt did not fail.
+            error: the error message for the user; `""` if the attempt did not fail.
 
         Raises:
             Exception: the error of the last try.

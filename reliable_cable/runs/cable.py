@@ -20,7 +20,7 @@ class RunChannel(Channel):
     """
 
     async def subscribed(self) -> None:
-        """Stream the events of the run. Without the right to read it, the subscription is rejected."""
+        """Stream the events of the run, or reject the subscription if the user may not read the run."""
         run = await run_handler(readable_run, self.params.get("id"), self.connection.user)
         self._reader = Reader(run.pk)
         watcher().add(self._reader)
@@ -42,8 +42,8 @@ async def snapshot_of(stream: str) -> Snapshot | None:
     Args:
         stream: the name of the stream, which ends with the id of the run.
     """
-    # This position is read before the row, and is used unless the run is running. A queued run has no event of its
-    # attempt before this position. If the run has ended, readers ignore the events after it.
+    # This position is read before the row. It is used if the run is queued, because its attempt has no events before
+    # this position, and if the run has ended, because readers then ignore the events after this position.
     at = await aposition(stream)
     run = await Run.objects.filter(pk=stream.rpartition(":")[2]).afirst()
     if run is None:

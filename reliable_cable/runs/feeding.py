@@ -60,7 +60,7 @@ class _Call:
 
 
 class Feeder:
-    """Adds the content of events to an output. The events of several answers may follow one another.
+    """Adds the content of events to an output. It accepts the events of several answers, one answer after another.
 
     Args:
         out: receives the content, usually a `Writer`.
@@ -207,7 +207,7 @@ class Feeder:
                     call.pieces.append(delta.partial_json)
 
     def _begin(self) -> None:
-        """Begin the next answer. Fail if the answer before it is not complete."""
+        """Begin the next answer. Fail if the model stopped before the previous answer was complete."""
         if self._cut_off is not None:
             self._fail(self._cut_off)
         self._unfinished = True
@@ -256,7 +256,7 @@ def _is_event(cls: type) -> bool:
 
 
 def _sum(former: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sum of two usages. Numbers under the same key are added. Of other values, that of `usage` is kept."""
+    """Return the sum of two usages. Numbers are added, also in nested dicts. Other values are taken from `usage`."""
     total = {**former, **usage}
     for name in former.keys() & usage.keys():
         if isinstance(former[name], dict) and isinstance(usage[name], dict):

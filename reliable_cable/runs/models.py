@@ -171,13 +171,13 @@ class Run(models.Model):
     parts = models.JSONField(default=list, blank=True)
     #: The numbers that the model has reported, such as tokens, by name.
     usage = models.JSONField(default=dict, blank=True)
-    #: The reason why the run has failed, which the user reads.
+    #: The error message that the user reads if the run has failed.
     error = models.TextField(blank=True, default="")
     stop_requested = models.BooleanField(default=False)
     #: The random id of the writer of the attempt. A writer changes only rows that contain its id.
     writer = models.CharField(max_length=32, blank=True, default="", editable=False)
-    #: The position in the stream up to which the row contains the content, as `str(PagePosition)`; "" before a task
-    #: begins the attempt.
+    #: A position in the stream, as `str(PagePosition)`. The row contains the content of the events up to this position.
+    #: It is "" before a task begins the attempt.
     position = models.CharField(max_length=255, blank=True, default="", editable=False)
     #: The end of the lease. The writer renews the lease while it is alive, and counts as dead after this time.
     lease_until = models.DateTimeField(null=True, blank=True, editable=False)
@@ -237,7 +237,7 @@ class Run(models.Model):
         return True
 
     def announce_end(self) -> None:
-        """Broadcast the event with which the attempt ended. While the stream keeps this event, it is not sent again."""
+        """Broadcast the event with which the attempt ended, unless the stream still keeps an earlier copy of it."""
         with use_namespace(self.namespace):
             broadcast(self.stream, self.end_event(), idempotency_key=f"{self.attempt}:end")
 

@@ -86,7 +86,7 @@ class Content:
         self.length += len(text)
 
     def add_part(self, part: Mapping[str, Any]) -> None:
-        """Append a part. Reasoning that directly follows other reasoning is appended to the text of that part."""
+        """Append a part. Reasoning that directly follows other reasoning is appended to the earlier part."""
         last = self.parts[-1] if self.parts else None
         if last is not None and part["type"] == REASONING == last["type"] and last["at"] == self.length:
             last["text"] += part["text"]

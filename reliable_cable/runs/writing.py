@@ -62,9 +62,9 @@ class Writer:
     def feed(self, event: object) -> None:
         """Add the content of an event from the client library of a language model.
 
-        Text, reasoning, complete calls of your tools, cited web pages and usage are added. Other events are ignored.
-        The run also fails if the block of `writing` ends before the last answer of the model is complete. To end the
-        block early, raise `RunStopped`.
+        Text, reasoning, complete calls to your tools, cited web pages and usage are added. Other events are ignored.
+        If the block of `writing` ends before the last answer of the model is complete, the run fails. To end the block
+        early, raise `RunStopped`.
 
         Args:
             event: an event of the Responses API or a chunk of the Chat Completions API, as the library `openai` yields
@@ -89,7 +89,7 @@ class Writer:
             self._add({"type": "reasoning", "text": clean_text(text)})
 
     def tool_call(self, id: str, name: str, input: Any) -> None:  # noqa: A002 - the names in the part
-        """Add the call of a tool.
+        """Add a tool call.
 
         Args:
             id: the id of the call, which the model has chosen.
@@ -149,8 +149,8 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
     """Write a queued run in a `with` block. At the end of the block, the answer is saved, and the run is completed.
 
     If the run is stopped, the next `write` raises `RunStopped`, which ends the block and the run without an error. Any
-    other error fails the run, and is raised. The user reads the message of a `RunFailed`. After other errors, the user
-    reads only that something went wrong.
+    other error fails the run, and is raised again. The user reads the message of a `RunFailed`. After other errors, the
+    user reads only that something went wrong.
 
     Args:
         run: the id of the run.

@@ -35,7 +35,7 @@ def cable_meta_tags(
 ) -> SafeString:
     """Render the meta tags that the JavaScript client reads. Put them into the head of the web page.
 
-    The tags contain the time at which the request began. The view read the data of the web page after this time. A
+    The tags contain the time at which the request began. The view reads the data of the web page after this time. A
     client that subscribes for the first time requests the messages that were broadcast since this time. If the template
     has no variable `request`, the tags contain the time at which they are rendered. The time is rounded down to a whole
     second. So the client may receive a message whose data is already in the web page.
@@ -50,8 +50,8 @@ def cable_meta_tags(
             since 1970 by this host's clock. Give this time if the data was read before the request began, for example
             if it comes from a cache.
         token: whether to add a token for the user of the request, see `cable_token`. Anonymous users get no token. With
-            `token`, the URL is absolute, or is left out if it is the default. A client that reads the tags again to get
-            a new token could not use a path.
+            `token`, the URL is absolute, or is left out if it is the default: a client that reads the tags again, to
+            get a new token, does not accept a path in them.
     """
     tags = []
     if not token or url != DEFAULT_URL:
@@ -207,8 +207,8 @@ def turbo_stream_from(
     """
     name = check_stream_name(target_name(list(streamables)))
     at = None if at is None else _checked_position("turbo_stream_from", at)
-    # The time has six decimals, so that it differs for each web page. If the params of two subscriptions were equal,
-    # the client would begin the second one at the position of the first.
+    # The time has six decimals, so that no two web pages contain the same time. If two subscriptions of a client had
+    # the same params, the client would begin the second one at the position of the first.
     since = format_html(' data-since="{}"', f"{_since(context):.6f}") if at is None else ""
     return format_html(
         '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"{}></turbo-cable-stream-source>',

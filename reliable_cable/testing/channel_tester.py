@@ -150,7 +150,7 @@ class ChannelTester:
     def close(self) -> None:
         """Disconnect. At the end of a sync test, this is called automatically.
 
-        A later call of `subscribe` connects as a new client.
+        If `subscribe` is called later, it connects as a new client.
         """
         if self._client.connection is not None:
             self._run(self.aclose())

@@ -65,7 +65,7 @@ class CableCommunicator(ClientSocket):
         self._headers = dict(headers or {})
         #: The id of the session. `connect` restores the session with this id, then stores the id that the server sends.
         self.session_id = session_id
-        #: The identifiers of the subscriptions that the last call of `connect` has restored.
+        #: The identifiers of the subscriptions that were restored when the client last connected.
         self.restored: list[str] = []
         #: The subscriptions of this client, by identifier.
         self.subscriptions: dict[str, CableSubscription] = {}
@@ -101,12 +101,12 @@ class CableCommunicator(ClientSocket):
     async def reconnect(self) -> bool:
         """Break the connection if it is open, and connect again in the same way as a real client.
 
-        The server restores the session. The client then requests the messages after the last ones that it received,
-        and subscribes again where a subscription was not restored. After this call, `receive` returns the messages
+        The server restores the session. The client then requests the messages after the last ones that it received. If
+        a subscription was not restored, the client subscribes again. After this call, `receive` returns the messages
         that the client has missed.
 
         Returns:
-            True if the client was welcomed and no messages are lost.
+            True if the client was welcomed, no subscription was rejected, and no messages are lost.
         """
         await self.disconnect(CLOSE_ABNORMAL)
         if not await self.connect():

@@ -1,4 +1,4 @@
-"""Runs async code for sync tests. All calls of a test use the same event loop."""
+"""Runs async code for sync tests. A test uses the same event loop for all of its async code."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -12,7 +12,7 @@ from .client_socket import ClientSocket, Frame, is_message
 
 
 class CallFailed(Exception):
-    """Raised if the call of an action has no result.
+    """Raised if an action was called, but there is no result.
 
     Args:
         message: the error message.
@@ -52,7 +52,7 @@ class CableSubscription:
         self.positions: dict[str, dict[str, Any]] = {}
 
     async def subscribe(self, *, since: float | None = None) -> bool:
-        """Subscribe. If the client was subscribed before, request the messages after the last one of each stream.
+        """Subscribe. For each stream with a received message, also request the messages after the last one.
 
         Args:
             since: a time in seconds since 1970. If the client has received no message of a stream, the messages of this
@@ -113,7 +113,7 @@ class CableSubscription:
         await self._socket.settle()
 
     async def history(self, *, since: float | None = None) -> bool:
-        """Request the messages after the last one that was received of each stream.
+        """For each stream, request the messages after the last one that the client has received.
 
         Args:
             since: a time in seconds since 1970. If the client has received no message of a stream, the messages of this
