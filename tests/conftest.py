@@ -39,11 +39,12 @@ hypothesis.settings.load_profile("cable")
 
 @pytest.hookimpl(optionalhook=True)  # by pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling | None:
-    """Let a process that has finished its tests take some of another's, because tests of one folder can be long."""
+    """Let a process that has finished its tests take some from another one, because tests of one folder can be long."""
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
-#: The combinations of server and engine that are tested by default. On the others, slow tests run only if `-m` says so.
+#: The combinations of server and engine that are tested by default. On other combinations, slow tests run only if `-m`
+#: says so.
 COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
 
 
@@ -71,8 +72,8 @@ def _is_chosen(item: pytest.Item) -> bool:
 
 
 def _is_repeated(item: pytest.Item) -> bool:
-    """Return whether a test on one of the other combinations is left to the other one of them."""
-    # Half of the tests are on each.
+    """Return whether a test is left to the other one of the two combinations that are not in `COMBINATIONS`."""
+    # Each of these two runs half of the tests.
     kind = ("daphne", "uvicorn")[crc32(item.nodeid.partition("[")[0].encode()) % 2]
     return isinstance(item, pytest.Function) and item.callspec.params["kind"] == kind
 

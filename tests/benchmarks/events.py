@@ -27,7 +27,7 @@ SUBJECTS = (
     Subject("uvicorn", "cable_serve", PROJECT),
     Subject("daphne", "cable_serve", PROJECT, options=DAPHNE),
 )
-#: Is in each message once.
+#: A text that each message contains once.
 MARK = b"a-message-of-the-benchmark"
 #: How long, in seconds, to wait for all clients.
 PATIENCE = 60.0

@@ -1,7 +1,7 @@
 """Measures what a message from a client costs a server: `python -m tests.benchmarks incoming`.
 
-Each client sends messages at a rate at which its connection is idle in between. For the kind `answered`, it sends each
-message as soon as the previous one was answered. A bare ASGI application and a Channels consumer receive the same
+Each client sends its messages so slowly that its connection is idle between them. For the kind `answered`, it sends
+each message as soon as the previous one was answered. A bare ASGI application and a Channels consumer receive the same
 messages and decode them, for comparison.
 """
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 CONNECTIONS = 1000
 ENGINES = ("db", "cached_db", "cache", "file", "signed_cookies")
-#: In seconds. The checks of an interval are measured, including the rounds in which no login is due.
+#: How often, in seconds, each login is checked. One such interval is measured, with the rounds in which none is due.
 INTERVAL = 5.0
 
 

@@ -17,7 +17,7 @@ from tests.support.redis import RedisServer
 
 #: The text of a token.
 TOKEN = "word "
-#: For each row: the number of tokens, and how many of them a second; None: as fast as possible.
+#: For each row: the number of tokens, and how many of them are written per second; None: as many as possible.
 ROWS = ((200_000, None), (5_000, 1_000), (1_500, 300), (500, 100))
 #: The maximum CPU time of a token when a model writes as fast as it can, in seconds.
 MAX_COST = 20e-6

@@ -66,7 +66,7 @@ class TcpProxy:
     def withhold(self) -> None:
         """Hold back the data that clients send over new WebSockets, until `restore` is called.
 
-        The handshakes are forwarded. The server receives no commands, so that they stay unanswered.
+        The handshakes are forwarded. The server receives no commands, so they stay unanswered.
         """
         self.withheld.clear()
         self._withholding = True

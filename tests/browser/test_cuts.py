@@ -23,10 +23,10 @@ Step = Callable[[], Awaitable[object]]
 
 
 async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
-    """Send the messages, and meanwhile cut and restore the connection.
+    """Send the messages, and cut and restore the connection at the same time.
 
-    For each forty messages, the connection is cut during the first twenty. Ten are sent while it is cut, and it is
-    restored during the last ten.
+    Of every forty messages, twenty are sent before or during the cut of the connection, ten while it is cut, and ten
+    while it is being restored.
     """
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]
@@ -108,7 +108,7 @@ async def test_cut_by_a_reset_of_the_network(
 
 
 async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
-    """The page closes and opens a second cable, as pages do that know when they need no connection."""
+    """The page closes and opens a second cable, as a page may do while it needs no connection."""
     windows = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     for window in windows:
         await window.page.evaluate(

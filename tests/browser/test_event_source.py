@@ -64,7 +64,7 @@ def beside(pair: list[Server]) -> Iterator[OtherProcess]:
 
 @fixture
 async def page(chromium: Browser) -> AsyncIterator[Page]:
-    """A page."""
+    """A page of a new browser context."""
     context = await chromium.new_context()
     yield await context.new_page()
     await context.close()
@@ -80,12 +80,12 @@ class Streams:
 
     @property
     def query(self) -> str:
-        """The query of the reader."""
+        """The query of a URL that reads the streams."""
         channel = json.dumps({"channel": "StreamChannel", "streams": self.names[:2]})
         return urlencode([("identifier", channel), *(("stream", name) for name in self.names[2:])])
 
     async def say(self) -> None:
-        """Broadcast the next number to each stream. The last stream gets it as an event with a type, and HTML."""
+        """Broadcast the next number to each stream. For the last stream, it is HTML in an event with a type."""
         self.count += 1
         for name in self.names[:3]:
             await self._beside.call("broadcast", name, [name, self.count])
@@ -136,7 +136,7 @@ async def test_a_reader_does_not_get_what_excluded_it_after_a_kill(
     await page.evaluate(READ, f"/events?{urlencode([('stream', name), ('stream', other)])}")
     await eventually(partial(page.evaluate, "seen.confirm_subscription.length === 2"))
     await beside.call("broadcast", name, "own", exclude_socket=await page.evaluate("seen.sid"))
-    # The id alone has caused no event. The next ping shows it.
+    # The id alone has caused no event. The page sees it with the next ping.
     await eventually(partial(page.evaluate, "seen.id.startsWith('*1/')"))
     server.kill()
     await asyncio.to_thread(server.start)

@@ -130,7 +130,7 @@ class Newcomer:
         path.write_text(former + text[match.end() :])
 
     def provide(self, dependencies: Path) -> None:
-        """Let pip find packages in the new environment. This package is its wheel, and not one in that folder."""
+        """Make the packages of a folder available in the new environment, but install this package from its wheel."""
         (site_packages,) = self.folder.glob(".venv/lib/python*/site-packages")
         (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
         self.run(f"pip install --no-deps --no-index --ignore-installed {self.wheel}")

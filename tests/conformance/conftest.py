@@ -84,7 +84,7 @@ def shared(
 
 @pytest.fixture
 async def pair(shared: Pair) -> AsyncIterator[Pair]:
-    """Two running servers with the same stores. A test may suspend or kill them, and they continue after it."""
+    """Two running servers with the same stores. A test may suspend or kill them; they run again after it."""
     yield shared
     for one in shared:
         if one.alive:

@@ -1,4 +1,4 @@
-"""`disconnect()` and logging out end all connections of a user in all processes, and all sessions without one."""
+"""`disconnect()` and logging out end all connections of a user in all processes, and sessions without a connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def expect_disconnect(client: Client, *, reconnect: bool) -> None:
 
 async def connect_afterwards(server: Server, **options: Any) -> Client:
     """Connect so late that the server surely authenticates the client after all earlier disconnects."""
-    # Of the store's clock, which is the clock of this host, the server knows a time that is a little early.
+    # The server estimates the time of the store's clock, the clock of this host. The estimate is a little early.
     certain = time.time() + CLOCK_MARGIN + 0.05
     deadline = time.monotonic() + PATIENCE
     while await server.call("session_time") <= certain:

@@ -259,7 +259,7 @@ async def test_several_streams_are_replayed_each_in_order(connect: Connect, serv
 
 
 async def test_streams_that_the_subscription_does_not_have_are_never_read(connect: Connect, server: Server) -> None:
-    # Otherwise, each client could read all streams.
+    # Otherwise, any client could read any stream.
     secret, mine = unique("secret"), unique("history")
     epoch = await fill(server, secret, 3)
     await fill(server, mine, 1)

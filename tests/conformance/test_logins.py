@@ -1,6 +1,6 @@
 """Connections end when the Django login that authenticated them has ended. See Rights: When a login ends otherwise.
 
-Servers have the default interval unless a test says otherwise. It is longer than the patience of a test, so a
+Servers have the default interval unless a test says otherwise. No test waits that long, so a
 connection that ends was closed because of a signal.
 """
 
@@ -93,7 +93,7 @@ class TestAtOnce:
 
 
 Change = Callable[[Server, str, str], Awaitable[object]]
-#: What ends a login without a signal, with the server, the name of the user and the cookie.
+#: Functions that end a login without a signal. Their arguments are the server, the name of the user and the cookie.
 UNANNOUNCED: dict[str, Change] = {
     "the password is updated": lambda server, name, cookie: server.call("change_user", name, "update password"),
     "the user is deactivated": lambda server, name, cookie: server.call("change_user", name, "update is_active"),
@@ -124,5 +124,5 @@ class TestWithinTheInterval:
 
 async def check_stays(client: Client) -> None:
     """Check that a connection stays open over several intervals."""
-    await client.ping(len(client.pings) + 2)  # one in a second
+    await client.ping(len(client.pings) + 2)  # one per second
     await client.nothing()

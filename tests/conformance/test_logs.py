@@ -11,7 +11,7 @@ from tests.conformance.conftest import Connect
 from tests.support.client import identify, unique
 from tests.support.server import Server
 
-#: How many frames the attacker sends, and the most bytes of log that they may cause.
+#: How many frames the attacker sends, and the maximum number of bytes of log that they may cause.
 FRAMES, MAX_LOG = 5000, 100_000
 
 #: What the attacker sends, by what is wrong with it.

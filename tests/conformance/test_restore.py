@@ -49,7 +49,7 @@ async def test_the_header_names_the_session_too(connect: Connect) -> None:
 
 
 async def test_restored_ids_is_present_even_if_it_is_empty(connect: Connect) -> None:
-    # Without it, the client assumes that all of its identifiers were restored.
+    # Without `restored_ids`, the client assumes that all of its identifiers were restored.
     former = await connect()
     identifier = await former.subscribe(identify("EchoChannel"))
     await former.send("unsubscribe", identifier)

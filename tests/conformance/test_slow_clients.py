@@ -81,7 +81,7 @@ async def test_a_hundred_clients_that_stop_reading_use_bounded_memory(servers: S
 
 
 async def test_a_burst_reaches_clients_that_read_and_clients_that_pause(servers: ServerPool, kind: Kind) -> None:
-    # No client is disconnected. The server reads what an outbox cannot hold from the history later.
+    # No client is disconnected. What an outbox cannot hold, the server later reads from the history.
     server = servers.get(kind)
     stream = unique("burst")
     identifier = identify("StreamChannel", streams=[stream])
@@ -116,7 +116,7 @@ async def test_a_client_that_calls_actions_and_reads_no_answers_is_disconnected(
         with contextlib.suppress(ConnectionClosed):
             for _ in range(200):
                 await slow.perform(fill, "fill", count=10, size=20_000)
-        # The answers wait for the socket, which takes nothing for the time that makes a client too slow.
+        # The answers wait for the socket, which accepts nothing until the client is disconnected as too slow.
         assert (await watcher.messages(watching, 1, DISCONNECT_TIME))[0]["event"] == "unsubscribed"
         assert "too_slow" in server.log[log_size:]
         assert server.rss - before < 25_000_000, "the client has requested 40 MB"

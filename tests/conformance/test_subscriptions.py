@@ -198,7 +198,7 @@ async def test_two_identifiers_on_one_stream_each_get_every_message(connect: Con
 
 
 async def test_stream_ids_stay_the_same_on_a_later_connection(connect: Connect, server: Server) -> None:
-    # The order of the subscriptions may be different then.
+    # The client may subscribe in another order on the later connection.
     stream = unique("shared")
     client = await connect()
     first = await client.subscribe(identify("StreamChannel", streams=[stream], n=1))

@@ -224,7 +224,7 @@ async def test_of_many_connections_for_one_session_only_the_last_one_stays_open(
     clients = [former]
     for number in range(6):
         clients.append(await connect_to(pair[(number + 1) % 2], sid=clients[-1].sid))
-    # Do this first, because the server disconnects a restored client that requests no history within 10 s.
+    # Resume at once, because the server disconnects a restored client that requests no history within 10 s.
     await resume(clients[-1], identifier)
     for client in clients[:-1]:
         await client.closed(SOON)

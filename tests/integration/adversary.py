@@ -28,12 +28,12 @@ STREAM = identify("StreamChannel", streams=["attacked"])
 
 
 def command(name: str, identifier: str, **body: Any) -> str:
-    """Return a command as it is sent."""
+    """Return the frame of a command."""
     return json.dumps({"command": name, "identifier": identifier, **body})
 
 
 def perform(identifier: str, action: str, **data: Any) -> str:
-    """Return a call of an action as it is sent."""
+    """Return the frame that calls an action."""
     return command("message", identifier, data=json.dumps({"action": action, **data}))
 
 
@@ -96,7 +96,7 @@ class Attacker:
     def __init__(self, server: Server, kind: str) -> None:
         self._server = server
         self._subscriptions, self._frames = ATTACKS[kind]
-        #: How many bytes the server has taken.
+        #: How many bytes were sent.
         self.sent = 0
         #: How long, in seconds, the server let it attack; None: until the end.
         self.lasted: float | None = None

@@ -113,7 +113,7 @@ async def test_an_attacker_costs_little(
         returned = attacked.rss - memory
         more_stored, more_logged = bytes_stored() - stored, len(attacked.log) - logged
         delay = statistics.median(delays)
-        # The report of `--junitxml` has these.
+        # The report of `--junitxml` contains these values.
         request.node.user_properties += [
             ("sent", attacker.sent),
             ("lasted", attacker.lasted),

@@ -50,7 +50,7 @@ async def test_a_mounted_application_is_reached_without_its_prefix(servers: Serv
 
     with Mounted("uvicorn", tmp_path, template) as server:
         async with health_client(server) as http:
-            # uvicorn puts the prefix before the path, as a proxy that removes it needs it.
+            # uvicorn puts the prefix before the path of each request, for proxies that remove it.
             assert (await http.get("/health")).status_code == 200
             assert (await http.get("/healthy")).status_code == 404
 

@@ -61,7 +61,7 @@ class Site:
             file.write(text)
 
     def answer_with(self, text: str) -> None:
-        """Let the only page of the project have this text."""
+        """Make the only page of the project show this text."""
         (self.folder / "site1/urls.py").write_text(URLS.format(text=text))
 
     def break_code(self) -> None:

@@ -126,7 +126,7 @@ async def test_a_layer_works_after_an_idle_time_unless_the_system_check_warned(
 
 
 async def check_idle_layer(server: Server, beside: OtherProcess, *, fails: bool) -> None:
-    """Check that a layer works after an idle time, and whether it fails meanwhile."""
+    """Check that a layer works after an idle time. `fails`: whether it must fail during that time."""
     stream = unique("idle/")
     async with Client(server.url) as reader, Client(layered_url(server)) as listener:
         identifier = await reader.subscribe(identify("StreamChannel", streams=[stream]))

@@ -45,7 +45,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 
 def agreed(factory: DeflateOffer) -> bool:
-    """Return whether the server negotiated the window of shared frames, and no context takeover."""
+    """Return whether the server accepted compression, with the window of shared frames and no context takeover."""
     if factory.agreed is None:
         return False
     assert factory.agreed.remote_no_context_takeover

@@ -57,7 +57,7 @@ class Stage:
         self._folder = folder
 
     def make(self, kind: Kind, *, cable_serve: bool = False, health_checks: bool = False, **settings: Any) -> Server:
-        """Return a server with keys of `RELIABLE_CABLE`. It is not started."""
+        """Return a server that is not started. `settings` are keys of its setting `RELIABLE_CABLE`."""
         folder = self._folder / f"{kind}-{cable_serve}"
         folder.mkdir()
         server = Server(kind, folder, self._template, settings, shared=True, CABLE_TEST_POSTGRES=self.postgres)
@@ -122,7 +122,7 @@ async def test_a_client_that_left_before_it_was_accepted_causes_no_error(stage: 
         with outage.hanging(stage.postgres):
             await asyncio.gather(*(try_to_connect(server, cookie) for _ in range(5)))
         async with Client(server.url, cookie=cookie) as client:
-            # The first ping arrives after at least 1.5 seconds. daphne logs errors of applications once in a second.
+            # The first ping arrives after at least 1.5 seconds. daphne logs errors of applications once per second.
             await client.ping(1)
         assert "Traceback" not in server.log
 

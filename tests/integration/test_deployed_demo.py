@@ -108,7 +108,7 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The deployment that these tests share."""
-    require_node()  # the client is bundled with Node
+    require_node()  # Node makes the bundle of the client
     with ExitStack() as stack:
         yield Deployment(stack, tmp_path_factory.mktemp("deployment"))
 

@@ -90,7 +90,7 @@ async def test_a_reader_that_got_no_message_before_a_cut_misses_none(reading: Se
 
 
 async def test_a_kill_loses_and_repeats_nothing(servers: ServerPool, kind: Kind) -> None:
-    """A channel with two streams, and two streams besides, in one reader."""
+    """One reader reads a channel with two streams, and two other streams."""
     names = [unique("large:") for _ in range(4)]
     channel = json.dumps({"channel": "StreamChannel", "streams": names[:2]})
     query = urlencode([("identifier", channel), ("stream", names[2]), ("stream", names[3])])
@@ -120,7 +120,7 @@ async def test_a_draining_server_tells_its_readers_to_come_back(servers: ServerP
         async with EventReader(base(server), streams(stream)) as reader:
             await reader.until_type("confirm_subscription")
             await server.terminate()
-            # A reader that comes back at once gets this again, until the server has stopped.
+            # A reader that reconnects at once gets this frame again, until the server has stopped.
             assert reader.of_type("disconnect")[0].json == {
                 "type": "disconnect",
                 "reason": "server_restart",
@@ -158,13 +158,13 @@ async def test_what_is_lost_is_told(reading: Server) -> None:
             async with EventReader(base(reading), query) as reader:
                 await reader.until_type("reject_history")
                 assert reader.messages == []
-                # The next id is that of the end, so the reader is told once.
+                # The id after the notice is that of the end of the stream, so the reader is told of the loss only once.
                 assert reader.parser.last_id == f"8/{position['epoch']}/{stream}"
 
 
 @pytest.mark.redis
 async def test_a_loss_of_all_data_before_the_first_message_is_told(servers: ServerPool, tmp_path: Path) -> None:
-    """The id of a stream without messages tells in which data it had none."""
+    """Even if a stream has no message, the id of its reader names the data set to which the stream belongs."""
     stream = unique("empty")
     options = {"appendonly": "no", "save": ""}
     with (
@@ -207,7 +207,7 @@ async def test_history_since_a_time(reading: Server) -> None:
     async with EventReader(base(reading), streams(stream, history_since="0")) as reader:
         await reader.until_type("confirm_history")
         assert reader.messages == [1]
-        # The URL is the same when the reader returns. Its id is stronger.
+        # The URL asks for all history again when the reader reconnects, but the id in the header takes precedence.
         await reader.cut()
         await reader.until_type("confirm_history", 2)
         assert reader.messages == [1]
@@ -247,7 +247,7 @@ async def test_the_user_of_a_session_reads(reading: Server) -> None:
     async with EventReader(base(reading), query, {"Cookie": cookie}) as reader:
         await reader.until_type("confirm_subscription")
         await reading.sign_out(cookie)
-        # The reader comes back, and is nobody now.
+        # The reader reconnects, and its cookie no longer belongs to a user.
         await reader.until_ended()
         assert reader.of_type("disconnect")[0].json == {"type": "disconnect", "reason": "remote", "reconnect": True}
         assert reader.status == 403
@@ -256,7 +256,7 @@ async def test_the_user_of_a_session_reads(reading: Server) -> None:
         await reader.until_type("confirm_subscription")
         await reading.call("disconnect_user", name)
         await reader.until_type("disconnect")
-        # A browser waits for a year.
+        # A browser would wait for a year before it reconnects.
         assert reader.parser.retry == 31_536_000_000
 
 

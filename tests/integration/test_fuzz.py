@@ -54,7 +54,7 @@ ODDITIES: list[Any] = [
 
 
 def oddity(rng: random.Random) -> Any:
-    """Return a new value, because mutations may change it."""
+    """Return an unexpected value: a copy, because mutations may change it."""
     return copy.deepcopy(rng.choice(ODDITIES))
 
 

@@ -95,7 +95,7 @@ async def test_meta_can_exclude_a_connection_and_make_a_message_transient(
             message(stream, {"n": 3}, transient=True),
         ]
         assert (await http.post("/_broadcast", json=messages)).status_code == 201
-        # A transient message has no position, so that its place among the others is not fixed.
+        # A transient message has no position, so its place among the other messages is not fixed.
         here, there = await cable.messages(identifier, 2), await other.messages(identifier, 3)
         assert sorted(data["n"] for data in here) == [2, 3]
         assert [data["n"] for data in there if data["n"] != 3] == [1, 2]

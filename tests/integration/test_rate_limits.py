@@ -40,7 +40,7 @@ async def test_a_burst_of_commands_is_handled_in_order_only_later(limited: Serve
         began = time.monotonic()
         for number in range(count):
             await client.perform(ECHO, "echo", number=number)
-        # The client repeats a subscribe that is not answered for long.
+        # A client repeats a subscribe that has not been answered for some time.
         for _ in range(2):
             await client.send("subscribe", other)
         numbers = [message["echo"]["number"] for message in await client.messages(ECHO, count)]
@@ -84,7 +84,7 @@ async def test_a_client_that_sends_too_much_for_too_long_has_to_come_back(server
             await client.closed()
             assert time.monotonic() - began > WAITING_TIME
             assert client.log[-1] == {"type": "disconnect", "reason": "rate_limited", "reconnect": True}
-            # What was read has been handled, in order.
+            # Every command that the server has read was handled, in order.
             echoes = [frame["message"]["echo"]["number"] for frame in client.log if "message" in frame]
             assert echoes == list(range(1, len(echoes) + 1))
             assert {"type": "confirm_subscription", "identifier": late} in client.log
@@ -99,7 +99,7 @@ async def test_a_client_that_sends_too_much_for_too_long_has_to_come_back(server
 
 @asynccontextmanager
 async def connected(*servers: Server, count: int, **options: str) -> AsyncIterator[list[bool]]:
-    """Connect to servers in turn. The value says which connects were accepted."""
+    """Connect to the servers in turn. Yield for each attempt whether it was accepted."""
     accepted = []
     async with AsyncExitStack() as stack:
         for number in range(count):
@@ -129,7 +129,7 @@ def behind_proxy(request: pytest.FixtureRequest, servers: ServerPool) -> Iterato
     kind, trusting = request.param
     server = servers.make(kind, RATE_LIMITS={"connect": "3/h"})
     server.by_cable_serve = True
-    # Without this, uvicorn trusts clients on its own host, which these clients are.
+    # Without this, uvicorn trusts clients on its own host, such as these.
     server.environment["FORWARDED_ALLOW_IPS"] = "*" if trusting else ("192.0.2.1" if kind == "uvicorn" else "")
     with ExitStack() as stack:
         yield stack.enter_context(server), trusting

@@ -1,4 +1,4 @@
-"""The whole output of servers that the commands in docs/deployment.md start has no session ids, tokens and cookies."""
+"""The output of servers that the commands in docs/deployment.md start has no session ids, tokens or cookies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BROKEN = {
 def commands() -> list[str]:
     """Return the commands of docs/deployment.md that start a server."""
     lines = re.findall(r"^\.venv/bin/(.*(?:uvicorn --|daphne -|cable_serve).*)$", PAGE, re.MULTILINE)
-    # README names this one.
+    # The last command is from README.
     return [re.sub(r"\s+#.*", "", line) for line in lines if "workers" not in line] + ["python manage.py runserver"]
 
 

@@ -1,4 +1,4 @@
-"""Tokens with real servers: the unmodified npm client refreshes them, and no log has them."""
+"""Tokens with real servers: the unmodified npm client refreshes them, and no log contains them."""
 
 from __future__ import annotations
 

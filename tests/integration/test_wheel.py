@@ -83,8 +83,8 @@ def no_node(tmp_path: Path) -> str:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a new environment into which pip installed the wheel.
 
-    A path file makes the dependencies of this environment available. It does not load path files of editable installs,
-    so that the package itself comes from the wheel.
+    A path file makes the packages of this environment available, except for editable installs, which would need their
+    own path files. So the package itself comes from the wheel.
     """
     folder = tmp_path_factory.mktemp("environment") / "venv"
     venv.create(folder)

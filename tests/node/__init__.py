@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def require_node() -> str:
-    """Return the path of Node; without Node and npm skip the test, or fail it where `CABLE_REQUIRE` is set."""
+    """Return the path of Node. If Node or npm is missing, skip the test, or fail it if `CABLE_REQUIRE` is set."""
     node = shutil.which("node")
     if node is None or shutil.which("npm") is None:
         if os.environ.get("CABLE_REQUIRE"):
@@ -26,8 +26,8 @@ def require_node() -> str:
 def node_modules() -> Path:
     """Return the folder of the npm packages; they are installed once for each state of package-lock.json.
 
-    Processes that call this at the same time wait for the first one. Scripts find the packages when they lie in this
-    folder, or with `NODE_PATH` set to it (CommonJS only).
+    Processes that call this at the same time wait for the first one. A script finds the packages if it is in the
+    folder of this module, or if `NODE_PATH` names the returned folder (CommonJS only).
     """
     require_node()
     return install(FOLDER)

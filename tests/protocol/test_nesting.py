@@ -1,4 +1,4 @@
-"""The bound of the nesting of JSON texts."""
+"""How deeply JSON texts may be nested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the comparison of what clients were told about members with who is present."""
+"""Tests of `compare`, which compares the members that clients know with those that are present."""
 
 from __future__ import annotations
 

@@ -68,13 +68,13 @@ def alias(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[str, Any]:
-    """The settings that lead a store to its Redis."""
+    """The settings by which a store finds its Redis; none if it needs no Redis."""
     if alias in ("memory", *connections.settings):
         return {}
     server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
     values: dict[str, Any] = {"redis_url": server.url, "key_prefix": key_prefix}
     client = RedisClient(CableSettings(**values))
-    # Redis records the start of the lineage by its own clock. The tests have another one.
+    # Redis records when its lineage (its data set) began, by its own clock. The tests have another clock.
     client.run(Call("HSET", [client.lineage.key], ["began", 0]))
     client.close()
     return values
@@ -82,7 +82,7 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
 
 @pytest.fixture
 def made_stores() -> list[StreamStore]:
-    """The stores that `make_store` has created."""
+    """A list to which `make_store` adds the stores that it creates."""
     return []
 
 
@@ -193,7 +193,7 @@ async def until(condition: Callable[[], object], timeout: float = 30) -> None:  
 
 
 def with_own_connection(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Make a thread's function close its database connections at its end."""
+    """Return a function for a thread, which makes the call and then closes the thread's database connections."""
 
     def run() -> Any:
         try:

@@ -49,7 +49,7 @@ def statements(alias: str, call: Callable[[], object]) -> list[str]:
 
 
 class RedisClock(Clock):
-    """A clock that also advances the expiry of keys in Redis, which Redis's own clock decides."""
+    """A clock that also shortens the TTLs of keys in Redis, because Redis expires them by its own clock."""
 
     def __init__(self, server: RedisServer, prefix: str) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
 
 @pytest.fixture(params=[*[alias for alias in ALIASES if alias.values == ("postgres",)], *REDIS_STORES])
 def server_kind(request: pytest.FixtureRequest) -> str:
-    """The backend with a clock of its own: PostgreSQL, or the name of a Redis."""
+    """A backend whose server has its own clock: PostgreSQL, or the name of a Redis."""
     kind: str = request.param
     return kind
 

@@ -49,13 +49,13 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, data
 
 @pytest.fixture
 def own(alias: str) -> str:
-    """The alias of the store's database, if it has one."""
+    """The alias of the store's database. For a store without a database: `postgres`."""
     return "default" if alias in ("default", "durable") else "postgres"
 
 
 @pytest.fixture
 def other(own: str) -> str:
-    """The other database."""
+    """The alias of the database that is not `own`."""
     return "postgres" if own == "default" else "default"
 
 

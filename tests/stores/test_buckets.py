@@ -1,4 +1,4 @@
-"""Token buckets in memory and in Redis give the same answers as a token bucket with the time as an argument."""
+"""Token buckets in memory and in Redis give the same answers as `TokenBucket`, which is passed the time."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestBuckets:
         limit: RateLimit,
         steps: list[tuple[str, int]],
     ) -> None:
-        """Times are whole quarters of the time for one token. An eighth of a token more hides errors of rounding."""
+        """Pauses are whole quarters of the time for a token. The extra eighth of a token hides rounding errors."""
         prefix, expected = unique("bucket"), {name: TokenBucket(limit.rate, limit.count + 0.125) for name in "ab"}
 
         async def run() -> None:

@@ -112,7 +112,7 @@ class TestLineages:
 
 
 class Cluster:
-    """A PostgreSQL primary and a standby. The database alias `cluster` leads to one of them."""
+    """A PostgreSQL primary and a standby. The database alias `cluster` refers to one of them."""
 
     def __init__(self, binaries: Path) -> None:
         self.primary = PostgresServer(binaries)
@@ -127,7 +127,7 @@ class Cluster:
         self.standby.start()
 
     def lead_to(self, server: PostgresServer) -> None:
-        """Make the alias lead to a server."""
+        """Make the alias refer to a server."""
         connections["cluster"].close()
         connections.settings["cluster"]["HOST"] = server.host
 

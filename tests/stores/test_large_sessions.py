@@ -119,7 +119,7 @@ def test_pruning_examines_few_parts_at_once(alias: str, clock: Clock, monkeypatc
     store = model_store(alias, clock)
     store.save({sid: large_record(0) for sid in "abc"})
     parts = SessionPart.objects.using(alias)
-    for deleted, left in (("c", 200), ("a", 100)):  # for the second one, the search begins anew
+    for deleted, left in (("c", 200), ("a", 100)):  # for the second one, the search starts again at the beginning
         Session.objects.using(alias).filter(sid=deleted).delete()
         searches = 0
         while parts.count() > left:
@@ -171,7 +171,7 @@ def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
 @pytest.mark.parametrize("method", ["touch", "delete"])
 def test_a_record_is_locked_after_those_before_it(alias: str, clock: Clock, method: str) -> None:
-    """A `save` of another process that has locked the first record gets the second one. It waits for no deadlock."""
+    """If a `save` in another process has locked the first record, it can lock the second one, without a deadlock."""
     store, other = model_store(alias, clock), model_store(alias, clock)
     for sid in "ba":
         store.save({sid: ANN})  # in the table, b is before a

@@ -23,7 +23,7 @@ from tests.stores.test_streams import append, kept
 
 pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 
-#: Statements that are not queries of ours.
+#: The beginnings of statements that do not count as queries.
 FRAME = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PRAGMA", "SET ")
 
 

@@ -28,7 +28,7 @@ from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import DURABLE, EVERY_STORE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
 from tests.support.examples import examples
 
-#: The page loads of each run, how many of them there are for each commit, and the writers.
+#: The number of page loads of each run, how many of them there are for each commit, and the names of the writers.
 LOADS = examples(500)
 LOADS_PER_COMMIT = 4
 WRITERS = ("a", "b")
@@ -45,7 +45,7 @@ def autocommit(database: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def deferred(database: str) -> Iterator[None]:
-    """Load a page in a transaction of SQLite as Django's defaults have it, which locks nothing."""
+    """Load a page in a transaction of SQLite that begins without a lock, as by Django's defaults."""
     connection: Any = connections[database]
     connection.ensure_connection()
     former, connection.transaction_mode = connection.transaction_mode, "DEFERRED"
@@ -278,7 +278,7 @@ def test_thousands_of_page_loads_beside_writers_have_no_gap(database: str, way: 
         gaps, repeats = gaps_and_repeats(page, numbers)
         assert gaps == set()
         if one_snapshot:
-            # Only a message that was committed and not yet numbered comes although it is in the data.
+            # Only messages that were committed and not yet numbered are sent although the data include them.
             assert repeats <= {"{}:{}".format(*data) for data in map(parse, page.waiting)}
 
 

@@ -303,10 +303,10 @@ class TestShorten:
 
 
 class TestAfterAnOutage:
-    """After a time without a call of `expire`, no process can have refreshed its members."""
+    """If `expire` was not called for some time, the store assumes an outage, in which no members could be refreshed."""
 
     def live(self, store: PresenceStore, clock: Clock, *sessions: str) -> list[PresenceEvent]:
-        """Refresh a process's sessions for one PRESENCE_TTL while the store works; return the leaves."""
+        """Refresh a process's sessions for one PRESENCE_TTL while the store works; return the leave events."""
         events = []
         for _ in range(3):
             clock.advance(TTL / 3)

@@ -1,4 +1,4 @@
-"""Whose info a member has when several sessions have joined as it."""
+"""The info of a member that has joined in several sessions."""
 
 from __future__ import annotations
 

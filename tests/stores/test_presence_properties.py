@@ -39,7 +39,7 @@ class Model:
     def join(
         self, session: str, id_: str, info: Any, joined: bool, replaces: str, announced: bool
     ) -> list[PresenceEvent]:
-        # A store may remember a leave for longer than it has to. It has then `announced` the join.
+        # A store may remember a leave for longer than it has to. `announced` tells whether it announced this join.
         if session not in self.sessions and self.sessions.get(replaces, ("", 0))[0] == id_:
             self.sessions[session] = self.sessions.pop(replaces)
             infos = self.infos[id_].items()

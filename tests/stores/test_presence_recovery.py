@@ -148,7 +148,7 @@ class TestAStoreThatFails:
     async def test_a_failing_store_is_retried_more_often(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
-        # Members are then refreshed before they expire.
+        # So members are refreshed before they expire.
         await service.join("s", "phone", "1", None)
         with Fails(store, "refresh"):
             await rounds.next()

@@ -41,7 +41,8 @@ def client(redis_url: str) -> Iterator[RedisClient]:
 async def test_a_connection_that_the_event_loop_has_closed_is_broken(
     client: RedisClient, monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
-    # With uvloop, sending over such a connection raises an error of neither the OS nor redis-py, also while it opens.
+    # With uvloop, sending over such a connection, even while it is being opened, raises an error that is neither an
+    # OSError nor one of redis-py.
     if connected:
         await client.arun(Call("PING"))
     write = asyncio.StreamWriter.writelines

@@ -123,7 +123,8 @@ class TestFailover(RedisPair):
         await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
         replica.promote()
-        # After a write of its own, the replica loads a full copy. It sometimes responds between two keys.
+        # The former primary has had a write of its own, so as a replica it loads a full copy of the data. Meanwhile,
+        # it sometimes responds between two keys.
         primary.cli("SET", "own", "")
         replica.cli("CONFIG", "SET", "rdbcompression", "no")
         replica.cli("EVAL", "for key = 1, 100 do redis.call('SET', key, string.rep('x', 200000)) end", 0)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.redis
 async def return_to_older_data(
     primary: RedisServer, replica: RedisServer, store: RedisStreamStore, given: list[StreamPosition]
 ) -> None:
-    """Append a message that the replica misses, then make the primary copy the replica's data and be a primary again.
+    """Append a message that the replica lacks, make the primary copy the replica's data, and promote the primary again.
 
     The position of the message is added to `given`.
     """
@@ -86,8 +86,8 @@ class TestLineage(RedisPair):
     async def test_data_that_return_begin_new_epochs(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
-        # The address led to the replica and back again. The old primary did not notice, because its clients were
-        # elsewhere.
+        # The address led to the replica and back again. The old primary did not notice, because no client was connected
+        # to it in between.
         store = make_store()
         (first,) = await append(store, "1")
         replica.promote()
@@ -121,7 +121,7 @@ class TestLineage(RedisPair):
     ) -> None:
         monkeypatch.setattr(lineage, "CHECK_INTERVAL", 0)
         # The server was demoted, got older data, and was promoted again, while nothing was sent. No process connected
-        # to the other server, so that the data have the former lineage.
+        # to the other server, so the data still have the former lineage.
         store = make_store(primary.port)
         given = await append(store, "1")
         await return_to_older_data(primary, replica, store, given)
@@ -146,7 +146,7 @@ class TestLineage(RedisPair):
         given = await append(before, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
         connection = store.client.new_connection()
-        # The new connection has the reply to INFO, and the lineage script waits.
+        # The new connection has received the reply to INFO, and the server delays the lineage script.
         primary.cli("CLIENT", "PAUSE", 60_000, "WRITE")
         opening = asyncio.create_task(connection.connect())
         await until(lambda: "cmd=eval " in primary.cli("CLIENT", "LIST"))
@@ -169,7 +169,7 @@ class TestLineage(RedisPair):
         store = make_store()
         await append(store, "1")
         await asyncio.to_thread(fail_over, address, primary, replica)
-        # A second connection finds the new lineage, but its reply waits.
+        # A second connection asks for the lineage, which is a new one, but the server delays the reply.
         replica.cli("CLIENT", "PAUSE", 60_000, "WRITE")
         second = store.client.new_connection()
         opening = asyncio.create_task(second.connect())

@@ -83,7 +83,7 @@ class TestLostAnswers:
     def test_a_retry_begins_another_epoch_if_that_of_the_first_attempt_is_lost(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # For example, Redis fails over to a replica without the entry. Others may have got offsets after it.
+        # For example, Redis fails over to a replica without the entry. Other messages may have followed the entry.
         store, other = make_store(), make_store()
         run, epochs = store.client._attempt, list[str]()
 

@@ -109,7 +109,7 @@ class TestLostData:
     def test_the_first_lineage_begins_after_the_second_in_which_the_server_may_have_started(
         self, redis_server: RedisServer, key_prefix: str
     ) -> None:
-        """A server that has been running for 10 s, as it says, has been running for at least 9 s."""
+        """A server that reports an uptime of 10 s has been running for at least 9 s."""
         seconds, microseconds = redis_server.cli("TIME")
         args = ("run id", "replid", "", "fresh", "", 60, 10)
         assert redis_server.cli("EVAL", script_text("lineage"), 1, key_prefix, *args) == "run id"

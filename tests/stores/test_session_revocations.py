@@ -168,7 +168,7 @@ class TestHostsWhoseClocksDiffer:
     def test_revocations_by_the_clocks_of_hosts_stay_in_force(
         self, server_kind: str, store_on: Callable[[float], SessionStore], redis_pool: RedisPool, key_prefix: str
     ) -> None:
-        # An earlier version of this package did this.
+        # An earlier version of this package stored the time by the clock of the host.
         store, at = store_on(0), round(time.time(), 3)
         if server_kind == "postgres":
             Revocation.objects.using("postgres").create(condition=condition_key(ann), at=at)

@@ -264,7 +264,7 @@ class TestModelStore:
             (QuerySet, "bulk_create", lambda: store.save({"a": ANN}), "saved"),
             (QuerySet, "update", lambda: store.touch(["a"]), "touched"),
             (QuerySet, "delete", lambda: store.delete(["a"]), "deleted"),
-            # The time of a revocation is read first: that error, too, is one of a write.
+            # `revoke` first reads the time. An error of this read is reported like one of the write.
             (DatabaseServer, "time", lambda: store.revoke(ann), "revoked"),
             (QuerySet, "union", lambda: store.load("a", ann), "read"),
         ]

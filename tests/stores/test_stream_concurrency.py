@@ -1,4 +1,4 @@
-"""Many threads and processes broadcast to the same streams without holes, duplicates and losses."""
+"""Many threads and processes broadcast to the same streams without holes, duplicates or losses."""
 
 from __future__ import annotations
 

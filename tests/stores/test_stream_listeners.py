@@ -313,7 +313,7 @@ class TestSeenIds:
         clock.advance(MAX_ROW_DELAY)
         seen.add(rows(5, 7, 8))
         assert seen.horizon == 7
-        # A backup was restored that has no row, and the next ids are 2, 3 and so on.
+        # A backup without rows was restored, and the next ids are 2, 3 and so on.
         assert seen.add(rows(2, since=100)) == rows(2, since=100)
         assert seen.horizon == 1
         clock.advance(MAX_ROW_DELAY)

@@ -94,7 +94,7 @@ def run(make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]) 
     epochs: dict[tuple[str, int], str] = {}
     for stream in NAMES:
         store.forget(stream)
-    # In all stores but that in memory, the streams have the epochs that the example before this one has begun.
+    # The streams still have the epochs that the previous example began, except in the memory store.
     streams = {stream: Model(epoch=int(store.position(stream).epoch != "")) for stream in NAMES}
     clock.advance(TTL + 2)
     number = 0

@@ -46,7 +46,7 @@ def changing_during_reads(alias: str, *changes: Callable[[], object]) -> Iterato
 
 
 def go_back(alias: str, tail: int) -> None:
-    """Bring back the rows of the stream that the database had when its newest message had the offset `tail`."""
+    """Restore the rows of the stream as they were when its newest message had the offset `tail`."""
     models.StreamEntry.objects.using(alias).filter(offset__gt=tail).delete()
     models.Stream.objects.using(alias).update(tail=tail)
 
@@ -121,7 +121,7 @@ def test_transient_messages_are_found_although_their_ids_were_given_before(
         clock.advance(MAX_ROW_DELAY)
         assert here.poll(["a"], seen).transients == [Transient("a", "before")]
     assert seen.horizon > 0
-    # The older copy has no row, and gives the ids again.
+    # The older copy has no rows, and new rows get the same ids again.
     empty_table = connections[alias].ops.sql_flush(no_style(), ["reliable_cable_transiententry"], reset_sequences=True)
     connections[alias].ops.execute_sql_flush(empty_table)
     for _ in range(2):

@@ -104,7 +104,7 @@ class NpmClients:
         self._logs = logs
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        #: How many events of each kind arrived that are neither messages nor signals.
+        #: The number of events that are neither messages nor signals, by kind.
         self.counts: defaultdict[str, int] = defaultdict(int)
         self._subscribed: set[Key] = set()
         self._changed = asyncio.Condition()

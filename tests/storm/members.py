@@ -50,14 +50,14 @@ class Members:
         self.changes = 0
 
     async def enter(self) -> None:
-        """Make all clients keep a member list, and join the members."""
+        """Make all clients keep a member list, and let those that are members join."""
         for client in self._clients:
             await client.watch(ROOM_IDENTIFIER)
         for client in self._ids:
             await self._join(client)
 
     async def run(self) -> None:
-        """Join and leave with random members until this is cancelled."""
+        """Let random members join or leave until this is cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
             client = self._rng.choice(list(self._ids))

@@ -44,11 +44,12 @@ PRESENCE_TTL = 4.0
 
 HISTORY_SIZE = 50_000
 HISTORY_TTL = 86_400
-#: How far, in seconds, clocks are wrong. Stores with their own clock have a history TTL that is shorter.
+#: How many seconds a wrong clock is off. Stores with their own clock have a history TTL that is shorter than this.
 WRONG = 90.0
 SHORT_TTL = 60
 
-#: Faults after which Redis may lack data or be another server. DATABASE_LOSSES: the database may lack data.
+#: Faults after which Redis may lack data or be another server.
+#: DATABASE_LOSSES: faults after which the database may lack data.
 REDIS_LOSSES = (
     "Redis restarted",
     "Redis older",
@@ -130,8 +131,8 @@ class Plan:
             Loss(fault.begun, fault.ended + NOTICE if fault.kind == "SQLite restored" else fault.begun)
             for fault in faults
             if fault.kind in kinds
-            # FLUSHALL deletes the lineage record. Then the first server to connect takes the run_id for the lineage,
-            # and a server that has seen it before ends that lineage, too.
+            # FLUSHALL deletes the lineage record. The first server to connect then makes the run_id of Redis the new
+            # lineage. A server that knew this lineage before ends it again, so this counts as two losses.
             for _ in range(2 if fault.kind == "FLUSHALL" else 1)
         ]
 

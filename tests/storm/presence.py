@@ -36,13 +36,13 @@ class Change:
 
 
 def reorder(changes: Iterable[Change], *, within: float) -> list[Change]:
-    """Exchange signals that are close to each other, so that joins and leaves of an id alternate.
+    """Swap signals that are close to each other, so that joins and leaves of an id alternate.
 
     If two calls change one id at the same time, their signals may be sent in any order.
 
     Args:
         changes: the signals in the order in which they were recorded.
-        within: how far apart, in seconds, exchanged signals may be.
+        within: how far apart, in seconds, swapped signals may be.
     """
     of_id: dict[str, list[Change]] = {}
     for change in changes:
@@ -50,7 +50,7 @@ def reorder(changes: Iterable[Change], *, within: float) -> list[Change]:
     for known in of_id.values():
         for index in range(2, len(known)):
             one, two, three = known[index - 2 : index + 1]
-            # If the next one were equal to the second one, the exchange would only move the repetition.
+            # If the change after these three repeated the second one, swapping would only move the repetition.
             following = known[index + 1].type if index + 1 < len(known) else three.type
             if one.type == two.type != three.type == following and three.at - two.at <= within:
                 known[index - 1 : index + 1] = [three, two]
@@ -65,8 +65,8 @@ def judge_changes(
     Args:
         where: the client or process that recorded the changes.
         changes: the changes in the order in which they were recorded.
-        excuses: the begin and the end of faults that may have lost or repeated an announcement.
-        reach: the longest time, in seconds, from such a fault until its effect.
+        excuses: the beginning and the end of each fault that may have lost or repeated an announcement.
+        reach: how long, in seconds, after such a fault its effect may appear.
     """
     findings: list[Finding] = []
     last: dict[str, Change] = {}
@@ -104,7 +104,7 @@ def judge_lists(
 
 
 def judge_last(where: str, expected: Iterable[str], changes: Iterable[Change]) -> list[Finding]:
-    """Compare the members according to the last signal of each id with the expected ones at the end of the storm."""
+    """Find ids whose last signal does not fit the members that are expected at the end of the storm."""
     present: dict[str, bool] = {}
     for change in changes:
         present[change.id] = change.type == "join"

@@ -111,7 +111,7 @@ class Truth:
             raise ValueError(f"nothing was stored in {stream!r}")
         self.first_epoch = epoch_of(stored[0])
         self.last_epoch = epoch_of(stored[-1])
-        #: When the first broadcast in each epoch ended; in the order of these times.
+        #: When the first broadcast of each epoch ended, by epoch. The epochs are in the order of these times.
         self.births: dict[str, float] = {}
         #: The greatest known offset in each epoch.
         self.tails: dict[str, int] = {}
@@ -144,8 +144,8 @@ class Truth:
     def may_be_renumbered(self, position: Position, ids: Collection[str]) -> bool:
         """Return whether several messages may have had this position.
 
-        That is allowed from a restore of a store, which the store itself cannot notice, until a server notices it. The
-        epoch must have ended then.
+        Some stores cannot notice that they were restored from a backup. Until a server notices it, such a store may
+        give positions again, in an epoch that then ends.
         """
         given = [one for one in self.sent if one.id in ids]
         return position[0] != self.last_epoch and all(
@@ -156,9 +156,9 @@ class Truth:
     def may_be_in(self, one: Sent, epochs: Iterable[str]) -> bool:
         """Return whether a broadcast may be stored in several epochs.
 
-        The first attempt may have stored it in a former epoch that was then lost, so that the next attempt stored it
-        again. The call must then have begun before the last of the epochs. A committed broadcast that was waiting for
-        its position when data were lost may get one position before the loss and one after it.
+        The first attempt may have stored it in a former epoch that was lost afterwards, so that the next attempt stored
+        it again. In this case, the call must have begun before the last of the epochs. A committed broadcast that was
+        waiting for its position when data were lost may get one position before the loss and one after it.
         """
         if one.position is None:
             return any(one.begun <= loss.noticed and one.ended + NUMBERING >= loss.at for loss in self.losses)

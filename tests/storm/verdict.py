@@ -3,7 +3,7 @@
 If the history of a stream cannot be lost, each client must receive exactly the messages that were broadcast, from the
 first one on. If a store loses data, the epoch changes. A client must then be told of the loss (`history_not_found`)
 between its last message of the former epoch and its first message of the new one. Within an epoch there must be no gap,
-no repeat and no disorder. No message may be missing that was broadcast after the client was told. An acknowledged
+no repeat and no disorder. No message that was broadcast after the client was told may be missing. An acknowledged
 message may be missing only for clients that were told of a loss after its broadcast.
 
 A stream with a small history may have one more kind of gap: a client that was disconnected, and missed more than the
@@ -144,7 +144,7 @@ def _judge_committed(truth: Truth, places: Mapping[str, set[Position]], logs: Ma
 
 
 def _excused(truth: Truth, log: Log) -> set[int]:
-    """Return the offsets of the last epoch that a client may miss, because it was told of the loss."""
+    """Return the offsets that a client may have missed in the last epoch, because it was told of the loss."""
     excused: set[int] = set()
     for step in _steps(log):
         if step.after is None or step.after.epoch != truth.last_epoch:
@@ -212,7 +212,7 @@ class _Run:
     """Consecutive deliveries of one epoch."""
 
     epoch: str
-    #: The last time when the client was told of a loss before these deliveries.
+    #: When the client was last told of a loss, since the delivery before these; None: it was not told.
     signal: float | None
     offsets: list[int]
     #: The offsets that the client missed while it was disconnected and that the history no longer kept.

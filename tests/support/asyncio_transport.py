@@ -6,7 +6,7 @@ from typing import Any
 
 
 class AsyncioTransport:
-    """The used part of an asyncio transport."""
+    """The part of an asyncio transport that the package uses."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Records which functions of the package call each other. `str` of a `CallTree` shows them, one a line."""
+"""Records which functions of the package call each other. `str` of a `CallTree` shows the calls, one per line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Call:
     """A call of a function of the package. The resumptions of a coroutine belong to its call.
 
     Args:
-        name: the qualified name of the function. A function inside another one has the name of that one.
+        name: the qualified name of the function. A nested function has the name of the function around it.
         module: the path of its module in the package: `hub/stream.py`.
         caller: the next function of the package up the stack; None if there is none.
     """
@@ -53,7 +53,7 @@ class CallTree:
     """The recorded calls. Frames that are not functions (comprehensions) count as a part of their function."""
 
     roots: list[Call] = field(default_factory=list)
-    #: The calls by their frames. This keeps the frames, so that no other frame gets the identity of one of them.
+    #: The calls by their frames. The frames are kept, so that no new frame can be taken for one of them.
     _known: dict[FrameType, Call] = field(default_factory=dict)
 
     def all(self) -> Iterator[Call]:

@@ -208,7 +208,7 @@ class Client:
         await self.socket.send(data)
 
     async def send(self, command: str, identifier: str | None = None, **body: Any) -> None:
-        """Send a command."""
+        """Send a command. `body` has its other keys."""
         frame: Frame = {"command": command}
         if identifier is not None:
             frame["identifier"] = identifier

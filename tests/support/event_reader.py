@@ -22,7 +22,7 @@ RETRY = 0.05
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """An event: its type, its data and the last id when it arrived."""
+    """An event: its type, its data, and the last event id at its arrival."""
 
     type: str
     data: str
@@ -72,7 +72,7 @@ class EventReader:
     """A reader that reconnects after its connection was lost. Use it as an async context manager.
 
     Args:
-        url: the URL of the server. A callable is asked before each connection.
+        url: the URL of the server, or a function that returns it and is called before each connection.
         query: the query, without the question mark.
         headers: headers of the requests.
     """
@@ -114,7 +114,7 @@ class EventReader:
         return [event for event in self.events if event.type == type_]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition is true. It is asked after each line and after each connection."""
+        """Wait until a condition is true. It is checked after each line and after each connection."""
         try:
             async with asyncio.timeout(PATIENCE):
                 while not condition():
@@ -133,7 +133,7 @@ class EventReader:
         await self.until(lambda: self.status is not None)
 
     async def cut(self) -> None:
-        """Lose the connection. The reader reconnects."""
+        """Break the connection. The reader reconnects."""
         assert self._response is not None
         connects = self.connects
         await self._response.aclose()

@@ -9,5 +9,5 @@ FEW = os.environ.get("CABLE_FEW") == "1"
 
 
 def examples(number: int) -> int:
-    """Return how many examples a test tries: a number, or a tenth of it if only a few are wanted."""
+    """Return how many examples a test tries: `number`, or a tenth of it (at least 5) if only a few are wanted."""
     return max(number // 10, 5) if FEW else number

@@ -1,4 +1,4 @@
-"""A primary and its replica behind a proxy whose address can lead to either. Use them with `async with`."""
+"""A primary and its replica behind a proxy that can forward to either. Use them with `async with`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ PATIENCE = 20.0
 class Pair(ABC):
     """Two servers, the proxy that clients connect to, and the proxy through which the replica follows the primary."""
 
-    #: The proxy for clients. It leads to the primary. Open connections keep their server until they are cut.
+    #: The proxy for clients. It forwards to the primary. Open connections keep their server until they are cut.
     address: FaultProxy
-    #: The proxy for the replica. It leads to the primary, too. Writes that it holds back are lost in a failover.
+    #: The proxy for the replica. It forwards to the primary, too. Writes that it holds back are lost in a failover.
     relay: FaultProxy
 
     def __init__(self, *, replicated: bool) -> None:
@@ -89,7 +89,7 @@ class RedisPair(Pair):
 
     def __init__(self, folder: Path, binary: Binary | None = None, *, replicated: bool = True) -> None:
         super().__init__(replicated=replicated)
-        # Newer servers wait for more replicas before they send the data to one.
+        # By default, newer servers wait for further replicas before they send their data to the first one.
         options = {"repl-diskless-sync-delay": "0"}
         self.primary = RedisServer(folder / "redis", binary, options)
         self.replica = RedisServer(folder / "replica", binary, options)

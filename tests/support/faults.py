@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 _SUBSCRIBE = re.compile(rb"\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
-#: How many bytes of earlier data are searched again together with new data, to find a pattern across their border.
+#: How many bytes of earlier data are searched again with new data, to find a pattern that spans both.
 _OVERLAP = 64
 _CHUNK = 65536
 

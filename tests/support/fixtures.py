@@ -87,7 +87,7 @@ def redis_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPool]:
 
 @pytest.fixture(scope="session", params=REDIS)
 def redis_server(request: pytest.FixtureRequest, redis_pool: RedisPool) -> RedisServer:
-    """A Redis that tests share, once for each program. Each test uses its own `key_prefix`."""
+    """A Redis that tests share; each test runs once for each program, with its own `key_prefix`."""
     return redis_pool.get(request.param)
 
 

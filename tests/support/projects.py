@@ -17,7 +17,7 @@ from django import get_version
 
 from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
-#: Where else Pythons may be: pyenv's shims refuse to run for versions that are not selected.
+#: Programs of other Pythons. Those of pyenv are named by their paths, because its shims run only selected versions.
 PYTHONS = (
     *(f"python3.{minor}" for minor in (13, 12, 14)),
     *sorted(Path.home().glob(".pyenv/versions/3.1[2-4]*/bin/python")),
@@ -38,7 +38,7 @@ def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str
 
 
 def interpreter_for(django: str) -> str:
-    """Return a Python that a version of Django supports, for example "5.2"."""
+    """Return a Python that a version of Django, for example "5.2", supports."""
     return sys.executable if sys.version_info >= (3, 12) or django == "5.2" else _newer_python()
 
 

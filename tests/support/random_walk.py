@@ -14,7 +14,7 @@ def run_random_walks(machine: type[RuleBasedStateMachine], *, walks: int, steps:
     Args:
         machine: the state machine.
         walks: the number of walks, see `examples`.
-        steps: the most steps of a walk.
+        steps: the maximum number of steps of a walk.
     """
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(

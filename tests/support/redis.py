@@ -67,8 +67,8 @@ def _places(program: str, package: str) -> list[Path]:
 def find_binaries() -> tuple[Binary, ...]:
     """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
 
-    If only a few things are to be tried, return one program: that on the PATH, if there is one. So `.ci/run` tests a
-    Redis that is newer than that of the package, too.
+    With `CABLE_FEW`, return only one program: the one on the PATH, if any. In this way, `.ci/run` also tests a Redis
+    that is newer than the one in the package.
     """
     found: list[Binary] = []
     for program, package in PROGRAMS.items():
@@ -243,7 +243,7 @@ class RedisServer(OwnProcess):
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             try:
-                self.cli("PING")  # unlike INFO, it is an error while the server is loading its data
+                self.cli("PING")  # unlike INFO, PING is an error while the server is loading its data
                 # Check that this process answers, because another server may listen on the port.
                 if int(self.cli("INFO", "server")["process_id"]) == self.pid:
                     return True
@@ -281,7 +281,7 @@ class RedisServer(OwnProcess):
         self._process.wait(PATIENCE)
 
     def _empty(self) -> None:
-        # A background save of the killed process may still run, and create and delete files where it began.
+        # Rename the folder: a background save of the killed process may still be creating and deleting files in it.
         self._deleted += 1
         deleted = self._data.rename(self._folder / f"deleted-{self._deleted}")
         shutil.rmtree(deleted, ignore_errors=True)

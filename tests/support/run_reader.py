@@ -14,13 +14,13 @@ ENDED = {events.COMPLETE: Status.COMPLETED, events.STOPPED: Status.STOPPED, even
 
 
 class RunReader:
-    """What a reader has of a run.
+    """What a reader knows of a run.
 
     Attributes:
         attempt: the number of the newest attempt.
         text: the text of that attempt so far.
         parts: the data of its parts so far.
-        status: the status of that attempt: the same whether a snapshot or an event told it.
+        status: the status of that attempt, from a snapshot or an event.
         names: the names of all events, in their order.
     """
 

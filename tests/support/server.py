@@ -32,7 +32,7 @@ Kind = Literal["daphne", "uvicorn", "compressing"]
 LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False}
 #: How long, in seconds, a server may take to start or to stop.
 PATIENCE = 30.0
-#: A variable for processes that do not run daphne. To import that app and Twisted takes 0.25 s of CPU time.
+#: A variable for processes that do not run daphne, because importing that app and Twisted takes 0.25 s of CPU time.
 WITHOUT_DAPHNE = {"CABLE_TEST_SERVER_APPS": "[]"}
 #: The ports for servers. Kernels use higher ones for outgoing connections, so a server can restart on the same port.
 PORTS = range(18000, 30000)
@@ -71,7 +71,8 @@ def make_database(folder: Path, **variables: str) -> Path:
 
     Args:
         folder: the folder for the file.
-        variables: additional environment variables. If they name a PostgreSQL, it is migrated, and the file is empty.
+        variables: additional environment variables. If they name a PostgreSQL server, it is migrated in place of the
+            file, which is then empty.
     """
     path = folder / "migrated.sqlite3"
     command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
@@ -314,12 +315,12 @@ def _result(answer: Mapping[str, Any]) -> Any:
 
 
 class ServerPool:
-    """Servers that tests share: one for each kind and settings, started on first use.
+    """Servers that tests share: one for each combination of kind and settings, started on first use.
 
     Args:
         folder: the folder for the files of all servers.
         defaults: called for each server; returns keys of `RELIABLE_CABLE` that apply unless a test sets them.
-        variables: environment variables of the servers. If they name a PostgreSQL, the servers share its database.
+        variables: environment variables of the servers. If they name a PostgreSQL server, its database is shared.
     """
 
     def __init__(self, folder: Path, defaults: Callable[[], Mapping[str, Any]] = dict, **variables: str) -> None:

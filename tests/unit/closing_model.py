@@ -17,7 +17,7 @@ ANN = {"user": "ann"}
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a reason means.
+    """What a reason for a close means for a client.
 
     Attributes:
         session: "kept", "forgotten", or "handed over" to another connection.
@@ -105,7 +105,7 @@ class Peer:
         self.socket = socket
         self.opening: asyncio.Task[None] | None = None
         self.end: asyncio.Task[None] | None = None
-        #: The calls of `close`, each with the `reconnect` of the caller.
+        #: The calls of `close`: the meaning of each reason, the reason, and the `reconnect` that the caller passed.
         self.closes: list[tuple[Meaning, DisconnectReason, bool | None]] = []
         self.closed_at = 0.0
         #: "kept", "forgotten" or "handed over".

@@ -160,7 +160,7 @@ class Client:
             assert stream not in request.outdated, "entries of an epoch that has ended cannot be complete"
             position = request.position(stream, name, track.stream_id)
             if position is None:
-                # A store knows nothing about the time of messages in an epoch that has ended.
+                # A store no longer knows when the messages of an ended epoch were broadcast.
                 if request.since is not None and stream not in request.begun:
                     track.told = track.told or self.world[stream].damaged
                 continue
@@ -207,7 +207,7 @@ class Client:
     ) -> Request | None:
         """Return the request to which this message is the first response; None if there is none.
 
-        A response to a time must not skip messages that are `due`.
+        The response to a request by time must not skip messages from the index `due` on.
         """
         history = self.world[stream]
         message = history.messages[index]
@@ -220,7 +220,7 @@ class Client:
                 if start is not None and position[0] == message.epoch and self.skippable(stream, start, index):
                     return request
             elif request.since is not None and message.vanished:
-                # The store had lost it when it looked up the time, but a page that was read before still has it.
+                # The store had lost it when it looked up the time, but a page that was read earlier still has it.
                 return request
             elif request.since is not None and message.time >= request.since:
                 first = index
@@ -231,12 +231,12 @@ class Client:
                 if self.skippable(stream, min(first, due), index):
                     return request
             elif request.since is not None and request.initial and index <= due:
-                # The server had not noticed the messages from before that time. It sends them, too.
+                # The server had not yet noticed messages that are older than that time. It sends them, too.
                 return request
         return None
 
     def _fault(self, sub: Subscribed, track: Track, stream: str, index: int) -> str | None:
-        """Return what is wrong if this message is not the response to a request."""
+        """Return what is wrong with a message that is no response to a request; None if nothing is."""
         message = self.world[stream].messages[index]
         if track.due is not None and index < track.due:
             return "twice, or out of order"
@@ -258,14 +258,14 @@ class Client:
         return None if self.skippable(stream, track.due, index) else "skipped"
 
     def skippable(self, stream: str, first: int, end: int, *, fresh: bool = False) -> bool:
-        """Return whether this client needs none of the messages from `first` to before `end`.
+        """Return whether this client needs none of the messages from `first` up to, but not including, `end`.
 
         Args:
             stream: the stream.
             first: the index of the first message.
             end: the index after the last message.
-            fresh: whether the client has received no message so far. Then nobody may know that an epoch has ended: the
-                stream did not exist when the client subscribed, and may not exist now.
+            fresh: whether the client has received no message so far. In this case, an epoch may have ended without
+                anybody knowing of it: the stream did not exist when the client subscribed, and may not exist now.
         """
         history = self.world[stream]
         epoch = history.epoch()

@@ -94,7 +94,7 @@ class History:
         self.index: dict[tuple[str, int], int] = {}
         #: Whether messages may have been lost: trimmed, forgotten or vanished.
         self.damaged = False
-        #: The next append begins a new epoch.
+        #: Whether the next append must begin a new epoch.
         self.rewound = False
         #: Returns the epoch of the stream in the store.
         self.epoch: Callable[[], str] = lambda: ""
@@ -117,7 +117,7 @@ class History:
 
 @dataclass(slots=True)
 class Request:
-    """A request for history that is not answered."""
+    """A request for history that has not been answered."""
 
     streams: Mapping[str, tuple[str, int]]
     since: float | None
@@ -131,7 +131,7 @@ class Request:
     initial: bool = False
     #: The streams that the subscription had when the request was sent.
     tracks: dict[str, Track] = field(default_factory=dict)
-    #: The streams that an action has stopped since then. Its answer may come before that of the request.
+    #: The streams that actions have stopped since then. Their answers may come before that of the request.
     stopped: set[str] = field(default_factory=set)
     #: The streams of which an entry was received in response.
     begun: set[str] = field(default_factory=set)
@@ -172,8 +172,8 @@ class Subscribed:
         #: How many repeats of the subscribe were sent. Every second one is confirmed again.
         self.repeats = 0
         self.requests: deque[Request] = deque()
-        #: All requests since the subscribe. Each of them moved the position from which a restore sends entries to a
-        #: client that has received none.
+        #: All requests since the subscribe. Each of them moved the position from which a restore starts if the client
+        #: has received no message.
         self.sent: list[Request] = []
         self.tracks: dict[str, Track] = {}
         #: How many commands to start or stop a stream are not answered.
@@ -189,7 +189,7 @@ class Subscribed:
         #: The request of a subscribe that replaces a restored subscription.
         self.refresh: tuple[Request | None] | None = None
         self.notice = False
-        #: Whether a request that is not honest was rejected since the last one that was confirmed.
+        #: Whether a request that is not `honest` was rejected after the last confirmed request.
         self.refusable = False
         self.last_transient: dict[str, int] = {}
         #: A subscribe that was sent while leaving.

@@ -53,7 +53,7 @@ class Reader:
         self.status: int | None = None
         self._left = asyncio.Event()
         self._changed = asyncio.Event()
-        #: Is cleared while the reader accepts nothing more.
+        #: Cleared while the reader accepts no more data.
         self.accepts = asyncio.Event()
         self.accepts.set()
 

@@ -88,7 +88,7 @@ class Receiver:
 
 
 async def elsewhere(scope: Message, receive: Any, send: Any) -> None:
-    """The application behind `CableHTTP`: it has nothing."""
+    """The application behind `CableHTTP`, which answers all requests with 404."""
     await send({"type": "http.response.start", "status": 404, "headers": [(b"x-from", b"elsewhere")]})
     await send({"type": "http.response.body", "body": b""})
 

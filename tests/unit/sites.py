@@ -45,7 +45,7 @@ class Site:
 
 @pytest.fixture
 def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> MakeSite:
-    """Makes a project. Its files replace the usual ones, and `SITE` in them is the name of its package."""
+    """A function that makes a project. Given files replace the usual ones. `SITE` in files becomes the package name."""
 
     def make(files: Mapping[str, str] | None = None, apps: tuple[str, ...] = ("django.contrib.auth",)) -> Site:
         name = f"site_{next(_numbers)}"

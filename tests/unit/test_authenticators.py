@@ -41,7 +41,7 @@ def authenticate(token: str, scope: Any) -> Any:
 
 
 async def coroutine(token: str, scope: Any) -> Any:
-    """Not an authenticator."""
+    """Cannot be an authenticator, because it is async."""
 
 
 class Guest:
@@ -52,10 +52,10 @@ class Guest:
 
 
 class Promise:
-    """Something to be awaited, which an authenticator must not return."""
+    """An awaitable, which an authenticator must not return."""
 
     def __await__(self) -> Any:
-        """Give nobody."""
+        """Result in None, as if the token had no user."""
         yield None
 
 
@@ -96,7 +96,7 @@ class TestAuthenticators:
 
     @pytest.mark.parametrize("result", [False, True, "", 7, Promise(), [], User(username="unsaved"), object()])
     async def test_a_result_that_is_no_user_lets_nobody_in(self, result: Any) -> None:
-        """Two objects without a text of their own could have the same identity, their place in the memory."""
+        """The default text of an object is its address in memory, so two objects could have the same identity."""
         known["token"] = result
         with pytest.raises(TypeError, match="it must return a user or None"):
             await make_client("token").communicator.connect()

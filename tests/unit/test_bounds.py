@@ -1,4 +1,4 @@
-"""What a client can make the server keep without an end is bounded: identifiers, states, members and sessions."""
+"""What a client can make the server keep permanently is bounded: identifiers, states, members and sessions."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Followed(Channel, abstract=True):
 
 
 ROOM = identifier("Room")
-#: How much of a connection may be kept without an end.
+#: How many bytes a connection's subscriptions may use for as long as they exist.
 LIMIT = 25_000
-#: How much of that the stream of a subscription takes.
+#: How many of these bytes the stream of a subscription takes.
 STREAM = len("room") + STREAM_SIZE
 
 

@@ -151,7 +151,7 @@ class TestPaths:
         assert all(name == name.lower() for name, _ in sent[0]["headers"])
 
     def test_the_application_of_the_documentation_serves_the_endpoints(self) -> None:
-        """It is run in a new process, because modules are imported in its order there."""
+        """The code runs in a new process, so that modules are imported in the order in which it imports them."""
         page = (ROOT / "docs" / "http.md").read_text()
         block = next(text for text in re.findall(r"```python\n(.*?)```", page, flags=re.S) if "get_asgi" in text)
         before = "from django.conf import settings\nsettings.RELIABLE_CABLE = {'ENGINE': 'memory'}\n"
@@ -318,7 +318,7 @@ def test_both_give_the_same_answers_to_junk_headers_and_methods(
 @example("/api/presence/users/users")
 @example("/_broadcast\0")
 def test_both_give_the_same_answers_to_junk_paths(path: str) -> None:
-    with override_settings(TEMPLATES=[]):  # so that Django's own page says that there is nothing
+    with override_settings(TEMPLATES=[]):  # so that Django answers 404 with its own page
         compare("GET", quote(f"/{path.lstrip('/')}", safe="/"), b"", f"Bearer {API_KEY}")
 
 

@@ -24,9 +24,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
 #: A row of a table: the number of a step, its function, its module, what happens, and the other functions in it.
 ROW = re.compile(r"^\| \d+ \| `([\w.]+)` \| `([\w./]+)` \| [^|]+ \| ([^|]*)\|$", re.MULTILINE)
 
-#: The most calls in a chain: of a broadcast, both to the store and from its announcement to the socket; of a command.
+#: The maximum depth of calls: of a broadcast, both to the store and from its announcement to the socket; of a command.
 MAX_BROADCAST_DEPTH, MAX_COMMAND_DEPTH = 8, 9
-#: The most functions on the way of a command, besides the one that is called once for a connection; and their modules.
+#: The maximum number of functions for a command, besides one that is called once per connection; and of their modules.
 MAX_COMMAND, MAX_COMMAND_MODULES = 10, 6
 
 
@@ -49,7 +49,7 @@ class WritingClient:
 
 @dataclass(frozen=True)
 class Step:
-    """A call on a way. `others` are the names of the functions that it calls, besides the next step."""
+    """A call on a path of calls. `others` are the names of the functions that it calls, besides the next step."""
 
     name: str
     module: str
@@ -74,11 +74,11 @@ def documented_depth(heading: str) -> int:
 
 
 def traced(tree: CallTree, ways: Sequence[tuple[str, str]]) -> list[Step]:
-    """Return the steps of ways from an outermost call to a goal, without repeats.
+    """Return the steps of paths from an outermost call to a goal, each step once.
 
     Args:
         tree: the calls.
-        ways: the names of the outermost call and of the goal, for each way.
+        ways: for each path, the names of the outermost call and of the goal.
     """
     path: list[Call] = []
     for root, goal in ways:

@@ -1,4 +1,4 @@
-"""`RATE_LIMITS["connect"]`: addresses, processes without Redis, and Redis that does not answer."""
+"""`RATE_LIMITS["connect"]`: addresses, processes without Redis, and a Redis that does not answer."""
 
 from __future__ import annotations
 

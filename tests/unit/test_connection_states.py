@@ -387,7 +387,7 @@ def lives(machines: list[Lives]) -> Iterator[Lives]:
 
 
 def begin_restore(lives: Lives, *, ended: bool) -> tuple[Client, Peer]:
-    """Return a client and the connection that is restoring its session. Its former connection has `ended` or not."""
+    """Return a client and the connection that is restoring its session. `ended`: whether its former one has ended."""
     lives.open(extended=True, frames=True, then=5)
     lives.check()
     lives.subscribe(0, slow=True, then=5)

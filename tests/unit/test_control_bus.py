@@ -129,7 +129,7 @@ class TestRemoteDisconnect:
             await client.__aexit__(None, None, None)
 
     async def test_disconnects_a_client_that_is_being_authenticated(self, gate: asyncio.Event) -> None:
-        async with Client(scope={"user": "bob"}):  # so that this process receives control messages already
+        async with Client(scope={"user": "bob"}):  # so that this process already receives control messages
             client = ann(consumer=WaitingConsumer)
             connecting = asyncio.ensure_future(client.communicator.connect())
             await WaitingConsumer.connecting.wait()

@@ -25,7 +25,7 @@ class Executor(DaemonExecutor):
 
     def __init__(self, size: int = 2, idle_time: float = 30.0) -> None:
         self.ended: list[threading.Thread] = []
-        #: How long calls had waited when that was reported.
+        #: The waiting times that were reported.
         self.waited: list[float] = []
         super().__init__(
             "test",
@@ -228,7 +228,7 @@ def test_a_forked_process_has_its_own_threads() -> None:
 
 
 class TestWaits:
-    """The clock of these tests stands still between its steps."""
+    """The clock moves only when a test changes it."""
 
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:

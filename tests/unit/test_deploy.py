@@ -28,7 +28,7 @@ def compose_command(service: str) -> list[str]:
 
 
 def seconds(text: str, name: str) -> float:
-    """Return the duration of a directive that a file has once."""
+    """Return the seconds of a directive that occurs once in a text."""
     (number,) = re.findall(rf"\b{name}:? (\d+)s", text)
     return float(number)
 

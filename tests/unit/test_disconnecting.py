@@ -207,7 +207,7 @@ class TestRevoke:
         assert [message["subscriptions"] for message in control_messages()] == [{"@stream": "a"}]
 
     def test_servers_of_the_previous_release_reconnect_the_clients(self) -> None:
-        # They know these keys only, and take the message for a disconnect.
+        # Such servers know only these keys of the message, and take it for a disconnect.
         revoke(user="ann", stream="a")
         (message,) = control_messages()
         assert message["revoke"] == {"user": "str:ann"}

@@ -111,7 +111,7 @@ def test_a_process_that_does_not_stop_is_ended() -> None:
 
 
 class TestInstall:
-    """Without a signal handler of a server there is nothing to replace."""
+    """`install` does nothing where it can replace no signal handler of a server."""
 
     async def test_in_another_thread(self) -> None:
         drain = Drain(no_hub, asyncio.get_running_loop())

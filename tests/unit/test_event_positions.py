@@ -96,7 +96,7 @@ async def test_the_id_of_the_next_event_does_not_count_an_event_that_was_dropped
 
 
 async def test_a_slow_channel_does_not_delay_the_messages_of_the_subscriptions_before_it() -> None:
-    """Nor does the reader lose its position in the slow one if it is cut meanwhile."""
+    """A reader that is cut meanwhile also keeps its position in the stream of the slow channel."""
     released = asyncio.Event()
     released.set()
 

@@ -129,7 +129,7 @@ class TestOrigins:
     async def test_a_page_that_may_connect_but_cannot_read_is_logged(
         self, debug: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The page of another port may open a WebSocket. In production, a proxy may let it read the events."""
+        """A page of another port may connect. Without DEBUG, nothing is logged: a proxy may let it read events."""
         headers = [(b"host", b"localhost:8000"), (b"origin", b"http://localhost:5173")]
         with override_settings(ALLOWED_HOSTS=["localhost"]):
             async with Reader("stream=a", headers=[*headers, (b"sec-fetch-site", b"same-site")]) as reader:

@@ -20,7 +20,7 @@ from reliable_cable.hub.fanout import POLICY
 from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
 
-#: The most lines of Python, lines with plain ASGI, and CPU time of a delivery, as multiples of those of the bare loop.
+#: The maximum cost of a delivery, in multiples of the bare loop: lines of Python, lines with plain ASGI, and CPU time.
 #: The measured values are 3, 6.7, and 3.5 to 5.5.
 MAX_LINES, MAX_ASGI_LINES, MAX_TIME = 4.0, 8.0, 9.0
 

@@ -268,7 +268,7 @@ class TestThreads:
 class Around(CableConsumer):
     """Records when handlers begin and end, and gives them a language."""
 
-    #: The errors that do not pass through it.
+    #: The errors that `around_command` suppresses.
     suppressed: tuple[type[Exception], ...] = ()
 
     @contextlib.contextmanager
@@ -298,7 +298,7 @@ BOTH = pytest.mark.parametrize("consumer", [Around, AsyncAround])
 
 
 class TestAroundCommand:
-    """`around_command` of the consumer surrounds each call of a handler with its check."""
+    """`around_command` of the consumer surrounds each handler, together with the check before it."""
 
     @BOTH
     @pytest.mark.parametrize("channel", ["Sync", "Async"])

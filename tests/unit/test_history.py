@@ -82,7 +82,7 @@ async def test_a_request_for_less_that_comes_soon_after_gets_the_same_page() -> 
 
 
 async def test_the_second_read_of_a_first_page_gets_the_same_page() -> None:
-    """Such a page was too large to be held until it is sent."""
+    """A page is read twice if it was too large to be held until it is sent."""
     store = Store()
     position = store.add(5)
     history = HistoryReader(store)
@@ -307,7 +307,7 @@ def test_a_cached_page_never_has_less_than_a_fresh_read(steps: list[tuple[str, i
                 page = await history.read("s", start, position, following=following)
                 fresh = store.read("s", after=number, limit=PAGE_LENGTH, following=following)
                 if page.epoch != fresh.epoch:
-                    # The hub does not know the new epoch yet: the result is as if the epoch had begun a moment later.
+                    # The hub does not know the new epoch yet, so the result is as if it had begun a moment later.
                     assert page.epoch == position.epoch
                     assert page.tail >= position.offset
                     continue

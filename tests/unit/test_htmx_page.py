@@ -1,4 +1,4 @@
-"""The blocks of docs/htmx.md run: the Python and the templates here, the scripts as parts of the demo's."""
+"""The blocks of docs/htmx.md run: the Python and the templates here, the scripts as parts of a script of the demo."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ from .wire import EXTENDED, identifier
 
 MESSAGES = 100
 PACKAGE = Path(reliable_cable.__file__).parent
-#: The most calls of this package's functions for one action. Each resumption of a coroutine counts. 31 were measured.
+#: The maximum number of calls of functions of this package for one action, with each resumption of a coroutine. 31 were
+#: measured.
 MAX_CALLS = 33
 
 

@@ -62,7 +62,7 @@ class KeyServer(ThreadingHTTPServer):
         self.content = b""
         self.status = 200
         self.headers: dict[str, str] = {}
-        #: The number of requests, and whether there was one.
+        #: The number of requests. `asked` is set when there was one.
         self.requests = 0
         self.asked = threading.Event()
         #: Requests are answered while this is set.
@@ -112,7 +112,7 @@ def clock() -> Clock:
 
 class TestAServer:
     async def test_rotation(self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An unknown key id makes the set be read again, at most once in `MIN_INTERVAL`."""
+        """If a key id is unknown, the key set is loaded again, at most once in `MIN_INTERVAL`."""
         monkeypatch.setattr(jwks, "PATIENCE", 60.0)
         server.content = key_set(entry(RSA_KEY, kid="1"))
         keys = KeySet(server.url, clock)
@@ -121,7 +121,7 @@ class TestAServer:
         assert server.requests == 1
         server.content = key_set(entry(RSA_KEY, kid="1"), entry(OTHER_KEY, kid="2"))
         for _ in range(100):
-            # It is not known yet. A client that were refused for good could not use its new key.
+            # The new key is not known yet. If the client were refused for good, it could not use that key later.
             with pytest.raises(KeysUnavailable, match="may have been added"):
                 await keys.find("2", "RS256")
         assert server.requests == 1
@@ -229,7 +229,7 @@ class TestAServer:
     async def test_clients_with_known_keys_hardly_wait_for_a_server_that_hangs(
         self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Servers limit the time of a handshake: daphne to 5 s. To look up a name may take long."""
+        """Servers limit the time of a handshake (daphne to 5 s), and looking up a host name may take long."""
         server.content = key_set(entry(RSA_KEY, kid="1"))
         keys = KeySet(server.url, clock)
         assert await keys.find("1", "RS256")
@@ -238,7 +238,7 @@ class TestAServer:
         server.answers.clear()
         clock.now += MAX_AGE + 1
         assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
-        # Until the next attempt, nobody waits for this one. Whether another key exists is not known.
+        # Until the next attempt, nobody waits for this one. It is not known whether there is another key.
         monkeypatch.setattr(jwks, "PATIENCE", 60.0)
         assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
         with pytest.raises(KeysUnavailable):
@@ -278,7 +278,7 @@ class TestAFile:
         assert await keys.find("ps", "PS256") == OTHER_KEY.public_key()
         assert await keys.find("e", "ES256") == await keys.find(None, "ES256") == EC_KEY.public_key()
         assert await keys.find(None, "EdDSA") == ED_KEY.public_key()
-        # So that each of these reads the file.
+        # Each of these look-ups reads the file.
         monkeypatch.setattr(jwks, "MIN_INTERVAL", -1.0)
         for kid, algorithm in [
             ("ps", "RS256"),
@@ -324,7 +324,7 @@ async def test_an_expired_token_whose_key_is_gone_has_expired(settings: Any, ser
     assert await refusal("old", exp=after(60)) is KeysUnavailable, "the keys were read a moment ago"
     assert await refusal("old", exp=after(-60)) is TokenExpired
     assert await refusal("old", exp="junk") is KeysUnavailable
-    # With a known key, the signature decides first.
+    # If the key is known, the signature is checked first.
     assert issubclass(await refusal("new", exp=after(-60)), InvalidToken)
     assert await refusal("new", exp=after(-60)) is not TokenExpired
     server.status = 500

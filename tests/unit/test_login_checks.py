@@ -30,7 +30,7 @@ class Connection:
         self.tenant = tenant
         self.login = Login(f"session-{user}", user, "backend", "hash") if logged_in else None
         self.closed: list[tuple[DisconnectReason, bool | None]] = []
-        #: Looks logins up in place of the call in a handler's thread.
+        #: Looks logins up. It takes the place of the call that the connection would run in a handler's thread.
         self.look_up: Callable[[Connection, Sequence[Login]], Awaitable[Any]]
 
     @property

@@ -362,7 +362,7 @@ async def test_a_logout_closes_the_connections_of_the_session_whatever_identifie
 
 
 class TestWhichConnections:
-    """Only connections that the login of a Django session has authenticated have a login."""
+    """A connection has a login only if a Django session with a user has authenticated it."""
 
     pytestmark = pytest.mark.django_db(transaction=True)
 

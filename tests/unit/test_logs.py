@@ -46,7 +46,7 @@ def hostile(request: pytest.FixtureRequest) -> str:
 
 
 def check(text: str) -> None:
-    """Check the lines of a message or a traceback that contains text of a client."""
+    """Check that a message or a traceback with text of a client has no forged or overlong line, and no secret."""
     for line in text.split("\n"):
         assert line.isprintable()
         assert not line.startswith("ERROR FORGED")

@@ -66,7 +66,7 @@ async def restored(sid: str) -> tuple[str, list[Any]]:
 
 
 async def session_with_a_loss() -> str:
-    """Return the id of a session whose stream has no messages and has lost those before."""
+    """Return the id of a session whose stream has lost all its messages."""
     await abroadcast("room", 1)
     async with Client() as client:
         await client.subscribe(ROOM)

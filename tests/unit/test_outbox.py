@@ -27,7 +27,7 @@ class Socket:
 
 
 class Overflow:
-    """Counts its calls."""
+    """The callback of an outbox that overflows. It counts its calls."""
 
     calls = 0
 

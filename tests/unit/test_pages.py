@@ -63,7 +63,7 @@ async def broadcast_numbers(*numbers: int, stream: str = "room") -> None:
 
 
 async def load_page(stream: str = "room") -> str:
-    """Return what a page passes to its client: the position of a stream with one more message, and two after it."""
+    """Broadcast three messages. Return the position after the first one, as a page passes it to its client."""
     await broadcast_numbers(1, stream=stream)
     at = str(await aposition(stream))
     await broadcast_numbers(2, 3, stream=stream)
@@ -71,7 +71,7 @@ async def load_page(stream: str = "room") -> str:
 
 
 def named(offset: int, epoch: str, stream: str = "room") -> dict[str, Any]:
-    """Return the history request of a client with a position of its own."""
+    """Return the history request of a client that has a position of its own, besides that of its page."""
     return {"since": 1, "streams": {stream: {"epoch": epoch, "offset": offset}}}
 
 

@@ -29,7 +29,7 @@ TEMPLATES = [block.text for block in BLOCKS if (block.page, block.language) == (
 
 @pytest.fixture(autouse=True)
 def _app(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Provide the app of the page's example. Groups take the place of its orders, and their users that of the notes."""
+    """Provide the app of the page's example, with groups in place of orders, and users of a group in place of notes."""
     settings.RELIABLE_CABLE = {"ENGINE": "memory"}
     monkeypatch.setattr(Group, "notes", property(lambda group: group.user_set), raising=False)
     models = ModuleType("shop.models")

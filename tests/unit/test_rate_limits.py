@@ -1,4 +1,4 @@
-"""The texts of `RATE_LIMITS`."""
+"""The texts in `RATE_LIMITS`: what rates they mean, and which texts are errors."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class TestFullQueue:
 
     @staticmethod
     def grow_older(connection: Connection) -> None:
-        """Let the last pong be ten seconds older."""
+        """Act as if the last pong had arrived ten seconds ago."""
         connection._last_pong = time.monotonic() - 10
 
     async def test_the_end_of_the_connection_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:

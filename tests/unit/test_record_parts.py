@@ -129,7 +129,7 @@ def test_known_records_take_little_memory_however_large_their_heads_are() -> Non
 
 
 def test_all_parts_are_written_if_many_are_removed() -> None:
-    """A statement of a database has few parameters, and one statement deletes the parts of many records."""
+    """Databases limit the parameters of a statement, and one statement deletes the parts of many records."""
     table, items = Table(), [f"{number}" for number in range(2000)]
     table.save(items)
     assert not table.save(items[MAX_REMOVED:]).whole

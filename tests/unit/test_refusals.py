@@ -111,7 +111,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 async def answers(client: Client) -> list[Any]:
-    """Return the frames that the client's commands have caused. They are handled before the one that this sends."""
+    """Return the frames that the client's commands have caused, up to the answer to one more command."""
     await client.send("subscribe", identifier("Room"))
     frames = []
     while (frame := await client.receive()) != {"type": "confirm_subscription", "identifier": identifier("Room")}:

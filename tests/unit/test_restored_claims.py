@@ -1,4 +1,4 @@
-"""A restore asks `authorize_presence` again about a member as which the client itself had joined."""
+"""If a client itself joined as a member, a restore asks `authorize_presence` again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .wire import Client, identifier, until
 class Open(Channel, abstract=True):
     """Lets clients join by themselves."""
 
-    #: The ids as which clients may join.
+    #: The member ids with which clients may join.
     joinable: list[str]
 
     async def subscribed(self) -> None:
@@ -40,7 +40,7 @@ class Joining(Open, abstract=True):
 
 
 class Kept(Open, abstract=True):
-    """Is not asked by `subscribed` in a restore."""
+    """Has `resubscribed`, so a restore does not call `subscribed`."""
 
     async def resubscribed(self) -> None: ...
 

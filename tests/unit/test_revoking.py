@@ -396,7 +396,7 @@ class TestSessions:
             await gate.wait()
             return times
 
-        async with Client(scope={"user": "bob"}):  # so that this process receives control messages already
+        async with Client(scope={"user": "bob"}):  # so that this process already receives control messages
             monkeypatch.setattr(sessions, "arevoked", delayed)
             client = ann(sid=former.sid)
             connecting = asyncio.ensure_future(client.communicator.connect())

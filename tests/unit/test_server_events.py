@@ -1,4 +1,4 @@
-"""Tests of the transports of event readers. They fail if a release of daphne or uvicorn changes a used internal."""
+"""Tests of the transports of event readers, which use internals of daphne and uvicorn that a release may change."""
 
 from __future__ import annotations
 

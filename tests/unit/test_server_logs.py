@@ -66,7 +66,7 @@ async def test_exceptions_of_consumers_and_middlewares_are_logged_within_limits(
 
 
 class TestOtherExceptions:
-    """They stay in the log of the server."""
+    """Exceptions of HTTP requests and of the project's own consumers stay in the log of the server."""
 
     async def test_those_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
         router = ProtocolTypeRouter({"http": URLRouter([])})

@@ -1,4 +1,4 @@
-"""Tests of the transports of daphne and uvicorn. They fail if a release changes an internal that is used."""
+"""Tests of the transports of daphne and uvicorn, which use internals of both that a release may change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.asyncio_transport import AsyncioTransport
 
 
 class TwistedTransport:
-    """The used part of a transport of Twisted."""
+    """The part of a Twisted transport that the package uses."""
 
     def __init__(self) -> None:
         self.producers: list[Any] = ["the producer of the handshake"]

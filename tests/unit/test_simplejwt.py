@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def _settings(settings: Any) -> None:
-    # The key of the package is SECRET_KEY, which it has read when it was imported.
+    # The key of the package is SECRET_KEY, which it read when it was imported.
     settings.RELIABLE_CABLE = {
         "ENGINE": "memory",
         "PING_INTERVAL": 60,

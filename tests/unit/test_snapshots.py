@@ -1,4 +1,4 @@
-"""Snapshots: what a channel gives its clients where messages cannot be sent."""
+"""Snapshots: what a channel sends its clients in place of messages that are no longer stored."""
 
 from __future__ import annotations
 

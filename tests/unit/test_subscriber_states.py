@@ -257,7 +257,7 @@ def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     told = Subscription.messages_lost
 
     def messages_lost(subscription: Subscription) -> None:
-        # Without this, the client could not tell a notice from the answer to its request.
+        # Without this mark, the client could not tell a notice of a loss from the answer to its request.
         mark = {"type": "loss", "identifier": subscription.identifier}
         subscription.connection.outbox.push(json.dumps(mark))
         told(subscription)

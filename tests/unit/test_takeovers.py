@@ -105,13 +105,13 @@ async def test_of_two_restores_at_the_same_time_the_later_one_stays(ended: bool,
         await second.communicator.connect()
         await until(lambda: Room.restores == 2)
         Room.gate.set()
-        await run_event_loop()  # unless they restore together, the second one is welcomed first
+        await run_event_loop()  # unless both restore together, the second client is now welcomed first
         first_gate.set()
         welcome = await second.receive()
         assert welcome["restored_ids"] == [ROOM]
         await second.send("history", ROOM, history={})
         assert (await second.receive())["type"] == "confirm_history"
-        # The announcement of the takeover is read.
+        # Wait until this process has read its own announcement of the takeover.
         await until(lambda: not get_hub().control._unconfirmed and get_hub().control._announcing is None)
         await abroadcast("room", "hello")
         assert (await second.receive())["message"] == "hello"

@@ -335,7 +335,7 @@ class TestNamespaces:
 
     @pytest.mark.parametrize("claim", [None, 1, True, ["None"], {}])
     async def test_a_claim_that_is_not_a_string_names_no_tenant(self, user: Any, claim: Any) -> None:
-        """`None` has been the tenant "None", and 1 the tenant "1"."""
+        """As texts, `None` and 1 would name the tenants "None" and "1"."""
         token = sign(ext={"user": user.pk}, namespace=claim)
         assert await first_frame(make_client(f"{token}&tenant={claim}")) == REFUSED
         without = await first_frame(make_client(f"{token}&tenant="))

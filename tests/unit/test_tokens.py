@@ -233,7 +233,7 @@ async def test_a_public_key_is_never_used_as_a_secret(
     key = rsa.generate_private_key(65537, 2048)
     entry = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))
     file = tmp_path / "keys.json"
-    # Also an entry that claims to be usable with HS256, and a secret.
+    # The file also has a public key that claims to be usable with HS256, and a secret.
     secret = {"kty": "oct", "kid": "s", "k": base64.urlsafe_b64encode(SECRET.encode()).decode()}
     file.write_text(json.dumps({"keys": [{**entry, "kid": "1"}, {**entry, "kid": "2", "alg": "HS256"}, secret]}))
     settings.RELIABLE_CABLE = {

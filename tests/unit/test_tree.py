@@ -24,7 +24,7 @@ TOP = {
     "reliable_cable",
     "tests",
 }
-#: The most lines of a module of the package, and of any other one.
+#: The maximum number of lines of a module of the package, and of any other module.
 MAX_LINES = 400
 MAX_OTHER_LINES = 420
 #: An exact version, perhaps of a package that is installed under another name.

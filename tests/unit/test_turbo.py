@@ -117,7 +117,7 @@ class TestElements:
 
     @given(target=st.text(min_size=1), html=st.text())
     def test_nothing_in_a_text_leaves_its_place(self, target: str, html: str) -> None:
-        """The attributes and the content are what was given, whatever they contain."""
+        """The attributes and the content are the given texts, whatever these contain."""
         for name in ("target", "targets"):
             options = {name: target, "html": html, "method": target}
             made = turbo._broadcast("append", turbo.MorphOptions, ("a",), options)
@@ -274,7 +274,7 @@ class TestChannel:
 
     @pytest.mark.parametrize("history", [None, "later"])
     async def test_a_page_with_a_time_gets_what_came_since_then(self, history: str | None) -> None:
-        """The time of the page counts more than that of the client: under Turbo Drive, that of the last ping."""
+        """The time of the page counts, not the `since` of the client, which under Turbo Drive is the last ping."""
         began = time.time() - 5
         await turbo.abroadcast_remove_to("a", target="x")
         identifier = wire.identifier(

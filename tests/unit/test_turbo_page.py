@@ -1,4 +1,4 @@
-"""The blocks of docs/turbo.md run: the Python and the templates here, the script as a part of the demo's."""
+"""The blocks of docs/turbo.md run: the Python and the templates here, the script as a part of a script of the demo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def block(language: str, part: str) -> str:
-    """Return the text of the block that has a part."""
+    """Return the text of the only block that contains `part`."""
     (found,) = [each for each in BLOCKS if each.page == "turbo.md" and each.language == language and part in each.text]
     return found.text
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(find_faketime() is None, reason="no libfaketime 
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - libfaketime creates its files here
 
-#: The times of a process.
+#: A script that prints the times of its process.
 TIMES = """
 import asyncio, json, threading, time
 def measure(call):
@@ -36,7 +36,7 @@ print(json.dumps({
 }), flush=True)
 input()
 """
-#: How often threads wait while three of them compute.
+#: A script that prints how often its threads wait while three of them compute.
 WAITS = """
 import json, resource, threading, time
 def compute():

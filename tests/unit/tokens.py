@@ -19,7 +19,7 @@ def sign(key: Any = SECRET, algorithm: Any = "HS256", headers: Any = None, **cla
 
 
 def after(seconds: float) -> int:
-    """Return the time that is so many seconds from now, as claims have it."""
+    """Return the time so many seconds from now, in the form of a claim."""
     return int(time.time() + seconds)
 
 

@@ -38,7 +38,7 @@ def socket_of(transport: Any) -> Any:
 
 @dataclass
 class Subscribers:
-    """The connections that are subscribed to one stream, in the forms that the ways of sending need."""
+    """The connections that are subscribed to one stream, in the form that each way of sending needs."""
 
     identifier: str
     sends: list[Send] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Measures servers one after the other: the cost of connections, and the cost of each way of broadcasting.
 
-The floor is measured before and after everything that is compared with it, with as many sockets, in a process that runs
-all the time. So other work of the machine affects both sides of a ratio.
+The floor is measured before and after everything that is compared with it, with the same number of sockets, in a
+process that keeps running. So other work on the machine affects both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Plan:
         signed_in: the number of connections with a Django session.
         small_streams: the number of streams with two subscribers and one broadcast per second each.
         size: bytes of JSON in each message, besides its number and time.
-        crowd: the number of subscribers of a busy stream, beside which the subscribers of another one are measured.
+        crowd: the number of subscribers of a stream that is busy while the delivery of another stream is measured.
     """
 
     connections: int = 1000

@@ -17,7 +17,7 @@ from tests.support.server import PATIENCE, ROOT, free_port
 PROJECT = "tests.benchmarks.project.asgi:application"
 BARE = "tests.benchmarks.fanout.bare:application"
 DAPHNE = ("--server", "daphne")
-#: An identifier that each client has for itself, as with a position of its page.
+#: An identifier that differs for each client, because it contains the position of the client's page.
 OF_PAGE = '{"channel":"BenchChannel","stream":"bench%d","after":"%c.0123456789abcdef.0123456789abcdef"}'
 
 
@@ -124,7 +124,7 @@ def behind_auth(kind: str) -> Subject:
 
 
 def stock(kind: str, layer: str) -> Subject:
-    """Return stock Channels with a group on a server, which can send only a few broadcasts per second."""
+    """Return a server with stock Channels and a group, which can send only a few broadcasts per second."""
     module, _, _ = layer.rpartition(".")
     return Subject(
         f"stock Channels, {module}, {kind}",
@@ -158,7 +158,7 @@ SUBJECTS = (
 
 
 def by_url(text: str) -> Subject:
-    """Return a running server that is described as `name=ws://…,http://…,key,pid`.
+    """Return the running server that a text of the form `name=ws://…,http://…,key,pid` describes.
 
     Raises:
         ValueError: the text has another form.
@@ -211,7 +211,7 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
     }[subject.kind]
     application = (
         [] if subject.kind == "cable_serve" else [subject.application]
-    )  # cable_serve reads it from the settings
+    )  # cable_serve reads the application from the settings
     command_line = [sys.executable, "-m", *command, *subject.options, *application]
     with log.open("ab") as output:
         process = subprocess.Popen(

@@ -69,11 +69,11 @@ class Client(asyncio.Protocol):
         #: The offset that the client waits for, and the condition that it then fulfils.
         self.until = 0
         self.awaited: Awaited | None = None
-        #: Reconnects if the server closes the connection before the client has fulfilled its condition.
+        #: Called to reconnect if the server closes the connection before the client has fulfilled its condition.
         self.retry: Callable[[], object] | None = None
         #: The number of such retries.
         self.retries = 0
-        #: The number of messages that did not follow the last one.
+        #: The number of messages whose offset did not follow that of the message before.
         self.disordered = 0
         self.latencies: list[float] = []
         self._buffer = bytearray()

@@ -1,8 +1,8 @@
 """Kills and restarts a server, so that all clients reconnect at once: `python -m tests.benchmarks reconnect`.
 
-All clients have missed the same number of messages. The CPU time of the server until all have caught up must not exceed
-that of as many connects, plus one and a half floors for each delivery. Both are measured in the same run. See Protocol:
-Restore.
+All clients have missed the same number of messages. Until they have caught up, the server may use as much CPU time as
+for the same number of new connections, plus one and a half floors for each delivery. All of this is measured in the
+same run. See Protocol: Restore.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], fol
             bystanders.ask("connect", url=server.url, streams=["warm"], count=WARM, cookie=cookie)
             before = usage(server.pid)
             clients.ask("connect", url=server.url, streams=streams, count=storm.connections, cookie=cookie)
-            time.sleep(0.5)  # the server writes the sessions meanwhile
+            time.sleep(0.5)  # meanwhile, the server writes the sessions
             connect = (usage(server.pid) - before).cpu / storm.connections
             publisher.ask("publish", messages=storm.streams, first=0, rate=0, streams=storm.streams, size=PADDING)
             clients.ask("reach", offset=1)
@@ -147,7 +147,7 @@ def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], fol
 
 
 def _floor(storm: Storm, environment: Mapping[str, str], folder: Path) -> float:
-    """Return the CPU time of one `send()` in seconds, measured with as many sockets as clients reconnect."""
+    """Return the CPU time of one `send()` in seconds, measured with one socket for each client that reconnects."""
     rounds = 50
     data = json.dumps({"n": 0, "ts": time.time_ns(), "pad": "x" * PADDING})
     body = json.dumps({"stream": "bench0", "data": data}).encode()

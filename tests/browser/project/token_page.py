@@ -55,7 +55,7 @@ channel.on('message', message => {
 
 def page(request: HttpRequest, room: int) -> HttpResponse:
     """Render the page for a room."""
-    # The template tag has no option for this, because a page of a project needs none.
+    # The template tag has no option for the lifetime of a token, because pages of projects need none.
     with mock.patch.object(cable_token, "__defaults__", (TTL,)):
         return HttpResponse(Template(PAGE).render(Context({"request": request, "room": room})))
 

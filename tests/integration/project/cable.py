@@ -51,7 +51,7 @@ class EchoChannel(Channel):
 
 
 class StreamChannel(Channel):
-    """Streams from all streams that the params name, in this order, `after` a position of the page."""
+    """Streams from all streams that the params name, in this order, after the page position in them, if any."""
 
     def subscribed(self) -> None:
         """Start the streams."""
@@ -340,12 +340,12 @@ class AnswerChannel(Channel):
 
     @action
     async def keys(self, data: dict[str, Any]) -> list[str]:
-        """Return the names of the data."""
+        """Return the keys of the data."""
         return sorted(data)
 
     @action
     def refuse(self) -> None:
-        """Refuse the client."""
+        """Raise the error that refuses the call."""
         raise PermissionDenied("as the test asked")
 
     @action

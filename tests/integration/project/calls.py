@@ -54,7 +54,7 @@ def burst(stream: str, count: int, size: int, how: str) -> None:
 
 
 def load_page(stream: str) -> dict[str, str]:
-    """Return what a page passes to its client: a position as text, and a signed stream name with it."""
+    """Return what a page passes to its client: a position as text, and a signed stream name that contains it."""
     at = reliable_cable.position(stream)
     return {"after": str(at), "signed": reliable_cable.signed_stream_name(stream, at=at)}
 
@@ -149,12 +149,12 @@ def serve_wsgi() -> int:
 
 
 def open_gate(name: str) -> int:
-    """Open a gate, and return how many handlers have entered it."""
+    """Open a gate, and return how many handlers have reached it."""
     return gates[name].open()
 
 
 def wait_at_gate(name: str, count: int) -> int:
-    """Wait until `count` handlers have entered a gate, and return their number."""
+    """Wait until `count` handlers have reached a gate, and return how many have."""
     return gates[name].wait_for(count)
 
 
@@ -162,7 +162,7 @@ _signals: list[tuple[str, str, str]] = []
 
 
 def presence_signals(stream: str) -> list[tuple[str, str]]:
-    """Return the types and ids of the presence signals for a stream in this process, since the first call of this."""
+    """Return the types and ids of the presence signals for a stream in this process, since this was first called."""
     presence_joined.connect(_keep, dispatch_uid="kept")
     presence_left.connect(_keep, dispatch_uid="kept")
     return [(type_, id_) for name, type_, id_ in _signals if name == stream]

@@ -17,19 +17,19 @@ class Gate:
         self._entered = threading.Condition()
 
     def enter(self) -> None:
-        """Enter the gate, and wait until it is open."""
+        """Record that a handler has reached the gate, and wait until the gate is open."""
         with self._entered:
             self.entered += 1
             self._entered.notify_all()
         self._opened.wait(PATIENCE)
 
     def open(self) -> int:
-        """Open the gate permanently. Return how many handlers have entered it."""
+        """Open the gate permanently. Return how many handlers have reached it."""
         self._opened.set()
         return self.entered
 
     def wait_for(self, count: int) -> int:
-        """Wait until `count` handlers have entered the gate. Return their number."""
+        """Wait until `count` handlers have reached the gate. Return how many have."""
         with self._entered:
             self._entered.wait_for(lambda: self.entered >= count, PATIENCE)
             return self.entered

@@ -39,7 +39,7 @@ def start_run(words: list[str], pause: float) -> str:
 
 
 def retry_run(run: str) -> None:
-    """Write a run that has ended again."""
+    """Start another attempt of a run that has ended."""
     Run.objects.retry(run)
     _enqueue(run)
 

@@ -29,7 +29,7 @@ CONSUMER: Any = SimpleNamespace(as_asgi=lambda: TenantMiddleware(TenantConsumer.
 
 
 def prepare() -> dict[str, HttpClient]:
-    """Create the tenants, each with a user 1. Return HTTP clients that are logged in as these users."""
+    """Create the tenants, each with a user whose id is 1. Return HTTP clients that are logged in as these users."""
     call_command("migrate_schemas", shared=True, verbosity=0)
     clients = {}
     for name in TENANTS:
@@ -55,7 +55,7 @@ def connect(http: HttpClient, name: str, sid: str = "") -> Client:
 
 
 async def receive(client: Client) -> Any:
-    """Return the next frame of a client that is not about presence."""
+    """Return the client's next frame that is not about presence."""
     while (frame := await client.receive()).get("type") == "presence":
         pass
     return frame

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def _sleep(seconds: float) -> None:
-    # The library fails `clock_nanosleep` with an absolute time while the monotonic clock is right.
+    # Under libfaketime, `clock_nanosleep` with an absolute time fails if the monotonic clock is left right.
     select.select([], [], [], seconds)
 
 

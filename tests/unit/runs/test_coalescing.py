@@ -64,7 +64,7 @@ items = st.one_of(
 
 @given(st.lists(items))
 def test_however_it_is_taken_the_content_is_the_same(written: list[Any]) -> None:
-    """None means that the pump takes what was written before."""
+    """None in `written` stands for a moment at which the pump takes what was written before."""
     direct, taken, coalescer = Content(), Content(), Coalescer(1, max_length=4)
 
     def take() -> None:

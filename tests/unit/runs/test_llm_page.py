@@ -26,7 +26,7 @@ def test_a_view_starts_a_run_that_a_task_writes(settings: Any, monkeypatch: pyte
     tasks = names_in(python_block(PAGE, "# tasks.py"), __name__="app.tasks")
 
     class Client:
-        """Takes the place of `OpenAI`, whose server cannot be had here. test_model_clients.py uses the real client."""
+        """Takes the place of `OpenAI`, whose server is not available. test_model_clients.py uses the real client."""
 
         class responses:  # noqa: N801 - as in the package
             @staticmethod

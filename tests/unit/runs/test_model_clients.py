@@ -73,7 +73,7 @@ QUESTION: Final = "Where?"
 
 @contextmanager
 def stream(api: str, url: str, seconds: float) -> Iterator[Iterator[Any]]:
-    """Ask a model by an API, with the sync client."""
+    """Send a question to a model over one of the APIs, with the sync client."""
     if api == "messages":
         with (
             anthropic.Anthropic(base_url=url, api_key="k", max_retries=0, timeout=seconds) as claude,
@@ -96,7 +96,7 @@ def stream(api: str, url: str, seconds: float) -> Iterator[Iterator[Any]]:
 
 @contextmanager
 def helper_stream(api: str, url: str) -> Iterator[Iterator[Any]]:
-    """Ask a model by an API, with the client's helper for streams."""
+    """Send a question to a model over one of the APIs, with the client's helper for streams."""
     if api == "messages":
         with (
             anthropic.Anthropic(base_url=url, api_key="k", max_retries=0) as claude,
@@ -117,7 +117,7 @@ def helper_stream(api: str, url: str) -> Iterator[Iterator[Any]]:
 
 @asynccontextmanager
 async def astream(api: str, url: str, seconds: float) -> AsyncIterator[AsyncIterator[Any]]:
-    """Ask a model by an API, with the async client."""
+    """Send a question to a model over one of the APIs, with the async client."""
     if api == "messages":
         async with (
             anthropic.AsyncAnthropic(base_url=url, api_key="k", max_retries=0, timeout=seconds) as claude,
@@ -277,7 +277,7 @@ def test_a_stop_while_the_model_writes(api: str, answer: Callable[..., None], se
 
 
 def test_a_task_that_leaves_a_stopped_answer(run: Run) -> None:
-    """An answer without its end is no error then."""
+    """If the run was stopped, an answer without its end is no error."""
     with writing(run.pk) as out:
         out.feed(SimpleNamespace(type="response.created"))
         out.feed("Hel")

@@ -178,7 +178,7 @@ def test_a_retry_is_a_new_attempt_on_the_same_stream(run: Run) -> None:
 
 
 def expire(run: Run) -> None:
-    """Let the lease of a run run out."""
+    """Let the lease of a run expire."""
     Run.objects.filter(pk=run.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
 
 
