@@ -254,15 +254,15 @@ def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 900)
     monkeypatch.setattr(fanout, "POLICY", replace(fanout.POLICY, budget=2, shortest_pause=math.inf))
-    told = Subscription.messages_lost
+    report_loss = Subscription.report_loss
 
-    def messages_lost(subscription: Subscription) -> None:
+    def report_loss_after_a_mark(subscription: Subscription) -> None:
         # Without this mark, the client could not tell a notice of a loss from the answer to its request.
         mark = {"type": "loss", "identifier": subscription.identifier}
         subscription.connection.outbox.push(json.dumps(mark))
-        told(subscription)
+        report_loss(subscription)
 
-    monkeypatch.setattr(Subscription, "messages_lost", messages_lost)
+    monkeypatch.setattr(Subscription, "report_loss", report_loss_after_a_mark)
     registry["Room"] = [Room]
     yield
     del registry["Room"]
@@ -305,6 +305,23 @@ def test_messages_that_are_queued_when_history_is_requested_are_sent() -> None:
     for name in IDENTIFIERS:
         machine.request_history(client=1, name=name, how="empty", back=0, repeat=1, before=3, then=20)
         machine.end_what_the_server_has_closed()
+    machine.teardown()
+
+
+@pytest.mark.usefixtures("_instant")
+def test_a_stream_that_is_forgotten_before_a_subscriber_is_live_is_reported_as_a_loss() -> None:
+    """Another case that the random walk finds too rarely."""
+    machine = Delivery()
+    machine.begin(size=3, start=0)
+    machine.end_what_the_server_has_closed()
+    machine.let_the_loop_run(1)
+    machine.end_what_the_server_has_closed()
+    machine.append(stream="a", count=3, exclude=None, pad=0, announced="one by one", then=0)
+    machine.end_what_the_server_has_closed()
+    machine.forget(stream="a", announced=False, then=5)
+    machine.end_what_the_server_has_closed()
+    machine.let_the_loop_run(50)
+    machine.end_what_the_server_has_closed()
     machine.teardown()
 
 
