@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connections
 from django.test import RequestFactory
 
 from reliable_cable.runs.access import RunPermissions
@@ -41,8 +42,14 @@ def test_a_view_starts_a_run_that_a_task_writes(settings: Any, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "app", app)
     monkeypatch.setitem(sys.modules, "app.tasks", module)
 
+    def work(run: str) -> None:
+        try:
+            tasks["answer"](run)
+        finally:
+            connections.close_all()
+
     def in_thread(run: str) -> None:
-        thread = threading.Thread(target=tasks["answer"], args=(run,))
+        thread = threading.Thread(target=work, args=(run,))
         thread.start()
         thread.join()
 
