@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The attribute in which a decorated method has the name of the action for clients.
+#: The attribute of a decorated method that contains the name by which clients call the action.
 ACTION: Final = "_cable_action"
 
 
@@ -19,7 +19,7 @@ def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
     Args:
         method: a sync or async method. It is called with the client's data as a dict, or without arguments if it has
             no parameter. Its name must differ from the names of all attributes and handlers of `Channel`.
-        name: the name of the action for clients. The default is the method's name.
+        name: the name by which clients call the action. The default is the method's name.
     """
 
     def mark(target: F) -> F:

@@ -36,7 +36,7 @@ MAX_STATE_SIZE = 16 * 1024
 
 
 def find_channel(name: str) -> type[Channel] | None:
-    """Return the channel class with this name for clients; None if there is no such class."""
+    """Return the channel class that clients know by this name; None if there is no such class."""
     classes = registry.get(name)
     return classes[0] if classes else None
 
@@ -93,7 +93,7 @@ class Channel:
         identifier: the subscription's identifier, as the client has sent it.
     """
 
-    #: The name of this channel for clients. The default is the name of the class.
+    #: The name by which clients subscribe to this channel. The default is the name of the class.
     name: ClassVar[str] = "Channel"
     _actions: ClassVar[Mapping[str, tuple[str, bool]]] = {}
 
@@ -165,7 +165,7 @@ class Channel:
         subscription.
 
         Args:
-            action: the name of the action for clients.
+            action: the name by which the client has called the action.
             data: the data that the client has sent.
         """
 

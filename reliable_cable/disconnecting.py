@@ -180,7 +180,7 @@ def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
     """Close connections now, in all server processes. Unlike `disconnect`, this does not wait for a commit.
 
     Args:
-        condition: the identifiers as texts (see identity.py).
+        condition: the identifiers as strings (see identity.py).
         reconnect: whether the clients reconnect automatically.
     """
     _Disconnect(condition, reconnect=reconnect).store()

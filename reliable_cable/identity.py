@@ -1,4 +1,4 @@
-"""Converts the identifiers of connections to texts, which are the same in every process."""
+"""Converts the identifiers of connections to strings that are the same in every process."""
 
 import hashlib
 import inspect
@@ -12,7 +12,7 @@ from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 
-#: The identifiers of a connection as texts, by their names. The text for an anonymous user is empty. An example is
+#: The identifiers of a connection as strings, by their names. The string for an anonymous user is empty. An example is
 #: `{"user": "auth.user:1"}`. A condition has the same form. It matches a connection that has all identifiers of the
 #: condition.
 Identity = Mapping[str, str]
@@ -59,9 +59,9 @@ def is_row(value: Any) -> bool:
 
 
 def identify(value: Any) -> str:
-    """Return the text for the value of an identifier. It is `""` for None and for anonymous users.
+    """Return the string for the value of an identifier. It is `""` for None and for anonymous users.
 
-    With multi-table inheritance, a child has the same text as its parent, because both are the same user.
+    With multi-table inheritance, a child has the same string as its parent, because both are the same user.
     """
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""

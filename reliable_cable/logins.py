@@ -24,7 +24,7 @@ SESSION: Final = "session"
 
 
 class _UserLogin:
-    """Base class of logins."""
+    """Base class of logins, which all have the id of a user."""
 
     __slots__ = ()
 

@@ -46,7 +46,7 @@ class SocketIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Handle a request. Until it is handled, `current_socket_id` returns the session id in its header."""
+        """Handle a request. While it is handled, `current_socket_id` returns its header `X-Socket-ID`."""
         socket_id = request.headers.get(HEADER, "")
         if self.is_async:
             return self._acall(request, socket_id)

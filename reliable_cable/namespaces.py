@@ -64,7 +64,7 @@ def find_namespace(scope: dict[str, Any]) -> str:
     """Return the namespace of a new connection or of a request to `CableHTTP`; `""` if it has none.
 
     Args:
-        scope: the ASGI scope, with which the function that `NAMESPACE` names is called.
+        scope: the ASGI scope. It is the argument of the function that `NAMESPACE` names.
 
     Raises:
         ImproperlyConfigured: as for `current_namespace`.

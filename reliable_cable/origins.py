@@ -102,7 +102,8 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
         scope: the ASGI scope of the handshake.
         allowed: the consumer's `allowed_origins`.
         tenants: whether the hosts in `ALLOWED_HOSTS` belong to several tenants. If they do, they are not allowed as
-            origins, because a web page of one tenant must not connect to another tenant. The host of the handshake is.
+            origins, because a web page of one tenant must not connect to another tenant. The host of the handshake
+            itself is allowed.
     """
     if allowed == EVERY_ORIGIN:
         return True

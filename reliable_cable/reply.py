@@ -12,7 +12,7 @@ class StreamStart:
 
     Args:
         name: the name of the stream, with its namespace.
-        whisper: whether the client's whispers go to this stream.
+        whisper: whether the client's whispers are sent to this stream.
         presence: whether this is the presence stream of the subscription.
         after: send the messages after this position.
         since: without `after`, send the messages since this time, in seconds since 1970 by the stream store's clock. If

@@ -19,7 +19,7 @@ _EXCEPTION_LOGGERS: Final = ("daphne.server", "uvicorn.error")
 
 
 def install() -> None:
-    """Connect the functions of this module to the logs of servers. Repeated calls have no further effect."""
+    """Add `limit_exceptions` and `log_unawaited` to the logs of the servers. Repeated calls have no further effect."""
     for name in _EXCEPTION_LOGGERS:
         logging.getLogger(name).addFilter(limit_exceptions)
     # If daphne serves the project, it has already imported Twisted.

@@ -13,7 +13,7 @@ from .validation import BatchOptions, Streamable
 
 
 class SendOptions(TypedDict, total=False):
-    """The options of `broadcast`."""
+    """The options of `broadcast`, which the functions of this module accept, too."""
 
     transient: bool
     immediate: bool

@@ -53,5 +53,5 @@ class BackgroundTasks:
 
     @property
     def pending(self) -> Collection[asyncio.Task[Any]]:
-        """The tasks that have not ended."""
+        """The tasks that `spawn` has started and that have not ended."""
         return tuple(self._tasks)

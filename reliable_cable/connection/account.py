@@ -22,8 +22,8 @@ FAULTS_TIME: Final = 60.0
 class Account:
     """Counts the bytes that the server stores in memory for one client, and the joins and faults of the client.
 
-    Texts count one byte for each character, because counting the bytes of each text would take too long. So texts that
-    are not ASCII may use up to four times as many bytes.
+    A string counts one byte for each character, because counting the bytes of each string would take too long. So a
+    string that is not ASCII may use up to four times as many bytes.
 
     A fault is a violation of the protocol or an error of a handler (see `connection.FRAME_FAULT`).
 

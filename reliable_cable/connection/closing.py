@@ -42,7 +42,7 @@ class Closing:
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is told to reconnect. The caller of `close` can override this.
         abort: whether the socket is dropped at once. Otherwise, the queued frames are sent first.
-        reading: whether the server goes on reading until the client closes the socket.
+        reading: whether the server continues to read until the client closes the socket.
     """
 
     session: SessionFate

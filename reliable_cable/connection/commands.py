@@ -34,7 +34,7 @@ from .subscription import Subscription
 #: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-#: How long, in seconds, the streams of a `subscribe` may take to open even if `SUBSCRIBE_TIMEOUT` has passed.
+#: The time, in seconds, that every `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
 MIN_OPEN_TIME: Final = 1.0
 
 
@@ -72,7 +72,7 @@ class Commands(CommandQueue):
         self.connection.hub.tasks.spawn(self.connection.drain(0, DisconnectReason.RATE_LIMITED))
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
-        """Handle one command."""
+        """Handle one command of the client (see `CommandQueue.execute`)."""
         if isinstance(command, _ANSWERED) and self.connection.closed:
             return
         if isinstance(command, commands.Subscribe):

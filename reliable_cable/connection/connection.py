@@ -70,7 +70,7 @@ class Connection:
         hub: the hub of this event loop.
         consumer: the consumer, which channels see as `self.connection`.
         subprotocol: the subprotocol that was negotiated.
-        identity: the values that identify the owner of the connection, as texts.
+        identity: the values that identify the owner of the connection, as strings.
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
         transport: the object that writes to the socket and can abort it.

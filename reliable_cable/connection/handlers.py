@@ -29,8 +29,8 @@ REFUSED = Reply(rejected=True, refused=True)
 #: The errors by which a handler refuses a request of its client. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
-#: The text of the error that is raised if `around_command` suppresses an error. Otherwise, a failed check would count
-#: as passed.
+#: The text of the error that is raised if `around_command` suppresses an error. Without that error, a failed check
+#: would count as passed.
 _SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
 
 
@@ -51,7 +51,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
 
 
 def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
-    """Return the given handlers without None and without those that `base` itself defines, which do nothing."""
+    """Return the handlers that are not None and that `base` does not itself define. Those of `base` do nothing."""
     overridden = []
     for handler in handlers:
         target = handler.func if isinstance(handler, partial) else handler

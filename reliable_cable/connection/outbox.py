@@ -205,7 +205,7 @@ class Outbox:
         """Do nothing. Only readers of server-sent events need their positions, because they have no session."""
 
     def pause(self) -> None:
-        """Queue frames from now on, because the server's buffer is full."""
+        """Queue further frames instead of sending them, because the server's buffer is full."""
         self._paused = self.blocked = True
         self.ready = None
 

@@ -309,7 +309,7 @@ class SubscriptionPresence:
 
         Args:
             record: the record of the subscription.
-            member: the id and info of the member that the subscription has from now on, or None.
+            member: the id and info of the member that the subscription has after the restore, or None.
         """
         self.member = member
         self.claimed = member is not None and list(member) == record["member"] and bool(record.get("claimed"))

@@ -244,7 +244,8 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            # The client of a new web page was never away. So it is also sent young entries beyond the history size.
+            # If the position is that of a web page, the client has just loaded the page. So, like a follower, it is
+            # also sent the entries beyond the history size that are at most `YOUNG_TIME` seconds old.
             page = await self._read(stream, position, following=position is subscribed.page)
         else:
             cursor = subscribed.cursor

@@ -25,8 +25,8 @@ async def read_snapshot(channel: Channel, stream: str) -> tuple[PagePosition, st
         stream: the name of the stream, with its namespace.
 
     Raises:
-        ChannelError: `snapshot` returned neither a `Snapshot` nor None, or a snapshot whose message is falsy, or whose
-            position is not a position in the stream.
+        ChannelError: `snapshot` returned a value other than a `Snapshot` or None. Or the snapshot cannot be used,
+            because the message cannot be encoded or is falsy, or the position is not a position in the stream.
     """
     return await retry(
         partial(_read, channel, stream),

@@ -1,4 +1,4 @@
-"""Compares the streams and the member of `subscribed` before a restore with those of `subscribed` during the restore.
+"""Compares what `subscribed` started and joined before a restore with what it starts and joins during the restore.
 
 See Protocol: Restore.
 """
@@ -49,7 +49,7 @@ class Started:
 
 
 def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, Any]] | None:
-    """Return the streams of a restored subscription for which `subscribed` has run again.
+    """Return the streams of a restored subscription, after `subscribed` has run again.
 
     A stream that `subscribed` started last time but not now is left out. A stream that it starts now but did not start
     last time is new. Streams that actions started are kept, and streams that actions stopped remain stopped.
@@ -85,7 +85,7 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 
 
 def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
-    """Return the member of a restored subscription for which `subscribed` has run again, or None if it has none.
+    """Return the member of a restored subscription, after `subscribed` has run again; None if there is no member.
 
     The member stays as it is if `subscribed` joins with the same id and info as last time. If an action has removed the
     member, and only the info differs from last time, the member is not added again.

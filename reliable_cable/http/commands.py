@@ -1,4 +1,7 @@
-"""Runs a command, which a request contains in place of messages, in AnyCable's format. The only one is `disconnect`."""
+"""Runs the command in a request that contains no messages.
+
+The format is AnyCable's. The only command is `disconnect`.
+"""
 
 import json
 from collections.abc import Mapping

@@ -20,7 +20,7 @@ from reliable_cable.stores.buckets.memory import MemoryBuckets
 
 #: How long, in seconds, a handshake waits for a response from the shared token buckets.
 PATIENCE: Final = 0.5
-#: After the shared buckets could not be reached, the process uses only its own buckets for this time, in seconds.
+#: How long, in seconds, a process uses only its own buckets after the shared buckets could not be reached.
 PAUSE: Final = 2.0
 #: The usual prefix length of the network of an IPv6 client. The client can choose any address in its network.
 IPV6_PREFIX: Final = 64

@@ -59,7 +59,7 @@ class Connections:
         return len(self._by_sid)
 
     def all(self) -> list[HubConnection]:
-        """Return all connections."""
+        """Return all connections of the event loop that have not been removed."""
         return list(self._by_sid.values())
 
     def find(self, sid: str) -> HubConnection | None:

@@ -129,7 +129,7 @@ class ControlBus:
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
 
     def receive(self, data: str) -> None:
-        """Handle a control message."""
+        """Handle a control message, which this process or another one has sent."""
         try:
             for message in control.decode(data):
                 match message:

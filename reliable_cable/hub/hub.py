@@ -152,7 +152,7 @@ class Hub:
         return stream
 
     def stop_observing(self, stream: HubStream) -> None:
-        """Remove the observer of a stream."""
+        """Remove the observer of a stream. If nothing else uses the stream, close the stream, too."""
         stream.observer = None
         self._release(stream)
 

@@ -117,7 +117,7 @@ class LoginChecks:
             self._check_soon(login)
 
     async def stop(self) -> None:
-        """Stop all checks."""
+        """Cancel the task that checks the logins."""
         await cancel(self._task)
         self._task = None
 

@@ -1,4 +1,4 @@
-"""Keeps the members of an event loop's connections in the presence store, and sends the presence signals."""
+"""Adds the members of an event loop's connections to the presence store, refreshes them, and sends presence signals."""
 
 import asyncio
 from collections import deque
@@ -57,7 +57,7 @@ def _send_nothing(stream: str, message: str) -> None:
 
 
 def _do_nothing() -> None:
-    """Do nothing when a member joins, because the process has no hub that announces it."""
+    """Do nothing when a member joins, because the process has no hub that could announce the member."""
 
 
 class PresenceService:
@@ -110,7 +110,7 @@ class PresenceService:
 
     @property
     def running(self) -> bool:
-        """Whether rounds are running."""
+        """Whether the task that works in rounds is running."""
         return self._rounds is not None
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Records which members of each stream the clients of an event loop know, and corrects the clients' lists of members.
+"""Records the members that an event loop's clients know, for each stream, and corrects the clients' lists of members.
 
 Clients receive join and leave events. If events may have been missed, or the store has lost data, the roster of the
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
@@ -30,7 +30,7 @@ MAX_REPAIRS: Final = 8
 
 @dataclass(slots=True, eq=False)
 class Roster:
-    """The members of a stream that the clients of an event loop know.
+    """The members of one stream, as an event loop's clients know them.
 
     Args:
         stream: the name of the stream.
@@ -64,7 +64,7 @@ class Roster:
 
 
 class Rosters:
-    """The rosters of all streams whose members were requested by a client of this event loop.
+    """An event loop's rosters: one for each stream whose members a client has requested.
 
     Args:
         store: the presence store.
@@ -97,7 +97,7 @@ class Rosters:
         await self._listener.unsubscribe(stream)
 
     async def close(self) -> None:
-        """Unsubscribe from all streams."""
+        """Unsubscribe from all streams, and remove their rosters."""
         self._subscribed.clear()
         for stream in list(self._rosters):
             self._remove(stream)
@@ -106,7 +106,7 @@ class Rosters:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     async def snapshot(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, Roster]:
-        """Return the members for a client, and the roster to which the client's list belongs from now on.
+        """Return the members for a client, and the roster to which the client's list then belongs.
 
         The caller must send the snapshot to the client before it awaits anything. The snapshot includes the events that
         have arrived during the read.

@@ -9,7 +9,7 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.logs import logger
 from reliable_cable.stores.sessions.base import SessionStore
 
-#: The maximum time, in seconds, between two sweeps of a process.
+#: The maximum time, in seconds, from the end of a sweep to the next sweep on the same event loop.
 SWEEP_INTERVAL: Final = 60.0
 #: The maximum number of records that are deleted together. It is small, because broadcasts may have to wait for the
 #: database during a deletion.
@@ -38,7 +38,7 @@ class SessionSweep:
             self._set_timer()
 
     async def stop(self) -> None:
-        """Cancel the sweeps."""
+        """Cancel the timer, and the current sweep, if any."""
         await cancel(self._task)
         if self._timer is not None:
             self._timer.cancel()

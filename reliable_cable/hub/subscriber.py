@@ -24,7 +24,7 @@ GroupKey = tuple[str, str | None, type[Frame]]
 
 
 class SubscriberState(Enum):
-    """The states of a subscriber."""
+    """The states of a subscriber. They decide which messages it receives, and from where."""
 
     #: The stream is being opened.
     OPENING = "opening"
@@ -50,7 +50,7 @@ class SubscriberOutbox(Protocol):
         """Send a frame. Return False if it was dropped because too many characters are queued."""
 
     def push_all(self, frames: Sequence[str]) -> None:
-        """Send several frames."""
+        """Send several frames, in order."""
 
     def send_positions(self) -> None:
         """Send its positions to a client without a session, because messages that exclude the client were skipped."""
@@ -135,7 +135,7 @@ class Subscriber:
             self.outbox.push(frame)
 
     def close(self) -> None:
-        """Stop all delivery."""
+        """Stop all delivery, and drop the held messages."""
         self.at = NOT_LIVE
         self.state = SubscriberState.CLOSED
         self._release_held()

@@ -26,7 +26,7 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRevocation:
-    """A message that ends all subscriptions to a channel or stream that were made before a certain time.
+    """A message that ends subscriptions to a channel or a stream, if they were made before a certain time.
 
     Attributes:
         condition: the identifiers and the namespace of the connections. Without identifiers, the condition matches all

@@ -174,7 +174,10 @@ def _fields(text: str) -> str:
 
 
 def _message_fields(data: str) -> str:
-    """Return the fields for a message in JSON. If the message is a string, its text is sent without quotes."""
+    """Return the fields of the event for a message.
+
+    If the message is a JSON string, the field `data` contains its text without quotes.
+    """
     if data.startswith('"'):
         return _fields(json.loads(data))
     if EVENT not in data or not data.startswith("{"):

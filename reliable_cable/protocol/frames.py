@@ -19,7 +19,7 @@ WINDOW_BITS = 12
 #: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms instead of 2 ms, and the result
 #: is smaller by a tenth.
 LEVEL = 3
-#: zlib's memory level, from 1 to 9. A compression with a higher level uses more memory.
+#: zlib's memory level, from 1 to 9. At a higher level, compression uses more memory.
 MEMORY_LEVEL = 5
 #: The minimum size of a message that is compressed, in bytes. For a shorter message, compression saves fewer bytes than
 #: the headers of its packet take.

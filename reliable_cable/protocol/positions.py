@@ -43,7 +43,7 @@ def beginning_of(lineage: str) -> StreamPosition:
     """Return the position before the first message of a stream that does not exist yet.
 
     Args:
-        lineage: the name of the store's data set, which changes if data may have been lost. If it is unknown (`""`),
+        lineage: the name of the store's data set. The name changes if data may have been lost. If it is unknown (`""`),
             the position is `("", 0)`.
     """
     digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()

@@ -30,7 +30,7 @@ def member_fault(id_: str, info: str) -> str:
 
 
 class ToldMembers:
-    """The ids of the members that a group of clients was told for one stream.
+    """The ids of one stream's members, as they were sent to a group of clients.
 
     Every event is sent to all these clients. But the clients requested the members at different times, so their lists
     may differ after missed events.

@@ -55,7 +55,7 @@ class StreamPage:
         tail: the offset of the newest message, even if it was trimmed; 0 if the epoch has had no messages.
         low: the offset of the oldest message that is still stored; `tail + 1` if no message is stored.
         entries: the stored messages in this part, in the order of their offsets.
-        lineage: the name of the store's data set, which changes if data may have been lost; `""` if it is unknown.
+        lineage: the name of the store's data set; `""` if it is unknown. The name changes if data may have been lost.
     """
 
     epoch: str

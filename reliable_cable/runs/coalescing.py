@@ -13,7 +13,7 @@ from .parts import REASONING
 
 
 class Coalescer:
-    """Collects the texts and parts that a task writes, and joins them into few events.
+    """Collects the pieces of text and the parts that a task writes, and joins them into few events.
 
     One thread may call `add` while another thread calls `take`.
 
@@ -29,14 +29,14 @@ class Coalescer:
         self._attempt = attempt
         self._interval = interval
         self._max_length = max_length
-        #: The texts and parts that have not been taken yet, in the order in which they were written.
+        #: The pieces of text and the parts that `take` has not handled yet, in the order in which they were written.
         self._written: list[str | Mapping[str, Any]] = []
         self._length = 0
         self._lock = threading.Lock()
         self._taken_at = -math.inf
 
     def add(self, item: str | Mapping[str, Any]) -> bool:
-        """Add a text or a part.
+        """Add a piece of text or a part.
 
         Returns:
             Whether the next broadcast is due earlier than before this call.
@@ -57,7 +57,7 @@ class Coalescer:
         return -math.inf if self._length >= self._max_length else self._taken_at + self._interval
 
     def take(self, now: float) -> Sequence[dict[str, Any]]:
-        """Return the events for all texts and parts that were added since the last call.
+        """Return the events for all pieces of text and all parts that were added since the last call.
 
         Args:
             now: the current time, in seconds, by any monotonic clock.
@@ -75,7 +75,7 @@ class Coalescer:
 
 
 def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:
-    """Return texts and parts, with adjacent texts joined into one, and adjacent pieces of reasoning too."""
+    """Return pieces of text and parts, after joining adjacent pieces of text and adjacent pieces of reasoning."""
     joined: list[str | Mapping[str, Any]] = []
     texts: list[str] = []
     kind: str | None = None

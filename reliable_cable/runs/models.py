@@ -59,7 +59,7 @@ class RunManager(models.Manager["Run"]):
     """A manager that starts runs, queues them again, and fails the runs whose writer has died."""
 
     def get_queryset(self) -> RunQuerySet:
-        """Return a queryset with all runs."""
+        """Return a `RunQuerySet` with the runs of all owners and namespaces."""
         return RunQuerySet(self.model, using=self._db)
 
     def about(self, subject: models.Model) -> RunQuerySet:
@@ -77,9 +77,10 @@ class RunManager(models.Manager["Run"]):
         subject: models.Model | None = None,
         input: Mapping[str, Any] | None = None,  # noqa: A002 - the name of the field
     ) -> Run:
-        """Create a run, which is queued until a task writes it with `writing`.
+        """Create a queued run. A task then writes its answer in a block of `writing`.
 
-        Call this in the transaction that stores the question, and start the task with `transaction.on_commit`.
+        Call this in the transaction that stores the user's input, such as a question. Start the task with
+        `transaction.on_commit`.
 
         Args:
             owner: the user who may read and stop the run.

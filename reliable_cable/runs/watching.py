@@ -28,7 +28,7 @@ BATCH: Final = 500
 
 
 class Reader:
-    """The subscription of a client on this server to a run.
+    """A client's subscription to a run, over a connection to this server.
 
     Args:
         run: the id of the run.

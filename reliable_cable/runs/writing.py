@@ -55,7 +55,10 @@ class Writer:
             self._check()
 
     def write_all(self, texts: Iterable[str]) -> None:
-        """Add several texts to the answer, such as those of an iterator. Each one is added as soon as it is yielded."""
+        """Add several pieces of text to the answer, such as those of an iterator.
+
+        Each piece is added as soon as the iterator yields it.
+        """
         for text in texts:
             self.write(text)
 

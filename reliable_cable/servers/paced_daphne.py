@@ -103,7 +103,7 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
 
 
 class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
-    """daphne's server, which starts only a few connections at once, and limits the time to send headers."""
+    """daphne's server, with a pacer for new connections, and with a time limit for the headers of a request."""
 
     def listen_success(self, port: Any) -> None:
         """Add the pacer and the time limit to a port on which the server has started to listen."""

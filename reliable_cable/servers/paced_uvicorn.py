@@ -50,7 +50,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
         self._limit_time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the time limit."""
+        """Cancel the time limit for headers."""
         self._end_limits()
         super().connection_lost(exc)
 
@@ -122,7 +122,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Cancel the limits for headers."""
+        """Cancel the limits for headers, because all headers have been received."""
         self._reading = _Reading.BODY
         self._end_limits()
         super().on_headers_complete()

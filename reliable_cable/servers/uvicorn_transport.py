@@ -38,7 +38,10 @@ class UvicornTransport(Transport):
         self._protocol.transport.abort()
 
     def pause_reading(self) -> None:
-        """Restart the time limit for the client's answer to uvicorn's ping. uvicorn stops reading by itself."""
+        """Restart the time limit for the client's answer to uvicorn's ping.
+
+        Nothing else is needed, because uvicorn stops reading while `receive` is not awaited.
+        """
         timer = getattr(self._protocol, "pong_timer", None)
         if timer is not None:
             timer.cancel()

@@ -39,7 +39,7 @@ class Step:
 
 @dataclass
 class Plan:
-    """The changes that `cable_setup` will make, and the texts that it will print.
+    """The changes that `cable_setup` will make, and the steps and hints that it will print.
 
     Args:
         changes: the files to write, by path.

@@ -109,7 +109,7 @@ class ChannelTester:
         """Call an action, and return the result that a client would receive.
 
         Args:
-            action: the name of the action for clients.
+            action: the name by which clients call the action.
             data: the arguments of the action, as JSON values.
 
         Raises:

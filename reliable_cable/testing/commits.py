@@ -1,4 +1,4 @@
-"""Simulates commits in tests that run in a transaction, which is rolled back, such as the tests of `TestCase`."""
+"""Simulates commits in tests whose transaction is rolled back, such as the tests of `TestCase`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

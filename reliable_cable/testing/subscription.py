@@ -48,7 +48,7 @@ class CableSubscription:
         self.identifier = identifier
         #: Whether the server has confirmed the subscription.
         self.confirmed = False
-        #: The position of the last received message of each stream, by stream id, in the form of a history request.
+        #: For each stream id, the position of the last received message, in the form of a history request.
         self.positions: dict[str, dict[str, Any]] = {}
 
     async def subscribe(self, *, since: float | None = None) -> bool:
@@ -80,7 +80,7 @@ class CableSubscription:
         """Call an action without asking for its result, and wait until the server has handled the call.
 
         Args:
-            action: the name of the action for clients.
+            action: the name by which clients call the action.
             data: the arguments of the action, as JSON values.
         """
         await self._perform({**(data or {}), "action": action})
@@ -89,7 +89,7 @@ class CableSubscription:
         """Call an action and return its result, as `AnyCable.call` does in a browser.
 
         Args:
-            action: the name of the action for clients.
+            action: the name by which clients call the action.
             data: the arguments of the action, as JSON values.
 
         Raises:

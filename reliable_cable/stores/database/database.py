@@ -51,8 +51,9 @@ MAX_PAUSE = 0.05
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether to retry writes for a shorter time, the `timeout` in the database's OPTIONS. This is for calls for which the
-#: holder of the write lock may be waiting.
+#: Whether writes to SQLite are retried for the `timeout` in the database's OPTIONS, not for `WRITE_RETRY_TIME`. It is
+#: True for calls whose caller may hold the write lock and wait for them (see `outside`), and for deletions that later
+#: calls repeat (see `delete_soon`).
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -67,7 +68,7 @@ class _WriteQueue:
 
     @contextmanager
     def wait(self, timeout: float) -> Iterator[None]:
-        """Return a context that waits for the queue's lock. After `timeout` seconds, it goes on without the lock."""
+        """Return a context that waits for the queue's lock. After `timeout` seconds, it continues without the lock."""
         thread = threading.get_ident()
         if self._owner == thread:
             # This thread already holds the lock, because an `on_commit` hook of its last write makes this call.

@@ -51,7 +51,7 @@ class _Lineage(Func):
 
 
 class DatabaseServer:
-    """The clock and the lineage of one database.
+    """The clock of one database, and the id of its data set (the lineage).
 
     All processes that share a PostgreSQL database use the clock of the server. An SQLite file belongs to one host, so
     its processes use the clock of that host.

@@ -83,7 +83,7 @@ class MemoryPresenceStore(PresenceStore):
             return self._remove((stream, session)) if (stream, session) in self._sessions else []
 
     def shorten(self, stream: str, session: str) -> None:
-        """Let a session expire earlier."""
+        """Let a session expire after `settings.presence_grace` seconds, unless it expires earlier."""
         with self._lock:
             known = self._sessions.get((stream, session))
             deadline = self.clock() + self.settings.presence_grace

@@ -73,7 +73,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     leave = sync_twin(aleave)
 
     async def ashorten(self, stream: str, session: str) -> None:
-        """Let a session expire earlier."""
+        """Let a session expire after `settings.presence_grace` seconds, unless it expires earlier."""
         await self.client.arun(self._call("shorten", stream, session, self.settings.presence_grace), idempotent=True)
 
     shorten = sync_twin(ashorten)

@@ -171,7 +171,7 @@ class RedisClient:
         """Run calls in one round trip, and return their replies.
 
         If the server currently accepts none of the calls, they are sent again over another connection. After a
-        failover, that connection goes to the new primary.
+        failover, that is a connection to the new primary.
 
         Args:
             calls: one or more calls.
@@ -228,7 +228,7 @@ class RedisClient:
         return [reply for batch in batches for reply in await self.arun(*batch, idempotent=True)]
 
     async def sleep(self, seconds: float) -> None:
-        """Pause the running task."""
+        """Suspend the running task for `seconds` seconds."""
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
@@ -326,7 +326,7 @@ class BlockingClient(RedisClient):
         self._client = client
 
     async def sleep(self, seconds: float) -> None:
-        """Pause this thread."""
+        """Block the calling thread for `seconds` seconds, because it has no event loop."""
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:

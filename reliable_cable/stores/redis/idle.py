@@ -32,7 +32,7 @@ class IdleQueue(LifoQueue[Any]):
 
 
 async def release(pool: Any, connection: Any) -> None:
-    """Return a connection to a pool of `redis.asyncio`, and close connections that have been idle for a long time."""
+    """Put a connection back into a pool of `redis.asyncio`. Close the pool's connections that were idle too long."""
     now = time.monotonic()
     connection.idle_since = now
     await pool.release(connection)

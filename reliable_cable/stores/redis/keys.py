@@ -14,7 +14,7 @@ _DATABASE: Final = re.compile(r":stream@\d+:")
 
 @lru_cache(maxsize=4096)
 def stream_tag(prefix: str, stream: str) -> str:
-    """Return the prefix of a stream's keys, with its hash tag."""
+    """Return the prefix of all keys of a stream. It contains the hash tag."""
     digest = hashlib.blake2b(stream.encode(), digest_size=12).hexdigest()
     return f"{prefix}:{{{digest}}}"
 
@@ -33,7 +33,7 @@ def former_channel(channel: str) -> str:
 
 
 def session_key(prefix: str, sid: str) -> str:
-    """Return the key of a session's record."""
+    """Return the key of a session's record. Its value is the record as JSON text."""
     return f"{prefix}:session:{sid}"
 
 
@@ -48,10 +48,10 @@ def revocation_key(prefix: str, condition: str) -> str:
 
 
 def bucket_key(prefix: str, name: str) -> str:
-    """Return the key of a token bucket."""
+    """Return the key of a token bucket. Its value is the time at which the bucket will be full."""
     return f"{prefix}:bucket:{name}"
 
 
 def lineage_key(prefix: str) -> str:
-    """Return the key of the lineage record (see lineage.py)."""
+    """Return the key of the lineage record, a hash that identifies the server and its data set (see lineage.py)."""
     return f"{prefix}:lineage"

@@ -34,7 +34,10 @@ RECORD_TTL: Final = 60 * 86400
 
 
 class Identity(NamedTuple):
-    """A server, and the lineage of its data."""
+    """A Redis server, and the id of its data set (the lineage).
+
+    The lineage changes when data may have been lost, for example by a failover.
+    """
 
     run_id: str
     lineage: str
@@ -89,7 +92,10 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def argument(self, connection: Any) -> str:
-        """Return a connection's lineage for a script. The prefix `?` makes the script check the replication id, too."""
+        """Return the lineage of a connection's data, as an argument of a script.
+
+        The prefix `?` makes the script check the replication id, too.
+        """
         lineage: str = connection.identity.lineage
         now = time.monotonic()
         if now < connection.check_at:

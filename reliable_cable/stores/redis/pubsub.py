@@ -34,8 +34,8 @@ MIN_RETRY_DELAY: Final = 0.05
 MAX_RETRY_DELAY: Final = 1.0
 #: The maximum number of channels in a command. The former names of the channels are not counted.
 CHANNELS_PER_COMMAND: Final = 500
-#: The last character of a copy of a message, which a script publishes under the former name of the channel (see
-#: lua/prelude.lua).
+#: The last character of a copy. Scripts publish a copy of a message under the former name of its channel, for processes
+#: of the previous release (see lua/prelude.lua).
 COPY_MARK: Final = b" "
 
 
@@ -80,7 +80,7 @@ class PubSub:
         return self._connection is not None
 
     async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
-        """Subscribe to channels, and call the function of each channel with its messages from now on.
+        """Subscribe to channels. Each channel's function is then called with each message on the channel.
 
         If Redis cannot be reached, this method returns nevertheless, and the functions are called with None as soon as
         Redis has confirmed the subscriptions. They are also called with None after each reconnect.
@@ -258,7 +258,7 @@ class PubSub:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping Redis. Close the connection if Redis does not respond, or if newer connections go to another server.
+        """Ping Redis. Close the connection if Redis does not respond, or if newer connections are to another server.
 
         A server that has crashed or is no longer the primary may not close its connections.
         """

@@ -1,4 +1,4 @@
-"""The texts of the Lua scripts. Each file in `lua/` contains one operation."""
+"""The source code of the Lua scripts. Each file in `lua/` contains one operation."""
 
 import hashlib
 from functools import cache
@@ -9,7 +9,7 @@ LUA = Path(__file__).parent / "lua"
 
 @cache
 def script_text(name: str) -> str:
-    """Return the text of a Lua script, preceded by the functions that it shares with other scripts."""
+    """Return the source code of a Lua script, after that of the functions that it shares with other scripts."""
     family = ["presence_prelude"] if name.startswith("presence_") else []
     return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))
 

@@ -36,7 +36,7 @@ class SessionRecord:
 def is_session_id(sid: str) -> bool:
     """Return whether a text can be a session id.
 
-    Clients may send any text, and some texts would cause errors in a store.
+    Clients may send any string as an id, and some strings would cause errors in a store.
     """
     return 0 < len(sid) <= MAX_SID_LENGTH and sid.isascii() and sid.isprintable()
 

@@ -238,8 +238,9 @@ class ModelSessionStore(ModelStore, SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # The row is written outside of a transaction that the caller may have open, because `disconnect(using=...)`
-            # may have waited only for the commit of another database.
+            # The caller may have an open transaction on this database, because `disconnect(using=...)` waits for the
+            # commit of one database only. A rollback must not remove the row, so the row is written outside of that
+            # transaction.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 

@@ -1,4 +1,4 @@
-"""Encodes session records as texts for Redis, and finds the difference between two texts of a session."""
+"""Encodes session records as JSON text for Redis, and finds the difference between two records of a session."""
 
 import json
 import secrets

@@ -247,7 +247,7 @@ class StreamStore(Store):
         return ttl if ttl < IDLE_STREAM_TTL else None
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data, which is the name of an unbroken data set.
+        """Return the lineage of the data. A lineage is the name of an unbroken data set.
 
         The lineage changes if stored messages may have been lost, for example by a failover or a restored backup.
 

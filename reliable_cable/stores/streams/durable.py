@@ -148,7 +148,7 @@ class DurableStreamStore(RedisStreamStore):
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data in the database if `durable` is True, and of the data in Redis otherwise."""
+        """Return the id of the data set (the lineage): the database's if `durable` is True, and Redis's otherwise."""
         return await (self._model.alineage() if durable else super().alineage())
 
     async def aposition(self, stream: str) -> StreamPosition:

@@ -196,7 +196,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         return await self._run(partial(self._database.read, partial(self._reader.read, requests)))
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data in the database. On SQLite, this takes no query."""
+        """Return the id of the database's data set (the lineage). On SQLite, this takes no query."""
         return await self._run(self._read_lineage)
 
     @retried_read

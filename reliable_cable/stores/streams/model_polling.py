@@ -20,7 +20,7 @@ from reliable_cable.stores.bus import Bus, BusListener
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
-#: How long, in seconds, after a row has become visible, polls still look for rows with smaller ids. Such rows may
+#: How long, in seconds, polls look for rows with smaller ids after a row has become visible. Rows with smaller ids may
 #: become visible later, because their transactions commit later.
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes the store.
@@ -98,7 +98,7 @@ class PolledStore(Protocol):
         """Return the positions of those of the streams that exist, by name."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Query the tables for tails, transient messages and messages in the outbox."""
+        """Query the tables for the positions of streams, transient messages, and messages in the outbox."""
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Number the committed messages in the outbox."""

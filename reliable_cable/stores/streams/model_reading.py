@@ -25,7 +25,7 @@ READ_ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """The arguments of `StreamStore.read`."""
+    """A request for a page of entries. It has the arguments of `StreamStore.read`, except for `known`."""
 
     stream: str
     after: int
@@ -39,7 +39,7 @@ class _MissingStream:
     """Stands in for the row of a stream that does not exist. The stream is read like one whose epoch has ended.
 
     Args:
-        present: the current lineage of the database.
+        present: the id of the database's current data set (the lineage).
         ended: whether the epoch has ended, which is always True.
     """
 

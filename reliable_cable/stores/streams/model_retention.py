@@ -144,8 +144,8 @@ class Retention:
     def with_times(self, streams: QuerySet[Stream]) -> QuerySet[Stream]:
         """Annotate a query of streams with the values that `end_epochs` needs.
 
-        `now` is the current time, `present` is the current lineage of the database, and `ended` is whether the stream's
-        epoch began in another lineage.
+        `now` is the current time, `present` is the id of the database's current data set (the lineage), and `ended` is
+        whether the stream's epoch began in another lineage.
         """
         return streams.annotate(
             now=self._server.now(), present=self._server.lineage(), ended=self._server.is_foreign("lineage")

@@ -84,7 +84,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     append = sync_twin(aappend)
 
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
-        """Return a function that makes the Redis call for each attempt to append messages.
+        """Return a function that builds the Redis call for an attempt to append messages.
 
         The argument of the function is the time since the first attempt, in seconds, as text; `""` if no earlier
         attempt can have stored the messages.
@@ -144,7 +144,10 @@ class RedisStreamStore(RedisStore, StreamStore):
     read = sync_twin(aread)
 
     async def alineage(self, *, durable: bool = False) -> str:
-        """Return the lineage of the data in Redis, as this process last saw it. This seldom takes a round trip."""
+        """Return the id of Redis's data set (the lineage), as this process last saw it.
+
+        This seldom takes a round trip.
+        """
         if self.client.lineage.identity is None:
             await self.client.arun(Call("PING"), idempotent=True)
         identity = self.client.lineage.identity
