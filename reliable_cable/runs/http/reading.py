@@ -70,7 +70,7 @@ class ReaderTransport(Transport):
             [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": messages.dumps(subscribe)}]
         )
         self._events: asyncio.Queue[dict[str, Any] | Interrupted] = asyncio.Queue(MAX_EVENTS)
-        #: A future that is done when the reader has left, or the connection was aborted.
+        #: A future that is done when the reader has left, or when the consumer has closed the connection.
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def receive(self) -> dict[str, Any]:
@@ -90,6 +90,8 @@ class ReaderTransport(Transport):
             item = None
         if item is not None and not self._left.done():
             await self._events.put(item)
+        if message["type"] == "websocket.close":
+            self._leave()
 
     async def next(self) -> dict[str, Any]:
         """Return the next event.
@@ -104,7 +106,7 @@ class ReaderTransport(Transport):
 
     @property
     def lost(self) -> bool:
-        """Whether the reader has left."""
+        """Whether the connection has ended."""
         return self._left.done()
 
     def abort(self) -> None:
@@ -117,11 +119,14 @@ class ReaderTransport(Transport):
         Args:
             message: the error for the reader, in case it has not left.
         """
-        if not self._left.done():
-            self._left.set_result(None)
+        self._leave()
         while not self._events.empty():
             self._events.get_nowait()
         self._events.put_nowait(Interrupted(message))
+
+    def _leave(self) -> None:
+        if not self._left.done():
+            self._left.set_result(None)
 
 
 def _read_frame(frame: Mapping[str, Any]) -> dict[str, Any] | Interrupted | None:

@@ -151,7 +151,7 @@ def _start_about(project: RunChats, user: Any, subject: models.Model, asked: Cha
     except (ObjectDoesNotExist, PermissionDenied):
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_CHAT) from None
     type_ = ContentType.objects.get_for_model(subject)
-    if not isinstance(run, Run) or (run.subject_type_id, run.subject_id) != (type_.pk, str(subject.pk)):
+    if not isinstance(run, Run) or (run.subject_type_id, str(run.subject_id)) != (type_.pk, str(subject.pk)):
         raise TypeError(
             f"{type(project).__qualname__}.start() must return a run about its subject: "
             "Run.objects.start(owner=user, subject=subject, …)."
