@@ -16,6 +16,7 @@ from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.runs.cable import RunChannel
 from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
+from reliable_cable.servers.drain import server_grace
 
 #: How many events wait for a slow reader. The reader then falls behind, and is sent later events from the store.
 MAX_EVENTS: Final = 16
@@ -64,6 +65,9 @@ class ReaderTransport(Transport):
     max_streams = 1
 
     def __init__(self, run: str) -> None:
+        grace = server_grace()
+        self.drainable = grace is not None
+        self.grace = grace or 0.0
         identifier = messages.dumps({"channel": RunChannel.__name__, "id": run})
         subscribe = {"command": "subscribe", "identifier": identifier, "history": {"since": 1}}
         self._commands = iter(

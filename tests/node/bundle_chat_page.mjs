@@ -1,0 +1,12 @@
+// Makes one file of chat_page.mjs and the packages that it imports: `node bundle_chat_page.mjs <output>`.
+import { build } from 'esbuild'
+
+await build({
+  entryPoints: ['chat_page.mjs'],
+  outfile: process.argv[2],
+  bundle: true,
+  format: 'iife',
+  target: 'es2022',
+  define: { 'process.env.NODE_ENV': '"production"' },
+  logLevel: 'error'
+})
