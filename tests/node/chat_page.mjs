@@ -1,14 +1,12 @@
 // A page with `useChat`, as its documentation describes it. `bundle_chat_page.mjs` makes one file of it.
-import { Chat, useChat } from '@ai-sdk/react'
+import { useChat } from '@ai-sdk/react'
 import { DefaultChatTransport } from 'ai'
 import { createElement as h } from 'react'
 import { createRoot } from 'react-dom/client'
 
-const { id, messages, csrf, shared } = JSON.parse(document.querySelector('#chat').textContent)
+const { id, messages, csrf } = JSON.parse(document.querySelector('#chat').textContent)
 const headers = { 'X-CSRFToken': csrf }
 const transport = new DefaultChatTransport({ api: '/runs/chat', headers })
-// A `Chat` that the page makes knows whether a resumed stream is a replay. One that `useChat` makes does not.
-const options = shared ? { chat: new Chat({ id, messages, transport }) } : { id, messages, transport }
 
 const part = (part, index) => {
   if (part.type === 'text' || part.type === 'reasoning') return h('span', { key: index, 'data-part': part.type }, part.text)
@@ -17,7 +15,7 @@ const part = (part, index) => {
 }
 
 function Page() {
-  const chat = useChat({ ...options, resume: true })
+  const chat = useChat({ id, messages, resume: true, transport })
   const stop = () => fetch(`/runs/chat/${encodeURIComponent(id)}/stop`, { method: 'POST', headers })
   const button = (name, onClick) => h('button', { 'data-testid': name, onClick }, name)
   return h(

@@ -40,7 +40,9 @@ class Chats(RunChats):
         words = message.text.split()[1:] if message.text.startswith("say ") else []
         question = {"id": message.id, "text": message.text}
         words = [f"{word} " for word in words]
-        run = Run.objects.start(owner=user, subject=subject, input={"words": words, "pause": 0.05, "question": question})
+        run = Run.objects.start(
+            owner=user, subject=subject, input={"words": words, "pause": 0.05, "question": question}
+        )
         if words:
             transaction.on_commit(lambda: _enqueue(str(run.pk)))
         return run

@@ -50,7 +50,7 @@ def call(request: HttpRequest) -> HttpResponse:
 @ensure_csrf_cookie
 def chat_page(request: HttpRequest, chat: str) -> HttpResponse:
     """Return a page whose script (tests/node/chat_page.mjs) uses `useChat`."""
-    data = {"id": chat, "messages": messages_of(chat), "csrf": get_token(request), "shared": "shared" in request.GET}
+    data = {"id": chat, "messages": messages_of(chat), "csrf": get_token(request)}
     script = '<script src="/chat-page.js" defer></script>'
     icon = '<link rel="icon" href="data:,">'
     return HttpResponse(f"<!doctype html>{icon}{json_script(data, 'chat')}<div id=root></div>{script}")
