@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser
@@ -48,6 +48,9 @@ class RunChats:
     database.
     """
 
+    #: Whether anonymous users have no chats. Then the methods are called for other users only.
+    login_required: ClassVar[bool] = True
+
     def subject(self, user: AbstractBaseUser | AnonymousUser, chat: str) -> models.Model:
         """Return the object that a chat is about, such as a conversation. It must be saved.
 
@@ -56,7 +59,8 @@ class RunChats:
             chat: the id of the chat, as the client sent it.
 
         Raises:
-            ObjectDoesNotExist, PermissionDenied: the user has no such chat. The client is told that there is none.
+            ObjectDoesNotExist, PermissionDenied, ValueError, ValidationError: the user has no such chat. The client is
+                told that there is none. Django raises the last two for texts that cannot be primary keys.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define subject().")
 
@@ -72,7 +76,7 @@ class RunChats:
 
         Raises:
             ValidationError: the message cannot be answered. The client is sent the text of the error.
-            ObjectDoesNotExist, PermissionDenied: as for `subject`.
+            ObjectDoesNotExist, PermissionDenied: the client is told that there is no such chat.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define start().")
 

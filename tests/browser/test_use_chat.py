@@ -16,6 +16,7 @@ from tests.browser.demo import eventually
 from tests.node import FOLDER, node_modules, require_node
 from tests.support.client import unique
 from tests.support.server import OtherProcess, Server, make_database
+from tests.unit.test_docs import BLOCKS
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -25,11 +26,15 @@ RUNS = {"RUN_CHATS": "tests.integration.project.runs.Chats"}
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script of the page, in one file."""
+    """The script of the page, in one file. It contains the block of docs/llm.md."""
     node = require_node()
     node_modules()
-    path = tmp_path_factory.mktemp("chat") / "chat_page.js"
-    subprocess.run([node, "bundle_chat_page.mjs", str(path)], cwd=FOLDER, check=True, timeout=60)
+    folder = tmp_path_factory.mktemp("chat")
+    path, hook = folder / "chat_page.js", folder / "use_conversation.js"
+    (block,) = [block.text for block in BLOCKS if block.text.startswith("// use_conversation.js")]
+    hook.write_text(block)
+    command = [node, "bundle_chat_page.mjs", str(path), str(hook)]
+    subprocess.run(command, cwd=FOLDER, check=True, timeout=60)
     return path
 
 

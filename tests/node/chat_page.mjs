@@ -1,12 +1,9 @@
-// A page with `useChat`, as its documentation describes it. `bundle_chat_page.mjs` makes one file of it.
-import { useChat } from '@ai-sdk/react'
-import { DefaultChatTransport } from 'ai'
+// A page with `useChat`. `bundle_chat_page.mjs` makes one file of it.
 import { createElement as h } from 'react'
 import { createRoot } from 'react-dom/client'
+import { useConversation } from 'use-conversation' // the block of docs/llm.md
 
-const { id, messages, csrf } = JSON.parse(document.querySelector('#chat').textContent)
-const headers = { 'X-CSRFToken': csrf }
-const transport = new DefaultChatTransport({ api: '/runs/chat', headers })
+const { id, messages } = JSON.parse(document.querySelector('#chat').textContent)
 
 const part = (part, index) => {
   if (part.type === 'text' || part.type === 'reasoning') return h('span', { key: index, 'data-part': part.type }, part.text)
@@ -15,8 +12,7 @@ const part = (part, index) => {
 }
 
 function Page() {
-  const chat = useChat({ id, messages, resume: true, transport })
-  const stop = () => fetch(`/runs/chat/${encodeURIComponent(id)}/stop`, { method: 'POST', headers })
+  const { chat, stop } = useConversation(id, messages)
   const button = (name, onClick) => h('button', { 'data-testid': name, onClick }, name)
   return h(
     'main',
@@ -31,7 +27,7 @@ function Page() {
     ),
     button('ask', () => chat.sendMessage({ text: 'why?' })),
     button('stop', stop),
-    button('leave', () => chat.stop()),
+    button('leave', chat.stop),
     button('resume', () => chat.resumeStream())
   )
 }

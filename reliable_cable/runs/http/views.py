@@ -166,10 +166,10 @@ def _subject(project: RunChats, user: Any, chat: str) -> models.Model:
         Refusal: the user has no such chat.
     """
     try:
-        if not is_storable(chat):
+        if not is_storable(chat) or (project.login_required and not user.is_authenticated):
             raise ObjectDoesNotExist
         return project.subject(user, chat)
-    except (ObjectDoesNotExist, PermissionDenied):
+    except (ObjectDoesNotExist, PermissionDenied, ValidationError, ValueError):
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_CHAT) from None
 
 
@@ -177,10 +177,11 @@ def _refuse_if_active(subject: models.Model) -> None:
     """Lock the subject, so that no other request starts a run at the same time.
 
     Raises:
-        Refusal: the subject has an active run.
+        Refusal: the subject has an active run, which nobody has stopped.
     """
     list(type(subject)._base_manager.select_for_update().filter(pk=subject.pk).values_list("pk"))
-    for run in Run.objects.about(subject).active():
+    # A run that is being stopped does not count. Its task may notice that late.
+    for run in Run.objects.about(subject).active().filter(stop_requested=False):
         if not run.fail_if_abandoned():
             raise Refusal(
                 HTTPStatus.CONFLICT,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from django.contrib.auth import get_user_model, login, logout, update_session_auth_hash
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.middleware.csrf import get_token
 from django.urls import include, path
 from django.utils.html import json_script
 from django.views.decorators.csrf import ensure_csrf_cookie
@@ -50,7 +49,7 @@ def call(request: HttpRequest) -> HttpResponse:
 @ensure_csrf_cookie
 def chat_page(request: HttpRequest, chat: str) -> HttpResponse:
     """Return a page whose script (tests/node/chat_page.mjs) uses `useChat`."""
-    data = {"id": chat, "messages": messages_of(chat), "csrf": get_token(request)}
+    data = {"id": chat, "messages": messages_of(chat)}
     script = '<script src="/chat-page.js" defer></script>'
     icon = '<link rel="icon" href="data:,">'
     return HttpResponse(f"<!doctype html>{icon}{json_script(data, 'chat')}<div id=root></div>{script}")

@@ -231,6 +231,16 @@ async def test_a_chat_with_an_active_run_refuses_another_one(client: AsyncClient
     assert [found.status async for found in Run.objects.order_by("created_at")] == [Status.FAILED, Status.QUEUED]
 
 
+async def test_a_chat_accepts_a_question_while_its_last_run_is_being_stopped(client: AsyncClient) -> None:
+    await post(client)
+    async with written(await only_run()) as out:
+        out.write("a")
+        await post(client, "/runs/chat/ann/1/stop")
+        assert (await post(client)).status_code == 200
+        await asyncio.sleep(20)
+    assert [run.status async for run in Run.objects.order_by("created_at")] == [Status.STOPPED, Status.QUEUED]
+
+
 async def test_a_run_as_json(client: AsyncClient) -> None:
     await post(client)
     run = await only_run()
