@@ -6,7 +6,7 @@ So the same rules and limits apply, and the connection ends at a logout and befo
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -38,6 +38,10 @@ _MESSAGES: Final[Mapping[str, str]] = {
 }
 #: The close code for a lost connection. The server cannot know why the client closed its request.
 _CONNECTION_LOST: Final = 1006
+
+
+#: An event of a run, as it is broadcast.
+Event = dict[str, Any]
 
 
 class Interrupted(Exception):
@@ -73,7 +77,7 @@ class ReaderTransport(Transport):
         self._commands = iter(
             [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": messages.dumps(subscribe)}]
         )
-        self._events: asyncio.Queue[dict[str, Any] | Interrupted] = asyncio.Queue(MAX_EVENTS)
+        self._events: asyncio.Queue[Event | Interrupted] = asyncio.Queue(MAX_EVENTS)
         #: A future that is done when the reader has left, or when the consumer has closed the connection.
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -97,7 +101,7 @@ class ReaderTransport(Transport):
         if message["type"] == "websocket.close":
             self._leave()
 
-    async def next(self) -> dict[str, Any]:
+    async def next(self) -> Event:
         """Return the next event.
 
         Raises:
@@ -133,9 +137,9 @@ class ReaderTransport(Transport):
             self._left.set_result(None)
 
 
-def _read_frame(frame: Mapping[str, Any]) -> dict[str, Any] | Interrupted | None:
+def _read_frame(frame: Mapping[str, Any]) -> Event | Interrupted | None:
     """Return the event in a frame. Return None for a frame that does not matter to the reader."""
-    event: dict[str, Any] | None = frame.get("message")
+    event: Event | None = frame.get("message")
     match frame.get("type"):
         case None:
             return event
@@ -148,7 +152,7 @@ def _read_frame(frame: Mapping[str, Any]) -> dict[str, Any] | Interrupted | None
     return None
 
 
-async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncIterator[dict[str, Any] | None]:
+async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
     """Yield the events of a run: first a snapshot, then what follows. Yield None after a time without an event.
 
     The iteration does not end by itself. Close the iterator after the event with which the run ends.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from functools import wraps
 from http import HTTPMethod, HTTPStatus
-from typing import Any, Concatenate, Final, ParamSpec
+from typing import Any, Final, Self
 
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.contenttypes.models import ContentType
@@ -20,6 +20,7 @@ from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from reliable_cable.concurrency.threads import run_handler
+from reliable_cable.consumer import get_hub
 from reliable_cable.http.core import Refusal
 from reliable_cable.namespaces import current_namespace, use_namespace
 from reliable_cable.runs.access import permissions, readable_run, stoppable_run
@@ -29,10 +30,6 @@ from reliable_cable.runs.models import Run
 from .reading import Interrupted, read_events
 from .requests import ChatRequest, Visitor, authenticate, check_csrf, is_storable, read_chat_request
 from .ui_messages import DONE, PING, UiMessages, encode
-
-P = ParamSpec("P")
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, nothing is sent before a comment is sent, so that proxies keep the connection open.
 SILENCE: Final = 15.0
@@ -48,8 +45,6 @@ _STREAM_HEADERS: Final = {
 }
 _NO_CHAT: Final = "There is no such chat."
 _NO_RUN: Final = "There is no such run."
-
-_View = Callable[Concatenate[HttpRequest, P], Awaitable[HttpResponseBase]]
 
 
 def _endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -249,17 +244,51 @@ def _stop(run: str, user: Any) -> None:
 
 
 def _stream(run: str, visitor: Visitor) -> HttpResponseBase:
-    # The connection is opened when the server asks for the first part of the body. So nothing is left behind if a
-    # middleware replaces the response.
-    return StreamingHttpResponse(_body(run, visitor), headers=_STREAM_HEADERS)
+    return StreamingHttpResponse(_Body(_parts(run, visitor)), headers=_STREAM_HEADERS)
 
 
-async def _body(run: str, visitor: Visitor) -> AsyncIterator[bytes]:
-    """Yield the body of a response that streams a run."""
+class _Body:
+    """The body of a response that streams a run. Django calls `close` after the last part, or when the client has left.
+
+    Nothing is opened before Django asks for the first part. So nothing is left behind if a middleware replaces the
+    response.
+
+    Args:
+        parts: yields the parts of the body.
+    """
+
+    def __init__(self, parts: AsyncGenerator[bytes, None]) -> None:
+        self._parts = parts
+        #: The event loop in which the parts are read, until the last part was read.
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._loop = asyncio.get_running_loop()
+        try:
+            return await anext(self._parts)
+        except BaseException:
+            self._loop = None  # the generator has ended
+            raise
+
+    def close(self) -> None:
+        """Close the generator, which has not ended if the client has left. Django calls this in a thread."""
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        get_hub().tasks.spawn(self._parts.aclose())
+
+
+async def _parts(run: str, visitor: Visitor) -> AsyncGenerator[bytes, None]:
+    """Yield the parts of the body of a response that streams a run."""
     messages = UiMessages(run)
     yield encode(messages.start())
     try:
-        async with aclosing(read_events(run, visitor.scope, SILENCE)) as events:  # type: ignore[type-var]
+        async with aclosing(read_events(run, visitor.scope, SILENCE)) as events:
             async for event in events:
                 if event is None:
                     yield PING

@@ -154,7 +154,8 @@ def test_another_attempt() -> None:
 
 
 def test_a_later_snapshot_that_contradicts_the_content_ends_the_stream() -> None:
-    for items in (["b"], ["", CALL, "a"], ["a", RESULT, CALL], ["a", {**CALL, "id": "c2"}]):
+    contradictions: list[list[Item]] = [["b"], ["", CALL, "a"], ["a", RESULT, CALL], ["a", {**CALL, "id": "c2"}]]
+    for items in contradictions:
         chunks = chunks_of(snapshot_of(["a", CALL]), snapshot_of(items))
         assert chunks[-1] == {"type": "error", "errorText": BEGUN_ANEW}
 
