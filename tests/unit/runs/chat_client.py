@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -46,8 +47,16 @@ class Chats(RunChats):
         return Run.objects.start(owner=user, subject=subject, input={"prompt": message.text})
 
 
-class Nothing(RunChats):
-    """A class without methods."""
+tenant: ContextVar[str] = ContextVar("tenant", default="")
+
+
+def namespace(scope: Any = None) -> str:
+    return tenant.get()
+
+
+def sync_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A middleware as many projects have it."""
+    return lambda request: get_response(request)
 
 
 class Readable(RunPermissions):

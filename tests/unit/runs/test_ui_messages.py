@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from reliable_cable.runs import events
 from reliable_cable.runs.http.ui_messages import BEGUN_ANEW, UiMessages, build_message, encode, ui_message
 from reliable_cable.runs.models import Run, Status
 from reliable_cable.runs.parts import Content
+from tests.node import FOLDER, node_modules, require_node
 
 Item = str | dict[str, Any]
 
@@ -193,6 +196,28 @@ def test_every_split_into_snapshots_and_events_gives_the_same_message(items: lis
     given += map(event_of, items[position:])
     assert build_message(chunks_of(*given, COMPLETE)) == whole
     assert build_message(chunks_of(snapshot_of(items, status=Status.COMPLETED, usage=COMPLETE["usage"]))) == whole
+
+
+@pytest.mark.node
+def test_the_ai_sdk_builds_the_same_messages() -> None:
+    node = require_node()
+    node_modules()
+    streams: list[list[dict[str, Any]]] = []
+
+    @given(ITEMS, st.integers(0, 12))
+    def collect(items: list[Item], split: int) -> None:
+        streams.append(chunks_of(snapshot_of(items[:split]), *map(event_of, items[split:]), COMPLETE))
+
+    collect()
+    done = subprocess.run(
+        [node, "read_ui_messages.mjs"], input=json.dumps(streams).encode(), capture_output=True, cwd=FOLDER, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()[:2000]
+    for built, chunks in zip(json.loads(done.stdout), streams, strict=True):
+        for part in built["parts"]:
+            if part["type"] == "reasoning":
+                part.pop("id", None)  # only the stream has ids of reasoning
+        assert built == build_message(chunks)
 
 
 @given(ITEMS, st.integers(0, 12))

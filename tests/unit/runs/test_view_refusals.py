@@ -40,6 +40,25 @@ async def test_the_runs_of_other_people_do_not_exist(browser: AsyncClient, user:
     assert (await only_run()).status == Status.QUEUED
 
 
+async def test_the_runs_of_another_tenant_do_not_exist(browser: AsyncClient, settings: Any) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "NAMESPACE": f"{chat_client.__name__}.namespace"}
+    chat_client.tenant.set("one")
+    reader = Reader(await post(browser))
+    run = await only_run()
+    assert run.namespace == "one"
+    async with written(run) as out:
+        out.write("a")
+        await reader.read(until="a")
+        second = Reader(await get(browser, "/runs/chat/ann/1/stream"))
+        await second.read(until="a")
+        chat_client.tenant.set("two")
+        assert (await get(browser, "/runs/chat/ann/1/stream")).status_code == 204
+        assert (await get(browser, f"/runs/{run.pk}")).status_code == 404
+        assert (await post(browser, f"/runs/{run.pk}/stop")).status_code == 404
+        chat_client.tenant.set("")
+    await reader.read()
+
+
 @pytest.mark.parametrize("chat", ["ann/2", "%00", "x" * 300, "%ED%A0%80"])
 async def test_unknown_chats_and_runs(browser: AsyncClient, chat: str) -> None:
     assert (await get(browser, f"/runs/chat/{chat}/stream")).status_code == 404
@@ -186,6 +205,7 @@ async def test_tokens(member: User, settings: Any) -> None:
 
 async def test_the_middlewares_of_django(browser: AsyncClient, settings: Any, monkeypatch: Any) -> None:
     settings.MIDDLEWARE = [
+        f"{chat_client.__name__}.sync_middleware",
         "django.middleware.gzip.GZipMiddleware",
         *settings.MIDDLEWARE,
         "django.middleware.csrf.CsrfViewMiddleware",

@@ -15,7 +15,9 @@ from django.core.asgi import get_asgi_application
 from django.test import AsyncClient, Client
 
 from reliable_cable import disconnect
+from reliable_cable.auth.tokens import cable_token
 from reliable_cable.consumer import get_hub
+from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.runs.http import reading, views
 from reliable_cable.runs.http.ui_messages import build_message, ui_message
 from reliable_cable.runs.models import Run, Status
@@ -24,7 +26,8 @@ from tests.unit.runs.chat_client import Reader, body, get, is_left, only_run, po
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chats")]
 
 
-async def test_a_chat_is_started_streamed_and_completed(browser: AsyncClient) -> None:
+async def test_a_chat_is_started_streamed_and_completed(browser: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
     response = await post(browser)
     assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -43,6 +46,8 @@ async def test_a_chat_is_started_streamed_and_completed(browser: AsyncClient) ->
     assert reader.chunks[0] == {"type": "start", "messageId": str(run.pk)}
     assert build_message(reader.chunks) == ui_message(await only_run())
     await is_left()
+    assert "why?" not in caplog.text
+    assert "Because" not in caplog.text
 
 
 async def test_a_chat_is_resumed_from_its_beginning(browser: AsyncClient) -> None:
@@ -163,6 +168,61 @@ async def test_a_logout_ends_the_stream(browser: AsyncClient, member: User) -> N
         await sync_to_async(disconnect)(user=member, reconnect=False)
         await reader.read()
     assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOGGED_OUT}
+    await is_left()
+
+
+async def test_a_logout_of_the_browser_ends_the_stream(browser: AsyncClient) -> None:
+    reader = Reader(await post(browser))
+    async with written(await only_run()) as out:
+        out.write("a")
+        await reader.read(until="a")
+        await browser.alogout()
+        await reader.read()
+    assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOGGED_OUT}
+
+
+async def test_a_token_that_expires_ends_the_stream(member: User, settings: Any) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "JWT_SECRET": "s" * 32, "JWT_LEEWAY": 0}
+    reader = Reader(await post(AsyncClient(), headers={"X-JID": cable_token(member, ttl=2)}))
+    await reader.read()
+    assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOGGED_OUT}
+
+
+async def test_too_many_requests(browser: AsyncClient, settings: Any) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "RATE_LIMITS": {"connect": "1/h"}}
+    first = Reader(await post(browser))
+    async with written(await only_run()) as out:
+        out.write("a")
+        await first.read(until="a")
+        second = Reader(await get(browser, "/runs/chat/ann/1/stream"))
+        await second.read()
+    await first.read()
+    assert second.chunks[-1] == {"type": "error", "errorText": reading.TOO_MANY}
+    assert first.text == "a"
+
+
+async def test_a_connection_that_fails_ends_the_stream(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(reading, "_consumer", fail)
+    reader = Reader(await post(browser))
+    await reader.read()
+    assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOST}
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_reader_that_is_too_slow(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(await post(browser))
+    async with written(await only_run()) as out:
+        out.write("a")
+        await reader.read(until="a")
+        (connection,) = get_hub().connections.all()
+        connection.close(DisconnectReason.TOO_SLOW)
+        await reader.read()
+    assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOST}
     await is_left()
 
 
