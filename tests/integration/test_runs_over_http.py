@@ -16,7 +16,7 @@ from reliable_cable.runs.http.ui_messages import build_message
 from tests.support.celery import Worker
 from tests.support.client import unique
 from tests.support.redis import RedisPool, find_binaries
-from tests.support.server import LOCAL, PATIENCE, Server, ServerPool
+from tests.support.server import LOCAL, PATIENCE, Kind, Server, ServerPool
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
@@ -116,6 +116,14 @@ class Device:
         response = await self._client.post(self._url(server, f"/{self.chat}/stop"))
         return response.status_code
 
+    async def try_to_ask(self, server: Server) -> int:
+        """Send a question that starts no task. Return the status of the response."""
+        message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "why?"}]}
+        async with self._client.stream(
+            "POST", self._url(server, ""), json={"id": self.chat, "messages": [message]}
+        ) as got:
+            return got.status_code
+
     async def aclose(self) -> None:
         await self._client.aclose()
 
@@ -212,6 +220,23 @@ async def test_a_stop_by_another_server(pair: dict[str, Server], kinds: tuple[st
     assert len(first.text) < len(TEXT)
     assert build_message(first.chunks) == await saved(server, device)
     assert await device.stop(server) == 204
+
+
+async def test_one_of_several_questions_starts_a_run(pair: dict[str, Server], device: Device) -> None:
+    statuses = await asyncio.gather(*(device.try_to_ask(server) for server in 4 * list(pair.values())))
+    assert sorted(statuses) == [200] + 7 * [409]
+
+
+async def test_one_of_several_questions_starts_a_run_on_the_sqlite_of_startproject(
+    servers: ServerPool, kind: Kind
+) -> None:
+    server = servers.get(kind, RUN_CHATS="tests.integration.project.runs.Chats")
+    user = unique("user")
+    device = Device(user, await server.sign_in(user))
+    await device.make_chat(server)
+    statuses = await asyncio.gather(*(device.try_to_ask(server) for _ in range(8)))
+    assert sorted(statuses) == [200] + 7 * [409]
+    await device.aclose()
 
 
 async def test_a_reader_that_leaves_leaves_nothing_behind(
