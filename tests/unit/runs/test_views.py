@@ -28,7 +28,11 @@ from tests.unit.runs.chat_client import Reader, body, get, is_left, only_run, po
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chats")]
 
 
-async def test_a_chat_is_started_streamed_and_completed(browser: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("threads", [8, 0])
+async def test_a_chat_is_started_streamed_and_completed(
+    browser: AsyncClient, settings: Any, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HANDLER_THREADS": threads}
     caplog.set_level("DEBUG")
     response = await post(browser)
     assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
