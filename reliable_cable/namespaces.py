@@ -18,6 +18,10 @@ from .exceptions import BroadcastError
 #: The maximum number of characters of a namespace.
 MAX_LENGTH: Final = 100
 
+#: The key under which the scope of a connection may contain its namespace. The view of an HTTP request sets it, where
+#: the namespace is known already.
+SCOPE_KEY: Final = "reliable_cable.namespace"
+
 #: The namespace of the connection whose handler is running.
 _of_connection: ContextVar[str] = ContextVar("reliable_cable_namespace", default="")
 
@@ -70,7 +74,10 @@ def find_namespace(scope: dict[str, Any]) -> str:
         ImproperlyConfigured: as for `current_namespace`.
     """
     path = get_settings().namespace
-    return "" if path is None else _checked(find_callable(path)(scope))
+    if path is None:
+        return ""
+    known: str | None = scope.get(SCOPE_KEY)
+    return _checked(find_callable(path)(scope)) if known is None else known
 
 
 def enter_namespace(scope: dict[str, Any]) -> str:

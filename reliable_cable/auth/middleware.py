@@ -59,7 +59,7 @@ class CableAuthMiddlewareStack:
         scope = {**scope, "cookies": read_cookies(scope)}
         try:
             if get_settings().reads_tokens:
-                scope = await _with_token(scope)
+                scope = await with_token(scope)
             elif SCOPE_KEY not in scope and not self._reported and _looks_like_token(find_token(scope)):
                 self._reported = True
                 handshake_log.warning(
@@ -99,13 +99,13 @@ class TokenAuthMiddleware:
         """Verify the token, if the client sent one, and call the application with the new scope."""
         if scope["type"] == "websocket":
             try:
-                scope = await _with_token(scope)
+                scope = await with_token(scope)
             except Exception as error:
                 return await _close_after(error, send)
         await self.inner(scope, receive, send)
 
 
-async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
+async def with_token(scope: dict[str, Any]) -> dict[str, Any]:
     """Verify the token of a handshake. Return a copy of the scope with the result, or with None if there is no token.
 
     Raises:

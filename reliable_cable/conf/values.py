@@ -245,4 +245,9 @@ def check_path(key: str | tuple[str, ...], value: Any) -> None:
         raise setting_error(key, value, "the dotted path of a class")
 
 
+def check_optional_path(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or "." not in value):
+        raise setting_error(key, value, "the dotted path of a class, or None")
+
+
 check_switch = instance(bool, "True or False")

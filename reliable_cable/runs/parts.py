@@ -41,19 +41,20 @@ def check_part(part: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str) or not part["type"]:
         raise TypeError(f"A part must be a dict with a type, such as {{'type': 'source', …}}; not {part!r:.200}.")
     value, size = copy_json(dict(part))
-    copied: dict[str, Any] = _clean(value)
+    copied: dict[str, Any] = clean(value)
     if size > MAX_PART_SIZE:
         raise ValueError(f"A part has {size} bytes; at most {MAX_PART_SIZE} are allowed.")
     return copied
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """Return a JSON value, with U+FFFD in its texts in place of the characters that cannot be stored or sent."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [clean(item) for item in value]
     if isinstance(value, dict):
-        return {clean_text(key): _clean(item) for key, item in value.items()}
+        return {clean_text(key): clean(item) for key, item in value.items()}
     return value
 
 

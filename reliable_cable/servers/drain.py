@@ -114,6 +114,19 @@ class Drain:
         self._previous[number](number, None)
 
 
+def server_grace() -> float | None:
+    """Return how long, in seconds, the server of this process is configured to wait for requests when it stops.
+
+    The server is found by its signal handler. Return None if it is neither daphne nor uvicorn, or is being drained.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    package = (getattr(handler, "__module__", None) or "").partition(".")[0]
+    if package == "uvicorn":
+        config = getattr(getattr(handler, "__self__", None), "config", None)
+        return getattr(config, "timeout_graceful_shutdown", None) or 0.0
+    return 0.0 if package == "twisted" else None
+
+
 def end_process(limit: float) -> None:
     """End the process immediately, even if threads are running.
 

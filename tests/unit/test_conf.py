@@ -71,6 +71,7 @@ VALID: dict[str, list[Any]] = {
     "RUN_BROADCAST_INTERVAL": [0, 0.03, 1],
     "RUN_BROADCAST_SIZE": [1, 2048],
     "RUN_PERMISSIONS": ["project.access.TeamPermissions"],
+    "RUN_CHATS": [None, "project.chats.Chats"],
 }
 
 #: Values that are invalid for every setting with a number.
@@ -135,6 +136,7 @@ INVALID: dict[str, list[Any]] = {
     "RUN_BROADCAST_INTERVAL": NOT_NUMBERS,
     "RUN_BROADCAST_SIZE": [*NOT_INTEGERS, 0],
     "RUN_PERMISSIONS": [None, "", "TeamPermissions", len],
+    "RUN_CHATS": ["", "Chats", len, 1],
 }
 
 

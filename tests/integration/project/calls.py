@@ -23,6 +23,7 @@ from django.template import Context
 import reliable_cable
 from reliable_cable import StreamPosition
 from reliable_cable.channel import find_channel
+from reliable_cable.consumer import get_hub
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.templatetags.reliable_cable import cable_meta_tags
@@ -247,6 +248,12 @@ def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
     reliable_cable.revoke(channel=find_channel(channel), **options)
 
 
+@async_to_sync
+async def connections() -> int:
+    """Return the number of connections of this server."""
+    return len(get_hub().connections)
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
     "allow": allow,
     "broadcast": reliable_cable.broadcast,
@@ -255,6 +262,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast_without_await": broadcast_without_await,
     "burst": burst,
     "change_user": change_user,
+    "connections": connections,
     "commit_broadcasts": commit_broadcasts,
     "count_up": count_up,
     "delete_session": delete_session,
@@ -271,10 +279,15 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "page_time": page_time,
     "position": reliable_cable.position,
     "presence_signals": presence_signals,
+    "close_run": runs.close_run,
+    "messages_of": runs.messages_of,
+    "make_chat": runs.make_chat,
+    "open_run": runs.open_run,
     "read_run": runs.read_run,
     "retry_run": runs.retry_run,
     "revoke": revoke,
     "start_run": runs.start_run,
+    "write_to_run": runs.write_to_run,
     "serve_wsgi": serve_wsgi,
     "session_time": session_time,
     "wait_at_gate": wait_at_gate,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from typing import Any
 
-from django.db import transaction
+from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
+from django.db import models, transaction
 
 from reliable_cable.runs.access import RunPermissions
+from reliable_cable.runs.chats import ChatMessage, RunChats
+from reliable_cable.runs.http.ui_messages import ui_message
 from reliable_cable.runs.models import Run
-from reliable_cable.runs.writing import writing
+from reliable_cable.runs.writing import Writer, writing
 
 
 class Everyone(RunPermissions):
@@ -19,6 +24,73 @@ class Everyone(RunPermissions):
     def may_read(self, user: Any, run: Run) -> bool:
         """Return True."""
         return True
+
+
+class Chats(RunChats):
+    """Each group is a chat. Its name begins with the name of its only member, and a dash."""
+
+    def subject(self, user: Any, chat: str) -> models.Model:
+        """Return the group."""
+        if chat.partition("-")[0] != user.get_username():
+            raise PermissionDenied
+        return Group.objects.get(name=chat)
+
+    def start(self, user: Any, subject: models.Model, message: ChatMessage) -> Run:
+        """Start a run. If the message is a list of words, a Celery task writes them, else `open_run` begins to."""
+        words = message.text.split()[1:] if message.text.startswith("say ") else []
+        question = {"id": message.id, "text": message.text}
+        words = [f"{word} " for word in words]
+        run = Run.objects.start(
+            owner=user, subject=subject, input={"words": words, "pause": 0.05, "question": question}
+        )
+        if words:
+            transaction.on_commit(lambda: _enqueue(str(run.pk)))
+        return run
+
+
+def make_chat(chat: str) -> None:
+    """Create a chat."""
+    Group.objects.create(name=chat)
+
+
+def messages_of(chat: str) -> list[dict[str, Any]]:
+    """Return the messages of a chat as the AI SDK defines them. An answer that is not complete is left out."""
+    messages: list[dict[str, Any]] = []
+    for run in Run.objects.about(Group.objects.get(name=chat)).order_by("created_at"):
+        question = run.input["question"]
+        parts = [{"type": "text", "text": question["text"]}]
+        messages.append({"id": question["id"], "role": "user", "parts": parts})
+        if run.ended:
+            messages.append(ui_message(run))
+    return messages
+
+
+#: The writers of the runs that this process writes, by the id of the run.
+_open: dict[str, tuple[ExitStack, Writer]] = {}
+
+
+def open_run(chat: str) -> str:
+    """Begin to write the newest run of a chat in this process. Return its id, or "" if there is none in the queue."""
+    run = Run.objects.about(Group.objects.get(name=chat)).filter(status="queued").order_by("created_at").last()
+    if run is None:
+        return ""
+    stack = ExitStack()
+    _open[str(run.pk)] = stack, stack.enter_context(writing(run.pk))
+    return str(run.pk)
+
+
+def write_to_run(run: str, text: str) -> None:
+    """Write a text to a run that `open_run` has returned."""
+    _open[run][1].write(text)
+
+
+def close_run(run: str) -> None:
+    """Complete a run that `open_run` has returned."""
+    stack, writer = _open.pop(run)
+    if not writer.stopped:
+        writer.source("https://example.com/", "Example")
+        writer.count({"output_tokens": 3})
+    stack.close()
 
 
 def write(run: str) -> None:

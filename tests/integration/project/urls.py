@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 from django.contrib.auth import get_user_model, login, logout, update_session_auth_hash
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
+from django.utils.html import json_script
+from django.views.decorators.csrf import ensure_csrf_cookie
 
 from tests.integration.project.calls import perform
+from tests.integration.project.runs import messages_of
 
 
 def sign_in(request: HttpRequest) -> HttpResponse:
@@ -41,7 +46,24 @@ def call(request: HttpRequest) -> HttpResponse:
     return JsonResponse(perform(json.loads(request.body)))
 
 
+@ensure_csrf_cookie
+def chat_page(request: HttpRequest, chat: str) -> HttpResponse:
+    """Return a page whose script (tests/node/chat_page.mjs) uses `useChat`."""
+    data = {"id": chat, "messages": messages_of(chat)}
+    script = '<script src="/chat-page.js" defer></script>'
+    icon = '<link rel="icon" href="data:,">'
+    return HttpResponse(f"<!doctype html>{icon}{json_script(data, 'chat')}<div id=root></div>{script}")
+
+
+def chat_script(request: HttpRequest) -> HttpResponse:
+    """Return the script of the page."""
+    return HttpResponse(Path(os.environ["CABLE_TEST_CHAT_PAGE"]).read_bytes(), content_type="text/javascript")
+
+
 urlpatterns = [
+    path("runs/", include("reliable_cable.runs.urls")),
+    path("chat-page/<str:chat>", chat_page),
+    path("chat-page.js", chat_script),
     path("sign-in", sign_in),
     path("sign-out", sign_out),
     path("change-password", change_password),

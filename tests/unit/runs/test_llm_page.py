@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.db import connections
-from django.test import RequestFactory
+from django.test import AsyncClient, RequestFactory
 
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.models import Run, Status
@@ -61,6 +61,47 @@ def test_a_view_starts_a_run_that_a_task_writes(settings: Any, monkeypatch: pyte
     assert (run.status, run.text, run.owner) == (Status.COMPLETED, "You asked: why?", owner)
 
 
+@pytest.mark.django_db(transaction=True)
+async def test_a_chat_starts_a_run(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = await User.objects.acreate(username="ann")
+    group = await Group.objects.acreate(name="chat")
+    started: list[str] = []
+
+    class Conversation:
+        """Takes the place of a model of the project."""
+
+        class objects:  # noqa: N801 - as in Django
+            @staticmethod
+            def get(*, pk: str, owner: User) -> Group:
+                assert owner == user
+                return Group.objects.get(pk=pk)
+
+    def add_module(name: str, **names: Any) -> ModuleType:
+        module = ModuleType(name)
+        module.__dict__.update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    add_module("shop")
+    add_module("shop.models", Conversation=Conversation)
+    add_module("shop.tasks", answer=SimpleNamespace(delay=started.append))
+    chats = names_in(python_block(PAGE, "# chats.py"), __name__="shop.chats", __package__="shop")
+    add_module("shop.chats", **chats)
+    (text,) = (block.text for block in BLOCKS if block.page == PAGE and "RUN_CHATS" in block.text)
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", **names_in(text)["RELIABLE_CABLE"]}
+    settings.ROOT_URLCONF = add_module("shop.urls", **names_in(python_block(PAGE, "# urls.py")))
+    client = AsyncClient()
+    await client.aforce_login(user)
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "why?"}]}
+    body = {"id": str(group.pk), "messages": [message]}
+    response = await client.post("/runs/chat", body, content_type="application/json")
+    assert response.status_code == 200
+    run = await Run.objects.aget()
+    assert (run.input, started) == ({"prompt": "why?"}, [str(run.pk)])
+    for unknown in ("0", "x"):
+        assert (await client.get(f"/runs/chat/{unknown}/stream")).status_code == 404
+
+
 def test_the_permissions() -> None:
     permissions = names_in(python_block(PAGE, "# access.py"))["TeamPermissions"]()
     assert isinstance(permissions, RunPermissions)
@@ -71,6 +112,7 @@ def test_the_permissions() -> None:
 
 
 def test_the_page_reads_every_event() -> None:
-    (script,) = (block.text for block in BLOCKS if (block.page, block.language) == (PAGE, "js"))
+    # tests/browser/test_use_chat.py runs the other script.
+    script, _ = (block.text for block in BLOCKS if (block.page, block.language) == (PAGE, "js"))
     for name in ("snapshot", "chunk", "complete", "stopped", "error"):
         assert f'"{name}"' in script

@@ -1,0 +1,102 @@
+"""`RunChats`, with which a project connects the chats of `useChat` with its own models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import AnonymousUser
+from django.core.exceptions import ImproperlyConfigured
+from django.db import models
+from django.utils.module_loading import import_string
+
+from reliable_cable.conf import NAME, get_settings
+
+from .models import Run
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """The message that a client has sent to start a run. Its content comes from the client, and is not checked.
+
+    Args:
+        id: the id of the message, which the client has chosen, or `""`.
+        role: the role of the author, usually `"user"`.
+        text: the texts in the message, joined by line breaks.
+        parts: all parts of the message, such as texts and files, as the AI SDK defines them.
+        trigger: `"submit-message"`, or `"regenerate-message"` if the client wants another answer to the message.
+        message_id: the id of the message that the client has replaced, or of the answer that it wants again; `""` for
+            a new message.
+        body: the other keys of the request, such as the option `body` of the transport.
+    """
+
+    id: str
+    role: str
+    text: str
+    parts: Sequence[Mapping[str, Any]] = ()
+    trigger: str = "submit-message"
+    message_id: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunChats:
+    """Finds the object that a chat is about, and starts runs for the messages of the chat.
+
+    Subclass it, and set `RUN_CHATS` to the dotted path of the subclass. The methods run in a thread, and may query the
+    database.
+    """
+
+    #: Whether anonymous users have no chats. Then the methods are called for other users only.
+    login_required: ClassVar[bool] = True
+
+    def subject(self, user: AbstractBaseUser | AnonymousUser, chat: str) -> models.Model:
+        """Return the object that a chat is about, such as a conversation. It must be saved.
+
+        Args:
+            user: the user who reads, writes or stops in the chat.
+            chat: the id of the chat, as the client sent it.
+
+        Raises:
+            ObjectDoesNotExist, PermissionDenied, ValueError, ValidationError: the user has no such chat. The client is
+                told that there is none. Django raises the last two for texts that cannot be primary keys.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} must define subject().")
+
+    def start(self, user: AbstractBaseUser | AnonymousUser, subject: models.Model, message: ChatMessage) -> Run:
+        """Store a message, and start a run about the subject that answers it.
+
+        This is called in a transaction. Start the task with `transaction.on_commit`.
+
+        Args:
+            user: the user who sent the message.
+            subject: the object that `subject` has returned.
+            message: the message.
+
+        Raises:
+            ValidationError: the message cannot be answered. The client is sent the text of the error.
+            ObjectDoesNotExist, PermissionDenied: the client is told that there is no such chat.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} must define start().")
+
+
+def chats() -> RunChats:
+    """Return an instance of the class that the setting `RUN_CHATS` names.
+
+    Raises:
+        ImproperlyConfigured: the setting is None, or names no subclass of `RunChats`.
+    """
+    path = get_settings().run_chats
+    if path is None:
+        raise ImproperlyConfigured(
+            f"{NAME}['RUN_CHATS'] is not set. Set it to the dotted path of a subclass of RunChats, so that clients can "
+            "start runs over HTTP."
+        )
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise ImproperlyConfigured(f"{NAME}['RUN_CHATS'] cannot be imported: {error}.") from error
+    if not isinstance(found, type) or not issubclass(found, RunChats):
+        raise ImproperlyConfigured(f"{NAME}['RUN_CHATS'] is {path!r}, which is not a subclass of RunChats.")
+    return found()

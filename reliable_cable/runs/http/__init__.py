@@ -1,0 +1,1 @@
+"""The HTTP endpoints of runs, which speak the protocol of `useChat` (see docs/llm.md)."""

@@ -1,0 +1,202 @@
+"""Reads the events of a run for one HTTP request.
+
+The request is served in the same way as a WebSocket client that subscribes to the run: by a connection of this process.
+So the same rules and limits apply, and the connection ends at a logout and before the server stops.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from functools import partial
+from typing import Any, Final
+
+from reliable_cable.consumer import CableConsumer, get_hub
+from reliable_cable.logs import logger
+from reliable_cable.protocol import messages
+from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason, MessageType, Subprotocol
+from reliable_cable.runs.cable import RunChannel
+from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
+from reliable_cable.servers.drain import server_grace
+
+#: How many events wait for a slow reader. The reader then falls behind, and is sent later events from the store.
+MAX_EVENTS: Final = 16
+
+#: The texts of errors, which users read.
+GONE: Final = "There is no such answer."
+LOGGED_OUT: Final = "You may no longer read the answer. Please log in again."
+RESTARTING: Final = "The server is restarting. Please load the answer again."
+LOST: Final = "The connection to the answer was lost. Please load it again."
+TOO_MANY: Final = "There were too many requests. Please try again in a minute."
+
+_MESSAGES: Final[Mapping[str, str]] = {
+    DisconnectReason.SERVER_RESTART: RESTARTING,
+    DisconnectReason.REMOTE: LOGGED_OUT,
+    DisconnectReason.UNAUTHORIZED: LOGGED_OUT,
+    DisconnectReason.TOKEN_EXPIRED: LOGGED_OUT,
+    DisconnectReason.RATE_LIMITED: TOO_MANY,
+    TRY_AGAIN: RESTARTING,
+}
+#: The close code for a lost connection. The server cannot know why the client closed its request.
+_CONNECTION_LOST: Final = 1006
+
+
+#: An event of a run, as it is broadcast.
+Event = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """Raised if the events of a run cannot be read any more, although the run has not ended.
+
+    Args:
+        message: the reason, which the user reads.
+    """
+
+
+class RunConsumer(CableConsumer):
+    """The consumer that serves a request. The view has authenticated the user, and has checked the origin."""
+
+    allowed_origins = "*"
+
+
+class ReaderTransport(Transport):
+    """The transport of a connection that takes the place of a WebSocket client.
+
+    Args:
+        run: the id of the run to which the client subscribes.
+    """
+
+    has_sessions = False
+    max_streams = 1
+
+    def __init__(self, run: str) -> None:
+        grace = server_grace()
+        self.drainable = grace is not None
+        self.grace = grace or 0.0
+        identifier = messages.dumps({"channel": RunChannel.__name__, "id": run})
+        subscribe = {"command": "subscribe", "identifier": identifier, "history": {"since": 1}}
+        self._commands = iter(
+            [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": messages.dumps(subscribe)}]
+        )
+        self._events: asyncio.Queue[Event | Interrupted] = asyncio.Queue(MAX_EVENTS)
+        #: A future that is done when the reader has left, or when the consumer has closed the connection.
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next ASGI message to the consumer. After the commands, wait until the reader leaves."""
+        for message in self._commands:
+            return message
+        await asyncio.shield(self._left)
+        return {"type": "websocket.disconnect", "code": _CONNECTION_LOST}
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Take an ASGI message of the consumer. Wait while too many events are waiting for the reader."""
+        if message["type"] == "websocket.send":
+            item = _read_frame(json.loads(message["text"]))
+        elif message["type"] == "websocket.close":
+            item = Interrupted(_MESSAGES.get(message.get("reason", ""), LOST))
+        else:
+            item = None
+        if item is not None and not self._left.done():
+            await self._events.put(item)
+        if message["type"] == "websocket.close":
+            self._leave()
+
+    async def next(self) -> Event:
+        """Return the next event.
+
+        Raises:
+            Interrupted: the connection has ended.
+        """
+        item = await self._events.get()
+        if isinstance(item, Interrupted):
+            raise item
+        return item
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self._left.done()
+
+    def abort(self) -> None:
+        """End the connection of a reader that is too slow, and discard the waiting events."""
+        self.end(LOST)
+
+    def end(self, message: str = LOST) -> None:
+        """Tell the consumer that the reader has left. Calls of `send` no longer wait.
+
+        Args:
+            message: the error for the reader, in case it has not left.
+        """
+        self._leave()
+        while not self._events.empty():
+            self._events.get_nowait()
+        self._events.put_nowait(Interrupted(message))
+
+    def _leave(self) -> None:
+        if not self._left.done():
+            self._left.set_result(None)
+
+
+def _read_frame(frame: Mapping[str, Any]) -> Event | Interrupted | None:
+    """Return the event in a frame. Return None for a frame that does not matter to the reader."""
+    event: Event | None = frame.get("message")
+    match frame.get("type"):
+        case None:
+            return event
+        case MessageType.DISCONNECT:
+            return Interrupted(_MESSAGES.get(frame.get("reason") or "", LOST))
+        case MessageType.REJECT_SUBSCRIPTION:
+            return Interrupted(GONE)
+        case MessageType.REJECT_HISTORY:
+            return Interrupted(LOST)  # there is no snapshot, because the run was deleted
+    return None
+
+
+async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
+    """Yield the events of a run: first a snapshot, then what follows. Yield None after a time without an event.
+
+    The iteration does not end by itself. Close the iterator after the event with which the run ends.
+
+    Args:
+        run: the id of the run.
+        scope: the ASGI scope of the request, with the keys of the authentication.
+        silence: how long, in seconds, to wait for an event, before None is yielded.
+
+    Raises:
+        Interrupted: the events cannot be read any more.
+    """
+    transport = ReaderTransport(run)
+    inner = {
+        **scope,
+        "type": "websocket",
+        "path": scope.get("path", ""),
+        "query_string": b"",
+        "subprotocols": [str(Subprotocol.EXTENDED_JSON)],
+        "extensions": {FRAMES_EXTENSION: transport},
+    }
+    inner.pop("method", None)
+    task = get_hub().tasks.spawn(_consumer(inner, transport.receive, transport.send))
+    task.add_done_callback(partial(_finished, transport))
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(silence):
+                    event = await transport.next()
+            except TimeoutError:
+                yield None
+            else:
+                yield event
+    finally:
+        # The connection ends in its own task, which may take longer than the request.
+        transport.end()
+
+
+_consumer: Final = RunConsumer.as_asgi()
+
+
+def _finished(transport: ReaderTransport, task: asyncio.Task[None]) -> None:
+    """Tell the reader that its connection has ended. The reader has usually left before."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("The connection of a reader of a run has failed.", exc_info=error)
+    if not transport.lost:
+        transport.end()

@@ -1,0 +1,227 @@
+"""Reads requests: authenticates the user, checks the CSRF token, and parses the bodies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar, Final
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.functional import LazyObject, empty
+
+from reliable_cable import namespaces
+from reliable_cable.auth.admission import admit
+from reliable_cable.auth.middleware import with_token
+from reliable_cable.auth.sessions import anonymous
+from reliable_cable.auth.verification import SCOPE_KEY
+from reliable_cable.concurrency.threads import run_handler
+from reliable_cable.conf import get_settings
+from reliable_cable.http.core import Refusal
+from reliable_cable.runs.chats import ChatMessage
+from reliable_cable.runs.parts import clean, clean_text
+
+#: The maximum number of characters of the ids that a client chooses.
+MAX_ID_LENGTH: Final = 255
+
+
+# -- the user ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Visitor:
+    """The user who has sent a request, and how the user was authenticated.
+
+    Args:
+        scope: the ASGI scope of the request, with the keys that the middlewares of WebSockets add.
+        namespace: the namespace of the request.
+    """
+
+    identified_by: ClassVar[tuple[str, ...]] = ("user",)
+
+    scope: dict[str, Any]
+    namespace: str
+    user: Any = None
+    token: Any = None
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a token has authenticated the user. The browser does not send tokens by itself, unlike cookies."""
+        return self.scope.get(SCOPE_KEY) is not None
+
+
+async def authenticate(request: HttpRequest) -> Visitor:
+    """Return the user who has sent a request: the user of its token, or else `request.user`.
+
+    Raises:
+        Refusal: the token is not valid, or a token is required.
+    """
+    namespace = ""
+    if get_settings().namespace is not None:
+        # The middlewares may have stored the tenant on the database connection of the request's thread.
+        namespace = await sync_to_async(namespaces.current_namespace)()
+    scope = {**_scope_of(request), namespaces.SCOPE_KEY: namespace}
+    if get_settings().reads_tokens:
+        scope = await with_token(scope)
+    if scope.get(SCOPE_KEY) is None:
+        scope["session"] = getattr(request, "session", None)
+        scope["user"] = await run_handler(_user_of, request)
+    visitor = Visitor(scope, namespace)
+    refusal = admit(visitor).refusal
+    if refusal is not None:
+        raise Refusal(HTTPStatus.UNAUTHORIZED, "The token is missing or not valid.", reason=str(refusal))
+    return visitor
+
+
+def _scope_of(request: HttpRequest) -> dict[str, Any]:
+    if isinstance(request, ASGIRequest):
+        return dict(request.scope)
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
+    query = request.META.get("QUERY_STRING", "").encode("latin-1")
+    return {"type": "http", "path": request.path, "headers": headers, "query_string": query}
+
+
+def _user_of(request: HttpRequest) -> Any:
+    user: Any = getattr(request, "user", None)
+    if isinstance(user, LazyObject):
+        if user._wrapped is empty:
+            user._setup()
+        user = user._wrapped
+    return anonymous() if user is None else user
+
+
+class _CsrfCheck(CsrfViewMiddleware):
+    """Checks the CSRF token, and returns the reason of a failure instead of a response."""
+
+    def _reject(self, request: HttpRequest, reason: str) -> Any:
+        return reason
+
+
+def check_csrf(request: HttpRequest) -> None:
+    """Check the CSRF token of a request that changes something.
+
+    Raises:
+        Refusal: the token is missing or wrong, or the request comes from another site.
+    """
+    check = _CsrfCheck(lambda request: HttpResponse())
+    check.process_request(request)
+    reason: Any = check.process_view(request, lambda request: HttpResponse(), (), {})
+    if reason is not None:
+        raise Refusal(
+            HTTPStatus.FORBIDDEN, f"{reason} Send the CSRF token in the header {_csrf_header()}, as for other requests."
+        )
+
+
+def _csrf_header() -> str:
+    return str(settings.CSRF_HEADER_NAME).removeprefix("HTTP_").replace("_", "-").title()
+
+
+# -- the body ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A parsed request to start a run.
+
+    Args:
+        chat: the id of the chat.
+        message: the message to answer.
+    """
+
+    chat: str
+    message: ChatMessage
+
+
+def read_chat_request(request: HttpRequest) -> ChatRequest:
+    """Read and parse the body of a request to start a run.
+
+    Raises:
+        Refusal: the body is too large or not valid.
+    """
+    return parse_chat_request(_read_body(request))
+
+
+def _read_body(request: HttpRequest) -> bytes:
+    limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    if limit is None:
+        return request.read()
+    body = request.read(limit + 1)
+    if len(body) > limit:
+        raise Refusal(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"The body has more than {limit} bytes (DATA_UPLOAD_MAX_MEMORY_SIZE). Send only the last message.",
+        )
+    return body
+
+
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """Parse a body as `DefaultChatTransport` sends it. A key `message` may take the place of `messages`.
+
+    Texts are cleaned: U+FFFD takes the place of characters that cannot be stored.
+
+    Raises:
+        Refusal: the body is not valid.
+    """
+    try:
+        values = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise _invalid("The body must be JSON.") from None
+    if not isinstance(values, dict):
+        raise _invalid("The body must be a JSON object with the keys 'id' and 'messages'.")
+    try:
+        values = clean(values)
+    except RecursionError:
+        raise _invalid("The body is nested too deeply.") from None
+    chat = _text(values.pop("id", None), "id")
+    if not chat:
+        raise _invalid("The key 'id' must be the id of the chat.")
+    sent = values.pop("messages", None)
+    message = values.pop("message", None)
+    if message is None:
+        if not isinstance(sent, list) or not sent:
+            raise _invalid("The key 'messages' must be a list with at least one message.")
+        message = sent[-1]
+    if not isinstance(message, dict):
+        raise _invalid("A message must be an object.")
+    parts = message.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise _invalid("The key 'parts' of a message must be a list of objects.")
+    texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
+    trigger = _text(values.pop("trigger", None), "trigger") or "submit-message"
+    return ChatRequest(
+        chat,
+        ChatMessage(
+            id=_text(message.get("id"), "id"),
+            role=_text(message.get("role"), "role") or "user",
+            text="\n".join(texts),
+            parts=parts,
+            trigger=trigger,
+            message_id=_text(values.pop("messageId", None), "messageId"),
+            body=values,
+        ),
+    )
+
+
+def is_storable(chat: str) -> bool:
+    """Return whether a database can look up the id of a chat. There is no chat with another id."""
+    return len(chat) <= MAX_ID_LENGTH and clean_text(chat) == chat
+
+
+def _text(value: Any, key: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
+        raise _invalid(f"The key {key!r} must be a string of at most {MAX_ID_LENGTH} characters.")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _invalid(message: str) -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, message)

@@ -1,0 +1,141 @@
+"""Chats of a project, and a client of their HTTP endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import models
+from django.test import AsyncClient
+from django.urls import include, path
+
+from reliable_cable.consumer import get_hub
+from reliable_cable.runs.access import RunPermissions
+from reliable_cable.runs.chats import ChatMessage, RunChats
+from reliable_cable.runs.models import Run
+from reliable_cable.runs.writing import awriting
+
+urlpatterns = [path("runs/", include("reliable_cable.runs.urls"))]
+
+QUESTION = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "why?"}]}
+
+
+class Chats(RunChats):
+    """A chat is a group, whose name is that of its only member, before a slash."""
+
+    def subject(self, user: Any, chat: str) -> models.Model:
+        group = Group.objects.get(name=chat)
+        if chat.partition("/")[0] != user.get_username():
+            raise PermissionDenied
+        return group
+
+    def start(self, user: Any, subject: models.Model, message: ChatMessage) -> Run:
+        match message.text:
+            case "refuse":
+                raise ValidationError("Ask something else.")
+            case "forbid":
+                raise PermissionDenied
+            case "other":
+                return Run.objects.start(owner=user)
+        return Run.objects.start(owner=user, subject=subject, input={"prompt": message.text})
+
+
+tenant: ContextVar[str] = ContextVar("tenant", default="")
+
+
+def namespace(scope: Any = None) -> str:
+    return tenant.get()
+
+
+def sync_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A middleware as many projects have it."""
+    return lambda request: get_response(request)
+
+
+class Readable(RunPermissions):
+    """Lets everybody read, and nobody stop."""
+
+    def may_read(self, user: Any, run: Run) -> bool:
+        return True
+
+    def may_stop(self, user: Any, run: Run) -> bool:
+        return False
+
+
+def body(chat: str = "ann/1", text: str = "why?", **values: Any) -> dict[str, Any]:
+    message = {**QUESTION, "parts": [{"type": "text", "text": text}]}
+    return {"id": chat, "messages": [message], "trigger": "submit-message", **values}
+
+
+async def post(client: AsyncClient, path: str = "/runs/chat", data: Any = None, **options: Any) -> Any:
+    return await client.post(path, body() if data is None else data, content_type="application/json", **options)
+
+
+async def get(client: AsyncClient, path: str, **options: Any) -> Any:
+    return await client.get(path, **options)
+
+
+class Reader:
+    """Reads a stream, and collects its chunks."""
+
+    def __init__(self, response: Any) -> None:
+        assert response.status_code == 200, response.content
+        self._response = response
+        self._parts = aiter(response)
+        self.chunks: list[dict[str, Any]] = []
+        self.pings = 0
+        self.done = False
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk["delta"] for chunk in self.chunks if chunk["type"] == "text-delta")
+
+    async def read(self, until: str | None = None) -> None:
+        """Read until the text is as given, or to the end."""
+        async with asyncio.timeout(20):
+            while until is None or self.text != until:
+                try:
+                    part = await anext(self._parts)
+                except StopAsyncIteration:
+                    assert until is None
+                    assert self.done
+                    return
+                for event in part.decode().removesuffix("\n\n").split("\n\n"):
+                    self.pings += event == ": ping"
+                    self.done = event == "data: [DONE]"
+                    if event.startswith("data: {"):
+                        self.chunks.append(json.loads(event.removeprefix("data: ")))
+
+    async def close(self) -> None:
+        """Leave. Django does the same when the client has disconnected."""
+        await self._parts.aclose()
+        await sync_to_async(self._response.close)()
+
+
+def chat_settings() -> dict[str, Any]:
+    return {"ENGINE": "memory", "RUN_CHATS": f"{__name__}.Chats"}
+
+
+@asynccontextmanager
+async def written(run: Run) -> AsyncIterator[Any]:
+    async with awriting(run.pk) as out:
+        yield out
+
+
+async def is_left() -> None:
+    """Wait until no reader of a run has left anything behind."""
+    hub = get_hub()
+    async with asyncio.timeout(10):
+        while hub.connections.all() or any("RunConsumer" in repr(task) for task in asyncio.all_tasks()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def only_run() -> Run:
+    return await Run.objects.aget()

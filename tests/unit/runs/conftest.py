@@ -1,0 +1,33 @@
+"""Fixtures for the tests of the HTTP endpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import AsyncClient
+
+from tests.unit.runs import chat_client
+
+
+@pytest.fixture
+def chats(settings: Any) -> None:
+    """Serve the chats of chat_client.py."""
+    settings.RELIABLE_CABLE = chat_client.chat_settings()
+    settings.ROOT_URLCONF = chat_client.__name__
+
+
+@pytest.fixture
+def member() -> User:
+    """A user with a chat."""
+    Group.objects.create(name="ann/1")
+    return User.objects.create(username="ann")
+
+
+@pytest.fixture
+async def browser(member: User) -> AsyncClient:
+    """A browser in which the user is logged in."""
+    browser = AsyncClient()
+    await browser.aforce_login(member)
+    return browser
