@@ -95,12 +95,12 @@ def _refuse_if_active(subject: models.Model) -> None:
 
 
 def readable_runs(user: Any, chat: str) -> Iterator[Run]:
-    """Yield the runs of a chat that a user may read, the newest first.
+    """Yield the runs of a chat that a user may read, the newest first. Their content is loaded when it is used.
 
     Raises:
         Refusal: the user has no such chat.
     """
-    yield from _readable(user, Run.objects.about(_subject(chats(), user, chat)))
+    yield from _readable(user, Run.objects.about(_subject(chats(), user, chat)).defer("input", "text", "parts"))
 
 
 def active_runs(user: Any, chat: str) -> Iterator[Run]:
