@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.servers.drain import Drain
+from reliable_cable.servers.drain import Drain, server_grace
 from tests.support.server import ROOT
 
 #: A process that receives SIGTERM. `{drain}`, `{close}` and `{stop}` are what the hub and the server's handler do.
@@ -134,3 +134,36 @@ class TestInstall:
 def no_hub() -> Any:
     """Take the place of the hub, which is not used."""
     return None
+
+
+class _Config:
+    timeout_graceful_shutdown: int | None = 7
+
+
+class _UvicornServer:
+    config = _Config()
+
+    def handle_exit(self, number: int, frame: object) -> None:
+        """The handler of uvicorn."""
+
+
+_UvicornServer.handle_exit.__module__ = "uvicorn.server"
+
+
+@pytest.mark.parametrize(("number", "grace"), [(7, 7.0), (None, 0.0)])
+def test_the_grace_of_uvicorn(monkeypatch: pytest.MonkeyPatch, number: int | None, grace: float) -> None:
+    monkeypatch.setattr(_Config, "timeout_graceful_shutdown", number)
+    monkeypatch.setattr(signal, "getsignal", lambda _: _UvicornServer().handle_exit)
+    assert server_grace() == grace
+
+
+def test_the_grace_of_daphne_and_of_other_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(number: int, frame: object) -> None:
+        """A handler of a server."""
+
+    monkeypatch.setattr(signal, "getsignal", lambda _: handler)
+    assert server_grace() is None
+    handler.__module__ = "twisted.internet.base"
+    assert server_grace() == 0
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
+    assert server_grace() is None

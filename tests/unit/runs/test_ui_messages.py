@@ -159,7 +159,8 @@ def test_another_attempt() -> None:
 
 
 def test_a_later_snapshot_that_contradicts_the_content_ends_the_stream() -> None:
-    contradictions: list[list[Item]] = [["b"], ["", CALL, "a"], ["a", RESULT, CALL], ["a", {**CALL, "id": "c2"}]]
+    other = {**CALL, "id": "c2"}
+    contradictions: list[list[Item]] = [["b"], ["", CALL, "a"], ["a", RESULT, CALL], ["a", other], [CALL, "a", CALL]]
     for items in contradictions:
         chunks = chunks_of(snapshot_of(["a", CALL]), snapshot_of(items))
         assert chunks[-1] == {"type": "error", "errorText": BEGUN_ANEW}
@@ -198,6 +199,23 @@ def test_every_split_into_snapshots_and_events_gives_the_same_message(items: lis
     given += map(event_of, items[position:])
     assert build_message(chunks_of(*given, COMPLETE)) == whole
     assert build_message(chunks_of(snapshot_of(items, status=Status.COMPLETED, usage=COMPLETE["usage"]))) == whole
+
+
+def test_a_later_snapshot_continues_the_content() -> None:
+    reasoning = {"type": "reasoning", "text": "Hm"}
+    chunks = chunks_of(snapshot_of([reasoning]), snapshot_of([reasoning, {**reasoning, "text": "m"}, "a", CALL]))
+    assert types(chunks)[2:] == [
+        *["reasoning-start", "reasoning-delta", "reasoning-delta", "reasoning-end"],
+        *["text-start", "text-delta", "text-end", "tool-input-available"],
+    ]
+
+
+def test_a_second_call_with_the_same_id() -> None:
+    second = {**CALL, "input": {"city": "Thun"}}
+    parts = build_message(chunks_of(snapshot_of([CALL, second]), COMPLETE))["parts"]
+    assert [part.get("input") for part in parts] == [None, {"city": "Thun"}]
+    parts = build_message(chunks_of(snapshot_of([CALL, RESULT, second]), COMPLETE))["parts"]
+    assert [part.get("input") for part in parts] == [None, {"city": "Bern"}, None, {"city": "Thun"}]
 
 
 @pytest.mark.node

@@ -82,6 +82,7 @@ async def test_a_user_who_may_only_read(browser: AsyncClient, settings: Any) -> 
         (b"\xff", "must be JSON"),
         (b'{"id": NaN}', "must be JSON"),
         (b"[" * 100_000, "must be JSON"),
+        (b'{"id": ' + b"[" * 900 + b"]" * 900 + b"}", "The "),
         ([], "must be a JSON object"),
         ({}, "'id'"),
         (body(chat=7), "'id'"),  # type: ignore[arg-type]

@@ -16,8 +16,10 @@ from django.test import AsyncClient, Client
 
 from reliable_cable import disconnect
 from reliable_cable.auth.tokens import cable_token
+from reliable_cable.connection import replay
 from reliable_cable.consumer import get_hub
 from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.runs import cable
 from reliable_cable.runs.http import reading, streaming
 from reliable_cable.runs.http.ui_messages import build_message, ui_message
 from reliable_cable.runs.models import Run, Status
@@ -26,7 +28,11 @@ from tests.unit.runs.chat_client import Reader, body, get, is_left, only_run, po
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chats")]
 
 
-async def test_a_chat_is_started_streamed_and_completed(browser: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("threads", [8, 0])
+async def test_a_chat_is_started_streamed_and_completed(
+    browser: AsyncClient, settings: Any, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HANDLER_THREADS": threads}
     caplog.set_level("DEBUG")
     response = await post(browser)
     assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
@@ -246,6 +252,17 @@ async def test_a_run_that_is_deleted_ends_the_stream(browser: AsyncClient) -> No
     await Run.objects.all().adelete()
     await reader.read()
     assert reader.chunks[-1] == {"type": "error", "errorText": reading.GONE}
+
+
+async def test_a_run_without_a_snapshot(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def snapshot_of(stream: str) -> None:
+        """The run was deleted after the subscription."""
+
+    monkeypatch.setattr(cable, "snapshot_of", snapshot_of)
+    monkeypatch.setattr(replay, "SNAPSHOT_DELAYS", (0,))
+    reader = Reader(await post(browser))
+    await reader.read()
+    assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOST}
 
 
 async def test_a_silent_stream_has_comments(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+// Agents of `@ag-ui/client`, which a test in Python drives. It writes a line of JSON for each command, and reads a line
+// with the result.
+import { HttpAgent, runHttpRequest, transformHttpEventStream } from '@ag-ui/client'
+import { createInterface } from 'node:readline'
+
+/** `HttpAgent` has no `connect` of its own. This is the one of docs/llm.md. */
+class Agent extends HttpAgent {
+  connect(input) {
+    this.abortController = new AbortController()
+    const request = () => this.fetch(`${this.url}/connect`, this.requestInit(input))
+    return transformHttpEventStream(runHttpRequest(request))
+  }
+}
+
+const agents = new Map()
+const warnings = []
+console.warn = (...values) => warnings.push(values.join(' '))
+console.error = () => {} // errors of runs, which the commands return
+// After a lost connection, the client cancels the body and does not handle the error of that. Browsers only log it.
+process.on('unhandledRejection', error => {
+  if (error.message !== 'terminated') throw error
+})
+
+const answerOf = agent => agent.messages.filter(message => message.role === 'assistant')
+const textOf = agent => answerOf(agent).map(message => message.content ?? '').join('')
+
+/** Run or connect an agent. Return nothing: `end` waits for the end. */
+function begin(state, method) {
+  const { agent } = state
+  state.events = []
+  state.error = null
+  const subscriber = { onEvent: ({ event }) => void state.events.push(event) }
+  state.done = agent[method]({}, subscriber).then(
+    () => {},
+    error => {
+      state.error = { message: String(error.message), status: error.status, payload: error.payload }
+    }
+  )
+}
+
+const commands = {
+  make(_, { name, url, thread, headers, messages = [] }) {
+    const agent = new Agent({ url, threadId: thread, headers, initialMessages: messages })
+    agents.set(name, { agent, events: [], error: null, done: Promise.resolve() })
+  },
+  ask({ agent, ...state }, { name, id, text }) {
+    agent.addMessage({ id, role: 'user', content: text })
+    begin(agents.get(name), 'runAgent')
+  },
+  run: state => begin(state, 'runAgent'),
+  connect: state => begin(state, 'connectAgent'),
+  move({ agent }, { url }) {
+    agent.url = url
+  },
+  async text({ agent, events }, { length }) {
+    const deadline = Date.now() + 20_000
+    while (textOf(agent).length < length) {
+      if (Date.now() > deadline) throw new Error(`timeout after ${JSON.stringify(events.slice(-2))}`)
+      await new Promise(resolve => setTimeout(resolve, 5))
+    }
+    return textOf(agent)
+  },
+  abort: ({ agent }) => agent.abortRun(),
+  async end(state) {
+    await state.done
+    return { messages: state.agent.messages, events: state.events, error: state.error, warnings }
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const command = JSON.parse(line)
+  let answer
+  try {
+    answer = { result: (await commands[command.do](agents.get(command.name), command)) ?? null }
+  } catch (error) {
+    answer = { error: String(error.stack) }
+  }
+  process.stdout.write(`${JSON.stringify(answer)}\n`)
+}
