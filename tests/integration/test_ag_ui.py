@@ -7,16 +7,17 @@ import json
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.node import FOLDER, node_modules, require_node
 from tests.support.celery import Worker
 from tests.support.client import unique
 from tests.support.redis import RedisPool, find_binaries
-from tests.support.server import LOCAL, PATIENCE, Server, ServerPool
+from tests.support.server import PATIENCE, Server, ServerPool
+from tests.unit.test_docs import BLOCKS
 
 pytestmark = [pytest.mark.node, pytest.mark.postgres, pytest.mark.redis]
 
@@ -66,23 +67,16 @@ def other(server: Server, pair: dict[str, Server]) -> Server:
 class Agents:
     """A process of Node with agents of one user, and the chat that they share."""
 
-    def __init__(self, process: Process, user: str, cookie: str) -> None:
+    def __init__(self, process: Process, user: str) -> None:
         self.chat = unique(f"{user}-")
-        self.headers = {"Cookie": f"{cookie}; csrftoken={CSRF}", "X-CSRFToken": CSRF}
         self._process = process
 
     async def make(self, name: str, server: Server, messages: Any = ()) -> Agent:
         """Return a new agent, as on a new device."""
         agent = Agent(self, name)
-        values = {"url": url_of(server), "thread": self.chat, "headers": self.headers, "messages": list(messages)}
+        values = {"url": url_of(server), "thread": self.chat, "messages": list(messages)}
         await agent("make", **values)
         return agent
-
-    async def stop(self, server: Server, run: str) -> int:
-        """Stop a run. Return the status of the response."""
-        async with httpx.AsyncClient(headers=self.headers, timeout=PATIENCE, **LOCAL) as client:
-            response = await client.post(f"http://127.0.0.1:{server.port}/runs/{run}/stop")
-            return response.status_code
 
     async def call(self, **command: Any) -> Any:
         """Make a call in the process. Return its result."""
@@ -122,16 +116,20 @@ def url_of(server: Server) -> str:
 
 
 @pytest.fixture
-async def agents(pair: dict[str, Server], worker: Worker) -> AsyncIterator[Agents]:
+async def agents(pair: dict[str, Server], worker: Worker, tmp_path: Path) -> AsyncIterator[Agents]:
     node = require_node()
-    await asyncio.to_thread(node_modules)
+    (tmp_path / "node_modules").symlink_to(await asyncio.to_thread(node_modules))
+    (block,) = [each.text for each in BLOCKS if each.text.startswith("// conversation_agent.js")]
+    module = tmp_path / "conversation_agent.mjs"
+    module.write_text(block)
     user = unique("user")
     server = pair["uvicorn"]
+    cookie = f"{await server.sign_in(user)}; csrftoken={CSRF}"
     process = await asyncio.create_subprocess_exec(
-        node, str(FOLDER / "ag_ui_agents.mjs"), stdin=PIPE, stdout=PIPE, limit=2**22
+        node, str(FOLDER / "ag_ui_agents.mjs"), str(module), cookie, stdin=PIPE, stdout=PIPE, limit=2**22
     )
     try:
-        agents = Agents(process, user, await server.sign_in(user))
+        agents = Agents(process, user)
         await server.call("make_chat", agents.chat)
         yield agents
     finally:
@@ -152,11 +150,11 @@ def texts(messages: list[dict[str, Any]]) -> str:
 async def test_a_late_comer_and_a_second_device(server: Server, other: Server, agents: Agents) -> None:
     first = await agents.make("first", server)
     await first("ask", id="q1", text=QUESTION)
-    await first("text", length=len(TEXT) // 4)
+    await first("text", length=len(TEXT) // 2)  # so much is saved after a second
     # The page of the second device shows the question.
     second = await agents.make("second", other, [{"id": "q1", "role": "user", "content": QUESTION}])
     await second("connect")
-    await second("text", length=len(TEXT) // 2)
+    await second("text", length=3 * len(TEXT) // 4)
     ended = [await agent.end() for agent in (first, second)]
     expected = await saved(server, agents)
     assert texts(expected) == TEXT
@@ -189,7 +187,7 @@ async def test_a_second_question_and_a_stop(server: Server, other: Server, agent
     assert "in progress" in refused["payload"]["error"]
     await second("connect")
     await second("text", length=1)
-    assert await agents.stop(other, refused["payload"]["run"]) == 204
+    await first("stop", url=url_of(other))
     stopped = [await agent.end() for agent in (first, second)]
     expected = await saved(server, agents)
     for each in stopped:
@@ -219,7 +217,7 @@ async def test_an_error(server: Server, agents: Agents) -> None:
     assert ended["error"] is None
     assert texts(ended["messages"]) == "these words "
     stranger = await agents.make("stranger", server)
-    await stranger("make", url=url_of(server), thread="someone-else", headers=agents.headers)
+    await stranger("make", url=url_of(server), thread="someone-else")
     await stranger("ask", id="q1", text=QUESTION)
     assert (await stranger.end())["error"]["status"] == 404
 

@@ -1,16 +1,18 @@
 // Agents of `@ag-ui/client`, which a test in Python drives. It writes a line of JSON for each command, and reads a line
 // with the result.
-import { HttpAgent, runHttpRequest, transformHttpEventStream } from '@ag-ui/client'
 import { createInterface } from 'node:readline'
+import { pathToFileURL } from 'node:url'
 
-/** `HttpAgent` has no `connect` of its own. This is the one of docs/llm.md. */
-class Agent extends HttpAgent {
-  connect(input) {
-    this.abortController = new AbortController()
-    const request = () => this.fetch(`${this.url}/connect`, this.requestInit(input))
-    return transformHttpEventStream(runHttpRequest(request))
-  }
-}
+/** The class of docs/llm.md. */
+const { ConversationAgent } = await import(pathToFileURL(process.argv[2]))
+
+// What a page has: cookies, and an origin for the paths of requests.
+const cookie = process.argv[3]
+globalThis.document = { cookie }
+const { fetch } = globalThis
+let origin
+globalThis.fetch = (path, init) =>
+  fetch(new URL(path, origin), { ...init, headers: { ...init.headers, Cookie: cookie } })
 
 const agents = new Map()
 const warnings = []
@@ -39,8 +41,8 @@ function begin(state, method) {
 }
 
 const commands = {
-  make(_, { name, url, thread, headers, messages = [] }) {
-    const agent = new Agent({ url, threadId: thread, headers, initialMessages: messages })
+  make(_, { name, url, thread, messages = [] }) {
+    const agent = new ConversationAgent({ url, threadId: thread, initialMessages: messages })
     agents.set(name, { agent, events: [], error: null, done: Promise.resolve() })
   },
   ask({ agent, ...state }, { name, id, text }) {
@@ -59,6 +61,10 @@ const commands = {
       await new Promise(resolve => setTimeout(resolve, 5))
     }
     return textOf(agent)
+  },
+  stop({ agent }, { url }) {
+    origin = url
+    return agent.stop()
   },
   abort: ({ agent }) => agent.abortRun(),
   async end(state) {

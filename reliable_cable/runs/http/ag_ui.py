@@ -9,6 +9,7 @@ The client needs these rules, which the protocol only implies:
 - A text is appended to the message with its id, even if the message was begun by an earlier stream. So a client that
   reads an answer again first needs a `MESSAGES_SNAPSHOT`, which replaces its messages.
 - A snapshot removes the messages that it does not contain. So it contains the messages that the client has sent, too.
+  It does not remove reasoning if it contains none, and it does not change the order of the messages that stay.
 - Arguments are appended to the first tool call with their id. So the id of a call must not occur twice.
 - A result is moved to the message of its call. The text after it belongs to a new message.
 """
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from reliable_cable.runs.models import Run, Status
-from reliable_cable.runs.parts import REASONING, Content
+from reliable_cable.runs.parts import REASONING
 
 from .translating import Item, Message, Translator
 
@@ -32,6 +33,8 @@ FAILED: Final = "failed"
 INTERRUPTED: Final = "interrupted"
 
 _TEXT: Final = "text"
+#: The types of events whose content is not in a snapshot.
+_NOT_IN_SNAPSHOTS: Final = ("CUSTOM", "RUN_FINISHED", "RUN_ERROR")
 #: The names of the counts in the usage that models report, by their name in the protocol. The first one that is there
 #: counts.
 _USAGE: Final = {
@@ -67,6 +70,8 @@ class AgUiEvents(Translator):
         self._thread = thread
         #: The messages of the client, until the snapshot is sent.
         self._messages = messages
+        #: The events before the snapshot.
+        self._held: list[Message] = []
         #: The number of messages in the answer.
         self._count = 0
         #: The type and the id of the message to which text or reasoning is appended.
@@ -87,18 +92,36 @@ class AgUiEvents(Translator):
         """Return the events with which the stream begins."""
         return [{"type": "RUN_STARTED", **self._ids(), "protocolVersion": VERSION}]
 
-    # -- content ------------------------------------------------------------------------------------------------------
-
-    def _take(self, content: Content) -> Iterator[Message]:
+    def translate(self, event: Mapping[str, Any]) -> Sequence[Message]:
+        """Return the events for an event of the run. The first ones contain a snapshot, if the client needs one."""
+        events = super().translate(event)
         if self._messages is None:
-            yield from super()._take(content)
-            return
-        messages, self._messages = self._messages, None
-        events = list(super()._take(content))
-        yield {"type": "MESSAGES_SNAPSHOT", "messages": _merge(messages, build_messages(events), self._run)}
+            return events
+        self._held += events
+        answer = build_messages(self._held)
+        if not answer and not any(is_of_run(message, self._run) for message in self._messages):
+            self._messages = None  # there is nothing that the client could have read before
+            return events
+        if not (answer or self.ended):
+            return []  # what the client has stays until there is something to replace it
+        snapshots = [{"type": "MESSAGES_SNAPSHOT", "messages": each} for each in self._snapshots(answer)]
+        rest = [each for each in self._held if each["type"] in _NOT_IN_SNAPSHOTS]
+        self._messages, self._held = None, []
         # The snapshot has begun the last message. Text is appended to it after it was opened again.
         self._is_open = False
-        yield from (event for event in events if event["type"] == "CUSTOM")
+        return [*snapshots, *rest]
+
+    def _snapshots(self, answer: Sequence[Message]) -> Iterator[list[Message]]:
+        """Yield snapshots after which the client has the answer so far, behind the messages that precede it."""
+        messages = self._messages or ()
+        at = next((index for index, message in enumerate(messages) if is_of_run(message, self._run)), len(messages))
+        before, after = messages[:at], [message for message in messages[at:] if not is_of_run(message, self._run)]
+        if answer and at < len(messages):
+            # This removes all that follows, also reasoning, so that the next snapshot sets the order.
+            yield [*before, {"id": answer[0]["id"], "role": "reasoning", "content": ""}]
+        yield [*before, *answer, *after]
+
+    # -- content ------------------------------------------------------------------------------------------------------
 
     def _add(self, item: Item) -> Iterator[Message]:
         if isinstance(item, str):
@@ -248,13 +271,6 @@ def is_of_run(message: Message, run: str) -> bool:
     return str(message["id"]).startswith(f"{run}-")
 
 
-def _merge(messages: Sequence[Message], answer: Sequence[Message], run: str) -> list[Message]:
-    """Return the messages of a client with an answer. It takes the place of the parts of it that the client has."""
-    at = next((index for index, message in enumerate(messages) if is_of_run(message, run)), len(messages))
-    after = [message for message in messages[at:] if not is_of_run(message, run)]
-    return [*messages[:at], *answer, *after]
-
-
 def ag_ui_messages(run: Run) -> list[Message]:
     """Return the answer of a run as messages of AG-UI, for the option `initialMessages` of an agent.
 
@@ -274,7 +290,7 @@ def build_messages(events: Iterable[Message], messages: Iterable[Message] = ()) 
     for event in events:
         match event:
             case {"type": "MESSAGES_SNAPSHOT", "messages": sent}:
-                built = [dict(message) for message in sent]
+                built = _apply_snapshot(built, sent)
             case {"type": "TEXT_MESSAGE_START" | "REASONING_MESSAGE_START", "messageId": id_, "role": role}:
                 if not any(message["id"] == id_ for message in built):
                     built.append({"id": id_, "role": role, "content": ""})
@@ -293,6 +309,21 @@ def build_messages(events: Iterable[Message], messages: Iterable[Message] = ()) 
             case {"type": "TOOL_CALL_RESULT"}:
                 _put_result(built, event)
     return built
+
+
+def _apply_snapshot(messages: Sequence[Message], sent: Sequence[Message]) -> list[Message]:
+    """Return the messages of a client after a snapshot, in the order that the client gives them."""
+    by_id = {message["id"]: message for message in sent}
+    has_reasoning = any(message["role"] == "reasoning" for message in sent)
+    stay = [
+        message
+        for message in messages
+        if message["id"] in by_id or (message["role"] == "reasoning" and not has_reasoning)
+    ]
+    ids = {message["id"] for message in stay}
+    return [dict(by_id.get(message["id"], message)) for message in stay] + [
+        dict(message) for message in sent if message["id"] not in ids
+    ]
 
 
 def _find(messages: Sequence[Message], id_: str) -> Message:

@@ -21,6 +21,13 @@ from tests.node import FOLDER, node_modules, require_node
 from tests.unit.runs.test_ui_messages import CALL, COMPLETE, ITEMS, RESULT, Item, event_of, snapshot_of
 
 QUESTION = {"id": "q1", "role": "user", "content": "why?"}
+#: The messages of a client that has asked before.
+BEFORE = [
+    {"id": "q0", "role": "user", "content": "who?"},
+    {"id": "0-1", "role": "reasoning", "content": "Hm"},
+    {"id": "0-2", "role": "assistant", "content": "Me."},
+    QUESTION,
+]
 _event: TypeAdapter[Any] = TypeAdapter(Event)
 
 
@@ -55,11 +62,20 @@ def test_a_text() -> None:
 def test_a_late_reader_gets_a_snapshot_and_then_the_rest() -> None:
     partial = {"id": "r-1", "role": "assistant", "content": "H"}
     after = {"id": "q2", "role": "user", "content": "and?"}
-    translated = read(snapshot_of(["Hel", "lo"]), event_of(", you"), COMPLETE, messages=[QUESTION, partial, after])
+    has = [QUESTION, partial, after]
+    translated = read(snapshot_of(["Hel", "lo"]), event_of(", you"), COMPLETE, messages=has)
     answer = {**partial, "content": "Hello"}
-    assert translated[1] == {"type": "MESSAGES_SNAPSHOT", "messages": [QUESTION, answer, after]}
-    assert types(translated[2:]) == ["TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT", "TEXT_MESSAGE_END", "RUN_FINISHED"]
-    assert build_messages(translated)[1] == {**partial, "content": "Hello, you"}
+    empty = {**partial, "role": "reasoning", "content": ""}
+    assert translated[1] == {"type": "MESSAGES_SNAPSHOT", "messages": [QUESTION, empty]}
+    assert translated[2] == {"type": "MESSAGES_SNAPSHOT", "messages": [QUESTION, answer, after]}
+    assert types(translated[3:]) == ["TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT", "TEXT_MESSAGE_END", "RUN_FINISHED"]
+    assert build_messages(translated, has) == [QUESTION, {**partial, "content": "Hello, you"}, after]
+    # What the client has stays until there is something to replace it.
+    translated = read(snapshot_of([], 2), event_of("b", 2), {**COMPLETE, "attempt": 2}, messages=has)
+    assert types(translated[1:3]) == ["MESSAGES_SNAPSHOT", "MESSAGES_SNAPSHOT"]
+    assert build_messages(translated, has)[1]["content"] == "b"
+    translated = read(snapshot_of([], status=Status.FAILED, error="Too long."), messages=has)
+    assert build_messages(translated, has) == [QUESTION, after]
 
 
 def test_all_types_of_parts() -> None:
@@ -184,7 +200,7 @@ def message_texts(messages: Sequence[dict[str, Any]], role: str) -> str:
 def split(items: list[Item], data: st.DataObject) -> list[list[dict[str, Any]]]:
     """Return the responses to a client that starts a run, and then loses its connection several times."""
     responses: list[list[dict[str, Any]]] = []
-    messages: list[dict[str, Any]] = [QUESTION]
+    messages: list[dict[str, Any]] = BEFORE
     for number in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(items))) if number else 0
         following = data.draw(st.integers(position, len(items)))
@@ -197,13 +213,13 @@ def split(items: list[Item], data: st.DataObject) -> list[list[dict[str, Any]]]:
 
 @given(ITEMS, st.data())
 def test_every_split_into_snapshots_and_events_gives_the_same_messages(items: list[Item], data: st.DataObject) -> None:
-    whole = build_messages(read(snapshot_of([]), *map(event_of, items), COMPLETE), [QUESTION])
+    whole = build_messages(read(snapshot_of([]), *map(event_of, items), COMPLETE), BEFORE)
     content = snapshot_of(items)
-    assert message_texts(whole, "assistant") == content["content"]
+    assert message_texts(whole[len(BEFORE) :], "assistant") == content["content"]
     position = data.draw(st.integers(0, len(items)))
-    late = read(snapshot_of(items[:position]), *map(event_of, items[position:]), COMPLETE, messages=[QUESTION])
-    assert build_messages(late, [QUESTION]) == whole
-    messages: list[dict[str, Any]] = [QUESTION]
+    late = read(snapshot_of(items[:position]), *map(event_of, items[position:]), COMPLETE, messages=BEFORE)
+    assert build_messages(late, BEFORE) == whole
+    messages: list[dict[str, Any]] = BEFORE
     for response in split(items, data):
         messages = build_messages(response, messages)
     assert messages == whole
@@ -234,8 +250,8 @@ def test_the_client_builds_the_same_messages() -> None:
 
     @given(ITEMS, st.data())
     def collect(items: list[Item], data: st.DataObject) -> None:
-        given_.append({"messages": [QUESTION], "responses": split(items, data)})
-        expected.append(build_messages(read(snapshot_of([]), *map(event_of, items), COMPLETE), [QUESTION]))
+        given_.append({"messages": BEFORE, "responses": split(items, data)})
+        expected.append(build_messages(read(snapshot_of([]), *map(event_of, items), COMPLETE), BEFORE))
 
     collect()
     done = subprocess.run(
