@@ -119,14 +119,15 @@ def url_of(server: Server) -> str:
 async def agents(pair: dict[str, Server], worker: Worker, tmp_path: Path) -> AsyncIterator[Agents]:
     node = require_node()
     (tmp_path / "node_modules").symlink_to(await asyncio.to_thread(node_modules))
-    (block,) = [each.text for each in BLOCKS if each.text.startswith("// conversation_agent.js")]
-    module = tmp_path / "conversation_agent.mjs"
-    module.write_text(block)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    for block in BLOCKS:
+        if block.text.startswith(("// conversation_agent.js", "// page.js")):
+            (tmp_path / block.text.split()[1]).write_text(block.text)
     user = unique("user")
     server = pair["uvicorn"]
     cookie = f"{await server.sign_in(user)}; csrftoken={CSRF}"
     process = await asyncio.create_subprocess_exec(
-        node, str(FOLDER / "ag_ui_agents.mjs"), str(module), cookie, stdin=PIPE, stdout=PIPE, limit=2**22
+        node, str(FOLDER / "ag_ui_agents.mjs"), str(tmp_path), cookie, stdin=PIPE, stdout=PIPE, limit=2**22
     )
     try:
         agents = Agents(process, user)
@@ -206,6 +207,25 @@ async def test_a_second_question_and_a_stop(server: Server, other: Server, agent
     ended = await first.end()
     assert texts(ended["messages"]) == texts(expected) + TEXT
     assert ended["messages"] == await saved(server, agents)
+
+
+async def test_the_page_of_the_docs(server: Server, agents: Agents) -> None:
+    await agents.call(do="open", url=url_of(server), thread=agents.chat)
+    await agents.call(do="click", question=QUESTION, button="#ask")
+    assert await agents.call(do="see", length=len(TEXT)) == TEXT
+    await has_ended(server, agents)
+    await agents.call(do="click", question=QUESTION, button="#ask")
+    await agents.call(do="see", length=1, below=len(TEXT))
+    await agents.call(do="click", button="#stop")
+    await has_ended(server, agents)
+    assert len(texts(await saved(server, agents))) < 2 * len(TEXT)
+
+
+async def has_ended(server: Server, agents: Agents) -> None:
+    """Wait until no run of the chat is active."""
+    async with asyncio.timeout(PATIENCE):
+        while (await server.call("messages_of", agents.chat))[-1]["role"] == "user":  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
 
 
 async def test_an_error(server: Server, agents: Agents) -> None:

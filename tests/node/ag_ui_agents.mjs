@@ -1,14 +1,20 @@
 // Agents of `@ag-ui/client`, which a test in Python drives. It writes a line of JSON for each command, and reads a line
-// with the result.
+// with the result. The arguments are the folder of the scripts of docs/llm.md, and the cookies.
 import { createInterface } from 'node:readline'
 import { pathToFileURL } from 'node:url'
 
 /** The class of docs/llm.md. */
-const { ConversationAgent } = await import(pathToFileURL(process.argv[2]))
+const folder = pathToFileURL(`${process.argv[2]}/`)
+const { ConversationAgent } = await import(new URL('conversation_agent.js', folder))
 
 // What a page has: cookies, and an origin for the paths of requests.
 const cookie = process.argv[3]
-globalThis.document = { cookie }
+const elements = new Map()
+const element = selector => {
+  if (!elements.has(selector)) elements.set(selector, {})
+  return elements.get(selector)
+}
+globalThis.document = { cookie, querySelector: element }
 const { fetch } = globalThis
 let origin
 globalThis.fetch = (path, init) =>
@@ -65,6 +71,21 @@ const commands = {
   stop({ agent }, { url }) {
     origin = url
     return agent.stop()
+  },
+  /** Load the page of docs/llm.md. */
+  open(_, { url, thread }) {
+    origin = url
+    element('#chat').textContent = JSON.stringify({ threadId: thread, initialMessages: [] })
+    return import(new URL('page.js', folder)).then(() => null)
+  },
+  click(_, { button, question }) {
+    element('#question').value = question
+    element(button).onclick()
+  },
+  async see(_, { length, below = Infinity }) {
+    const seen = () => element('#answer').textContent ?? ''
+    while (seen().length < length || seen().length >= below) await new Promise(resolve => setTimeout(resolve, 5))
+    return seen()
   },
   abort: ({ agent }) => agent.abortRun(),
   async end(state) {
