@@ -1,4 +1,4 @@
-"""`RunChats`, with which a project connects the chats of `useChat` with its own models."""
+"""`RunChats`, with which a project connects the chats of `useChat` and the threads of AG-UI with its own models."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class ChatMessage:
 
     Args:
         id: the id of the message, which the client has chosen, or `""`.
-        role: the role of the author, usually `"user"`.
+        role: the role of the author, usually `"user"`. For AG-UI, also `"tool"`: the result of a tool of the page.
         text: the texts in the message, joined by line breaks.
-        parts: all parts of the message, such as texts and files, as the AI SDK defines them.
+        parts: all parts of the message, such as texts and files, as the AI SDK or AG-UI defines them.
         trigger: `"submit-message"`, or `"regenerate-message"` if the client wants another answer to the message.
         message_id: the id of the message that the client has replaced, or of the answer that it wants again; `""` for
             a new message.
-        body: the other keys of the request, such as the option `body` of the transport.
+        body: the other keys of the request, such as the option `body` of the transport, or `tools` and `forwardedProps`
+            of AG-UI.
     """
 
     id: str
@@ -56,7 +57,7 @@ class RunChats:
 
         Args:
             user: the user who reads, writes or stops in the chat.
-            chat: the id of the chat, as the client sent it.
+            chat: the id of the chat or the thread, as the client sent it.
 
         Raises:
             ObjectDoesNotExist, PermissionDenied, ValueError, ValidationError: the user has no such chat. The client is

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .http import views
+from .http import ag_ui_views, views
 
 app_name = "reliable_cable_runs"
 urlpatterns = [
@@ -10,6 +10,8 @@ urlpatterns = [
     # The converter is `path`, because the id of a chat may contain slashes.
     path("chat/<path:chat>/stream", views.chat_stream, name="chat_stream"),
     path("chat/<path:chat>/stop", views.chat_stop, name="chat_stop"),
+    path("ag-ui", ag_ui_views.run, name="ag_ui"),
+    path("ag-ui/connect", ag_ui_views.connect, name="ag_ui_connect"),
     path("<str:run>", views.run, name="run"),
     path("<str:run>/stop", views.run_stop, name="run_stop"),
 ]

@@ -1,1 +1,1 @@
-"""The HTTP endpoints of runs, which speak the protocol of `useChat` (see docs/llm.md)."""
+"""The HTTP endpoints of runs, which speak the protocols of `useChat` and of AG-UI (see docs/llm.md)."""

@@ -142,10 +142,19 @@ def read_chat_request(request: HttpRequest) -> ChatRequest:
     Raises:
         Refusal: the body is too large or not valid.
     """
-    return parse_chat_request(_read_body(request))
+    return parse_chat_request(read_body(request, "Send only the last message."))
 
 
-def _read_body(request: HttpRequest) -> bytes:
+def read_body(request: HttpRequest, advice: str) -> bytes:
+    """Read the body of a request.
+
+    Args:
+        request: the request.
+        advice: a sentence for the client whose body is too large.
+
+    Raises:
+        Refusal: the body is too large.
+    """
     limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
     if limit is None:
         return request.read()
@@ -153,15 +162,17 @@ def _read_body(request: HttpRequest) -> bytes:
     if len(body) > limit:
         raise Refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The body has more than {limit} bytes (DATA_UPLOAD_MAX_MEMORY_SIZE). Send only the last message.",
+            f"The body has more than {limit} bytes (DATA_UPLOAD_MAX_MEMORY_SIZE). {advice}",
         )
     return body
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
-    """Parse a body as `DefaultChatTransport` sends it. A key `message` may take the place of `messages`.
+def parse_object(body: bytes, keys: str) -> dict[str, Any]:
+    """Parse a body that is a JSON object. Texts are cleaned: U+FFFD takes the place of what cannot be stored.
 
-    Texts are cleaned: U+FFFD takes the place of characters that cannot be stored.
+    Args:
+        body: the body.
+        keys: the keys that the object needs, for the message of the error.
 
     Raises:
         Refusal: the body is not valid.
@@ -169,38 +180,48 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     try:
         values = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise _invalid("The body must be JSON.") from None
+        raise invalid("The body must be JSON.") from None
     if not isinstance(values, dict):
-        raise _invalid("The body must be a JSON object with the keys 'id' and 'messages'.")
+        raise invalid(f"The body must be a JSON object with the keys {keys}.")
     try:
-        values = clean(values)
+        cleaned: dict[str, Any] = clean(values)
     except RecursionError:
-        raise _invalid("The body is nested too deeply.") from None
-    chat = _text(values.pop("id", None), "id")
+        raise invalid("The body is nested too deeply.") from None
+    return cleaned
+
+
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """Parse a body as `DefaultChatTransport` sends it. A key `message` may take the place of `messages`.
+
+    Raises:
+        Refusal: the body is not valid.
+    """
+    values = parse_object(body, "'id' and 'messages'")
+    chat = text_of(values.pop("id", None), "id")
     if not chat:
-        raise _invalid("The key 'id' must be the id of the chat.")
+        raise invalid("The key 'id' must be the id of the chat.")
     sent = values.pop("messages", None)
     message = values.pop("message", None)
     if message is None:
         if not isinstance(sent, list) or not sent:
-            raise _invalid("The key 'messages' must be a list with at least one message.")
+            raise invalid("The key 'messages' must be a list with at least one message.")
         message = sent[-1]
     if not isinstance(message, dict):
-        raise _invalid("A message must be an object.")
+        raise invalid("A message must be an object.")
     parts = message.get("parts")
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise _invalid("The key 'parts' of a message must be a list of objects.")
+        raise invalid("The key 'parts' of a message must be a list of objects.")
     texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
-    trigger = _text(values.pop("trigger", None), "trigger") or "submit-message"
+    trigger = text_of(values.pop("trigger", None), "trigger") or "submit-message"
     return ChatRequest(
         chat,
         ChatMessage(
-            id=_text(message.get("id"), "id"),
-            role=_text(message.get("role"), "role") or "user",
+            id=text_of(message.get("id"), "id"),
+            role=text_of(message.get("role"), "role") or "user",
             text="\n".join(texts),
             parts=parts,
             trigger=trigger,
-            message_id=_text(values.pop("messageId", None), "messageId"),
+            message_id=text_of(values.pop("messageId", None), "messageId"),
             body=values,
         ),
     )
@@ -211,11 +232,16 @@ def is_storable(chat: str) -> bool:
     return len(chat) <= MAX_ID_LENGTH and clean_text(chat) == chat
 
 
-def _text(value: Any, key: str) -> str:
+def text_of(value: Any, key: str) -> str:
+    """Return the value of a key that must be a short text. None counts as an empty text.
+
+    Raises:
+        Refusal: the value is not a text, or is too long.
+    """
     if value is None:
         return ""
     if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
-        raise _invalid(f"The key {key!r} must be a string of at most {MAX_ID_LENGTH} characters.")
+        raise invalid(f"The key {key!r} must be a string of at most {MAX_ID_LENGTH} characters.")
     return value
 
 
@@ -223,5 +249,6 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _invalid(message: str) -> Refusal:
+def invalid(message: str) -> Refusal:
+    """Return the refusal of a body that is not valid."""
     return Refusal(HTTPStatus.BAD_REQUEST, message)

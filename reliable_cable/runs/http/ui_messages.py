@@ -14,43 +14,25 @@ The client needs these rules, which the protocol only implies:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from reliable_cable.runs import events
-from reliable_cable.runs.models import ACTIVE, Run, Status
-from reliable_cable.runs.parts import REASONING, Content
+from reliable_cable.runs.models import Run, Status
+from reliable_cable.runs.parts import REASONING
+
+from .translating import Item, Translator
 
 #: A chunk of the stream, which is sent as JSON.
 Chunk = dict[str, Any]
 
 #: The line after the last chunk.
 DONE: Final = b"data: [DONE]\n\n"
-#: A comment, which clients ignore. It prevents proxies from closing a connection without data.
-PING: Final = b": ping\n\n"
-
-#: The error if the answer has changed in a way that the client cannot be told.
-BEGUN_ANEW: Final = "The answer was begun anew. Please load it again."
-
 #: The reason why the answer ended, by the status of the run. The protocol defines the values.
 _FINISH_REASONS: Final = {Status.COMPLETED: "stop", Status.STOPPED: "other", Status.FAILED: "error"}
-_STATUSES: Final = {
-    events.COMPLETE: Status.COMPLETED,
-    events.STOPPED: Status.STOPPED,
-    events.ERROR: Status.FAILED,
-}
 _TEXT: Final = "text"
 
 
-def encode(chunks: Iterable[Chunk]) -> bytes:
-    """Return chunks as server-sent events."""
-    return b"".join(
-        b"data: %b\n\n" % json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() for chunk in chunks
-    )
-
-
-class UiMessages:
+class UiMessages(Translator):
     """Translates the events of one run to chunks. Call `start`, then `translate` for each event until `ended`.
 
     Args:
@@ -58,14 +40,8 @@ class UiMessages:
     """
 
     def __init__(self, message: str) -> None:
+        super().__init__()
         self._message = message
-        #: Whether the last chunk was returned.
-        self.ended = False
-        self._attempt = 0
-        #: The content that was translated so far.
-        self._sent = Content()
-        #: The content according to the latest snapshot, if it is older than `_sent`; None otherwise.
-        self._older: Content | None = None
         #: The type of the part that is open: text or reasoning. None if no part is open.
         self._open: str | None = None
         self._counts: dict[str, int] = {}
@@ -78,60 +54,9 @@ class UiMessages:
         """Return the chunks with which the message begins."""
         return [{"type": "start", "messageId": self._message}, {"type": "start-step"}]
 
-    def translate(self, event: Mapping[str, Any]) -> Sequence[Chunk]:
-        """Return the chunks for an event. The list is empty if the event changes nothing for the client."""
-        return [] if self.ended else list(self._translate(event))
-
-    def fail(self, message: str) -> Sequence[Chunk]:
-        """Return the chunks that end the stream with an error. The client keeps the content.
-
-        Args:
-            message: the text of the error, which the user reads.
-        """
-        return list(self._fail(message))
-
-    def _translate(self, event: Mapping[str, Any]) -> Iterator[Chunk]:
-        if event["attempt"] < self._attempt:
-            return
-        if event["attempt"] > self._attempt:
-            if self._sent.length or self._sent.parts:
-                # The client could not remove the content of the former attempt.
-                yield from self._fail(BEGUN_ANEW)
-                return
-            self._attempt = event["attempt"]
-            self._older = None
-        match event["event"]:
-            case events.SNAPSHOT:
-                yield from self._compare(Content(event["content"], [dict(part) for part in event["parts"]]))
-                if event["status"] not in ACTIVE and not self.ended:
-                    yield from self._end(event["status"], event["usage"], event["error"])
-            case events.CHUNK | events.PART:
-                content = event["content"] if event["event"] == events.CHUNK else event["part"]
-                if self._older is None:
-                    yield from self._add(content)
-                else:
-                    _append(self._older, content)
-                    yield from self._compare(self._older)
-            case name if name in _STATUSES:
-                yield from self._end(_STATUSES[name], event.get("usage") or {}, event.get("message", ""))
-
     # -- content ------------------------------------------------------------------------------------------------------
 
-    def _compare(self, content: Content) -> Iterator[Chunk]:
-        """Translate what a snapshot contains in addition to the content that was sent."""
-        self._older = None
-        if _begins_with(content, self._sent):
-            for item in list(_rest(content, self._sent)):
-                yield from self._add(item)
-        elif _begins_with(self._sent, content):
-            # The events after the snapshot repeat content that was sent, until the snapshot has caught up.
-            self._older = content
-        else:
-            yield from self._fail(BEGUN_ANEW)
-
-    def _add(self, item: str | Mapping[str, Any]) -> Iterator[Chunk]:
-        """Translate a text or a part, and record it as sent."""
-        _append(self._sent, item)
+    def _add(self, item: Item) -> Iterator[Chunk]:
         if isinstance(item, str):
             if item:
                 yield from self._extend(_TEXT, item)
@@ -220,51 +145,6 @@ class UiMessages:
         self.ended = True
         yield from self._close()
         yield {"type": "error", "errorText": message}
-
-
-def _append(content: Content, item: str | Mapping[str, Any]) -> None:
-    if isinstance(item, str):
-        content.add_text(item)
-    else:
-        content.add_part(item)
-
-
-def _begins_with(content: Content, start: Content) -> bool:
-    """Return whether one content begins with another, so that it can be written by additions to the other."""
-    if not content.text.startswith(start.text) or len(content.parts) < len(start.parts):
-        return False
-    if any(part["at"] < start.length for part in content.parts[len(start.parts) :]):
-        return False
-    if not start.parts:
-        return True
-    *parts, last = start.parts
-    other = content.parts[len(parts)]
-    return content.parts[: len(parts)] == parts and (other == last or _extends(other, last, start.length))
-
-
-def _extends(part: Mapping[str, Any], former: Mapping[str, Any], length: int) -> bool:
-    """Return whether a part is reasoning that continues a former part, after which there is no text."""
-    return bool(
-        part["type"] == REASONING == former["type"]
-        and part["at"] == former["at"] == length
-        and part["text"].startswith(former["text"])
-    )
-
-
-def _rest(content: Content, start: Content) -> Iterator[str | Mapping[str, Any]]:
-    """Yield the texts and parts that lead from a content to a longer one, in order."""
-    count, position = len(start.parts), start.length
-    if count and content.parts[count - 1] != start.parts[-1]:
-        last = content.parts[count - 1]
-        yield {**last, "text": last["text"][len(start.parts[-1]["text"]) :]}
-    text = content.text
-    for part in content.parts[count:]:
-        if part["at"] > position:
-            yield text[position : part["at"]]
-            position = part["at"]
-        yield part
-    if position < len(text):
-        yield text[position:]
 
 
 def ui_message(run: Run) -> dict[str, Any]:

@@ -255,6 +255,7 @@ async def connections() -> int:
 
 
 CALLS: Mapping[str, Callable[..., Any]] = {
+    "ag_ui_messages_of": runs.ag_ui_messages_of,
     "allow": allow,
     "broadcast": reliable_cable.broadcast,
     "broadcast_batch": broadcast_batch,

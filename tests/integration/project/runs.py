@@ -13,6 +13,8 @@ from django.db import models, transaction
 
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.chats import ChatMessage, RunChats
+from reliable_cable.runs.exceptions import RunFailed
+from reliable_cable.runs.http.ag_ui import ag_ui_messages
 from reliable_cable.runs.http.ui_messages import ui_message
 from reliable_cable.runs.models import Run
 from reliable_cable.runs.writing import Writer, writing
@@ -36,12 +38,20 @@ class Chats(RunChats):
         return Group.objects.get(name=chat)
 
     def start(self, user: Any, subject: models.Model, message: ChatMessage) -> Run:
-        """Start a run. If the message is a list of words, a Celery task writes them, else `open_run` begins to."""
-        words = message.text.split()[1:] if message.text.startswith("say ") else []
+        """Start a run. If the message is a list of words, a Celery task writes them, else `open_run` begins to.
+
+        After the words in "fail after …", the task fails.
+        """
+        fails = message.text.startswith("fail after ")
+        words = message.text.removeprefix("fail after ").split() if fails else []
+        if message.text.startswith("say "):
+            words = message.text.split()[1:]
         question = {"id": message.id, "text": message.text}
         words = [f"{word} " for word in words]
         run = Run.objects.start(
-            owner=user, subject=subject, input={"words": words, "pause": 0.05, "question": question}
+            owner=user,
+            subject=subject,
+            input={"words": words, "pause": 0.05, "question": question, "fails": fails},
         )
         if words:
             transaction.on_commit(lambda: _enqueue(str(run.pk)))
@@ -62,6 +72,16 @@ def messages_of(chat: str) -> list[dict[str, Any]]:
         messages.append({"id": question["id"], "role": "user", "parts": parts})
         if run.ended:
             messages.append(ui_message(run))
+    return messages
+
+
+def ag_ui_messages_of(chat: str) -> list[dict[str, Any]]:
+    """Return the messages of a chat as AG-UI defines them."""
+    messages: list[dict[str, Any]] = []
+    for run in Run.objects.about(Group.objects.get(name=chat)).order_by("created_at"):
+        question = run.input["question"]
+        messages.append({"id": question["id"], "role": "user", "content": question["text"]})
+        messages += ag_ui_messages(run)
     return messages
 
 
@@ -100,6 +120,8 @@ def write(run: str) -> None:
         for word in out.run.input["words"]:
             out.write(word)
             time.sleep(out.run.input["pause"])
+        if out.run.input.get("fails"):
+            raise RunFailed("The words have run out.")
 
 
 def start_run(words: list[str], pause: float) -> str:

@@ -85,6 +85,9 @@ async def get(client: AsyncClient, path: str, **options: Any) -> Any:
 class Reader:
     """Reads a stream, and collects its chunks."""
 
+    #: Whether the protocol has a mark after the last chunk.
+    has_mark = True
+
     def __init__(self, response: Any) -> None:
         assert response.status_code == 200, response.content
         self._response = response
@@ -105,7 +108,7 @@ class Reader:
                     part = await anext(self._parts)
                 except StopAsyncIteration:
                     assert until is None
-                    assert self.done
+                    assert self.done or not self.has_mark
                     return
                 for event in part.decode().removesuffix("\n\n").split("\n\n"):
                     self.pings += event == ": ping"

@@ -112,7 +112,7 @@ def test_the_permissions() -> None:
 
 
 def test_the_page_reads_every_event() -> None:
-    # tests/browser/test_use_chat.py runs the other script.
-    script, _ = (block.text for block in BLOCKS if (block.page, block.language) == (PAGE, "js"))
+    # tests/browser/test_use_chat.py and tests/integration/test_ag_ui.py run the other scripts.
+    script, *_ = (block.text for block in BLOCKS if (block.page, block.language) == (PAGE, "js"))
     for name in ("snapshot", "chunk", "complete", "stopped", "error"):
         assert f'"{name}"' in script

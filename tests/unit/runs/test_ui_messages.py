@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reliable_cable.runs import events
-from reliable_cable.runs.http.ui_messages import BEGUN_ANEW, UiMessages, build_message, encode, ui_message
+from reliable_cable.runs.http.streaming import encode
+from reliable_cable.runs.http.translating import BEGUN_ANEW
+from reliable_cable.runs.http.ui_messages import UiMessages, build_message, ui_message
 from reliable_cable.runs.models import Run, Status
 from reliable_cable.runs.parts import Content
 from tests.node import FOLDER, node_modules, require_node

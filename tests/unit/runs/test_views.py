@@ -20,7 +20,7 @@ from reliable_cable.connection import replay
 from reliable_cable.consumer import get_hub
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.runs import cable
-from reliable_cable.runs.http import reading, views
+from reliable_cable.runs.http import reading, streaming
 from reliable_cable.runs.http.ui_messages import build_message, ui_message
 from reliable_cable.runs.models import Run, Status
 from tests.unit.runs.chat_client import Reader, body, get, is_left, only_run, post, written
@@ -266,7 +266,7 @@ async def test_a_run_without_a_snapshot(browser: AsyncClient, monkeypatch: pytes
 
 
 async def test_a_silent_stream_has_comments(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "SILENCE", 0.01)
+    monkeypatch.setattr(streaming, "SILENCE", 0.01)
     reader = Reader(await post(browser))
     async with written(await only_run()) as out:
         reading_ = asyncio.create_task(reader.read(until="a"))

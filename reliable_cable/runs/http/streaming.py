@@ -1,0 +1,112 @@
+"""The responses that stream a run to a client as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from typing import Final, Self
+
+from django.http import StreamingHttpResponse
+
+from reliable_cable.consumer import get_hub
+
+from .reading import Interrupted, read_events
+from .requests import Visitor
+from .translating import Message, Translator
+
+#: A comment, which clients ignore. It prevents proxies from closing a connection without data.
+PING: Final = b": ping\n\n"
+
+#: How long, in seconds, nothing is sent before a comment is sent, so that proxies keep the connection open.
+SILENCE: Final = 15.0
+
+#: The headers of a stream. Proxies and middlewares must neither store, delay nor compress it.
+STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache, no-store, no-transform, private",
+    "Content-Encoding": "identity",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def encode(messages: Iterable[Message]) -> bytes:
+    """Return messages as server-sent events."""
+    return b"".join(b"data: %b\n\n" % _dump(message) for message in messages)
+
+
+def _dump(message: Message) -> bytes:
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def stream(
+    run: str, visitor: Visitor, translator: Translator, *, headers: Mapping[str, str] | None = None, last: bytes = b""
+) -> StreamingHttpResponse:
+    """Return a response that streams a run.
+
+    Args:
+        run: the id of the run, which the visitor may read.
+        visitor: the user who reads.
+        translator: translates the events of the run to the messages of a protocol.
+        headers: the headers of the protocol.
+        last: what follows the last message.
+    """
+    return StreamingHttpResponse(
+        _Body(_parts(run, visitor, translator, last)), headers={**STREAM_HEADERS, **(headers or {})}
+    )
+
+
+class _Body:
+    """The body of a response that streams a run. Django calls `close` after the last part, or when the client has left.
+
+    Nothing is opened before Django asks for the first part. So nothing is left behind if a middleware replaces the
+    response.
+
+    Args:
+        parts: yields the parts of the body.
+    """
+
+    def __init__(self, parts: AsyncGenerator[bytes, None]) -> None:
+        self._parts = parts
+        #: The event loop in which the parts are read, until the last part was read.
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._loop = asyncio.get_running_loop()
+        try:
+            return await anext(self._parts)
+        except BaseException:
+            self._loop = None  # the generator has ended
+            raise
+
+    def close(self) -> None:
+        """Close the generator, which has not ended if the client has left. Django calls this in a thread."""
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        get_hub().tasks.spawn(self._parts.aclose())
+
+
+async def _parts(run: str, visitor: Visitor, translator: Translator, last: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield the parts of the body of a response that streams a run."""
+    yield encode(translator.start())
+    try:
+        async with aclosing(read_events(run, visitor.scope, SILENCE)) as events:
+            async for event in events:
+                if event is None:
+                    yield PING
+                elif messages := translator.translate(event):
+                    yield encode(messages)
+                if translator.ended:
+                    break
+    except Interrupted as interruption:
+        yield encode(translator.fail(str(interruption)))
+    if last:
+        yield last
