@@ -1,4 +1,5 @@
 // Scenarios of followRun: a process of the server writes runs, as this script tells it to.
+import { readFile } from 'node:fs/promises'
 import WebSocket from 'ws'
 import { CallError, createCable, followRun } from '../../reliable_cable/static/reliable_cable/cable.mjs'
 import { broadcast, call, equal, eventually, ORIGIN, range, runAll, url } from './harness.mjs'
@@ -265,7 +266,7 @@ const scenarios = {
     cable.disconnect()
   },
 
-  async 'each reader of a page has the whole answer, and a closed one hears nothing'() {
+  async 'each reader of a page has the whole answer, and callbacks of a closed one are not called'() {
     const cable = open()
     const id = await start()
     const closed = follow(cable, id)
@@ -282,6 +283,28 @@ const scenarios = {
       equal([seen.run.text, seen.begins], ['One two', 1], 'the answer')
     }
     equal([closed.joined, closed.ends], ['One ', []], 'the closed reader')
+    cable.disconnect()
+  },
+
+  async 'the page "Answers of language models" shows an answer, and stops it'() {
+    const page = await readFile(new URL('../../docs/llm.md', import.meta.url), 'utf8')
+    const [, script] = page.match(/^```js\n(.*?)^```$/ms)
+    const id = await start()
+    const elements = {
+      '#answer': { dataset: { run: id }, textContent: '', append: text => (elements['#answer'].textContent += text) },
+      '#note': {},
+      '#stop': {}
+    }
+    const cable = open()
+    const AnyCable = { createCable: () => cable, followRun }
+    new Function('AnyCable', 'document', script)(AnyCable, { querySelector: name => elements[name] })
+    await writeSlowly(id, WORDS)
+    await eventually(() => elements['#answer'].textContent === TEXT, 'the text')
+    equal(elements['#note'].textContent, 'running', 'the state')
+    await elements['#stop'].onclick()
+    await eventually(() => call('is_run_stopped', [id]), 'the writer notices')
+    await end(id)
+    await eventually(() => elements['#note'].textContent === 'stopped', 'the end')
     cable.disconnect()
   },
 

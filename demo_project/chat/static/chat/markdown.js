@@ -21,7 +21,7 @@ marked.use({ renderer: { html: ({ text }) => escape(text) } });
 /** Replace the content of an element by a text with Markdown. */
 export function showMarkdown(element, text) {
   const content = DOMPurify.sanitize(marked.parse(text), POLICY);
-  for (const link of content.querySelectorAll("a")) {
+  for (const link of content.querySelectorAll("a[href]")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   }
