@@ -36,10 +36,11 @@ def ask(conversation: Conversation, prompt: str, again: str | None = None) -> bo
         return False
     if again is None:
         run = Run.objects.start(owner=conversation.user, subject=conversation, input={"prompt": prompt})
-        Conversation.objects.filter(pk=conversation.pk, title="").update(title=prompt[: Conversation.MAX_TITLE])
+        conversation.title = conversation.title or prompt[: Conversation.MAX_TITLE]
+        conversation.save()
     else:
         run = Run.objects.retry(again)
-    broadcast(stream_of(conversation), {"run": str(run.pk), "prompt": prompt})
+    broadcast(stream_of(conversation), {"run": str(run.pk), "prompt": prompt, "title": conversation.title})
     transaction.on_commit(partial(background.start, write, str(run.pk)))
     return True
 

@@ -85,7 +85,7 @@ class ConversationsTest(CableTestCase):
             self.assertEqual(self.ask("ask", prompt=" Why? "), "")
         run = Run.objects.about(conversation).get()
         self.assertEqual((run.owner, run.input, run.status), (self.carol, {"prompt": "Why?"}, Status.QUEUED))
-        self.assertEqual(broadcasts[0].data, {"run": str(run.pk), "prompt": "Why?"})
+        self.assertEqual(broadcasts[0].data, {"run": str(run.pk), "prompt": "Why?", "title": "Why?"})
         self.started.assert_called_once_with(assistant.write, str(run.pk))
         conversation.refresh_from_db()
         self.assertEqual(str(conversation), "Why?")

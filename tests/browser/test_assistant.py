@@ -169,6 +169,7 @@ async def test_two_conversations_are_answered_at_the_same_time(open_window: Open
     await ended(answer, publisher, "completed")
     await expect(first["answer"]).to_have_count(1)
     await expect(second["answer"]).to_have_count(1)
+    await expect(second["conversations"].locator("[aria-current]")).to_have_text("Who is present?")
     await first.page.reload()
     await expect(first["conversations"].locator("a").nth(1)).to_contain_text("What happens when I am cut off")
 

@@ -253,6 +253,34 @@ const scenarios = {
     cable.disconnect()
   },
 
+  async 'a reader whose run was deleted is told when its history is lost'() {
+    const cable = open()
+    const id = await start()
+    const seen = follow(cable, id)
+    await write(id, 'Well')
+    await eventually(() => seen.run.text === 'Well', 'text')
+    await call('abandon_run', [id])
+    await call('delete_run', [id])
+    await call('forget', [`run:${id}`])
+    await hasEnded(seen)
+    equal(seen.run.state, 'rejected', 'the end')
+    cable.disconnect()
+  },
+
+  async 'a reader whose history is lost gets a snapshot'() {
+    const cable = open()
+    const id = await start()
+    const seen = follow(cable, id)
+    await writeSlowly(id, WORDS.slice(0, 10))
+    await eventually(() => seen.run.text.length > 0, 'text')
+    await call('forget', [`run:${id}`])
+    await writeSlowly(id, WORDS.slice(10))
+    await end(id)
+    await hasEnded(seen)
+    equal([seen.run.text, seen.run.state, seen.ends.length], [TEXT, 'completed', 1], 'the answer')
+    cable.disconnect()
+  },
+
   async 'frames that arrive twice are read once'() {
     const cable = open()
     cable.transport.on('data', raw => 'offset' in JSON.parse(raw) && cable.handleIncoming(raw))

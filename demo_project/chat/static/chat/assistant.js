@@ -71,8 +71,9 @@ const answers = new Map();
 const active = () => [...answers.values()].find((answer) => answer.isActive);
 
 /** Show a new answer, or one that is written again. */
-function receive({ run, prompt: question }) {
+function receive({ run, prompt: question, title }) {
   if (!run) return;
+  document.querySelector(".rooms [aria-current]").textContent = title;
   document.querySelector("#intro").hidden = true;
   if (answers.has(run)) return answers.get(run).follow();
   const item = template.content.firstElementChild.cloneNode(true);
