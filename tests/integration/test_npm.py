@@ -46,9 +46,9 @@ async def test_runs_in_the_bundle(request: pytest.FixtureRequest, servers: Serve
     require_node()
     await asyncio.to_thread(build)
     options: dict[str, Any] = {
-        "RUN_LEASE": 3,
+        "RUN_LEASE": 8,
         "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
-        # Each text is broadcast by itself, and the history is shorter than an answer.
+        # Each text is broadcast by itself, and the history may be shorter than an answer.
         "RUN_BROADCAST_INTERVAL": 0,
         "STREAMS": {"run:*": {"history_size": 10}},
     }
