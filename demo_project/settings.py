@@ -48,6 +48,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "reliable_cable",
+    "reliable_cable.runs",
     "demo_project.chat",
 ]
 
@@ -108,7 +109,7 @@ RELIABLE_CABLE: dict[str, Any] = {
     "STREAMS": {
         "ChatChannel:*": {"history_size": 1000, "history_ttl": 86400},
         "chat.room:*": {"history_size": 1000, "history_ttl": 86400},
-        "assistant:*": {"history_size": 2000, "history_ttl": 3600},
+        "assistant:*": {"history_size": 100, "history_ttl": 86400},
     },
     # The page "Coming from Action Cable" has an example of a public stream.
     "PUBLIC_STREAMS": ["news:*"],
@@ -125,9 +126,7 @@ DEMO_OPEN_ACCOUNTS = DEBUG
 #: The password of the demo's users. If debugging is off, there is no default, because everybody would know it.
 DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD", "reliable" if DEBUG else "")
 
-#: The dotted path of the class that writes the assistant's answers. See `demo_project.chat.generators.Generator`.
-DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
-#: How long, in seconds, the scripted generator waits between two words.
+#: How long, in seconds, the assistant waits between two words.
 DEMO_TOKEN_DELAY = float(os.environ.get("DEMO_TOKEN_DELAY", "0.04"))
 
 LOGIN_URL = "login"

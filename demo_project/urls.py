@@ -23,7 +23,7 @@ urlpatterns = [
     path("rooms/<slug:slug>/messages/", views.room_messages, name="room_messages"),
     path("rooms/<slug:slug>/robot/", views.robot, name="robot"),
     path("assistant/", views.assistant, name="assistant"),
-    path("assistant/answers/<int:pk>/", views.answer, name="answer"),
+    path("assistant/<int:pk>/", views.assistant, name="conversation"),
     path("migrations/", views.migrations, name="migrations"),
     path("migrations/<slug:topic>/broadcast/", views.migrations_broadcast, name="migrations_broadcast"),
     path(

@@ -68,7 +68,6 @@ DATABASES = {
     },
 }
 
-DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
 DEMO_TOKEN_DELAY = 0.0
 CELERY_BROKER_URL = None
 DEMO_OPEN_ACCOUNTS = True

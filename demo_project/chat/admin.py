@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from django.contrib import admin
 
-from .models import Answer, Message, Room
+from .models import Conversation, Message, Room
 
 if TYPE_CHECKING:
     RoomBase = admin.ModelAdmin[Room]
     MessageBase = admin.ModelAdmin[Message]
-    AnswerBase = admin.ModelAdmin[Answer]
+    ConversationBase = admin.ModelAdmin[Conversation]
 else:
-    RoomBase = MessageBase = AnswerBase = admin.ModelAdmin
+    RoomBase = MessageBase = ConversationBase = admin.ModelAdmin
 
 
 @admin.register(Room)
@@ -29,7 +29,6 @@ class MessageAdmin(MessageBase):
     list_select_related = ("room", "author")
 
 
-@admin.register(Answer)
-class AnswerAdmin(AnswerBase):
-    list_display = ("created", "user", "prompt", "status")
-    list_filter = ("status",)
+@admin.register(Conversation)
+class ConversationAdmin(ConversationBase):
+    list_display = ("created", "user", "title")

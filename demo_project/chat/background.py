@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
-
-#: The running tasks. The event loop has only weak references, so without these, tasks could be garbage-collected.
-_tasks: set[asyncio.Task[None]] = set()
+from django.db import connections
 
 
-async def start(work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
-    """Run an async function in the background, independently of the connection that started it.
-
-    The function runs in a Celery worker if `CELERY_BROKER_URL` is set, and otherwise in the event loop of this server.
-    It can broadcast in both cases.
+def start(work: Callable[..., None], *arguments: Any) -> None:
+    """Run a function in a Celery worker if `CELERY_BROKER_URL` is set, and otherwise in a thread of this process.
 
     Args:
-        work: the async function, which must be at the top level of a module, so that a worker can import it.
+        work: the function, which must be at the top level of a module, so that a worker can import it.
         arguments: the arguments of the function, as JSON values.
     """
     if settings.CELERY_BROKER_URL:
         from .tasks import run  # imported here, because without a broker, the demo does not need Celery
 
-        await asyncio.to_thread(run.delay, f"{work.__module__}.{work.__qualname__}", *arguments)
-        return
-    # The task gets a new context. In the context of the request, the database calls of the task would use a thread that
-    # ends with the request.
-    task = asyncio.get_running_loop().create_task(work(*arguments), context=contextvars.Context())
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+        run.delay(f"{work.__module__}.{work.__qualname__}", *arguments)
+    else:
+        threading.Thread(target=_run, args=(work, *arguments), daemon=True).start()
+
+
+def _run(work: Callable[..., None], *arguments: Any) -> None:
+    try:
+        work(*arguments)
+    finally:
+        connections.close_all()

@@ -8,10 +8,14 @@ from django.contrib.auth.models import User
 from django.db import transaction
 
 from reliable_cable import Channel, action, broadcast_template
+from reliable_cable.runs.models import Run, Status
 from reliable_cable.turbo import broadcast_append_to
 
 from . import assistant
-from .models import Answer, Message, Room
+from .models import Conversation, Message, Room
+
+#: The statuses of answers that can be tried again.
+RETRIED = (Status.STOPPED, Status.FAILED)
 
 
 class ChatChannel(Channel):
@@ -97,33 +101,46 @@ def html_stream(room: Room, kind: str) -> str:
 
 
 class AssistantChannel(Channel):
-    """A user's conversation with the assistant. All pages of the user receive all answers."""
+    """A conversation with the assistant. It tells all pages of the conversation of each run that starts.
+
+    Params:
+        conversation: the primary key of the conversation.
+        after: the position of the stream before the runs on the page were read. Later runs are sent.
+    """
 
     def subscribed(self) -> None:
-        """Stream the answers to this user."""
-        self.stream_from(assistant.stream_of(self.user))
+        """Stream the starts of runs, if the conversation is one of the user's."""
+        conversation = self.conversation()
+        if conversation is None:
+            return self.reject()
+        self.stream_from(assistant.stream_of(conversation), after=self.params.get("after"))
 
     @action
-    async def ask(self, data: dict[str, Any]) -> None:
-        """Start an answer to the `prompt` in the data."""
+    def ask(self, data: dict[str, Any]) -> str:
+        """Start an answer to the `prompt` in the data. Return the reason for a refusal, or ""."""
         prompt = str(data.get("prompt", "")).strip()
-        if not 0 < len(prompt) <= Answer.MAX_PROMPT:
-            return self.transmit({"type": "refused", "reason": f"Ask in 1 to {Answer.MAX_PROMPT} characters."})
-        if not await assistant.ask(self.user, prompt):
-            self.transmit({"type": "refused", "reason": "One answer at a time: stop the other one first."})
+        if not 0 < len(prompt) <= Conversation.MAX_PROMPT:
+            return f"Ask in 1 to {Conversation.MAX_PROMPT} characters."
+        return self._start(prompt)
 
     @action
-    async def stop(self, data: dict[str, Any]) -> None:
-        """Stop the answer with the `answer_id` in the data."""
-        await assistant.stop(self.user, data.get("answer_id"))
+    def retry(self, data: dict[str, Any]) -> str:
+        """Write the answer of the `run` in the data again. Return the reason for a refusal, or ""."""
+        conversation = self.conversation()
+        runs = Run.objects.none() if conversation is None else Run.objects.about(conversation)
+        run = next((run for run in runs.filter(status__in=RETRIED) if str(run.pk) == data.get("run")), None)
+        return "It cannot be tried again." if run is None else self._start(run.input["prompt"], again=str(run.pk))
 
-    @action
-    async def check(self, data: dict[str, Any]) -> None:
-        """Mark the answer with the `answer_id` in the data as failed if its task is dead.
+    def _start(self, prompt: str, again: str | None = None) -> str:
+        conversation = self.conversation()
+        if conversation is not None and assistant.ask(conversation, prompt, again):
+            return ""
+        return "One answer at a time: stop the other one first."
 
-        A page calls this when it has received no event of a running answer for a long time.
-        """
-        await assistant.fail_if_dead(self.user, data.get("answer_id"))
+    def conversation(self) -> Conversation | None:
+        """Return the conversation, or None if the user has no such conversation."""
+        pk = self.params.get("conversation")
+        return Conversation.objects.filter(user=self.user, pk=pk).first() if isinstance(pk, int) else None
 
 
 class NewsChannel(Channel):

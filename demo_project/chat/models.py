@@ -1,4 +1,4 @@
-"""Rooms, their messages, and the assistant's answers."""
+"""Rooms, their messages, and conversations with the assistant."""
 
 from __future__ import annotations
 
@@ -80,35 +80,23 @@ class Message(models.Model):
         }
 
 
-class Answer(models.Model):
-    """One answer of the assistant to a user's prompt."""
+class Conversation(models.Model):
+    """A conversation of a user with the assistant. It is the subject of runs, which are the answers."""
 
     MAX_PROMPT = 1000
+    MAX_TITLE = 60
 
-    class Status(models.TextChoices):
-        """The status of an answer: whether its task is still writing it, or how it ended."""
-
-        RUNNING = "running"
-        COMPLETE = "complete"
-        STOPPED = "stopped"
-        ERROR = "error"
-
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="answers")
-    prompt = models.CharField(max_length=MAX_PROMPT)
-    text = models.TextField(blank=True)
-    status = models.CharField(max_length=10, choices=Status.choices, default=Status.RUNNING)
-    error = models.CharField(max_length=200, blank=True)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations")
+    #: The beginning of the first prompt.
+    title = models.CharField(max_length=MAX_TITLE, blank=True)
     created = models.DateTimeField(auto_now_add=True)
-    #: The time of the last save. The task that writes the answer saves it regularly, so if this time is long ago, the
-    #: task is dead.
-    updated = models.DateTimeField(auto_now=True)
 
     class Meta:
-        ordering: ClassVar = ["pk"]
+        ordering: ClassVar = ["-pk"]
 
     def __str__(self) -> str:
-        return self.prompt[:50]
+        return self.title or "New conversation"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the answer for a JSON response."""
-        return {"id": self.pk, "prompt": self.prompt, "text": self.text, "status": self.status, "error": self.error}
+    def get_absolute_url(self) -> str:
+        """Return the URL of the conversation's page."""
+        return reverse("conversation", args=[self.pk])

@@ -1,4 +1,4 @@
-"""Copies the npm packages that the pages with Turbo and htmx need to the static files, without changes."""
+"""Copies the npm packages that pages need to the static files, without changes: Turbo, htmx, Markdown."""
 
 from __future__ import annotations
 

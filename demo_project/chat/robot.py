@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 import uuid
-
-from channels.db import database_sync_to_async
 
 from .cable import post_message
 from .models import Room
@@ -14,7 +12,7 @@ from .models import Room
 MAX_LINES = 500
 
 
-async def talk(room_id: int, count: int, interval: float = 0.0) -> None:
+def talk(room_id: int, count: int, interval: float = 0.0) -> None:
     """Send numbered messages to a room.
 
     Args:
@@ -22,9 +20,9 @@ async def talk(room_id: int, count: int, interval: float = 0.0) -> None:
         count: the number of messages.
         interval: how long, in seconds, to wait between two messages.
     """
-    room = await Room.objects.aget(pk=room_id)
+    room = Room.objects.get(pk=room_id)
     run = uuid.uuid4().hex
     for number in range(1, count + 1):
-        await database_sync_to_async(post_message)(room, None, f"Line {number} of {count}", f"{run}-{number}")
+        post_message(room, None, f"Line {number} of {count}", f"{run}-{number}")
         if interval and number < count:
-            await asyncio.sleep(interval)
+            time.sleep(interval)

@@ -4,14 +4,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import Any
+from collections.abc import Awaitable
 
-from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -19,16 +14,13 @@ from django.contrib.staticfiles import finders
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.test import TestCase, override_settings
-from django.utils import timezone
 
 from reliable_cable import position
-from reliable_cable.testing import CableCommunicator, CableSubscription, CableTestCase, ChannelTester
+from reliable_cable.testing import CableCommunicator, CableTestCase, ChannelTester
 
-from . import assistant
 from .accounts import create_demo_data
-from .cable import AssistantChannel, ChatChannel, NewsChannel, post_message
-from .generators import ScriptedGenerator
-from .models import Answer, Message, Room
+from .cable import ChatChannel, NewsChannel, post_message
+from .models import Message, Room
 from .robot import talk
 
 cheap_passwords = override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"])
@@ -155,18 +147,6 @@ class PagesTest(TestCase):
         for data in ({"count": "0"}, {"count": "501"}, {"count": "x"}, {"interval": "-1"}):
             self.assertEqual(self.client.post("/rooms/lobby/robot/", data).status_code, 400)
 
-    def test_an_answer_is_hidden_from_other_users(self) -> None:
-        other = Answer.objects.create(user=User.objects.get(username="bob"), prompt="Who?")
-        self.assertEqual(self.client.get(f"/assistant/answers/{other.pk}/").status_code, 404)
-
-    def test_a_running_answer_is_replayed_from_its_beginning(self) -> None:
-        started = timezone.now() - timedelta(seconds=30)
-        answer = Answer.objects.create(user=User.objects.get(username="carol"), prompt="Why?", text="Because")
-        Answer.objects.filter(pk=answer.pk).update(created=started)
-        page = self.client.get("/assistant/")
-        self.assertContains(page, f'name="cable-history-timestamp" content="{int(started.timestamp())}"')
-        self.assertNotContains(page, "Because")
-
     def test_the_code_shown_is_the_code_that_runs(self) -> None:
         page = self.client.get("/migrations/")
         self.assertContains(page, "import { createConsumer } from &quot;@anycable/web&quot;;")
@@ -281,7 +261,7 @@ class MessagesTest(CableTestCase):
 
     def test_the_robot_sends_numbered_lines(self) -> None:
         with self.assertBroadcasts(self.stream, 3) as broadcasts:
-            async_to_sync(talk)(self.lobby.pk, 3)
+            talk(self.lobby.pk, 3)
         self.assertEqual([each.data["text"] for each in broadcasts], [f"Line {number} of 3" for number in (1, 2, 3)])
 
     def test_each_box_has_a_stream_of_its_own(self) -> None:
@@ -292,121 +272,3 @@ class MessagesTest(CableTestCase):
         with self.assertBroadcasts("news:signed", 1), self.assertBroadcasts("news:public", 1):
             self.client.post("/migrations/all/broadcast/")
         self.assertEqual(self.client.post("/migrations/nothing/broadcast/").status_code, 404)
-
-
-class Stalled:
-    """A generator that yields one word and then never continues."""
-
-    async def generate(self, prompt: str) -> AsyncIterator[str]:
-        yield "Well"
-        await asyncio.Event().wait()
-
-
-class Broken:
-    """A generator with a bug."""
-
-    async def generate(self, prompt: str) -> AsyncIterator[str]:
-        yield "Well"
-        raise ZeroDivisionError
-
-
-@override_settings(DEMO_TOKEN_DELAY=0)
-class AssistantTest(CableTestCase):
-    """Tests of the assistant's answers, from the prompt to the saved text."""
-
-    def setUp(self) -> None:
-        self.user = User.objects.create(username="alice")
-
-    @asynccontextmanager
-    async def page(self) -> AsyncIterator[CableSubscription]:
-        """Connect a client of the user, and yield its subscription to the assistant."""
-        async with CableCommunicator(user=self.user) as page:
-            yield await page.subscribe(AssistantChannel)
-
-    async def events(self, page: CableSubscription, *last: str) -> list[Any]:
-        """Return the events that the page receives, up to the first event whose type is in `last`."""
-        received = [await page.receive()]
-        while received[-1]["type"] not in last:
-            received.append(await page.receive())
-        return received
-
-    async def ask(self, prompt: str) -> tuple[Answer, list[Any]]:
-        """Start an answer, and wait for its end. Return the answer and all its events."""
-        async with self.page() as page:
-            await page.perform("ask", {"prompt": prompt})
-            events = await self.events(page, "complete", "error")
-        return await Answer.objects.alatest("pk"), events
-
-    async def test_an_answer_is_streamed_and_saved(self) -> None:
-        answer, (first, *chunks, last) = await self.ask("What is an offset?")
-        self.assertEqual(first, {"type": "started", "answer_id": answer.pk, "prompt": "What is an offset?"})
-        self.assertEqual([chunk["index"] for chunk in chunks], list(range(len(chunks))))
-        self.assertEqual("".join(chunk["text"] for chunk in chunks), answer.text)
-        self.assertEqual(
-            last, {"type": "complete", "answer_id": answer.pk, "chunks": len(chunks), "status": "complete"}
-        )
-        self.assertEqual(answer.status, Answer.Status.COMPLETE)
-        self.assertIn("offset", answer.text)
-
-    async def test_the_same_prompt_has_the_same_answer(self) -> None:
-        first, second = [
-            "".join([text async for text in ScriptedGenerator().generate("Who is present?")]) for _ in range(2)
-        ]
-        self.assertEqual(first, second)
-
-    async def test_an_answer_that_fails_keeps_its_beginning(self) -> None:
-        answer, events = await self.ask("Please fail")
-        self.assertEqual((answer.status, answer.text), (Answer.Status.ERROR, ScriptedGenerator.FAILING))
-        self.assertEqual(events[-1], {"type": "error", "answer_id": answer.pk, "message": answer.error})
-
-    @override_settings(DEMO_GENERATOR=f"{__name__}.Broken")
-    async def test_a_bug_is_logged_and_not_shown(self) -> None:
-        with self.assertLogs(assistant.logger, "ERROR") as logs:
-            answer, _ = await self.ask("Well?")
-        self.assertIn("ZeroDivisionError", logs.output[0])
-        self.assertEqual((answer.status, answer.text, answer.error), ("error", "Well", "Something went wrong."))
-
-    @override_settings(DEMO_GENERATOR=f"{__name__}.Stalled")
-    async def test_an_answer_can_be_stopped_while_its_generator_is_waiting(self) -> None:
-        async with self.page() as page:
-            await page.perform("ask", {"prompt": "Well?"})
-            await self.events(page, "chunk")
-            await page.perform("ask", {"prompt": "And?"})
-            self.assertEqual((await page.receive())["type"], "refused", "one answer at a time")
-            await page.perform("stop", {"answer_id": (await Answer.objects.aget()).pk})
-            await self.events(page, "complete")
-        answer = await Answer.objects.aget()
-        self.assertEqual((answer.status, answer.text), (Answer.Status.STOPPED, "Well"))
-
-    async def test_a_user_cannot_stop_the_answer_of_another_user(self) -> None:
-        answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
-        other = await User.objects.acreate(username="bob")
-        async with ChannelTester(AssistantChannel, user=other) as page:
-            await page.asubscribe()
-            for answer_id in (answer.pk, str(answer.pk), None):
-                await page.aperform("stop", {"answer_id": answer_id})
-        await answer.arefresh_from_db()
-        self.assertEqual(answer.status, Answer.Status.RUNNING)
-
-    async def test_an_answer_whose_server_died_is_marked_as_failed_on_request(self) -> None:
-        answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
-        stream = assistant.stream_of(self.user)
-        async with ChannelTester(AssistantChannel, user=self.user) as page:
-            await page.asubscribe()
-            with self.assertNoBroadcasts():
-                await page.aperform("check", {"answer_id": answer.pk})  # the task may still be alive
-            long_ago = timezone.now() - timedelta(seconds=assistant.DEAD_AFTER + 1)
-            await Answer.objects.filter(pk=answer.pk).aupdate(updated=long_ago)
-            with self.assertBroadcasts(stream, 1, matching={"type": "error"}):
-                await page.aperform("check", {"answer_id": answer.pk})
-                await page.aperform("check", {"answer_id": answer.pk})
-        await answer.arefresh_from_db()
-        self.assertEqual(answer.status, Answer.Status.ERROR)
-
-    def test_prompts_that_are_empty_or_too_long_are_refused(self) -> None:
-        page = ChannelTester(AssistantChannel, user=self.user)
-        page.subscribe()
-        for prompt in ("", "  ", "x" * 1001):
-            page.perform("ask", {"prompt": prompt})
-        self.assertEqual([message["type"] for message in page.transmissions], ["refused"] * 3)
-        self.assertFalse(Answer.objects.exists())

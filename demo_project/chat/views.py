@@ -11,18 +11,20 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import aget_object_or_404, get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from reliable_cable import broadcast, position
+from reliable_cable.runs.models import Run
 
 from . import background
+from .assistant import stream_of
 from .cable import ChatChannel, NewsChannel, html_stream, post_message
-from .models import Answer, Message, Room
+from .models import Conversation, Message, Room
 from .robot import MAX_LINES, talk
 
-#: The number of messages that the page of a room shows at first.
+#: The number of messages that the page of a room shows at first, and of answers on the page of a conversation.
 PAGE_SIZE = 50
 #: The maximum number of messages in one response to a page that could not catch up from the stream.
 CATCH_UP_SIZE = 200
@@ -135,37 +137,41 @@ def room_messages(request: HttpRequest, slug: str) -> JsonResponse:
 
 @require_POST
 @login_required
-async def robot(request: HttpRequest, slug: str) -> HttpResponse:
+def robot(request: HttpRequest, slug: str) -> HttpResponse:
     """Make the robot send `count` messages to the room, and wait `interval` milliseconds between two messages."""
-    user = await request.auser()
-    target = await aget_object_or_404(Room.objects.open_to(user), slug=slug)
+    target = _room(request, slug)
     try:
         count, interval = int(request.POST.get("count", "10")), int(request.POST.get("interval", "0"))
     except ValueError:
         return HttpResponse("`count` and `interval` must be whole numbers.", status=400)
     if not (1 <= count <= MAX_LINES and 0 <= interval <= 1000):
         return HttpResponse(f"`count` must be 1 to {MAX_LINES}, `interval` 0 to 1000.", status=400)
-    await background.start(talk, target.pk, count, interval / 1000)
+    background.start(talk, target.pk, count, interval / 1000)
     return HttpResponse(status=202)
 
 
-@require_GET
+@require_http_methods(["GET", "HEAD", "POST"])
 @login_required
-def assistant(request: HttpRequest) -> HttpResponse:
-    """Show the latest answers of the assistant to the user."""
-    # A running answer is not rendered. The page requests its events since the beginning of the answer.
-    since = timezone.now()
-    answers = list(reversed(_user(request).answers.order_by("-pk")[:20]))
-    since = min([since, *(answer.created for answer in answers if answer.status == Answer.Status.RUNNING)])
-    context = {"answers": answers, "since": since, "max_length": Answer.MAX_PROMPT}
+def assistant(request: HttpRequest, pk: int | None = None) -> HttpResponse:
+    """Show a conversation with the assistant, by default the latest one. A POST begins a new one."""
+    conversations = _user(request).conversations.all()
+    latest = conversations.first()
+    if latest is None or (request.method == "POST" and latest.title):
+        latest = conversations.create(user=_user(request))
+    if request.method == "POST":
+        return redirect(latest)
+    shown = latest if pk is None else get_object_or_404(conversations, pk=pk)
+    # The position is read before the runs, so that no run is lost.
+    at = position(stream_of(shown))
+    runs = Run.objects.about(shown).order_by("-created_at")[:PAGE_SIZE]
+    context = {
+        "conversation": shown,
+        "conversations": conversations[:PAGE_SIZE],
+        "runs": list(reversed(runs)),
+        "at": at,
+        "max_length": Conversation.MAX_PROMPT,
+    }
     return render(request, "chat/assistant.html", context)
-
-
-@require_GET
-@login_required
-def answer(request: HttpRequest, pk: int) -> JsonResponse:
-    """Return a saved answer, for a page that missed events of the answer which the stream no longer stores."""
-    return JsonResponse(get_object_or_404(_user(request).answers, pk=pk).as_dict())
 
 
 @require_GET

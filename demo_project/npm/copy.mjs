@@ -9,7 +9,9 @@ const FILES = {
   'htmx.js': 'htmx.org/dist/htmx.min.js',
   'htmx-sse.js': 'htmx-ext-sse/dist/sse.min.js',
   'htmx4.js': 'htmx4/dist/htmx.min.js',
-  'htmx4-sse.js': 'htmx4/dist/ext/hx-sse.min.js'
+  'htmx4-sse.js': 'htmx4/dist/ext/hx-sse.min.js',
+  'marked.js': 'marked/lib/marked.esm.js',
+  'purify.js': 'dompurify/dist/purify.es.mjs'
 }
 
 const here = path.dirname(fileURLToPath(import.meta.url))

@@ -22,6 +22,7 @@ INPUTS = (
     "keep_subscribed.js",
     "package-lock.json",
     "package.json",
+    "runs.js",
     "watch_presence.js",
 )
 OUTPUTS = ("LICENSES.txt", "anycable.d.ts", "cable.d.mts", "cable.mjs", "cable.js")

@@ -69,3 +69,65 @@ export function watchPresence<Info = unknown>(
   channel: AnyChannel,
   show: (members: Member<Info>[] | null) => void
 ): () => void
+
+/** A part of an answer besides its text. Skip parts of unknown types. */
+export type RunPart = {
+  /** The length of the text before the part. */
+  at: number
+} & (
+  | { type: 'reasoning'; text: string }
+  | { type: 'tool-call'; id: string; name: string; input: unknown }
+  | { type: 'tool-result'; id: string; output: unknown }
+  | { type: 'source'; url: string; title: string }
+  | { type: 'data'; name: string; data: unknown }
+)
+
+/** How an attempt has ended. "rejected": there is no such run, or the user may not read it. */
+export type RunEndStatus = 'completed' | 'stopped' | 'failed' | 'rejected'
+
+/** "disconnected": the connection is lost, so it is unknown whether the task is still writing. */
+export type RunState = 'connecting' | 'queued' | 'running' | 'disconnected' | RunEndStatus
+
+export interface RunEnd {
+  status: RunEndStatus
+  /** What to tell the user if the run has failed, or "". */
+  error: string
+  /** The numbers that the model has reported, such as tokens. */
+  usage: { [name: string]: unknown }
+  text: string
+  parts: RunPart[]
+}
+
+export interface RunCallbacks {
+  /**
+   * @param text the whole text so far
+   * @param added the end of the text that is new; null if the answer begins anew, so that its former parts are void
+   */
+  onText?: (text: string, added: string | null) => void
+  /**
+   * @param part the part that was added, or the reasoning that has grown
+   * @param parts all parts so far; `part` is the last of them
+   */
+  onPart?: (part: RunPart, parts: RunPart[]) => void
+  /** The state has changed; the first call follows soon after `followRun`. */
+  onState?: (state: RunState) => void
+  /** An attempt has ended. There is one call for each attempt. */
+  onEnd?: (end: RunEnd) => void
+}
+
+export interface FollowedRun {
+  readonly state: RunState
+  readonly text: string
+  readonly parts: RunPart[]
+  /**
+   * Ask the server to stop the run. What was written stays.
+   *
+   * @throws CallError if the server did not confirm this
+   */
+  stop(): Promise<void>
+  /** Unsubscribe. No callback is called any more. */
+  close(): void
+}
+
+/** Read a run: the answer so far, then what the task adds, also after reconnects and in later attempts. */
+export function followRun(cable: Cable, id: string, callbacks?: RunCallbacks): FollowedRun

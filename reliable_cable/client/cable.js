@@ -2,4 +2,5 @@
 export { Channel, createCable, createConsumer, fetchTokenFromHTML } from '@anycable/web'
 export { call, CallError } from './call.js'
 export { keepSubscribed } from './keep_subscribed.js'
+export { followRun } from './runs.js'
 export { watchPresence } from './watch_presence.js'

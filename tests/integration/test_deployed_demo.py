@@ -20,6 +20,7 @@ from tests.support.nginx import DEPLOY, DeployedServer, Nginx, procfile
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.recovering import RecoveringClient
 from tests.support.redis import RedisServer
+from tests.support.run_reader import RunReader
 from tests.support.server import LOCAL, PATIENCE, ROOT, Kind, environment
 
 PASSWORD = "a password of this deployment"
@@ -194,12 +195,12 @@ async def test_both_servers_know_the_members_of_a_room_and_restore_sessions(depl
 
 
 async def test_only_news_can_be_read_without_a_signature(deployment: Deployment) -> None:
-    """Carol may not enter the room of Alice and Bob, and each conversation with the assistant belongs to one user."""
+    """Carol may not enter the room of Alice and Bob, and a conversation with the assistant belongs to one user."""
     async with Client(deployment.nginx.url, cookie=cookie_of(deployment, "carol")) as carol:
         room = identify("ChatChannel", room_id=3)
         await carol.send("subscribe", room)
         await carol.expect({"type": "reject_subscription", "identifier": room})
-        for stream in ("ChatChannel:chat.room:3", "ChatChannel:chat.room:1", "assistant:1", "assistant:2"):
+        for stream in ("ChatChannel:chat.room:3", "ChatChannel:chat.room:1", "assistant:1", "run:1"):
             stolen = identify("$pubsub", stream_name=stream)
             await carol.send("subscribe", stolen, history={"since": 0}, presence={"id": "1", "info": {}})
             await carol.expect({"type": "reject_subscription", "identifier": stolen})
@@ -208,17 +209,26 @@ async def test_only_news_can_be_read_without_a_signature(deployment: Deployment)
 
 async def test_an_answer_continues_while_all_servers_are_killed(deployment: Deployment) -> None:
     # A Celery worker writes the answer.
-    identifier = identify("AssistantChannel")
-    async with RecoveringClient(deployment.nginx.url, cookie=cookie_of(deployment, "carol")) as client:
-        await client.subscribe(identifier)
-        await client.perform(identifier, "ask", prompt="What is an offset?")
-        await client.wait_for_messages(identifier, 2)
+    with signed_in(deployment.nginx.base) as browser:
+        page = browser.get("/assistant/").text
+        cookie = f"sessionid={browser.cookies['sessionid']}"
+    found = re.search(r'data-conversation="(\d+)"', page)
+    assert found
+    conversation = identify("AssistantChannel", conversation=int(found[1]))
+    reader = RunReader()
+    async with RecoveringClient(deployment.nginx.url, cookie=cookie) as client:
+        await client.subscribe(conversation)
+        await client.perform(conversation, "ask", prompt="What is an offset?")
+        await client.wait_for_messages(conversation, 1)
+        run = identify("RunChannel", id=client.received[conversation][0]["run"])
+        await client.subscribe(run)
+        await client.wait_for_messages(run, 2)
         for server in deployment.servers:
             await server.restart()
-        received = client.received[identifier]
-        await client.wait_for(lambda: received[-1]["type"] == "complete")
+        received = client.received[run]
+        await client.wait_for(lambda: received[-1]["event"] == "complete")
         assert client.connects > 1
-    started, *chunks, complete = received
-    assert started["type"] == "started"
-    assert [chunk["index"] for chunk in chunks] == list(range(complete["chunks"]))
-    assert complete["status"] == "complete"
+    for event in received:
+        reader.add(event)
+    assert (reader.status, reader.text.split()[-1]) == ("completed", "tired.")
+    assert "**offset**" in reader.text

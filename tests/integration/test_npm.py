@@ -41,6 +41,25 @@ async def test_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, k
 
 
 @pytest.mark.node
+@pytest.mark.parametrize("engine", ["database", pytest.param("redis", marks=pytest.mark.redis)])
+async def test_runs_in_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, engine: str) -> None:
+    require_node()
+    await asyncio.to_thread(build)
+    options: dict[str, Any] = {
+        "RUN_LEASE": 8,
+        "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
+        # Each text is broadcast by itself, and the history may be shorter than an answer.
+        "RUN_BROADCAST_INTERVAL": 0,
+        "STREAMS": {"run:*": {"history_size": 10}},
+    }
+    if engine == "redis":
+        pool: RedisPool = request.getfixturevalue("redis_pool")
+        options |= {"REDIS_URL": pool.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
+    with servers.make(kind, **options) as server:
+        await run(server, "runs.mjs", 18)
+
+
+@pytest.mark.node
 async def test_an_unmodified_client_of_a_server_that_compresses(servers: ServerPool) -> None:
     """The package `ws` offers permessage-deflate by default."""
     await run(servers.get("compressing"), "anycable.mjs", 20)

@@ -195,6 +195,7 @@ def test_both_forms_of_the_bundle_export_the_same_names(wheel: Path, tmp_path: P
         "createCable",
         "createConsumer",
         "fetchTokenFromHTML",
+        "followRun",
         "keepSubscribed",
         "watchPresence",
     ]

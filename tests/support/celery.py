@@ -28,12 +28,16 @@ class Worker(OwnProcess):
         folder: the folder for the log.
         environment: the environment variables of the process. They name the broker.
         processes: the number of child processes.
+        app: the module with the Celery application.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], *, processes: int = 2) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], *, processes: int = 2, app: str = f"{PROJECT}.celery"
+    ) -> None:
         super().__init__(folder / "worker.log")
         self._environment = environment
         self._processes = processes
+        self._app = app
 
     @property
     def dead_children(self) -> list[str]:
@@ -41,7 +45,7 @@ class Worker(OwnProcess):
         return [line for line in self.log.splitlines() if " exited with " in line]
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "celery", "-A", f"{PROJECT}.celery", "worker", "--pool", "prefork"]
+        command = [sys.executable, "-m", "celery", "-A", self._app, "worker", "--pool", "prefork"]
         command += ["--concurrency", str(self._processes), "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -66,12 +70,17 @@ class Worker(OwnProcess):
     ) -> None:
         self._end()
 
+    def kill(self) -> None:
+        """Kill the worker and its children, as a host does that loses its power."""
+        assert self._process is not None
+        # The children of the worker are in the same process group.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(PATIENCE)
+
     def _end(self) -> None:
         assert self._process is not None
         self._process.terminate()
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            # The children of the worker are in the same process group.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(PATIENCE)
+            self.kill()

@@ -6,6 +6,7 @@ import {
   createCable,
   createConsumer,
   fetchTokenFromHTML,
+  followRun,
   keepSubscribed,
   watchPresence
 } from '../../reliable_cable/static/reliable_cable/cable.mjs'
@@ -29,6 +30,18 @@ const stop: () => void = watchPresence<{ name: string }>(kept.channel, members =
 })
 stop()
 
+const run = followRun(cable, '8e1b…', {
+  onText: (text, added) => console.log(text.trim(), added?.trim()),
+  onPart: (part, parts) => {
+    if (part.type === 'source') console.log(part.url.trim(), parts.length)
+  },
+  onState: state => console.log(state === 'disconnected'),
+  onEnd: ({ status, error }) => console.log(status === 'rejected', error.trim())
+})
+const stopped: Promise<void> = run.stop()
+console.log(stopped, run.state === 'running', run.text.trim(), run.parts.length)
+run.close()
+
 try {
   const number: number = await call<number>(kept.channel, 'double', { number: 21 }, { timeout: 5000 })
   const other: unknown = await call(typed.channel, 'speak')
@@ -43,3 +56,7 @@ await call(kept.channel, 'double', 21)
 keepSubscribed(cable, ChatChannel, { room_id: 'one' })
 // @ts-expect-error: while the connection is lost, there are no members
 watchPresence(kept.channel, members => console.log(members.length))
+// @ts-expect-error: the id is text
+followRun(cable, 1)
+// @ts-expect-error: `added` may be null
+followRun(cable, '8e1b…', { onText: (text, added) => console.log(added.trim()) })

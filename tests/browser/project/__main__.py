@@ -14,7 +14,8 @@ def main() -> None:
     """Make the calls until the input ends."""
     django.setup()
     from demo_project.chat.cable import post_message
-    from demo_project.chat.models import Answer, Message, Room
+    from demo_project.chat.models import Message, Room
+    from reliable_cable.runs.models import Run
 
     def make_room(slug: str) -> None:
         Room.objects.create(slug=slug, name=slug.title())
@@ -28,8 +29,8 @@ def main() -> None:
     def messages(slug: str) -> list[str]:
         return list(Message.objects.filter(room__slug=slug).values_list("text", flat=True))
 
-    def answer(pk: int) -> dict[str, Any]:
-        return Answer.objects.get(pk=pk).as_dict()
+    def answer(run: str) -> dict[str, Any]:
+        return dict(Run.objects.values("status", "text", "error", "attempt").get(pk=run))
 
     calls: Mapping[str, Callable[..., Any]] = {
         "make_room": make_room,

@@ -27,7 +27,7 @@ from reliable_cable.consumer import get_hub
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.templatetags.reliable_cable import cable_meta_tags
-from tests.integration.project import runs
+from tests.integration.project import runs, written_runs
 from tests.integration.project.gates import gates
 
 
@@ -256,7 +256,10 @@ async def connections() -> int:
 
 CALLS: Mapping[str, Callable[..., Any]] = {
     "ag_ui_messages_of": runs.ag_ui_messages_of,
+    "abandon_run": written_runs.abandon_run,
+    "add_to_run": written_runs.add_to_run,
     "allow": allow,
+    "begin_run": written_runs.begin_run,
     "broadcast": reliable_cable.broadcast,
     "broadcast_batch": broadcast_batch,
     "broadcast_in_transaction": broadcast_in_transaction,
@@ -266,15 +269,19 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "connections": connections,
     "commit_broadcasts": commit_broadcasts,
     "count_up": count_up,
+    "delete_run": written_runs.delete_run,
     "delete_session": delete_session,
     "disconnect_user": disconnect_user,
     "enqueue": enqueue,
     "enqueue_django": enqueue_django,
+    "end_run": written_runs.end_run,
     "flood": flood,
     "forbid": forbid,
     "forget": reliable_cable.forget,
     "group_send": group_send,
+    "is_run_stopped": written_runs.is_run_stopped,
     "load_page": load_page,
+    "make_run": written_runs.make_run,
     "make_token": make_token,
     "open_gate": open_gate,
     "page_time": page_time,
@@ -285,6 +292,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "make_chat": runs.make_chat,
     "open_run": runs.open_run,
     "read_run": runs.read_run,
+    "requeue_run": written_runs.requeue_run,
     "retry_run": runs.retry_run,
     "revoke": revoke,
     "start_run": runs.start_run,

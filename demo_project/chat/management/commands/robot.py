@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -29,4 +28,4 @@ class Command(BaseCommand):
         room = Room.objects.filter(slug=options["room"]).first()
         if room is None:
             raise CommandError(f"There is no room {options['room']!r}.")
-        asyncio.run(talk(room.pk, options["count"], options["interval"]))
+        talk(room.pk, options["count"], options["interval"])

@@ -1,5 +1,7 @@
-// The assistant's page: shows answers piece by piece, as they are written.
-import { isLive, keepSubscribed, notify, Scroller, sendOnEnter, showConnection } from "./cable.js";
+// The page of a conversation with the assistant. Each answer is a run, which the page follows while it is being written.
+import { cable, isLive, keepSubscribed, notify, Scroller, sendOnEnter, showConnection } from "./cable.js";
+import { showMarkdown } from "./markdown.js";
+import "./panels.js";
 
 const page = document.querySelector("#assistant");
 const list = document.querySelector("#answers");
@@ -9,130 +11,114 @@ const form = document.querySelector("#ask");
 const prompt = document.querySelector("#prompt");
 const askButton = document.querySelector("#ask-button");
 const stopButton = document.querySelector("#stop");
-/** After how many milliseconds of silence to ask the server whether the answer is still being written. */
-const SILENCE = 12000;
 
-/** One answer on the page. `item.dataset` has its status and the number of its chunks. */
+const ENDED = ["completed", "stopped", "failed", "rejected"];
+const WORDS = {
+  queued: "Waiting for a worker…",
+  disconnected: "The connection is lost. The answer may continue meanwhile.",
+  stopped: "Stopped.",
+  rejected: "This answer does not exist any more.",
+};
+
+/** One answer on the page. `item.dataset` has the id of its run and the state. */
 class Answer {
   constructor(item) {
     this.item = item;
-    this.id = Number(item.dataset.answerId);
     this.text = item.querySelector(".text");
-    this.status = item.querySelector(".status");
-    this.chunks = 0;
-    if (this.isRunning) this.listenForSilence();
+    this.retry = item.querySelector(".retry");
+    this.retry.addEventListener("click", () => send("retry", { run: item.dataset.run }));
+    if (this.isActive) this.follow();
+    else this.showText(this.text.textContent);
   }
 
-  get isRunning() {
-    return this.item.dataset.status === "running";
+  get isActive() {
+    return !ENDED.includes(this.item.dataset.state);
   }
 
-  chunk({ index, text }) {
-    if (!this.isRunning) return; // the server rendered the complete answer
-    this.listenForSilence();
-    if (index < this.chunks) {
-      this.item.dataset.repeats = Number(this.item.dataset.repeats) + 1;
-    } else if (index === this.chunks) {
-      this.text.append(text);
-      this.item.dataset.chunks = ++this.chunks;
-    } // else the beginning is no longer in the history: `complete` loads the saved text
+  follow() {
+    this.run?.close();
+    this.run = AnyCable.followRun(cable, this.item.dataset.run, {
+      onText: (text) => this.showText(text),
+      onState: (state) => this.showState(state, WORDS[state]),
+      onEnd: ({ status, error }) => {
+        this.showState(status, error || WORDS[status]);
+        this.run.close();
+      },
+    });
   }
 
-  complete({ chunks, status }) {
-    this.end(status, status === "stopped" ? "Stopped." : "");
-    if (chunks !== this.chunks) this.reload();
+  showText(text) {
+    this.latest = text;
+    // The text may grow more often than the screen is refreshed.
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = undefined;
+      showMarkdown(this.text, this.latest);
+      scroller.follow();
+    });
   }
 
-  fail({ message }) {
-    this.end("error", message);
-  }
-
-  end(status, words) {
-    if (!this.isRunning) return;
-    clearTimeout(this.timer);
-    this.item.dataset.status = status;
-    this.status.textContent = words;
-  }
-
-  /** Replace the streamed text by the saved one. */
-  async reload() {
-    const response = await fetch(page.dataset.answerUrl.replace("/0/", `/${this.id}/`));
-    if (!response.ok) return notify("An answer could not be loaded. Reload the page to see it.", { stays: true });
-    const saved = await response.json();
-    this.item.dataset.reloaded = "true";
-    this.text.textContent = saved.text;
-    if (saved.status !== "running") this.end(saved.status, saved.error);
+  showState(state, words = "") {
+    this.item.dataset.state = state;
+    this.item.querySelector(".status").textContent = words;
+    this.retry.hidden = !["stopped", "failed"].includes(state);
     showButtons();
-  }
-
-  listenForSilence() {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
-      if (isLive(subscription.channel)) subscription.channel.perform("check", { answer_id: this.id }).catch(() => {});
-      this.listenForSilence();
-    }, SILENCE);
+    scroller.follow();
   }
 }
 
+/** The answers on the page, by the ids of their runs. */
 const answers = new Map();
-for (const item of list.querySelectorAll(".answer")) {
-  const answer = new Answer(item);
-  answers.set(answer.id, answer);
-}
+const active = () => [...answers.values()].find((answer) => answer.isActive);
 
-const running = () => [...answers.values()].find((answer) => answer.isRunning);
-
-function started({ answer_id: id, prompt: question }) {
-  if (answers.has(id)) return;
-  const item = template.content.firstElementChild.cloneNode(true);
-  item.dataset.answerId = id;
-  item.querySelector(".prompt").textContent = question;
+/** Show a new answer, or one that is written again. */
+function receive({ run, prompt: question, title }) {
+  if (!run) return;
+  document.querySelector(".rooms [aria-current]").textContent = title;
   document.querySelector("#intro").hidden = true;
+  if (answers.has(run)) return answers.get(run).follow();
+  const item = template.content.firstElementChild.cloneNode(true);
+  item.dataset.run = run;
+  item.querySelector(".prompt").textContent = question;
   list.append(item);
-  answers.set(id, new Answer(item));
+  answers.set(run, new Answer(item));
   scroller.toEnd();
-}
-
-function receive(event) {
-  const answer = answers.get(event.answer_id);
-  if (event.type === "refused") notify(event.reason);
-  else if (event.type === "started") started(event);
-  else if (event.type === "chunk") answer?.chunk(event);
-  else if (event.type === "complete") answer?.complete(event);
-  else if (event.type === "error") answer?.fail(event);
-  if (event.type !== "chunk") showButtons();
-  scroller.follow();
+  showButtons();
 }
 
 function showButtons() {
-  const busy = Boolean(running());
-  const live = isLive(subscription.channel);
-  stopButton.hidden = !busy;
-  askButton.hidden = busy;
-  askButton.disabled = stopButton.disabled = !live;
-  page.setAttribute("aria-busy", String(busy));
+  const isBusy = Boolean(active());
+  stopButton.hidden = !isBusy;
+  askButton.hidden = isBusy;
+  askButton.disabled = stopButton.disabled = !isLive(subscription.channel);
+  page.setAttribute("aria-busy", String(isBusy));
 }
 
-function listen(channel) {
+/** Call an action, which returns why it refuses, or "". Return whether it was done. */
+async function send(action, data) {
+  try {
+    const refusal = await AnyCable.call(subscription.channel, action, data);
+    if (refusal) notify(refusal);
+    return !refusal;
+  } catch {
+    notify("It could not be sent: try again when you are connected.");
+    return false;
+  }
+}
+
+const params = { conversation: Number(page.dataset.conversation), after: page.dataset.after };
+const subscription = keepSubscribed("AssistantChannel", params, (channel) => {
   channel.on("connect", showButtons);
   channel.on("message", receive);
-  channel.on("info", ({ type }) => {
-    if (type === "history_not_found") running()?.reload();
-  });
-}
-
-const subscription = keepSubscribed("AssistantChannel", {}, listen);
+});
+for (const item of list.querySelectorAll(".answer")) answers.set(item.dataset.run, new Answer(item));
 showConnection();
+showButtons();
 new MutationObserver(showButtons).observe(document.querySelector("#line"), { attributeFilter: ["data-state"] });
 
-form.addEventListener("submit", (event) => {
+form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const question = prompt.value.trim();
-  if (!question) return;
-  if (running()) return notify("One answer at a time: stop the other one first.");
-  if (!isLive(subscription.channel)) return notify("You are not connected: ask again when you are.");
-  subscription.channel.perform("ask", { prompt: question }).catch(() => notify("It could not be sent."));
-  prompt.value = "";
+  if (question && (await send("ask", { prompt: question })) && prompt.value.trim() === question) prompt.value = "";
 });
 sendOnEnter(prompt);
 
@@ -144,8 +130,5 @@ for (const chip of document.querySelectorAll("[data-prompt]")) {
 }
 
 stopButton.addEventListener("click", () => {
-  const answer = running();
-  if (answer && isLive(subscription.channel)) {
-    subscription.channel.perform("stop", { answer_id: answer.id }).catch(() => notify("It could not be stopped."));
-  }
+  active()?.run.stop().catch(() => notify("It could not be stopped: try again when you are connected."));
 });

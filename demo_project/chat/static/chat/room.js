@@ -1,5 +1,6 @@
 // The page of a room: messages, members and typing indicators.
 import { cable, isLive, keepSubscribed, notify, randomId, Scroller, sendOnEnter, showConnection } from "./cable.js";
+import "./panels.js";
 
 const room = document.querySelector("#room");
 const username = room.dataset.username;
@@ -240,24 +241,3 @@ document.querySelector("#robot").addEventListener("submit", async (event) => {
     notify("The robot cannot be reached.");
   }
 });
-
-// -- panels -------------------------------------------------------------------------------------------------------
-
-const panels = document.querySelectorAll(".panel");
-/** On small screens, an open panel covers the messages, and only one is open at a time. */
-const small = matchMedia("(max-width: 60rem)");
-
-function arrangePanels() {
-  for (const panel of panels) {
-    panel.name = small.matches ? "panel" : "";
-    panel.open = !small.matches;
-  }
-}
-
-function uncoverMessages() {
-  if (small.matches) arrangePanels();
-}
-
-small.addEventListener("change", arrangePanels);
-document.querySelector(".talk").addEventListener("pointerdown", uncoverMessages);
-arrangePanels();
