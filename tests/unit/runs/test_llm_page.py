@@ -18,7 +18,7 @@ from reliable_cable.runs import events
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.models import Run, Status
 from tests.unit.test_authentication_page import names_in, python_block
-from tests.unit.test_docs import PAGES
+from tests.unit.test_docs import BLOCKS, PAGES
 
 PAGE = "llm.md"
 
