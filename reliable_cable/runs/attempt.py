@@ -157,10 +157,9 @@ class Attempt:
         batch = [(stream, event, {"idempotency_key": key}) for key, event in self._unsent]
         positions = broadcast_batch(batch, immediate=True)  # type: ignore[arg-type]
         for _, event in self._unsent:
-            if event["event"] == events.CHUNK:
-                self._content.add_text(event["content"])
-            elif event["event"] == events.PART:
-                self._content.add_part(event["part"])
+            item = events.content_of(event)
+            if item is not None:
+                self._content.add(item)
         self._unsent.clear()
         self._changed = True
         last = positions[-1]

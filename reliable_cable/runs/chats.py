@@ -23,7 +23,7 @@ class ChatMessage:
 
     Args:
         id: the id of the message, which the client has chosen, or `""`.
-        role: the role of the author, usually `"user"`. For AG-UI, also `"tool"`: the result of a tool of the page.
+        role: the role of the author, usually `"user"`. With AG-UI, `"tool"` is the result of a tool that the page ran.
         text: the texts in the message, joined by line breaks.
         parts: all parts of the message, such as texts and files, as the AI SDK or AG-UI defines them.
         trigger: `"submit-message"`, or `"regenerate-message"` if the client wants another answer to the message.
@@ -49,14 +49,14 @@ class RunChats:
     database.
     """
 
-    #: Whether anonymous users have no chats. Then the methods are called for other users only.
+    #: Whether users must be logged in. If so, the methods are not called for anonymous users, who have no chats.
     login_required: ClassVar[bool] = True
 
     def subject(self, user: AbstractBaseUser | AnonymousUser, chat: str) -> models.Model:
         """Return the object that a chat is about, such as a conversation. It must be saved.
 
         Args:
-            user: the user who reads, writes or stops in the chat.
+            user: the user who reads the chat, writes to it, or stops an answer in it.
             chat: the id of the chat or the thread, as the client sent it.
 
         Raises:

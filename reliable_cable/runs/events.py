@@ -40,3 +40,13 @@ def chunk(attempt: int, content: str) -> dict[str, Any]:
 def part(attempt: int, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the event for a part of the answer. Reasoning that follows reasoning extends the part before it."""
     return {"event": PART, "attempt": attempt, "part": dict(content)}
+
+
+def content_of(event: Mapping[str, Any]) -> str | Mapping[str, Any] | None:
+    """Return the text or the part that an event adds to the answer. None means that it adds nothing."""
+    item: str | Mapping[str, Any] | None = None
+    if event["event"] == CHUNK:
+        item = event["content"]
+    elif event["event"] == PART:
+        item = event["part"]
+    return item

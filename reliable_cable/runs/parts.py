@@ -81,15 +81,14 @@ class Content:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
-    def add_text(self, text: str) -> None:
-        """Append to the text."""
-        self._pieces.append(text)
-        self.length += len(text)
-
-    def add_part(self, part: Mapping[str, Any]) -> None:
-        """Append a part. Reasoning that directly follows other reasoning is appended to the earlier part."""
+    def add(self, item: str | Mapping[str, Any]) -> None:
+        """Append to the text, or append a part. Reasoning that directly follows other reasoning extends this part."""
+        if isinstance(item, str):
+            self._pieces.append(item)
+            self.length += len(item)
+            return
         last = self.parts[-1] if self.parts else None
-        if last is not None and part["type"] == REASONING == last["type"] and last["at"] == self.length:
-            last["text"] += part["text"]
+        if last is not None and item["type"] == REASONING == last["type"] and last["at"] == self.length:
+            last["text"] += item["text"]
         else:
-            self.parts.append({**part, "at": self.length})
+            self.parts.append({**item, "at": self.length})

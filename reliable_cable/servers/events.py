@@ -30,12 +30,16 @@ _FOR_NOW: Final = {
     TRY_AGAIN: DisconnectReason.SERVER_RESTART,
     DisconnectReason.RATE_LIMITED: DisconnectReason.RATE_LIMITED,
 }
-_HEADERS: Final[Headers] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+#: The headers of a response with server-sent events.
+EVENT_STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
     # Proxies must neither store nor compress the response. Compression would delay the events.
-    (b"cache-control", b"no-cache, no-store, no-transform, private"),
-    (b"x-accel-buffering", b"no"),
-    (b"x-content-type-options", b"nosniff"),
+    "Cache-Control": "no-cache, no-store, no-transform, private",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+_HEADERS: Final[Headers] = tuple(
+    (name.lower().encode(), value.encode()) for name, value in EVENT_STREAM_HEADERS.items()
 )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,13 @@ import pytest
 from tests.node import FOLDER, node_modules, require_node
 from tests.support.celery import Worker
 from tests.support.client import unique
-from tests.support.redis import RedisPool, find_binaries
-from tests.support.server import PATIENCE, Server, ServerPool
+from tests.support.run_servers import CSRF, QUESTION, TEXT, WORDS, pair, worker
+from tests.support.server import PATIENCE, Server
 from tests.unit.test_docs import BLOCKS
 
 pytestmark = [pytest.mark.node, pytest.mark.postgres, pytest.mark.redis]
 
-WORDS = [f"word{number}" for number in range(40)]
-TEXT = "".join(f"{word} " for word in WORDS)
-QUESTION = "say " + " ".join(WORDS)
-CSRF = "c" * 32
-
-
-@pytest.fixture(scope="module")
-def pair(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[dict[str, Server]]:
-    """A daphne and a uvicorn with the same database and Redis."""
-    redis = redis_pool.get(find_binaries()[0].name)
-    settings = {
-        "REDIS_URL": redis.url,
-        "KEY_PREFIX": unique("runs-"),
-        "RUN_LEASE": 3,
-        "RUN_CHATS": "tests.integration.project.runs.Chats",
-    }
-    broker = {"CABLE_TEST_BROKER": redis.url, "CABLE_TEST_QUEUE": unique("queue-")}
-    servers = {kind: postgres_servers.make(kind, **settings) for kind in ("daphne", "uvicorn")}
-    for server in servers.values():
-        server.environment |= broker
-    with servers["daphne"], servers["uvicorn"]:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-def worker(pair: dict[str, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A Celery worker with two processes."""
-    with Worker(tmp_path_factory.mktemp("worker"), pair["uvicorn"].environment) as worker:
-        yield worker
+__all__ = ["pair", "worker"]
 
 
 @pytest.fixture(params=["daphne", "uvicorn"])

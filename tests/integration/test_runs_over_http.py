@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,46 +15,18 @@ import pytest
 from reliable_cable.runs.http.ui_messages import build_message
 from tests.support.celery import Worker
 from tests.support.client import unique
-from tests.support.redis import RedisPool, find_binaries
+from tests.support.run_servers import CSRF, QUESTION, TEXT, WORDS, pair, worker
 from tests.support.server import LOCAL, PATIENCE, Kind, Server, ServerPool
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
-WORDS = [f"word{number}" for number in range(40)]
-TEXT = "".join(f"{word} " for word in WORDS)
-QUESTION = "say " + " ".join(WORDS)
-CSRF = "c" * 32
-
-
-@pytest.fixture(scope="module")
-def pair(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[dict[str, Server]]:
-    """A daphne and a uvicorn with the same database and Redis."""
-    redis = redis_pool.get(find_binaries()[0].name)
-    settings = {
-        "REDIS_URL": redis.url,
-        "KEY_PREFIX": unique("runs-"),
-        "RUN_LEASE": 3,
-        "RUN_CHATS": "tests.integration.project.runs.Chats",
-    }
-    broker = {"CABLE_TEST_BROKER": redis.url, "CABLE_TEST_QUEUE": unique("queue-")}
-    servers = {kind: postgres_servers.make(kind, **settings) for kind in ("daphne", "uvicorn")}
-    for server in servers.values():
-        server.environment |= broker
-    with servers["daphne"], servers["uvicorn"]:
-        yield servers
+__all__ = ["pair", "worker"]
 
 
 @pytest.fixture(params=["daphne", "uvicorn"])
 def kinds(request: pytest.FixtureRequest) -> tuple[str, str]:
     """The kind of the server that a test uses, and the other one."""
     return (request.param, "uvicorn" if request.param == "daphne" else "daphne")
-
-
-@pytest.fixture(scope="module")
-def worker(pair: dict[str, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A Celery worker with two processes."""
-    with Worker(tmp_path_factory.mktemp("worker"), pair["uvicorn"].environment) as worker:
-        yield worker
 
 
 class Reader:

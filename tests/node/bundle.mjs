@@ -1,21 +1,7 @@
 // Scenarios of the bundle in the static files: its helpers, beside the unmodified client.
-import WebSocket from 'ws'
-import { call, CallError, createCable, keepSubscribed, watchPresence } from '../../reliable_cable/static/reliable_cable/cable.mjs'
-import { broadcast, call as inServer, equal, eventually, ORIGIN, runAll, unique, url } from './harness.mjs'
-
-const EXTENDED = 'actioncable-v1-ext-json'
-
-const open = (options = {}) =>
-  createCable(url, {
-    protocol: EXTENDED,
-    websocketImplementation: WebSocket,
-    websocketOptions: { origin: ORIGIN },
-    reconnectStrategy: () => 20,
-    logLevel: 'error',
-    ...options
-  })
-
-const cut = cable => cable.transport.ws?.terminate()
+import { call, CallError, keepSubscribed, watchPresence } from '../../reliable_cable/static/reliable_cable/cable.mjs'
+import { cut, EXTENDED, open } from './bundled.mjs'
+import { broadcast, call as inServer, equal, eventually, runAll, unique } from './harness.mjs'
 
 /** Close a channel as the client does if the connection drops while a `subscribe` is unanswered. */
 function close(cable, { identifier }) {

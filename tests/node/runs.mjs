@@ -1,25 +1,12 @@
 // Scenarios of followRun: a process of the server writes runs, as this script tells it to.
 import { readFile } from 'node:fs/promises'
-import WebSocket from 'ws'
-import { CallError, createCable, followRun } from '../../reliable_cable/static/reliable_cable/cable.mjs'
-import { broadcast, call, equal, eventually, ORIGIN, range, runAll, url } from './harness.mjs'
+import { CallError, followRun } from '../../reliable_cable/static/reliable_cable/cable.mjs'
+import { cut, EXTENDED, open } from './bundled.mjs'
+import { broadcast, call, equal, eventually, range, runAll } from './harness.mjs'
 
-const EXTENDED = 'actioncable-v1-ext-json'
 const BASE = 'actioncable-v1-json'
 const WORDS = range(1, 20).map(number => `word${number} `)
 const TEXT = WORDS.join('')
-
-const open = (options = {}) =>
-  createCable(url, {
-    protocol: EXTENDED,
-    websocketImplementation: WebSocket,
-    websocketOptions: { origin: ORIGIN },
-    reconnectStrategy: () => 20,
-    logLevel: 'error',
-    ...options
-  })
-
-const cut = cable => cable.transport.ws?.terminate()
 
 /** Follow a run, and record what the callbacks receive. */
 function follow(cable, id) {

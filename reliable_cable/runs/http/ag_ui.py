@@ -35,8 +35,7 @@ INTERRUPTED: Final = "interrupted"
 _TEXT: Final = "text"
 #: The types of events whose content is not in a snapshot.
 _NOT_IN_SNAPSHOTS: Final = ("CUSTOM", "RUN_FINISHED", "RUN_ERROR")
-#: The names of the counts in the usage that models report, by their name in the protocol. The first one that is there
-#: counts.
+#: For each count of the protocol, the paths at which models report it. The first path that exists is used.
 _USAGE: Final = {
     "inputTokens": ("input_tokens", "prompt_tokens"),
     "outputTokens": ("output_tokens", "completion_tokens"),
@@ -60,15 +59,15 @@ class AgUiEvents(Translator):
     Args:
         run: the id of the run.
         thread: the id of the thread, as the client sent it.
-        messages: the messages of a client that may have read a part of the answer. It is sent a snapshot with the
-            answer so far. None for the client that has started the run.
+        messages: the messages that the client has, if it may already have read a part of the answer. The client is then
+            sent a snapshot with the answer so far. None if the client has just started the run.
     """
 
     def __init__(self, run: str, thread: str, messages: Sequence[Message] | None = None) -> None:
         super().__init__()
         self._run = run
         self._thread = thread
-        #: The messages of the client, until the snapshot is sent.
+        #: The messages that the client has. None once the snapshot was sent, or if none is needed.
         self._messages = messages
         #: The events before the snapshot.
         self._held: list[Message] = []
@@ -81,9 +80,9 @@ class AgUiEvents(Translator):
         self._is_open = False
         #: The id of the assistant's message that takes text and tool calls, or "".
         self._assistant = ""
-        #: The ids that the calls without a result have for the client, by their own ids.
+        #: The ids of tool calls without a result, as they were sent to the client, by their ids in the run.
         self._pending: dict[str, str] = {}
-        #: The ids of all calls, as the client was told.
+        #: The ids of all tool calls, as they were sent to the client.
         self._calls: set[str] = set()
         #: The number of parts, including those that are left out.
         self._parts = 0
@@ -93,7 +92,7 @@ class AgUiEvents(Translator):
         return [{"type": "RUN_STARTED", **self._ids(), "protocolVersion": VERSION}]
 
     def translate(self, event: Mapping[str, Any]) -> Sequence[Message]:
-        """Return the events for an event of the run. The first ones contain a snapshot, if the client needs one."""
+        """Return the events for an event of the run. The first events contain a snapshot if the client needs one."""
         events = super().translate(event)
         if self._messages is None:
             return events
@@ -103,21 +102,21 @@ class AgUiEvents(Translator):
             self._messages = None  # there is nothing that the client could have read before
             return events
         if not (answer or self.ended):
-            return []  # what the client has stays until there is something to replace it
+            return []  # the client keeps its messages until there is something to replace them
         snapshots = [{"type": "MESSAGES_SNAPSHOT", "messages": each} for each in self._snapshots(answer)]
         rest = [each for each in self._held if each["type"] in _NOT_IN_SNAPSHOTS]
         self._messages, self._held = None, []
-        # The snapshot has begun the last message. Text is appended to it after it was opened again.
+        # The snapshot contains the beginning of the last message. The message must be opened again to append more text.
         self._is_open = False
         return [*snapshots, *rest]
 
     def _snapshots(self, answer: Sequence[Message]) -> Iterator[list[Message]]:
-        """Yield snapshots after which the client has the answer so far, behind the messages that precede it."""
+        """Yield one or two snapshots. They give the client the answer so far, after the messages that precede it."""
         messages = self._messages or ()
         at = next((index for index, message in enumerate(messages) if is_of_run(message, self._run)), len(messages))
         before, after = messages[:at], [message for message in messages[at:] if not is_of_run(message, self._run)]
         if answer and at < len(messages):
-            # This removes all that follows, also reasoning, so that the next snapshot sets the order.
+            # This snapshot removes all later messages, including reasoning. So the next snapshot determines the order.
             yield [*before, {"id": answer[0]["id"], "role": "reasoning", "content": ""}]
         yield [*before, *answer, *after]
 
@@ -233,7 +232,7 @@ class AgUiEvents(Translator):
 
 
 def _text_of(value: Any) -> str:
-    """Return a JSON value as a text. A text is returned as it is."""
+    """Return a JSON value as JSON text. A string is returned unchanged."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -350,7 +349,7 @@ def _put_arguments(messages: list[Message], call: str, delta: str) -> None:
 
 
 def _put_result(messages: list[Message], event: Message) -> None:
-    """Add a result after the message with its call, and after other results of this message."""
+    """Insert the result of a tool after the message that contains the call, and after earlier results for it."""
     at = _owner(messages, event["toolCallId"]) + 1
     while at < len(messages) and messages[at]["role"] == "tool":
         at += 1

@@ -15,12 +15,12 @@ from reliable_cable.runs.models import Run
 
 from .ag_ui import AgUiEvents, is_of_run
 from .endpoints import endpoint
-from .requests import ChatRequest, Visitor, invalid, parse_object, read_body, text_of
+from .requests import ChatRequest, Visitor, invalid, join_texts, objects_in, parse_object, read_body, text_of
 from .starting import readable_runs, start_run
 from .streaming import STREAM_HEADERS, stream
 from .translating import Message
 
-#: The authors whose messages start a run. The page sends the result of a tool that it has run as a message of the tool.
+#: The roles whose messages start a run. If the page runs a tool, it sends the result as a message with the role `tool`.
 _ASKING: Final = ("user", "tool")
 
 
@@ -82,7 +82,7 @@ def _connect(request: HttpRequest, user: Any) -> tuple[str, AgUiEvents] | None:
 
 
 def _waits_for(run: Run, asked: RunInput) -> bool:
-    """Return whether a client may need a run that has ended: its messages end with a question, or with this answer."""
+    """Return whether a client may lack a part of an ended run: its last message is a question, or of this answer."""
     if not asked.messages:
         return True
     last = asked.messages[-1]
@@ -110,9 +110,7 @@ def parse_run_input(body: bytes) -> RunInput:
     thread = text_of(values.pop("threadId", None), "threadId")
     if not thread:
         raise invalid("The key 'threadId' must be the id of the thread.")
-    messages = values.pop("messages", None)
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise invalid("The key 'messages' must be a list of objects.")
+    messages = objects_in(values.pop("messages", None), "The key 'messages' must be a list of objects.")
     for message in messages:
         if not text_of(message.get("id"), "id") or not text_of(message.get("role"), "role"):
             raise invalid("A message must have the keys 'id' and 'role'.")
@@ -121,11 +119,11 @@ def parse_run_input(body: bytes) -> RunInput:
 
 def _message(message: Message, body: dict[str, Any]) -> ChatMessage:
     content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise invalid("The key 'content' of the last message must be a string or a list of objects.")
-    texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
+    parts = objects_in(
+        [{"type": "text", "text": content}] if isinstance(content, str) else content,
+        "The key 'content' of the last message must be a string or a list of objects.",
+    )
     call = {"toolCallId": message["toolCallId"]} if "toolCallId" in message else {}
     return ChatMessage(
-        id=message["id"], role=message["role"], text="\n".join(texts), parts=parts, body={**body, **call}
+        id=message["id"], role=message["role"], text=join_texts(parts), parts=parts, body={**body, **call}
     )

@@ -18,10 +18,10 @@ from reliable_cable.runs.cable import RunChannel
 from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 from reliable_cable.servers.drain import server_grace
 
-#: How many events wait for a slow reader. The reader then falls behind, and is sent later events from the store.
+#: The maximum number of queued events for a slow reader. Once the queue is full, later events come from the store.
 MAX_EVENTS: Final = 16
 
-#: The texts of errors, which users read.
+#: The error messages that users read.
 GONE: Final = "There is no such answer."
 LOGGED_OUT: Final = "You may no longer read the answer. Please log in again."
 RESTARTING: Final = "The server is restarting. Please load the answer again."
@@ -53,7 +53,10 @@ class Interrupted(Exception):
 
 
 class RunConsumer(CableConsumer):
-    """The consumer that serves a request. The view has authenticated the user, and has checked the origin."""
+    """The consumer that serves a request, whose user the view has authenticated.
+
+    No origin is checked, because browsers do not let pages of other origins read the response.
+    """
 
     allowed_origins = "*"
 
@@ -89,7 +92,7 @@ class ReaderTransport(Transport):
         return {"type": "websocket.disconnect", "code": _CONNECTION_LOST}
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Take an ASGI message of the consumer. Wait while too many events are waiting for the reader."""
+        """Queue the event in an ASGI message of the consumer. Wait while the queue is full."""
         if message["type"] == "websocket.send":
             item = _read_frame(json.loads(message["text"]))
         elif message["type"] == "websocket.close":
@@ -125,7 +128,7 @@ class ReaderTransport(Transport):
         """Tell the consumer that the reader has left. Calls of `send` no longer wait.
 
         Args:
-            message: the error for the reader, in case it has not left.
+            message: the error message for a reader that is still connected.
         """
         self._leave()
         while not self._events.empty():
@@ -153,14 +156,14 @@ def _read_frame(frame: Mapping[str, Any]) -> Event | Interrupted | None:
 
 
 async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
-    """Yield the events of a run: first a snapshot, then what follows. Yield None after a time without an event.
+    """Yield the events of a run: first a snapshot, then what follows. Yield None if no event arrives for a while.
 
     The iteration does not end by itself. Close the iterator after the event with which the run ends.
 
     Args:
         run: the id of the run.
-        scope: the ASGI scope of the request, with the keys of the authentication.
-        silence: how long, in seconds, to wait for an event, before None is yielded.
+        scope: the ASGI scope of the request, with the keys that the authentication has added.
+        silence: how long, in seconds, to wait for an event before None is yielded.
 
     Raises:
         Interrupted: the events cannot be read any more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
@@ -22,6 +23,7 @@ from reliable_cable.auth.verification import SCOPE_KEY
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.conf import get_settings
 from reliable_cable.http.core import Refusal
+from reliable_cable.protocol.commands import refuse_constant
 from reliable_cable.runs.chats import ChatMessage
 from reliable_cable.runs.parts import clean, clean_text
 
@@ -168,7 +170,7 @@ def read_body(request: HttpRequest, advice: str) -> bytes:
 
 
 def parse_object(body: bytes, keys: str) -> dict[str, Any]:
-    """Parse a body that is a JSON object. Texts are cleaned: U+FFFD takes the place of what cannot be stored.
+    """Parse a body that is a JSON object. Characters that cannot be stored become U+FFFD.
 
     Args:
         body: the body.
@@ -178,7 +180,7 @@ def parse_object(body: bytes, keys: str) -> dict[str, Any]:
         Refusal: the body is not valid.
     """
     try:
-        values = json.loads(body, parse_constant=_refuse_constant)
+        values = json.loads(body, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise invalid("The body must be JSON.") from None
     if not isinstance(values, dict):
@@ -208,17 +210,14 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         message = sent[-1]
     if not isinstance(message, dict):
         raise invalid("A message must be an object.")
-    parts = message.get("parts")
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise invalid("The key 'parts' of a message must be a list of objects.")
-    texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
+    parts = objects_in(message.get("parts"), "The key 'parts' of a message must be a list of objects.")
     trigger = text_of(values.pop("trigger", None), "trigger") or "submit-message"
     return ChatRequest(
         chat,
         ChatMessage(
             id=text_of(message.get("id"), "id"),
             role=text_of(message.get("role"), "role") or "user",
-            text="\n".join(texts),
+            text=join_texts(parts),
             parts=parts,
             trigger=trigger,
             message_id=text_of(values.pop("messageId", None), "messageId"),
@@ -227,26 +226,38 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     )
 
 
+def objects_in(value: Any, error: str) -> list[dict[str, Any]]:
+    """Return a value that must be a list of objects.
+
+    Raises:
+        Refusal: the value is not a list of objects. The refusal has the text `error`.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise invalid(error)
+    return value
+
+
+def join_texts(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of all text parts of a message, joined by line breaks."""
+    return "\n".join(part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
 def is_storable(chat: str) -> bool:
-    """Return whether a database can look up the id of a chat. There is no chat with another id."""
+    """Return whether the id of a chat can be looked up in a database. Other ids belong to no chat."""
     return len(chat) <= MAX_ID_LENGTH and clean_text(chat) == chat
 
 
 def text_of(value: Any, key: str) -> str:
-    """Return the value of a key that must be a short text. None counts as an empty text.
+    """Return the value of a key that must be a short string. None becomes an empty string.
 
     Raises:
-        Refusal: the value is not a text, or is too long.
+        Refusal: the value is not a string, or is too long.
     """
     if value is None:
         return ""
     if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
         raise invalid(f"The key {key!r} must be a string of at most {MAX_ID_LENGTH} characters.")
     return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def invalid(message: str) -> Refusal:

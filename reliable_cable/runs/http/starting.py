@@ -1,4 +1,4 @@
-"""Finds the runs of a chat, and starts new ones by the class of the project (`RUN_CHATS`)."""
+"""Finds the runs of a chat, and starts new ones with the class that the setting `RUN_CHATS` names."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _refuse_if_active(subject: models.Model) -> None:
     """Lock the subject, so that no other request starts a run at the same time.
 
     Raises:
-        Refusal: the subject has an active run, which nobody has stopped.
+        Refusal: the subject has an active run that nobody has stopped.
     """
     list(type(subject)._base_manager.select_for_update().filter(pk=subject.pk).values_list("pk"))
     # A run that is being stopped does not count. Its task may notice that late.
@@ -95,12 +95,12 @@ def _refuse_if_active(subject: models.Model) -> None:
 
 
 def readable_runs(user: Any, chat: str) -> Iterator[Run]:
-    """Yield the runs of a chat that a user may read, the newest first. Their content is loaded when it is used.
+    """Yield the runs of a chat that a user may read, the newest first.
 
     Raises:
         Refusal: the user has no such chat.
     """
-    yield from _readable(user, Run.objects.about(_subject(chats(), user, chat)).defer("input", "text", "parts"))
+    yield from _readable(user, Run.objects.about(_subject(chats(), user, chat)))
 
 
 def active_runs(user: Any, chat: str) -> Iterator[Run]:
@@ -114,6 +114,8 @@ def active_runs(user: Any, chat: str) -> Iterator[Run]:
 
 def _readable(user: Any, runs: RunQuerySet) -> Iterator[Run]:
     allowed = permissions()
-    for run in runs.filter(namespace=current_namespace()).order_by("-created_at"):
+    # The content of a run may be large. It is loaded when it is used.
+    runs = runs.filter(namespace=current_namespace()).defer("input", "text", "parts")
+    for run in runs.order_by("-created_at"):
         if allowed.may_read(user, run):
             yield run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Final, Self
@@ -11,6 +10,8 @@ from typing import Final, Self
 from django.http import StreamingHttpResponse
 
 from reliable_cable.consumer import get_hub
+from reliable_cable.protocol.messages import dumps
+from reliable_cable.servers.events import EVENT_STREAM_HEADERS
 
 from .reading import Interrupted, read_events
 from .requests import Visitor
@@ -19,26 +20,16 @@ from .translating import Message, Translator
 #: A comment, which clients ignore. It prevents proxies from closing a connection without data.
 PING: Final = b": ping\n\n"
 
-#: How long, in seconds, nothing is sent before a comment is sent, so that proxies keep the connection open.
+#: How long, in seconds, a client is sent nothing before it is sent a comment, so that proxies keep the connection open.
 SILENCE: Final = 15.0
 
-#: The headers of a stream. Proxies and middlewares must neither store, delay nor compress it.
-STREAM_HEADERS: Final = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache, no-store, no-transform, private",
-    "Content-Encoding": "identity",
-    "X-Accel-Buffering": "no",
-    "X-Content-Type-Options": "nosniff",
-}
+#: The headers of a stream. `GZipMiddleware` does not compress a response that already has a content encoding.
+STREAM_HEADERS: Final = {**EVENT_STREAM_HEADERS, "Content-Encoding": "identity"}
 
 
 def encode(messages: Iterable[Message]) -> bytes:
     """Return messages as server-sent events."""
-    return b"".join(b"data: %b\n\n" % _dump(message) for message in messages)
-
-
-def _dump(message: Message) -> bytes:
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"".join(b"data: %b\n\n" % dumps(message).encode() for message in messages)
 
 
 def stream(
@@ -85,7 +76,7 @@ class _Body:
             raise
 
     def close(self) -> None:
-        """Close the generator, which has not ended if the client has left. Django calls this in a thread."""
+        """Close the generator, which is still running if the client left early. Django calls this in a thread."""
         loop, self._loop = self._loop, None
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._end)

@@ -1,6 +1,6 @@
 """Translates the events of a run to the messages of a protocol. It does no I/O.
 
-The class `Translator` finds out what is new in each event. Its subclasses write this in the terms of a protocol.
+The class `Translator` finds out what is new in each event. Its subclasses translate that to a protocol.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from reliable_cable.runs.parts import REASONING, Content
 
 #: A message of the protocol, which is sent as JSON.
 Message = dict[str, Any]
-#: A text or a part, which is appended to an answer.
+#: A piece of text, or a part, that is appended to an answer.
 Item = str | Mapping[str, Any]
 
-#: The error if the answer has changed in a way that the client cannot be told.
+#: The error message if the answer has changed in a way that the protocol cannot express.
 BEGUN_ANEW: Final = "The answer was begun anew. Please load it again."
 
 _STATUSES: Final = {
@@ -32,7 +32,7 @@ class Translator(ABC):
     """Translates the events of one run. Call `start`, then `translate` for each event until `ended`."""
 
     def __init__(self) -> None:
-        #: Whether the last message was returned.
+        #: Whether the stream has ended. The last message was then returned.
         self.ended = False
         self._attempt = 0
         #: The content that was translated so far.
@@ -71,15 +71,14 @@ class Translator(ABC):
                 yield from self._take(Content(event["content"], [dict(part) for part in event["parts"]]))
                 if event["status"] not in ACTIVE and not self.ended:
                     yield from self._end(event["status"], event["usage"], event["error"])
-            case events.CHUNK | events.PART:
-                content = event["content"] if event["event"] == events.CHUNK else event["part"]
-                if self._older is None:
-                    yield from self._append(content)
-                else:
-                    _append(self._older, content)
-                    yield from self._take(self._older)
             case name if name in _STATUSES:
                 yield from self._end(_STATUSES[name], event.get("usage") or {}, event.get("message", ""))
+            case _ if (item := events.content_of(event)) is not None:
+                if self._older is None:
+                    yield from self._append(item)
+                else:
+                    self._older.add(item)
+                    yield from self._take(self._older)
 
     def _take(self, content: Content) -> Iterator[Message]:
         """Translate what a snapshot contains in addition to the content that was sent."""
@@ -94,12 +93,12 @@ class Translator(ABC):
             yield from self._fail(BEGUN_ANEW)
 
     def _append(self, item: Item) -> Iterator[Message]:
-        _append(self._sent, item)
+        self._sent.add(item)
         yield from self._add(item)
 
     @abstractmethod
     def _add(self, item: Item) -> Iterator[Message]:
-        """Translate a text or a part, which was appended to the answer."""
+        """Translate a piece of text or a part that was appended to the answer."""
 
     @abstractmethod
     def _end(self, status: str, usage: Mapping[str, Any], error: str) -> Iterator[Message]:
@@ -107,18 +106,11 @@ class Translator(ABC):
 
     @abstractmethod
     def _fail(self, message: str) -> Iterator[Message]:
-        """Translate an error of the stream, which the client cannot read any longer. Set `ended`."""
-
-
-def _append(content: Content, item: str | Mapping[str, Any]) -> None:
-    if isinstance(item, str):
-        content.add_text(item)
-    else:
-        content.add_part(item)
+        """Translate an error after which the client can no longer read the stream. Set `ended`."""
 
 
 def _begins_with(content: Content, start: Content) -> bool:
-    """Return whether one content begins with another, so that it can be written by additions to the other."""
+    """Return whether one content begins with another, so that additions to the other can produce it."""
     if not content.text.startswith(start.text) or len(content.parts) < len(start.parts):
         return False
     if any(part["at"] < start.length for part in content.parts[len(start.parts) :]):
@@ -139,8 +131,8 @@ def _extends(part: Mapping[str, Any], former: Mapping[str, Any], length: int) ->
     )
 
 
-def _rest(content: Content, start: Content) -> Iterator[str | Mapping[str, Any]]:
-    """Yield the texts and parts that lead from a content to a longer one, in order."""
+def _rest(content: Content, start: Content) -> Iterator[Item]:
+    """Yield the pieces of text and the parts that must be added to a content to get a longer one, in order."""
     count, position = len(start.parts), start.length
     if count and content.parts[count - 1] != start.parts[-1]:
         last = content.parts[count - 1]

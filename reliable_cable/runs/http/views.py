@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPMethod, HTTPStatus
 from typing import Any, Final
 
@@ -56,8 +57,9 @@ def _newest_active(user: Any, chat: str) -> str | None:
 
 
 def _stop_chat(user: Any, chat: str) -> None:
+    allowed = permissions()
     runs = list(active_runs(user, chat))
-    stoppable = [run for run in runs if permissions().may_stop(user, run)]
+    stoppable = [run for run in runs if allowed.may_stop(user, run)]
     if runs and not stoppable:
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_RUN)
     for run in stoppable:
@@ -81,18 +83,20 @@ async def run_stop(request: HttpRequest, visitor: Visitor, run: str) -> HttpResp
 
 
 def _describe(run: str, user: Any) -> dict[str, Any]:
-    try:
-        found = readable_run(run, user)
-    except Run.DoesNotExist:
-        raise Refusal(HTTPStatus.NOT_FOUND, _NO_RUN) from None
+    found = _find(readable_run, run, user)
     snapshot = found.snapshot()
     del snapshot["event"]
     return {"id": str(found.pk), **snapshot}
 
 
 def _stop(run: str, user: Any) -> None:
+    _find(stoppable_run, run, user).stop()
+
+
+def _find(find: Callable[[str, Any], Run], run: str, user: Any) -> Run:
+    """Call `readable_run` or `stoppable_run`, and refuse the request if there is no such run."""
     try:
-        stoppable_run(run, user).stop()
+        return find(run, user)
     except Run.DoesNotExist:
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_RUN) from None
 

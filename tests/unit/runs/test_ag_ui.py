@@ -18,7 +18,16 @@ from reliable_cable.runs.http.ag_ui import AgUiEvents, ag_ui_messages, build_mes
 from reliable_cable.runs.http.translating import BEGUN_ANEW
 from reliable_cable.runs.models import Run, Status
 from tests.node import FOLDER, node_modules, require_node
-from tests.unit.runs.test_ui_messages import CALL, COMPLETE, ITEMS, RESULT, Item, event_of, snapshot_of
+from tests.unit.runs.test_ui_messages import (
+    CALL,
+    COMPLETE,
+    ITEMS,
+    RESULT,
+    Item,
+    event_of,
+    snapshot_of,
+    split_by_snapshots,
+)
 
 QUESTION = {"id": "q1", "role": "user", "content": "why?"}
 #: The messages of a client that has asked before.
@@ -228,15 +237,7 @@ def test_every_split_into_snapshots_and_events_gives_the_same_messages(items: li
 @given(ITEMS, st.data())
 def test_snapshots_in_the_middle(items: list[Item], data: st.DataObject) -> None:
     whole = build_messages(read(snapshot_of([]), *map(event_of, items), COMPLETE))
-    given: list[dict[str, Any]] = []
-    position = 0
-    for _ in range(data.draw(st.integers(1, 3))):
-        position = data.draw(st.integers(0, len(items)))
-        given.append(snapshot_of(items[:position]))
-        following = data.draw(st.integers(position, len(items)))
-        given += map(event_of, items[position:following])
-        position = following
-    given += map(event_of, items[position:])
+    given = split_by_snapshots(items, data)
     assert build_messages(read(*given, COMPLETE)) == whole
     assert build_messages(read(*given, COMPLETE, messages=[])) == whole
 

@@ -69,16 +69,13 @@ def test_however_it_is_taken_the_content_is_the_same(written: list[Any]) -> None
 
     def take() -> None:
         for event in coalescer.take(0.0):
-            if event["event"] == "chunk":
-                taken.add_text(event["content"])
-            else:
-                taken.add_part(event["part"])
+            taken.add(event["content"] if event["event"] == "chunk" else event["part"])
 
     for item in written:
         if item is None:
             take()
             continue
         coalescer.add(item)
-        direct.add_text(item) if isinstance(item, str) else direct.add_part(item)
+        direct.add(item)
     take()
     assert (taken.text, taken.parts) == (direct.text, direct.parts)

@@ -32,10 +32,7 @@ def event_of(item: Item, attempt: int = 1) -> dict[str, Any]:
 def snapshot_of(items: Sequence[Item], attempt: int = 1, status: str = Status.RUNNING, **values: Any) -> dict[str, Any]:
     content = Content()
     for item in items:
-        if isinstance(item, str):
-            content.add_text(item)
-        else:
-            content.add_part(item)
+        content.add(item)
     run = Run(attempt=attempt, status=status, text=content.text, parts=content.parts, **values)
     return run.snapshot()
 
@@ -184,11 +181,12 @@ OTHERS = st.sampled_from(
 ITEMS = st.lists(st.text("ab", max_size=3) | REASONING | CALLS | RESULTS | OTHERS, max_size=12)
 
 
-@given(ITEMS, st.data())
-def test_every_split_into_snapshots_and_events_gives_the_same_message(items: list[Item], data: st.DataObject) -> None:
-    whole = build_message(chunks_of(snapshot_of([]), *map(event_of, items), COMPLETE))
+def split_by_snapshots(items: Sequence[Item], data: st.DataObject) -> list[dict[str, Any]]:
+    """Return the events of a run with snapshots in the middle.
+
+    Snapshots may be older or newer than the events that were sent. Events follow each one from its position.
+    """
     given: list[dict[str, Any]] = []
-    # Snapshots may be older or newer than the events that were sent. Events follow each one from its position.
     position = 0
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(items)))
@@ -196,8 +194,13 @@ def test_every_split_into_snapshots_and_events_gives_the_same_message(items: lis
         following = data.draw(st.integers(position, len(items)))
         given += map(event_of, items[position:following])
         position = following
-    given += map(event_of, items[position:])
-    assert build_message(chunks_of(*given, COMPLETE)) == whole
+    return [*given, *map(event_of, items[position:])]
+
+
+@given(ITEMS, st.data())
+def test_every_split_into_snapshots_and_events_gives_the_same_message(items: list[Item], data: st.DataObject) -> None:
+    whole = build_message(chunks_of(snapshot_of([]), *map(event_of, items), COMPLETE))
+    assert build_message(chunks_of(*split_by_snapshots(items, data), COMPLETE)) == whole
     assert build_message(chunks_of(snapshot_of(items, status=Status.COMPLETED, usage=COMPLETE["usage"]))) == whole
 
 
