@@ -19,6 +19,7 @@ from reliable_cable.broadcasting import broadcast
 from reliable_cable.namespaces import current_namespace, use_namespace
 
 from . import events
+from .unsaved import complete_content
 
 #: The error message that the user reads if the process of the writer has died.
 WRITER_DIED = "The answer was interrupted. Please try again."
@@ -229,9 +230,28 @@ class Run(models.Model):
         return await sync_to_async(self.stop)()
 
     def fail_if_abandoned(self) -> bool:
-        """Fail the run if its writer has died, and tell its readers. Return whether this call marked it as failed."""
+        """Fail the run if its writer has died, and tell its readers. The text that they have received is saved.
+
+        Returns:
+            Whether this call marked the run as failed.
+
+        Raises:
+            StoreError: the stream of the run could not be read.
+        """
         abandoned = Run.objects.get_queryset().abandoned().filter(pk=self.pk, writer=self.writer)
-        if not abandoned.update(status=Status.FAILED, error=WRITER_DIED, ended_at=Now(), lease_until=None):
+        run = abandoned.first()
+        if run is None:
+            return False
+        with use_namespace(run.namespace):
+            content = complete_content(run.stream, run.attempt, run.position, run.text, run.parts)
+        if not abandoned.update(
+            status=Status.FAILED,
+            error=WRITER_DIED,
+            text=content.text,
+            parts=content.parts,
+            ended_at=Now(),
+            lease_until=None,
+        ):
             return False
         self.refresh_from_db()
         self.announce_end()

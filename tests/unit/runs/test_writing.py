@@ -275,8 +275,26 @@ async def test_readers_are_told_that_the_writer_died(
         await reader.read(client.receive, lambda reader: reader.text == "a")
         await sync_to_async(expire)(run)
         await reader.read(client.receive, lambda reader: reader.status == "failed")
-    assert reader.text == "a"
-    assert (await Run.objects.aget(pk=run.pk)).error == WRITER_DIED
+    failed = await Run.objects.aget(pk=run.pk)
+    assert (failed.text, failed.error) == (reader.text, WRITER_DIED) == ("a", WRITER_DIED)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "trimmed"])
+def test_a_run_whose_writer_died_has_what_was_broadcast_if_all_of_it_is_kept(
+    run: Run, settings: Any, kept: bool
+) -> None:
+    if not kept:
+        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HISTORY_SIZE": 1}
+    attempt = Attempt(run)
+    attempt.begin()
+    for item in ("a", {"type": "reasoning", "text": "b"}, {"type": "reasoning", "text": "c"}, "d"):
+        attempt.coalescer.add(item)
+        attempt._flush()
+    expire(run)
+    assert Run.objects.expire() == [run]
+    run.refresh_from_db()
+    reasoning = {"type": "reasoning", "text": "bc", "at": 1}
+    assert (run.text, run.parts) == (("ad", [reasoning]) if kept else ("", []))
 
 
 async def test_readers_are_told_of_an_end_that_the_writer_could_not_broadcast(

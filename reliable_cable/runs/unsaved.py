@@ -1,0 +1,62 @@
+"""Finds the content of a run that was broadcast, but was not saved, because its writer has died."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from reliable_cable.broadcasting import HistoryEntry, history
+from reliable_cable.protocol.positions import PagePosition
+from reliable_cable.validation import resolve_stream
+
+from . import events
+from .parts import Content
+
+#: How many events are read at once.
+PAGE_SIZE: Final = 1000
+
+
+def complete_content(
+    stream: str, attempt: int, saved_at: str, text: str, parts: Sequence[Mapping[str, Any]]
+) -> Content:
+    """Return the saved content of an attempt with what was broadcast after it.
+
+    Readers have received the broadcasts, so the run must contain them. If the stream no longer has all of them, this
+    returns the saved content.
+
+    Args:
+        stream: the name of the stream of the run, without its namespace.
+        attempt: the number of the attempt.
+        saved_at: the position on the stream up to which the content was saved, as `str(PagePosition)`.
+        text: the saved text.
+        parts: the saved parts.
+
+    Raises:
+        StoreError: the stream could not be read.
+    """
+    saved = Content(text, [dict(part) for part in parts])
+    position = PagePosition.parse(saved_at, resolve_stream(stream))
+    if position is None:
+        return saved
+    content = Content(text, [dict(part) for part in parts])
+    offset = position.offset
+    while entries := history(stream, limit=PAGE_SIZE, after=offset):
+        for entry in entries:
+            offset += 1
+            if not _follows(entry, position, offset):
+                return saved
+            _add(content, entry.data, attempt)
+    return content
+
+
+def _follows(entry: HistoryEntry, position: PagePosition, offset: int) -> bool:
+    return entry.position.offset == offset and position.epoch in ("", entry.position.epoch)
+
+
+def _add(content: Content, event: Mapping[str, Any], attempt: int) -> None:
+    if event["attempt"] != attempt:
+        return
+    if event["event"] == events.CHUNK:
+        content.add_text(event["content"])
+    elif event["event"] == events.PART:
+        content.add_part(event["part"])
