@@ -45,18 +45,11 @@ def complete_content(
             offset += 1
             if not _follows(entry, position, offset):
                 return saved
-            _add(content, entry.data, attempt)
+            item = events.content_of(entry.data) if entry.data["attempt"] == attempt else None
+            if item is not None:
+                content.add(item)
     return content
 
 
 def _follows(entry: HistoryEntry, position: PagePosition, offset: int) -> bool:
     return entry.position.offset == offset and position.epoch in ("", entry.position.epoch)
-
-
-def _add(content: Content, event: Mapping[str, Any], attempt: int) -> None:
-    if event["attempt"] != attempt:
-        return
-    if event["event"] == events.CHUNK:
-        content.add_text(event["content"])
-    elif event["event"] == events.PART:
-        content.add_part(event["part"])
