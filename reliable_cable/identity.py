@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final
 from uuid import UUID
@@ -162,12 +163,14 @@ def condition_key(condition: Identity) -> str:
     return hashlib.blake2b(canonical(condition).encode(), digest_size=16).hexdigest()
 
 
+@lru_cache(maxsize=4096)
+def _cached_key(pairs: tuple[tuple[str, str], ...]) -> str:
+    """Return `condition_key` of a condition with these items."""
+    return condition_key(dict(pairs))
+
+
 def condition_keys(identity: Identity) -> list[str]:
     """Return the keys (see `condition_key`) of all conditions that match an identity. Empty identifiers are omitted."""
-    namespace = identity.get(_NAMESPACE, "")
     pairs = [(name, text) for name, text in sorted(identity.items()) if text and name != _NAMESPACE]
-    return [
-        condition_key(in_namespace(dict(some), namespace))
-        for size in range(1, len(pairs) + 1)
-        for some in combinations(pairs, size)
-    ]
+    namespace = tuple(in_namespace({}, identity.get(_NAMESPACE, "")).items())
+    return [_cached_key(some + namespace) for size in range(1, len(pairs) + 1) for some in combinations(pairs, size)]

@@ -202,12 +202,11 @@ class Replay:
 
         Without this limit, a client with many subscriptions could make the server hold a page for each of them.
         """
-        size = sum(len(entry.data) for entry in page.entries)
         outbox = self._subscription.connection.outbox
-        if not outbox.can_hold_page(size):
+        if not outbox.can_hold_page(page.size):
             return False
-        outbox.hold(size)
-        self._held += size
+        outbox.hold(page.size)
+        self._held += page.size
         return True
 
     def _release_pages(self) -> None:

@@ -11,7 +11,7 @@ from reliable_cable.protocol.recovery import Step, StreamPage, advance
 from .history import HistoryReader
 from .repair import Repairs
 from .stream import HubStream
-from .subscriber import Subscriber, SubscriberState
+from .subscriber import Subscriber, SubscriberGroup, SubscriberState
 
 #: The maximum number of characters of entries that are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
@@ -93,6 +93,8 @@ class CatchUp:
         """Write the new entries of a page in pieces. After each piece, move the cursor and wait for the socket."""
         epoch = step.position.epoch
         group = stream.group(subscriber)
+        if self._write_block(group, stream.name, subscriber, step):
+            return
         piece: list[Frame] = []
         size = 0
         for entry in step.entries:
@@ -113,6 +115,22 @@ class CatchUp:
         if step.entries and step.entries[-1].exclude in subscriber.sids:
             subscriber.outbox.send_positions()
         await subscriber.outbox.drained()
+
+    def _write_block(self, group: SubscriberGroup, stream: str, subscriber: Subscriber, step: Step) -> bool:
+        """Write all entries at once if several subscribers of the group need the same ones. Else, return False."""
+        write = subscriber.outbox.ready
+        excluded = {entry.exclude for entry in step.entries if entry.exclude}
+        if write is None or not excluded.isdisjoint(subscriber.sids):
+            return False
+        block = self._history.block(group, stream, step.position.epoch, step.entries, self._write_size)
+        if block is None:
+            return False
+        try:
+            write(block)
+        except Exception:
+            subscriber.outbox.failed()
+        subscriber.cursor = step.position
+        return True
 
 
 def _agree(cursor: StreamPosition, page: StreamPage, stream: StreamPosition) -> bool:

@@ -6,6 +6,7 @@ delivered.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,14 +55,15 @@ class _CachedPage:
         page: the cached page.
         after: the offset after which the page was read.
         expires: the time at which the page is dropped, by the clock of the event loop.
-        size: the total size of the payloads, in characters.
     """
 
     page: StreamPage
     after: int
     expires: float
-    size: int
-    frames: dict[tuple[str, str | None, type[Frame], int], Frame] = field(default_factory=dict)
+    frames: dict[tuple[SubscriberGroup, int], Frame] = field(default_factory=dict)
+    #: The bytes of all frames of a range of entries, by group and range. The value is None after the first request, and
+    #: empty if the frames are too large.
+    blocks: dict[tuple[SubscriberGroup, int, int], bytes | None] = field(default_factory=dict)
 
 
 class HistoryReader:
@@ -130,12 +132,43 @@ class HistoryReader:
             stream, after=after, limit=PAGE_LENGTH, max_size=PAGE_SIZE, known=hub, following=following
         )
 
+    def block(
+        self, group: SubscriberGroup, stream: str, epoch: str, entries: Sequence[Entry], limit: int
+    ) -> bytes | None:
+        """Encode entries as the bytes of all their frames, if several subscribers of a group need the same entries.
+
+        Args:
+            group: the group of the subscriber.
+            stream: the name of the stream.
+            epoch: the epoch of the entries.
+            entries: successive entries.
+            limit: the maximum size of the frames, in characters.
+
+        Returns:
+            The bytes. None at the first request, because most subscribers are the only ones that need these entries.
+            Also None if the frames exceed the limit, or differ for each client.
+        """
+        cached = self._cached(group, stream, epoch)
+        if cached is None or not entries or group.form.added:
+            return None
+        key = (group, entries[0].offset, entries[-1].offset)
+        block = cached.blocks.get(key)
+        if block is None and key in cached.blocks:
+            frames = [self.encode(group, stream, epoch, entry) for entry in entries]
+            size = sum(map(len, frames))
+            block = b"".join([frame.wire for frame in frames]) if size <= limit else b""
+            if self._frames_size + len(block) > CACHE_SIZE:
+                return block or None
+            self._frames_size += len(block)
+        cached.blocks[key] = block
+        return block or None
+
     def encode(self, group: SubscriberGroup, stream: str, epoch: str, entry: Entry) -> Frame:
         """Encode an entry as a frame. A frame that was cached for another subscriber of the group is reused."""
-        cached = self._pages.get((stream, True)) or self._pages.get((stream, False))
-        if cached is None or cached.page.epoch != epoch or len(group.subscribers) < 2:
+        cached = self._cached(group, stream, epoch)
+        if cached is None:
             return group.encode(epoch, entry.offset, entry.data)
-        key = (group.identifier, group.stream_id, group.form, entry.offset)
+        key = (group, entry.offset)
         frame = cached.frames.get(key)
         if frame is None:
             frame = group.encode(epoch, entry.offset, entry.data)
@@ -146,14 +179,20 @@ class HistoryReader:
 
     # -- the cache ----------------------------------------------------------------------------------------------------
 
+    def _cached(self, group: SubscriberGroup, stream: str, epoch: str) -> _CachedPage | None:
+        """Return the page that caches the frames of a group; None if nothing is cached for it."""
+        if len(group.subscribers) < 2:
+            return None
+        cached = self._pages.get((stream, True)) or self._pages.get((stream, False))
+        return cached if cached is not None and cached.page.epoch == epoch else None
+
     def _cache(self, key: tuple[str, bool], page: StreamPage, after: int) -> None:
         loop = asyncio.get_running_loop()
         self._drop(key)
-        size = sum(len(entry.data) for entry in page.entries)
-        if size > CACHE_SIZE:
+        if page.size > CACHE_SIZE:
             return
-        self._pages[key] = _CachedPage(page, after, loop.time() + PAGE_TTL, size)
-        self._size += size
+        self._pages[key] = _CachedPage(page, after, loop.time() + PAGE_TTL)
+        self._size += page.size
         while self._size > CACHE_SIZE:
             self._drop(next(iter(self._pages)))
         if self._timer is None:
@@ -162,8 +201,9 @@ class HistoryReader:
     def _drop(self, key: tuple[str, bool]) -> None:
         cached = self._pages.pop(key, None)
         if cached is not None:
-            self._size -= cached.size
-            self._frames_size -= sum(len(frame) for frame in cached.frames.values())
+            self._size -= cached.page.size
+            self._frames_size -= sum(map(len, cached.frames.values()))
+            self._frames_size -= sum(len(block) for block in cached.blocks.values() if block is not None)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()

@@ -56,6 +56,9 @@ class StreamPage:
         low: the offset of the oldest message that is still stored; `tail + 1` if no message is stored.
         entries: the stored messages in this part, in the order of their offsets.
         lineage: the name of the store's data set; `""` if it is unknown. The name changes if data may have been lost.
+
+    Attributes:
+        size: the total size of the payloads, in characters.
     """
 
     epoch: str
@@ -63,6 +66,10 @@ class StreamPage:
     low: int
     entries: Sequence[Entry] = ()
     lineage: str = field(default="", compare=False)
+    size: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum([len(entry.data) for entry in self.entries]))
 
     @property
     def is_last(self) -> bool:

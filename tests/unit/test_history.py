@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -254,6 +255,53 @@ class TestFrames:
         changed = Entry(entry.offset, '"another epoch"')
         history.encode(group, "s", page.epoch, entry)
         assert json.loads(history.encode(group, "s", "other", changed))["message"] == "another epoch"
+
+    async def test_entries_that_several_subscribers_need_are_encoded_as_one_block(self) -> None:
+        history, page = await self.read_page()
+        group, other = SubscriberGroup("I", "s"), SubscriberGroup("J", "s")
+        self.subscribe(group, 2)
+        self.subscribe(other, 2)
+
+        def block(group: SubscriberGroup, entries: Sequence[Entry], limit: int = 1000) -> bytes | None:
+            return history.block(group, "s", page.epoch, entries, limit)
+
+        wires = [history.encode(group, "s", page.epoch, entry).wire for entry in page.entries]
+        assert block(group, page.entries) is None
+        assert block(group, page.entries) == b"".join(wires)
+        assert block(group, page.entries) is block(group, page.entries)
+        # Other entries, other groups and other epochs have other blocks.
+        assert block(group, page.entries[1:]) is None
+        assert block(group, page.entries[1:]) == b"".join(wires[1:])
+        assert block(other, page.entries) is None
+        assert b'"J"' in (block(other, page.entries) or b"")
+        assert history.block(group, "s", "other", page.entries, 1000) is None
+        assert history.block(group, "s", "other", page.entries, 1000) is None
+
+    async def test_there_is_no_block_without_entries_or_above_the_limit_or_for_a_single_subscriber(self) -> None:
+        history, page = await self.read_page()
+        group, single = SubscriberGroup("I", "s"), SubscriberGroup("J", "s")
+        self.subscribe(group, 2)
+        self.subscribe(single, 1)
+        for _ in range(3):
+            assert history.block(group, "s", page.epoch, [], 1000) is None
+            assert history.block(group, "s", page.epoch, page.entries, 10) is None
+            assert history.block(single, "s", page.epoch, page.entries, 1000) is None
+
+    async def test_blocks_count_in_the_size_of_the_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        history, page = await self.read_page()
+        group = SubscriberGroup("I", "s")
+        self.subscribe(group, 2)
+        frames = [history.encode(group, "s", page.epoch, entry) for entry in page.entries]
+        history.block(group, "s", page.epoch, page.entries, 1000)
+        block = history.block(group, "s", page.epoch, page.entries, 1000) or b""
+        assert history._frames_size == sum(map(len, frames)) + len(block)
+        monkeypatch.setattr(history_module, "CACHE_SIZE", history._frames_size)
+        history.block(group, "s", page.epoch, page.entries[:1], 1000)
+        for _ in range(2):
+            assert history.block(group, "s", page.epoch, page.entries[:1], 1000) == frames[0].wire
+        assert history._frames_size == sum(map(len, frames)) + len(block)
+        history._drop(("s", False))
+        assert history._frames_size == 0
 
     async def test_the_size_of_the_cache_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(history_module, "CACHE_SIZE", 100)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import random
 from typing import Any
 
@@ -18,7 +17,6 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import hub as hub_module
 from reliable_cable.hub.subscriber import MAX_HELD, SubscriberGroup
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import Advanced, Message, Published, Transient
 from tests.support.examples import examples
 from tests.support.subscriber import LoneSubscriber
@@ -251,83 +249,6 @@ async def test_transient_messages_follow_a_replay_and_their_number_is_bounded() 
     harness.hub.deliver(Transient("s", '"live"'))
     # The stream pauses for some milliseconds if sending took long.
     await until(lambda: log[-1]["message"] == "live")
-
-
-async def subscriber_at_start(harness: Harness, outbox: Outbox, sids: tuple[str, ...] = ()) -> LoneSubscriber:
-    """Return a subscriber whose cursor is before the first message of the stream."""
-    subscriber = LoneSubscriber(outbox, "I", "s", sids, lambda: None)
-    await subscriber.join(harness.hub, "s")
-    subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 0)
-    return subscriber
-
-
-async def test_a_history_is_one_write_without_the_messages_that_exclude_the_subscriber() -> None:
-    harness = Harness()
-    for number in range(6):
-        harness.append(str(number), exclude="mine" if number in (0, 3, 5) else "")
-    writes: list[bytes] = []
-
-    async def send(message: dict[str, Any]) -> None: ...
-
-    outbox = Outbox(send, account=Account(10**6), overflow=lambda: None, write=writes.append)
-    subscriber = await subscriber_at_start(harness, outbox, ("other", "mine"))
-    assert await catch_up(harness, subscriber)
-    assert len(writes) == 1
-    assert [writes[0].count(b'"offset":%d}' % offset) for offset in range(1, 7)] == [0, 1, 1, 0, 1, 0]
-    assert subscriber.cursor.offset == 6
-
-
-async def test_subscribers_that_reconnect_together_share_one_read_and_one_encoding(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    harness = Harness()
-    for _ in range(5):
-        harness.append()
-    calls: list[int] = []
-    encode, read = SubscriberGroup.encode, harness.store.aread
-
-    def counting(group: SubscriberGroup, epoch: str, offset: int, data: str) -> Any:
-        calls.append(offset)
-        return encode(group, epoch, offset, data)
-
-    async def counting_read(stream: str, **options: Any) -> StreamPage:
-        if options["limit"]:
-            calls.append(-1)  # a read
-        return await read(stream, **options)
-
-    monkeypatch.setattr(SubscriberGroup, "encode", counting)
-    monkeypatch.setattr(harness.store, "aread", counting_read)
-    logs: list[list[bytes]] = [[] for _ in range(20)]
-
-    async def send(message: dict[str, Any]) -> None: ...
-
-    subscribers = [
-        await subscriber_at_start(
-            harness, Outbox(send, account=Account(10**6), overflow=lambda: None, write=log.append)
-        )
-        for log in logs
-    ]
-    assert all(await asyncio.gather(*(catch_up(harness, subscriber) for subscriber in subscribers)))
-    assert sorted(calls) == [-1, 1, 2, 3, 4, 5]
-    assert all(log == logs[0] for log in logs)
-
-
-async def test_a_long_history_is_written_at_the_pace_of_the_socket() -> None:
-    harness = Harness(MAX_PENDING_SIZE=1024)
-    for _ in range(50):
-        harness.append('"' + "x" * 60 + '"')
-    sent: list[int] = []
-
-    async def send(message: dict[str, Any]) -> None:
-        await asyncio.sleep(0)
-        sent.append(json.loads(message["text"])["offset"])
-
-    overflows: list[str] = []
-    outbox = Outbox(
-        send, account=Account(harness.settings.max_pending_size), overflow=lambda: overflows.append("too slow")
-    )
-    assert await catch_up(harness, await subscriber_at_start(harness, outbox))
-    assert (sent, overflows) == (list(range(1, 51)), [])
 
 
 @settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
