@@ -178,7 +178,7 @@ async def aposition(stream: str) -> PagePosition:
 
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
-    """Return the position of the newest message of a stream, after the stream was read. The stream may not exist."""
+    """Return the position of a stream's newest message, as found by a read. The stream may not exist."""
     return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else beginning_of(page.lineage).epoch)
 
 
@@ -210,7 +210,7 @@ def _decode(page: StreamPage) -> list[HistoryEntry]:
 
 @sync_only("aforget")
 def forget(stream: str, *, using: str | None = None) -> None:
-    """Delete a stream's history and begin a new epoch. Subscribers are told that their positions are lost.
+    """Delete a stream's history and begin a new epoch. Subscribers are notified that their positions are lost.
 
     A stream that has never had a message is not changed.
 

@@ -170,7 +170,7 @@ class Channel:
         """
 
     def handle_error(self, error: Exception, handler: str) -> Any:
-        """Handle an error that another handler raised. It was logged, and the reply of that handler was dropped.
+        """Handle an error that another handler raised. The error was logged, and the reply of that handler was dropped.
 
         The reply of this method is applied, so `transmit()` can be used. After an error of `subscribed`, the
         subscription is rejected, and only the messages of the reply are sent. If `subscribed` is retried because a
@@ -225,8 +225,8 @@ class Channel:
             whisper: send the whispers of the client to this stream.
             presence: use this stream for presence. The default is the first stream of the subscription.
             after: first send the stored messages after this position, which `position()` has returned for this stream.
-                It can be a text, as in `after=self.params.get("after")`. If some of these messages are no longer
-                stored, or the text is not a position of this stream, the client receives `reject_history`. If the
+                It can be a string, as in `after=self.params.get("after")`. If some of these messages are no longer
+                stored, or the string is not a position of this stream, the client receives `reject_history`. If the
                 client itself requests messages after a position, that position is used. The argument has no effect for
                 clients of the base protocol and for streams without a history.
 

@@ -339,7 +339,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
-        # Let the task begin. Otherwise, the channel layer would not clean up when the task is cancelled.
+        # Let the task begin, so that the channel layer cleans up if the task is cancelled.
         await asyncio.sleep(0)
         return task
 

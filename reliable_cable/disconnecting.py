@@ -50,7 +50,7 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
     the disconnect is retried in the background until it succeeds.
 
     Args:
-        reconnect: whether the clients reconnect automatically, and are authenticated again. Otherwise, they stay
+        reconnect: whether the clients reconnect automatically, and are authenticated again. If False, the clients stay
             disconnected until the web page is reloaded.
         using: wait only for a transaction on the database with this alias.
         identifiers: values for one or more of the names in `identified_by`, of the types that `connect` sets.
@@ -118,7 +118,7 @@ def revoke(
     Args:
         channel: the channel class. Give either a channel or a stream.
         stream: the name of a stream. `ChatChannel.broadcasting_for(room)` returns the name for a target.
-        reason: a text for the clients, which receive `{"type": "revoked", "reason": reason}`.
+        reason: a string for the clients, which receive `{"type": "revoked", "reason": reason}`.
         using: wait only for a transaction on the database with this alias.
         identifiers: the identifiers of the connections, as for `disconnect`.
 
@@ -278,7 +278,7 @@ class _Revoke(_Disconnect):
 
     def _encode(self, at: float) -> str:
         scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
-        # The namespace is among them, because it is a part of a connection's identity.
+        # `connections` includes the namespace, because the namespace is a part of a connection's identity.
         connections = {name: text for name, text in self.condition.items() if name not in scope}
         return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
 
@@ -336,7 +336,7 @@ def check_names(names: Collection[str]) -> None:
 
 
 def _import_consumers() -> None:
-    """Import the ASGI application, and so the consumers. A shell or a worker may not have imported them."""
+    """Import the ASGI application and its consumers, which a shell or a worker may not have imported yet."""
     path = getattr(django_settings, "ASGI_APPLICATION", None)
     if path:
         with contextlib.suppress(ImportError):

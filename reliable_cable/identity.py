@@ -92,14 +92,14 @@ def reason_against(name: str, value: Any) -> str:
 
 
 def parse_identifier(name: str, text: object) -> str:
-    """Convert the text of an identifier to the form that `identify` returns.
+    """Convert an identifier in an HTTP request to the form that `identify` returns.
 
     The label of a proxy model is replaced by that of the concrete model, and the label of a child by that of its
     parent. Primary keys are normalized.
 
     Args:
         name: the name of the identifier.
-        text: a text from an HTTP request: `auth.user:1` for a model instance, `<type>:<value>` for another value.
+        text: a string from the request: `auth.user:1` for a model instance, `<type>:<value>` for another value.
 
     Raises:
         ValueError: no connection can have this identifier. The message contains the reason.

@@ -115,7 +115,7 @@ def _append(changes: Sequence[LoginChange]) -> None:
 
 
 def _append_all(changes: Sequence[LoginChange]) -> Sequence[LoginChange]:
-    """Append changes to the control stream. Return the changes to retry. A message may safely be sent twice."""
+    """Append changes to the control stream. Return the changes to retry. A repeated message does no harm."""
     try:
         _append(changes)
     except (BroadcastError, StoreError):

@@ -55,7 +55,7 @@ class Login(_UserLogin):
 
     @property
     def identity(self) -> Identity:
-        """The user's id and the digest of the session key. A `LoginChange` names the logins that it concerns by one."""
+        """The user's id and the digest of the session key. A `LoginChange` contains one of the two."""
         return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
 
@@ -73,7 +73,7 @@ class TokenLogin(_UserLogin):
 
     @property
     def identity(self) -> Identity:
-        """The user's id. A `LoginChange` names the logins that it concerns by this id."""
+        """The user's id. A `LoginChange` contains this id."""
         return {USER: self.user_id}
 
 
@@ -123,8 +123,8 @@ def has_valid_hash(user: Any, auth_hash: str) -> bool:
 def check_logins(logins: Sequence[AnyLogin]) -> list[bool | Exception]:
     """Return, for each login, whether it is valid, or the error if it could not be checked.
 
-    Sessions and users are looked up in batches if the session engine and the authentication backend allow this.
-    Otherwise they are looked up one by one.
+    Sessions and users are looked up in batches if the session engine and the authentication backend allow this, and one
+    by one if not.
 
     Raises:
         Exception: the look-up of a batch failed, and no login was checked.

@@ -13,10 +13,10 @@ from functools import wraps
 from traceback import TracebackException
 from typing import Any, Final
 
-#: The logger of this package.
+#: The logger to which all modules of this package log. `install` adds the filters to it.
 logger = logging.getLogger("reliable_cable")
 
-#: The maximum length, in characters, of a logged text. Texts may come from clients.
+#: The maximum length, in characters, of a logged value. It is limited, because values may come from clients.
 TEXT_LIMIT: Final = 200
 #: The maximum length, in characters, of the logged message of an exception.
 ERROR_LIMIT: Final = 1000
@@ -37,7 +37,8 @@ SERVER_LOGGERS: Final = (
 _PARAMETERS = ("sid", "jid", "token", "ticket", "signature", "password", "secret")
 _NAMES = f"(?:{'|'.join(_PARAMETERS)})"
 _HEADERS = "(?:authorization|cookie|x-anycable-restore-sid|x-jid|x-socket-id)"
-#: Texts with a named secret contain one of these words. A search for them is faster than the regular expression.
+#: A string with a named secret contains one of these words. A search for the words is faster than the regular
+#: expression.
 _MARKS = (*_PARAMETERS, "signed_stream", "authorization", "cookie", "x-socket-id")
 #: Matches a secret together with its name. A group contains the text before the secret.
 _NAMED_SECRETS = re.compile(

@@ -18,8 +18,8 @@ _socket_id: ContextVar[str] = ContextVar("reliable_cable_socket_id", default="")
 def current_socket_id() -> str:
     """Return the session id of the client that the running code serves; `""` if it is unknown.
 
-    In a request, this is the header `X-Socket-ID`, which may be any text. In a handler of a channel, it is the session
-    id of the client's connection.
+    In a request, this is the header `X-Socket-ID`, which may be any string. In a handler of a channel, it is the
+    session id of the client's connection.
     """
     return _socket_id.get()
 

@@ -53,7 +53,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Parse the origin in a header or setting. Return None if the text is invalid, or is `null`."""
+        """Parse the origin in a header or setting. Return None if the string is invalid, or is `null`."""
         scheme, _, rest = text.partition("://")
         scheme = scheme.lower()
         host, port = split_domain_port(rest)

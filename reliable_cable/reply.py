@@ -62,7 +62,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Reply:
-    """The changes and messages that a handler has recorded, in order. If the handler fails, they are dropped."""
+    """The changes and messages that a handler has recorded, in order. If the handler fails, the reply is dropped."""
 
     #: The messages to the client, as JSON texts.
     transmissions: list[str] = field(default_factory=list)

@@ -108,7 +108,7 @@ def accepted_keys(purpose: str, key: str) -> Iterator[str]:
 
 
 def accepted_secrets(secret: str) -> Iterator[str]:
-    """Yield the given secret. If it is derived from `SECRET_KEY`, also yield those for `SECRET_KEY_FALLBACKS`."""
+    """Yield the given secret. If it is derived from `SECRET_KEY`, also yield the secrets for `SECRET_KEY_FALLBACKS`."""
     yield secret
     if secret == derived_secret(django_settings.SECRET_KEY):
         for key in django_settings.SECRET_KEY_FALLBACKS:

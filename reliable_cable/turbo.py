@@ -89,7 +89,7 @@ async def abroadcast_append_to(*streamables: Streamable, **options: Unpack[Conte
 
 @sync_only("abroadcast_prepend_to")
 def broadcast_prepend_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Prepend content to the target. Otherwise, this is like `broadcast_append_to`."""
+    """Prepend content to the target. In all other respects, this is like `broadcast_append_to`."""
     return _broadcast("prepend", ContentOptions, streamables, options).send()
 
 

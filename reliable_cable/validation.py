@@ -210,7 +210,7 @@ def qualify_stream(stream: object, namespace: str) -> str:
 
 
 def target_name(target: Any) -> str:
-    """Convert a target to a text, which is a part of a stream's name (see `Channel.broadcasting_for`).
+    """Convert a target to a string, which is a part of a stream's name (see `Channel.broadcasting_for`).
 
     Raises:
         ChannelError: the value cannot be converted.
@@ -229,7 +229,7 @@ def target_name(target: Any) -> str:
 
 
 def _unstorable_character(text: str) -> str:
-    """Return the first control character or surrogate in a text; `""` if it has none."""
+    """Return the first control character or surrogate in a string; `""` if it has none."""
     if text.isprintable():
         return ""
     return next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), "")
@@ -265,7 +265,7 @@ def _excluded_socket(to_others: bool, exclude_socket: str | None) -> str:
         raise InvalidOption(f"exclude_socket is {exclude_socket!r}; it must be a session id, which is a string.")
     else:
         socket = exclude_socket
-    # A client may send any text as its session id. If the text cannot be a session id, no connection is excluded.
+    # A client may send any string as its session id. If the string cannot be a session id, no connection is excluded.
     return socket if is_session_id(socket) else ""
 
 

@@ -91,9 +91,9 @@ class KeySet:
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """Return the key that verifies a token, or None if the set does not have it.
 
-        If the key is not found, the set is loaded again, but at most once in `MIN_INTERVAL`. Before that,
-        `KeysUnavailable` is raised, because the key may have been added since the set was last loaded. The client tries
-        again later.
+        If the key is not found, the set is loaded again, but not within `MIN_INTERVAL` seconds after the last attempt.
+        During this time, `KeysUnavailable` is raised, because the key may have been added since the set was last
+        loaded. The client tries again later.
 
         Args:
             key_id: the id of the key. None means that the token names no key. The set must then have exactly one key
@@ -150,7 +150,7 @@ class KeySet:
 
 
 def is_url(source: str) -> bool:
-    """Return whether the source of a key set is a URL. Otherwise, it is the path of a file."""
+    """Return whether the source of a key set is a URL. If not, the source is the path of a file."""
     return source.startswith(("https://", "http://"))
 
 

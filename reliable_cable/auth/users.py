@@ -34,6 +34,6 @@ def _primary_key(reference: str | int) -> str | int:
     return key if separator and label in (root_label(meta), meta.label_lower) else reference
 
 
-#: Returns the active user whom a token names. Raises `InvalidToken` if there is no such user. The token contains a text
-#: such as `auth.user:1`, or a primary key. Many calls at the same time can share one thread.
+#: Returns the active user whom a token names. Raises `InvalidToken` if there is no such user. The token contains a
+#: string such as `auth.user:1`, or a primary key. Many calls at the same time can share one thread.
 find_user = BatchedCalls(_find_user)

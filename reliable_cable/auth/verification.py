@@ -210,7 +210,7 @@ class TokenVerifier:
         if not is_active(user):
             raise InvalidToken("names a user who is not active")
         try:
-            # The authenticator has verified the signature.
+            # The signature need not be verified here, because the authenticator has accepted the token.
             claims = self._jwt.decode(token, options={"verify_signature": False})
             expiry = self._expiry(claims)
         except Exception:
@@ -245,7 +245,7 @@ def _refuse_constant(name: str) -> None:
 
 def _is_identifier(value: object) -> bool:
     if isinstance(value, str):
-        # Databases cannot store a text with a NUL or a surrogate.
+        # Databases cannot store a string with a NUL or a surrogate.
         return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
     return value is None or isinstance(value, int | float)
 

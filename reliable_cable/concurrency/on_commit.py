@@ -91,7 +91,7 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
         using: the alias of a database. Transactions on other databases are ignored. None stands for all databases.
 
     Returns:
-        True if a transaction is open. Otherwise, the caller must do its work now.
+        True if a transaction is open. If the result is False, the caller must do its work now.
     """
     databases = [
         connection.alias

@@ -25,8 +25,8 @@ class PerLoop(Generic[T]):
 
         Args:
             create: a function that creates the object if necessary.
-            is_current: a function that returns whether the existing object may still be used. Otherwise a new object
-                replaces it, for example after a change of settings.
+            is_current: a function that returns whether the existing object may still be used. If it returns False, for
+                example after a change of settings, a new object replaces the existing one.
 
         Raises:
             RuntimeError: no event loop is running.

@@ -247,7 +247,8 @@ def close_old_connections() -> None:
     """Close this thread's database connections that are broken or too old.
 
     Connections that stay open are checked when they are next used. Connections with an open transaction are never
-    closed here. Django's function of the same name closes those, too, because it is called only between requests.
+    closed here. Django's function of the same name closes such connections, too, because it is called only between
+    requests.
     """
     thread = threading.get_ident()
     if thread not in _connected:

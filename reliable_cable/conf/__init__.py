@@ -141,7 +141,8 @@ class CableSettings:
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
-    #: The allowed audiences and issuers of tokens. In the project's settings, each of these may also be a single text.
+    #: The allowed audiences and issuers of tokens. In the project's settings, each of these may also be a single
+    #: string.
     jwt_audience: tuple[str, ...] = _setting((), check_texts)
     jwt_issuer: tuple[str, ...] = _setting((), check_texts)
     authenticators: tuple[str, ...] = _setting((), check_paths)

@@ -22,7 +22,7 @@ class RateLimit:
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Parse a text such as `"20/10s"`, and return the limit.
+        """Parse a string such as `"20/10s"`, and return the limit.
 
         Raises:
             ValueError: the value is not a valid rate limit.

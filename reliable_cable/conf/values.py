@@ -79,7 +79,7 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _without_password(url: str) -> str:
-    """Remove the part of a URL that may contain a password. The text may also be an invalid URL."""
+    """Remove the part of a URL that may contain a password. The URL may also be invalid."""
     scheme = _SCHEME.match(url)
     _, at, place = url.rpartition("@")
     place = place.partition("?")[0]

@@ -41,7 +41,7 @@ class Closing:
         session: what happens to the session.
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is told to reconnect. The caller of `close` can override this.
-        abort: whether the socket is dropped at once. Otherwise, the queued frames are sent first.
+        abort: whether the socket is dropped at once. If False, the queued frames are sent first.
         reading: whether the server continues to read until the client closes the socket.
     """
 

@@ -73,7 +73,7 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that the queue is empty. This ends the delay, unless commands were handled before their time."""
+        """Record that the queue is empty. This ends the delay, unless commands were handled too early."""
         buckets = (self._commands, self._whispers)
         if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):
             self._waiting_since = None

@@ -291,7 +291,7 @@ class Commands(CommandQueue):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
-        """Apply a reply to a subscription. Its handler began at `began`, by the monotonic clock of `session_clock`."""
+        """Apply a reply to a subscription. `began` is the `moment` of the session clock at which the handler began."""
         if reply.streams:
             try:
                 await subscription.apply_streams(reply)
@@ -354,8 +354,8 @@ class Commands(CommandQueue):
             decides: whether the handler rejects the subscription by returning a false value other than None.
 
         Returns:
-            The reply. `REFUSED` if the handler or the check refused the client. If the check called `reject()`, it is
-            an equal reply, which the caller also applies. None if the handler or the check failed.
+            The reply. `REFUSED` if the handler or the check refused the client. If the check called `reject()`, the
+            result is an equal reply, which the caller also applies. None if the handler or the check failed.
         """
         saved = channel.begin()
         try:

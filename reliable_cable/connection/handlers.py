@@ -29,8 +29,8 @@ REFUSED = Reply(rejected=True, refused=True)
 #: The errors by which a handler refuses a request of its client. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
-#: The text of the error that is raised if `around_command` suppresses an error. Without that error, a failed check
-#: would count as passed.
+#: The text of the error that is raised if `around_command` suppresses the error of a check or handler. If no error were
+#: raised, a failed check would count as passed.
 _SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
 
 
@@ -51,7 +51,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
 
 
 def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
-    """Return the handlers that are not None and that `base` does not itself define. Those of `base` do nothing."""
+    """Return the handlers that are not None and that `base` does not itself define. Handlers of `base` do nothing."""
     overridden = []
     for handler in handlers:
         target = handler.func if isinstance(handler, partial) else handler
@@ -73,7 +73,7 @@ async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
 
 
 async def invoke_isolated(consumer: Any, handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler in a copy of the connection's context, inside `around_command`. Otherwise, this is like `invoke`.
+    """Run a handler in a copy of the connection's context, inside `around_command`. All else is as in `invoke`.
 
     Args:
         consumer: the consumer of the connection.
@@ -120,7 +120,7 @@ async def run_calls(
     Args:
         around: a function that returns the sync or async context manager in which the functions run.
         calls: the functions to run, in order.
-        check: the check. `calls` may lack it. If it refuses the client, the handler is not called.
+        check: the check. `calls` may lack the check. If the check refuses the client, the handler is not called.
         channel: the channel that the check belongs to. The check can also refuse by calling the channel's `reject()`.
 
     Returns:

@@ -147,10 +147,10 @@ class SubscriptionPresence:
                 return
             await self._service.join(stream, self._key, id_, info, replaces=former or "")
         except Exception:
-            self.member = None  # its info is not JSON, so no session record can contain it
+            self.member = None  # the member's info is not JSON, so no session record can contain it
             raise
         self._connection.changed()
-        with contextlib.suppress(StoreError):  # if it is raised, the former member expires
+        with contextlib.suppress(StoreError):  # after this error, the former member expires
             await self._leave_former()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
@@ -239,7 +239,8 @@ class SubscriptionPresence:
         """After a restore, take over the member of the former session, and correct the client's list.
 
         If the client itself requested the join, the member is not taken over, because the client joins again. If the
-        client does not, because it had left and its `leave` was lost with the connection, the member expires.
+        client does not join again, because it had left and its `leave` was lost with the connection, the member
+        expires.
 
         Args:
             left_at: when the client left the former session, by the session store's clock.

@@ -60,7 +60,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     hub = connection.hub
     old = hub.connections.find(sid)
     if old is not None and not old.resumable:
-        old = None  # its session has ended or was taken over, so the store has the last record
+        old = None  # the old session has ended or was taken over, so the store has its last record
     try:
         record = old.record() if old is not None else await hub.sessions.load(sid, connection.identity)
     except Exception:
@@ -197,7 +197,7 @@ async def _restore_one(
 
 
 async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
-    """Run the handler that decides whether a subscription is restored. Return its reply, or None if it is not."""
+    """Run the handler that decides whether a subscription is restored. Return its reply, or None if it rejects."""
     name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
     handler, check = getattr(channel, name), channel.before_subscribe
     reply = await commands.call(channel, name, handler, check, retried=retried, decides=True)

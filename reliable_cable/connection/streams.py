@@ -108,8 +108,8 @@ class SubscribedStream(Subscriber):
     def resolve(self, position: StreamPosition) -> StreamPosition:
         """Translate a position that was named or recorded earlier into a position in the stream.
 
-        If the stream had no message at that time, and the store now has another data set (lineage), the result is
-        `LOST`, because messages may have been stored and lost since then.
+        If the stream had no message when the position was named or recorded, and the store now has another data set
+        (lineage), the result is `LOST`, because messages may have been stored and lost since then.
         """
         if not is_beginning(position):
             return position

@@ -92,7 +92,7 @@ class Subscription(SubscriptionStreams):
             self._stop(start.name)
             raise
         if self.connection.closed:
-            # The connection ended while the stream was being opened. At that time, the subscriber could not be closed.
+            # The connection ended while the stream was being opened. The subscriber can be closed only now.
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor

@@ -122,7 +122,7 @@ def _read_item(value: Any, what: str) -> BatchItem:
 
 
 def _decode(stream: str, text: str) -> Any:
-    """Return the value of a JSON text. If the text is not JSON, return the text."""
+    """Decode a string that may be JSON. If the string is not JSON, return the string itself."""
     if is_too_deep(text):
         raise InvalidPayload(f"The payload for {stream!r} has {TOO_DEEP}.")
     try:

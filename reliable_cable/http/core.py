@@ -173,7 +173,7 @@ async def _take_all(steps: Steps[T], take: Callable[[ReadBody | Call], Coroutine
         steps: the generator of an endpoint.
         take: performs one step, and returns the result of the step.
     """
-    with closing(steps):  # otherwise, after a cancellation, the generator would be closed later, in another context
+    with closing(steps):  # after a cancellation, this closes the generator now, not later in another context
         try:
             step = next(steps)
             while True:

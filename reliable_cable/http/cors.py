@@ -54,8 +54,9 @@ def _may_read(headers: Mapping[str, str]) -> bool:
 def without_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Sequence[tuple[bytes, bytes]]:
     """Return the headers of a request, without `Origin` if the consumer need not check the origin.
 
-    The consumer checks the origin of a request that has the header. Otherwise, a web page of another site could use the
-    cookies of its visitor. A request without cookies needs no such check if the web page may read the response.
+    The consumer checks the origin of a request that has the header. Without this check, a web page of another site
+    could use the cookies of its visitor. A request without cookies needs no such check if the web page may read the
+    response.
 
     Args:
         scope: the scope of the request.
@@ -80,7 +81,8 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
     if dict(scope["headers"]).get(b"sec-fetch-site") not in _OTHER_SITES:
         return
     if _has(scope, b"origin"):
-        # This is logged only in development. In production, a proxy may add the headers that let the page read it.
+        # This is logged only in development. In production, a proxy may add the headers that let the page read the
+        # response.
         if settings.DEBUG and not _may_read(headers):
             log_refusal(scope, f"A page cannot read {scope['path']!r}", _problems(scope, headers))
     elif _has(scope, b"cookie"):

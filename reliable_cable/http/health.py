@@ -64,7 +64,7 @@ _checks: PerLoop[StoreCheck] = PerLoop()
 
 
 async def find_problem() -> str | None:
-    """Return the reason why this server cannot serve clients, as an English text; None if it can serve them."""
+    """Return the reason why this server cannot serve clients, as a sentence; None if it can serve them."""
     if is_draining():
         return "This server is about to stop."
     engine = get_engine()

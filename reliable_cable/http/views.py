@@ -18,13 +18,13 @@ def make_view(endpoint: Endpoint) -> View:
     """Return a Django view that serves an endpoint.
 
     The view is sync, so under ASGI, Django runs it in a thread. The view never runs in a transaction of
-    `ATOMIC_REQUESTS`. Otherwise, a broadcast would be sent after the commit, and the response could not say whether the
-    broadcast succeeded.
+    `ATOMIC_REQUESTS`. In such a transaction, a broadcast would be sent after the commit, and the response could not say
+    whether the broadcast succeeded.
     """
 
     def view(request: HttpRequest, stream: str = "") -> HttpResponse:
         # `content_length` is not passed, so a body that is too large is read up to the limit, before it is refused. If
-        # it were not read, WSGI servers would reset the connection, and the client would get no response.
+        # such a body were not read, WSGI servers would reset the connection, and the client would get no response.
         asked = Request(
             method=request.method or "",
             path=request.path,

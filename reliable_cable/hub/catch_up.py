@@ -80,7 +80,8 @@ class CatchUp:
                 page = None
             if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # This is copied before the read, because the page may lack messages that the hub delivers during the read.
+            # The position is copied before the read, because the page may lack messages that the hub delivers during
+            # the read.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
@@ -117,7 +118,7 @@ class CatchUp:
         await subscriber.outbox.drained()
 
     def _write_block(self, group: SubscriberGroup, stream: str, subscriber: Subscriber, step: Step) -> bool:
-        """Write all entries at once if several subscribers of the group need the same ones. Else, return False."""
+        """Write all entries as one block that several subscribers share. Return False if this is not possible."""
         write = subscriber.outbox.ready
         excluded = {entry.exclude for entry in step.entries if entry.exclude}
         if write is None or not excluded.isdisjoint(subscriber.sids):

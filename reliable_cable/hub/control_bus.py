@@ -178,8 +178,8 @@ class ControlBus:
         connection = self._connections.find(takeover.sid)
         if connection is None or takeover.successor in connection.sids:
             return  # the connection has restored the successor's session
-        # If both connections have restored the same former session, the one that was announced later stays open. If the
-        # announcement of `connection` has not come back yet, it is later than this one.
+        # If both connections have restored the same former session, the connection that was announced later stays open.
+        # If the announcement of `connection` has not come back yet, it is later than the announcement of `takeover`.
         if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:
             connection.close(DisconnectReason.SUPERSEDED)
 

@@ -119,7 +119,7 @@ class EncodedBatch:
             self._block = block
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
-        """Write the batch to subscribers. A subscriber that already has some messages gets only the others."""
+        """Write the batch to subscribers. A subscriber that already has some of the messages gets only the rest."""
         before, last, excluded = self._batch.first - 1, self._batch.last, self._batch.excluded
         has_kept = last > before
         block = self._block

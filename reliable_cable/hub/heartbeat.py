@@ -46,7 +46,7 @@ class Heartbeat:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Pinged) -> None:
-        """Start to ping a connection. To spread pings, the first one follows after a random 0.5 to 1.5 intervals."""
+        """Start to ping a connection. To spread pings, the first ping is sent after a random 0.5 to 1.5 intervals."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick = int(loop.time() / TICK)

@@ -102,7 +102,7 @@ class HistoryReader:
             return await self._ask(stream, start.offset, hub, following)
         loop = asyncio.get_running_loop()
         # A follower can also use a page that was read for a subscriber that is not a follower. Some
-        # entries are read only for followers, but these are older than all entries of such a page.
+        # entries are read only for followers, but these entries are older than all entries of such a page.
         for cached in (self._pages.get((stream, following)), self._pages.get((stream, False))):
             if cached is not None and cached.expires > loop.time() and _can_use(cached.page, cached.after, start, hub):
                 return cached.page

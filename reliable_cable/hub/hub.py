@@ -342,5 +342,5 @@ class Hub:
         await self.presence.stop()
         await self._listener.close()
         await self.engine.aclose()
-        # A test database cannot be dropped while these threads have open database connections.
+        # A test database cannot be dropped while threads of handlers or stores have open database connections.
         end_threads()

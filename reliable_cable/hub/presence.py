@@ -23,8 +23,8 @@ from .rosters import Rosters
 #: The number of rounds in the time to live of a member. If two of them fail, the member still does not expire.
 ROUNDS_PER_TTL: Final = 3
 
-#: The number of rounds that are made after the last member was released. They cover its time to live, so that one of
-#: them removes the expired member. Two more rounds are added, because clocks may differ.
+#: The number of rounds that are made after the last member was released. These rounds cover the member's time to live,
+#: so that one of them removes the expired member. Two more rounds are added, because clocks may differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
 #: The time, in seconds, between two sweeps, which remove expired members after a client has closed its web page.

@@ -125,8 +125,8 @@ class Repairs:
         epoch. In both cases, messages count as lost.
         """
         start = StreamPosition(page.epoch, 0)
-        # If the control bus observes the stream, this loss is not reported. Otherwise, a restart of Redis would make
-        # all clients reconnect, even if no control messages had been sent before.
+        # If the control bus observes the stream, a possible loss is not reported. If it were reported, every restart of
+        # Redis would make all clients reconnect, even if there were no control messages.
         unseen = is_later_epoch(page.epoch) or (page.low == 1 and stream.lineage not in ("", page.lineage))
         if stream.observer is None and unseen:
             stream.lose_beginning(start)

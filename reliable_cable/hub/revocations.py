@@ -42,7 +42,7 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """A mapping with the latest value for each condition, which is a set of identifiers. The keys are hashes of them.
+    """A mapping with the latest value for each condition. The keys are hashes of the conditions (see `condition_key`).
 
     If there are more values than the control bus stores messages, the oldest value is removed.
     """

@@ -57,7 +57,7 @@ class Roster:
         """The incarnation for the session record of a client whose list belongs to this roster.
 
         The events that correct a list after a loss of data are not stored, so they cannot be sent again. If such events
-        were sent so recently that the client may have missed them, this is `OTHER_INCARNATION`.
+        were sent so recently that the client may have missed them, the value is `OTHER_INCARNATION`.
         """
         recent = asyncio.get_running_loop().time() - self.corrected_at < UNHEARD_TIME
         return OTHER_INCARNATION if recent else self.incarnation
@@ -113,7 +113,7 @@ class Rosters:
 
         Args:
             stream: the stream's name.
-            records: whether to return the members. Otherwise, only their number is returned.
+            records: whether to return the members. If False, only their number is returned.
 
         Raises:
             StoreError: the store could not be read.

@@ -55,7 +55,7 @@ class LossDetector:
     def start(self) -> None:
         """Begin to check the records regularly. The checks end when there are no more live sessions."""
         if self._task is None:
-            # Without checks, an earlier witness may have expired.
+            # An earlier witness may have expired while no checks were made.
             self._witness = ""
             self._renew_witness()
             self._due.clear()

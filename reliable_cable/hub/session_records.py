@@ -85,7 +85,7 @@ class SessionRecords(SessionWriter):
             return None
         try:
             if self.is_pending(sid):
-                # The store may work again, although the last write has failed.
+                # The last write has failed or has not been made yet, but the store may work now.
                 async with asyncio.timeout(LOAD_TIMEOUT):
                     await self.flush(retry=True)
             record = await self._load(sid, identity)

@@ -28,7 +28,8 @@ MAX_QUEUED: Final = 8 * 2**20
 #: being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
-#: The cursor of a subscriber that has lost messages. No stream has this epoch. So a read after the cursor finds a loss.
+#: The cursor of a subscriber that has lost messages. No stream has the epoch of this cursor. So a read after the cursor
+#: finds a loss.
 LOST: Final = StreamPosition("lost", 0)
 
 

@@ -53,7 +53,7 @@ class SubscriberOutbox(Protocol):
         """Send several frames, in order."""
 
     def send_positions(self) -> None:
-        """Send its positions to a client without a session, because messages that exclude the client were skipped."""
+        """Tell a client without a session its positions, because messages that exclude the client were skipped."""
 
     def can_hold(self, size: int) -> bool:
         """Return whether a message of `size` characters may be held."""

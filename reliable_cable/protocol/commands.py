@@ -17,8 +17,8 @@ from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
-#: The maximum length of an epoch in a history request, in characters. A longer text is cut off, because it cannot
-#: be the epoch of a stream in any case.
+#: The maximum length of an epoch in a history request, in characters. A longer epoch is cut off, because it cannot be
+#: the epoch of a stream in any case.
 MAX_EPOCH_LENGTH: Final = 64
 
 
@@ -109,7 +109,7 @@ class Presence(Command):
     """The command that requests the members of the subscription's stream.
 
     Args:
-        return_records: whether the answer lists the members. Otherwise it contains only their number.
+        return_records: whether the answer lists the members. If False, the answer contains only their number.
     """
 
     return_records: bool = True
@@ -224,7 +224,7 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
     Raises:
         ProtocolError: the text is not a JSON object, or is nested too deeply.
     """
-    # Most texts are too short to be nested too deeply, so their brackets need not be counted.
+    # Most JSON texts are too short to be nested too deeply, so their brackets need not be counted.
     if len(text) >= SHORTEST_TOO_DEEP and is_too_deep(text):
         raise ProtocolError(f"{subject} has {TOO_DEEP}")
     try:

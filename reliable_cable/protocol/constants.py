@@ -75,8 +75,8 @@ ANSWER: Final = "$answer"
 #: The maximum length of a call's id, in characters.
 MAX_CALL_ID_LENGTH: Final = 64
 
-#: The `type` of the message that tells a client that a subscription was revoked. The same text is the default reason of
-#: a revocation.
+#: The `type` of the message that tells a client that a subscription was revoked. The same string is the default reason
+#: of a revocation.
 REVOKED: Final = "revoked"
 
 #: The usual close code. All servers can send it, and all clients reconnect after it.

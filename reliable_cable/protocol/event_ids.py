@@ -3,7 +3,7 @@
 When a browser reconnects, it sends the last id that it has received. So the server can resume all streams.
 
 * For a reader with one stream, the id is `<offset>/<epoch>/<stream>`, as in AnyCable. If the name of the stream ends
-  with a space, the id has the second form.
+  with a space, the id has the form for several streams.
 * For a reader with several streams, the id is `*` and `<offset>/<epoch>/<digest>` for each stream, separated by commas.
   A digest replaces the name of each stream, so that the id is short enough for the headers that servers and proxies
   accept.
@@ -23,7 +23,7 @@ from .positions import UNKNOWN_POSITION, StreamPosition
 MAX_STREAMS: Final = 100
 #: The approximate size of the largest id that is sent, in bytes. Such an id has `MAX_STREAMS` streams.
 MAX_ID_SIZE: Final = 4 * 1024
-#: The maximum length of a received id, in characters. A longer text is not parsed.
+#: The maximum length of a received id, in characters. A longer id is not parsed.
 MAX_ID_LENGTH: Final = 8 * 1024
 
 #: The first character of an id with several streams.
@@ -36,7 +36,7 @@ _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
 
-@lru_cache(maxsize=4096)  # a digest is not computed again for each event
+@lru_cache(maxsize=4096)  # so that a digest is not computed again for each event
 def digest(name: str) -> str:
     """Return the digest that replaces the name of a stream in an id. It has 8 characters."""
     return urlsafe_b64encode(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()
@@ -130,7 +130,7 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id.
 
-    For a text that is not a valid id, every stream has an unknown position. The reader is then told that messages were
+    If the string is not a valid id, every stream has an unknown position. The reader is then told that messages were
     lost.
     """
     if not text:

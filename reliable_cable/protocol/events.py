@@ -32,8 +32,8 @@ _RAW_COMMENTS: Final = {MessageType.PING.value: ": ping\n", MessageType.CONFIRM_
 
 _LINE_BREAK: Final = re.compile("\r\n|\r|\n")
 _EVENT_NAME: Final = re.compile(r"[^\r\n\0]{1,100}")
-#: The event types that a message cannot set. Otherwise a whisper could look like an event from the server or the
-#: browser.
+#: The event types that a message cannot set. If a whisper could set them, it could look like an event from the server
+#: or the browser.
 RESERVED_EVENTS: Final = (*(str(each) for each in MessageType), "open", "error")
 
 
@@ -47,8 +47,8 @@ class Event(Frame):
 
     added = MAX_ID_SIZE
 
-    #: Whether the field `data` contains only the message. Otherwise it contains the same JSON text as a WebSocket
-    #: frame.
+    #: Whether the field `data` contains only the message. If False, the field contains the same JSON text as a
+    #: WebSocket frame.
     unwrapped: ClassVar = True
     #: Whether the reader requests messages only (`raw=1`).
     raw: ClassVar = False
@@ -96,7 +96,7 @@ class Event(Frame):
 
     @property
     def shown(self) -> bool:
-        """Whether the event has a field or an id. Otherwise, it is not sent."""
+        """Whether the event has a field or an id. An event that has neither is not sent."""
         return bool(self) or self.has_id
 
     @classmethod

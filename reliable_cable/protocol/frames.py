@@ -73,7 +73,7 @@ class Frame(str):
     @property
     def wire(self) -> bytes:
         """The bytes of the WebSocket frame."""
-        # Many frames are used only once. For these, `getattr` takes half as long as catching an AttributeError.
+        # Many frames are used only once. For such frames, `getattr` takes half as long as catching an AttributeError.
         wire: bytes | None = getattr(self, "_wire", None)
         if wire is None:
             wire = self._wire = self._encode_frame()

@@ -34,8 +34,8 @@ class StreamPosition:
         return hash((self.epoch, self.offset))
 
 
-#: The first character of the text that takes the place of an epoch if the stream does not exist. The rest of that text
-#: is a digest of the lineage (see `beginning_of`). No epoch begins with `~`.
+#: The first character of the string that takes the place of an epoch if the stream does not exist. The rest of that
+#: string is a digest of the lineage (see `beginning_of`). No epoch begins with `~`.
 _LINEAGE: Final = "~"
 
 
@@ -63,7 +63,7 @@ def later_epoch(token: str) -> str:
     """Return the name of an epoch that begins after the earlier messages of the stream were deleted.
 
     Args:
-        token: a random text.
+        token: a random string.
     """
     return token + LATER
 
@@ -77,7 +77,7 @@ def is_later_epoch(epoch: str) -> bool:
 
 
 #: Matches the text of a page position, which consists of the offset, a digest of the stream's name, and the epoch. If
-#: the stream did not exist, the text from `beginning_of` takes the place of the epoch.
+#: the stream did not exist, the string from `beginning_of` takes the place of the epoch.
 _PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~]{1,100})")
 
 
@@ -85,13 +85,13 @@ _PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~
 class PagePosition(StreamPosition):
     """The position that a stream had before the data of a web page were read. `position()` returns it.
 
-    `str()` converts the position to a text, which a web page passes to its client. The text contains a digest of the
-    stream's name, but not the name itself.
+    `str()` converts the position to a string, which a web page passes to its client. The string contains a digest of
+    the stream's name, but not the name itself.
 
     Args:
         stream: the name of the stream, with its namespace.
-        beginning: the text from `beginning_of` that takes the place of the epoch if the stream did not exist. It is
-            `""` if the stream existed, or if the lineage is unknown.
+        beginning: the string from `beginning_of` that takes the place of the epoch if the stream did not exist; `""` if
+            the stream existed, or if the lineage is unknown.
     """
 
     stream: str
@@ -144,8 +144,8 @@ class HistoryRequest:
         """Return a request for all messages that are requested by this request or by the other request.
 
         If the requests have different positions in a stream, or one has a position and the other a time, the merged
-        request has `UNKNOWN_POSITION` for this stream. The server then rejects the request. Otherwise, messages between
-        the two positions could be lost unnoticed.
+        request has `UNKNOWN_POSITION` for this stream. The server then rejects the request. If one of the two were
+        used, messages between them could be lost unnoticed.
         """
         times = [each.since for each in (self, other) if each.since is not None]
         streams = dict(self.streams)

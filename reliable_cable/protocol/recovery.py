@@ -10,15 +10,15 @@ change the position:
 * `judge` compares a live message with the position. The message may be the next one, and is then sent. It may be a
   repeat, and is then skipped. Or there is a gap before it, and the history after the position must be read.
 * `advance` applies a page of history that was read from the store. It returns the messages to send, and the position
-  after them. If messages between the old position and the first one to send no longer exist, it sets `Step.lost`. The
-  client must be told of this loss before the messages are sent.
+  after them. If messages between the old position and the first message to send no longer exist, it sets `Step.lost`.
+  The client must be told of this loss before the messages are sent.
 
 A replay works as follows. A client that reconnects sends its position in each stream. For each stream, the server reads
 a page after the position, and calls `recoverable` to find out whether all messages after it are stored. If messages of
-any stream are missing, the client receives `reject_history`, and nothing is replayed. Otherwise the server sends one
-page after another, each through `advance`, until the position reaches the tail. Then it sends `confirm_history`. If
-messages were trimmed during the replay, it sends `reject_history` in place of `confirm_history`. Live messages are not
-sent during the replay. They are in a later page, or are sent after the replay.
+any stream are missing, the client receives `reject_history`, and nothing is replayed. If all messages are stored, the
+server sends one page after another, each through `advance`, until the position reaches the tail. Then it sends
+`confirm_history`. If messages were trimmed during the replay, it sends `reject_history` in place of `confirm_history`.
+Live messages are not sent during the replay. They are in a later page, or are sent after the replay.
 
 So a subscriber receives the messages of a stream in the order of their offsets, none of them twice, and every missing
 message is reported. This holds for any order of live messages, pages, trims and new epochs. See Protocol: History.

@@ -121,7 +121,7 @@ class Attempt:
 
     @in_namespace_of_run
     def step(self) -> None:
-        """Broadcast and save the answer, if it is time for that. After an outage, the next call tries again."""
+        """Broadcast and save the answer if this is due (see `due`). After an outage, the next call tries again."""
         with self._lock:
             now = self._clock()
             if self.lost or self.due() > now:
@@ -233,7 +233,7 @@ class Attempt:
 
 
 def stop_requests(runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
-    """Return the ids of those runs that are still running although someone has requested a stop.
+    """Return the ids of the runs that are still running although someone has requested a stop.
 
     Args:
         runs: the ids of the runs to check.

@@ -24,8 +24,8 @@ class ChatMessage:
     Args:
         id: the id of the message, which the client has chosen, or `""`.
         role: the role of the author, usually `"user"`. With AG-UI, `"tool"` is the result of a tool that the page ran.
-        text: the texts in the message, joined by line breaks.
-        parts: all parts of the message, such as texts and files, as the AI SDK or AG-UI defines them.
+        text: the text parts of the message, joined by line breaks.
+        parts: all parts of the message, such as text and files, as the AI SDK or AG-UI defines them.
         trigger: `"submit-message"`, or `"regenerate-message"` if the client wants another answer to the message.
         message_id: the id of the message that the client has replaced, or of the answer that it wants again; `""` for
             a new message.
@@ -61,12 +61,12 @@ class RunChats:
 
         Raises:
             ObjectDoesNotExist, PermissionDenied, ValueError, ValidationError: the user has no such chat. The client is
-                told that there is none. Django raises the last two for texts that cannot be primary keys.
+                told that there is no such chat. Django raises the last two for strings that cannot be primary keys.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define subject().")
 
     def start(self, user: AbstractBaseUser | AnonymousUser, subject: models.Model, message: ChatMessage) -> Run:
-        """Store a message, and start a run about the subject that answers it.
+        """Store a message, and start a run that answers the message and has the subject `subject`.
 
         This is called in a transaction. Start the task with `transaction.on_commit`.
 

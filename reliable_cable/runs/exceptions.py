@@ -8,7 +8,7 @@ class RunError(CableError):
 
 
 class RunStopped(RunError):
-    """Raised in the task when its run was stopped. Do not catch it: `writing` does, to end the run."""
+    """Raised in the task when its run was stopped. Do not catch it: `writing` catches it, and ends the run."""
 
 
 class RunLost(RunError):

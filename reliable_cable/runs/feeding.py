@@ -101,7 +101,7 @@ class Feeder:
             self._fail(getattr(error, "code", None) or error.type, error.message)
         elif not _is_event(type(event)):
             raise TypeError(f"{_UNDERSTOOD} This is of the type {type(event).__name__}.")
-        elif type_ == "chunk":  # `chat.completions.stream()` yields such events
+        elif type_ == "chunk":  # an event of `chat.completions.stream()`, which contains a chunk
             self._chunk(event.chunk)
 
     def end(self) -> None:

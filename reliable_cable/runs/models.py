@@ -109,7 +109,7 @@ class RunManager(models.Manager["Run"]):
         return await sync_to_async(self.start)(owner=owner, subject=subject, input=input)
 
     def retry(self, run: uuid.UUID | str) -> Run:
-        """Queue a run again after its end. The new attempt uses the same stream. Start the task afterwards.
+        """Queue a run again after its end. The new attempt uses the same stream. Start the task after this call.
 
         Args:
             run: the id of the run.
@@ -142,7 +142,8 @@ class RunManager(models.Manager["Run"]):
     def expire(self) -> list[Run]:
         """Fail the runs whose writer has died, and tell their readers. Return these runs.
 
-        A server does the same for the runs that its clients read. Call this from a scheduled task to fail all others.
+        A server does the same for the runs that its clients read. Call this from a scheduled task, so
+        that abandoned runs without readers fail, too.
         """
         return [run for run in self.get_queryset().abandoned() if run.fail_if_abandoned()]
 
@@ -205,7 +206,7 @@ class Run(models.Model):
 
     @property
     def ended(self) -> bool:
-        """Whether the attempt has ended."""
+        """Whether the run is completed, stopped or failed. Such a run can be queued again with `Run.objects.retry`."""
         return self.status not in ACTIVE
 
     # -- end ----------------------------------------------------------------------------------------------------------

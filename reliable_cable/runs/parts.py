@@ -27,7 +27,7 @@ _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
 def clean_text(text: str) -> str:
-    """Return a text, with U+FFFD in place of the characters that cannot be stored or sent."""
+    """Return a string, with U+FFFD in place of the characters that cannot be stored or sent."""
     return text if text.isascii() and "\x00" not in text else _UNSTORABLE.sub("\ufffd", text)
 
 
@@ -48,7 +48,7 @@ def check_part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clean(value: Any) -> Any:
-    """Return a JSON value, with U+FFFD in its texts in place of the characters that cannot be stored or sent."""
+    """Return a JSON value, with U+FFFD in its strings in place of the characters that cannot be stored or sent."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list):

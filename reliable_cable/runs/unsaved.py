@@ -1,4 +1,4 @@
-"""Finds the content of a run that was broadcast, but was not saved, because its writer has died."""
+"""Finds the content that the writer of a run broadcast, but did not save, before the writer died."""
 
 from __future__ import annotations
 

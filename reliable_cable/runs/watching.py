@@ -1,4 +1,4 @@
-"""Tells the readers of a run that it has ended, if its writer could not tell them."""
+"""Tells the readers of a run that the run has ended, if its writer could not tell them."""
 
 import asyncio
 import logging

@@ -14,8 +14,8 @@ _MAX_WRAPPERS = 8
 def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     """Return the transport of a connection.
 
-    A server may put the transport into the scope. Otherwise, it is found through the server's `send`, which may be
-    wrapped by middlewares. For an unknown server, this returns a `Transport`, which uses nothing but ASGI.
+    A server may put the transport into the scope. If it has not, the transport is found through the server's `send`,
+    which may be wrapped by middlewares. For an unknown server, this returns a `Transport`, which uses nothing but ASGI.
 
     Args:
         scope: the ASGI scope of the connection.

@@ -44,7 +44,7 @@ class Transport:
 
     def __init__(self, send: Any) -> None:
         #: The ASGI `send` to use. If the server's own `send` was found, it is used, because it avoids a call to every
-        #: middleware for each message. Otherwise, the `send` of the connection is used.
+        #: middleware for each message. If it was not found, the `send` of the connection is used.
         self.send = send
         self._closing: asyncio.Task[None] | None = None
 

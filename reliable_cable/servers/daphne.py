@@ -4,8 +4,8 @@ daphne's `send` does not wait, and Twisted's transport buffers without limit. So
 the transport calls when the buffer is full.
 
 If the transport's buffer is empty, a frame that is shared by many subscribers is written to the socket directly.
-Otherwise it is written to the transport, so that the order is preserved. With TLS, frames are always written to the
-transport.
+If the buffer is not empty, the frame is written to the transport, so that the order is preserved. With TLS, frames are
+always written to the transport.
 """
 
 import time

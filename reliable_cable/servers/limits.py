@@ -6,7 +6,8 @@ whenever a byte is received.
 
 from typing import Final
 
-#: The maximum size of the request line and the headers of a request, in bytes. The data of the first read do not count.
+#: The maximum size of the request line and the headers of a request, in bytes. The data that the first read returns do
+#: not count.
 MAX_HEADERS_SIZE: Final = 64 * 1024
 #: How long, in seconds, a client may take to send the headers of a request.
 HEADERS_TIMEOUT: Final = 10.0

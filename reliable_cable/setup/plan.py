@@ -29,7 +29,7 @@ class Step:
     """A change that the user must make, because the command cannot make it.
 
     Args:
-        what: a text that names the file, says why the command cannot change it, and tells the user what to do.
+        what: a message that names the file, says why the command cannot change it, and tells the user what to do.
         code: the code for the user to insert.
     """
 
@@ -85,6 +85,6 @@ class Plan:
 
 
 def shown(path: Path) -> str:
-    """Return a path as a text for messages: relative to the current folder if the file is in that folder."""
+    """Return a path as a string for messages: relative to the current folder if the file is in that folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -41,8 +41,8 @@ class Listener(ABC):
     async def subscribe(self, stream: str) -> None:
         """Start announcing the events of a stream.
 
-        All events that happen after this method has returned are announced. If some may have been missed, the listener
-        announces a special event, whose receiver must read the missed data from the store.
+        All events that happen after this method has returned are announced. If events may have been missed, the
+        listener announces a special event, whose receiver must read the missed data from the store.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Store(ABC):
 
     @property
     def place(self) -> str:
-        """Where the data are stored, as a text for error messages. The text contains no password."""
+        """Where the data are stored, as a string for error messages. The string contains no password."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def time(self) -> float:

@@ -25,7 +25,7 @@ INTERVAL: Final = 10.0
 #: The maximum age, in seconds, of a measurement that is used without `MARGIN`.
 MAX_AGE: Final = 30.0
 #: The number of seconds to subtract from an estimated time if there is no recent measurement. An estimate that is too
-#: late may make a client miss a message. One that is too early only makes it receive a message twice.
+#: late may make a client miss a message. An estimate that is too early only makes the client receive a message twice.
 MARGIN: Final = 5.0
 #: How many seconds two clocks may drift apart in one second. NTP changes the speed of a clock by at most this much.
 MAX_DRIFT: Final = 0.0005

@@ -232,7 +232,7 @@ def _warn_if_missing() -> None:
 def _request_nonce(context: template.Context) -> str | None:
     request: Any = context.get("request")
     # The three nonces are from Django's context processor, django-csp and Django's middleware. They are lazy objects,
-    # which are falsy until they are converted to text. The conversion adds the nonce to the response's header. So
+    # which are falsy until they are converted to strings. The conversion adds the nonce to the response's header. So
     # compare with None.
     nonces = (context.get("csp_nonce"), getattr(request, "csp_nonce", None), getattr(request, "_csp_nonce", None))
     return next((str(nonce) for nonce in nonces if nonce is not None), None)

@@ -24,7 +24,8 @@ class CapturedBroadcast:
     Args:
         stream: the name of the stream, without its namespace.
         data: the payload as clients receive it, after it was encoded as JSON and decoded.
-        transient: whether the message was neither stored nor numbered, but sent only to clients connected at that time.
+        transient: whether the message was neither stored nor numbered, but sent only to the clients that were
+            connected.
         exclude_socket: the id of the session that does not receive the message; None if all sessions receive it.
         namespace: the namespace of the stream; `""` if it has none.
     """

@@ -60,7 +60,7 @@ class ChannelTester:
         #: The data that the channel has transmitted to the client, in order. The list also contains transient
         #: broadcasts, because a client cannot distinguish them from transmissions.
         self.transmissions: list[Any] = []
-        #: The reason for which the subscription was rejected, as an English text; `""` if it was not rejected.
+        #: The reason for which the subscription was rejected, in English; `""` if it was not rejected.
         self.rejection = ""
         self._isolation = current_isolation()
         self._closed_at_end = False

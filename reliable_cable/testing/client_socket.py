@@ -45,7 +45,7 @@ class ClientSocket:
 
     @property
     def refusal(self) -> str:
-        """The reason for which the client was refused, as an English text."""
+        """The reason for which the client was refused, as a string for error messages."""
         return self.disconnect_reason or f"closed with the code {self.close_code} before the welcome; see the log"
 
     async def open(self, application: Any, scope: Mapping[str, Any]) -> Frame | None:

@@ -54,9 +54,9 @@ def _call_robustly(hook: Callable[[], object]) -> None:
 def commits_of_tested_code() -> Iterator[None]:
     """Treat the end of the tested code's outermost `atomic()` as a commit, for the hooks of this package.
 
-    Otherwise, a broadcast in a `TestCase` would wait for the commit of the test's own transaction, which never happens.
-    Hooks of other packages still wait for that commit. So do hooks that were registered before the test, as in
-    `setUpTestData`.
+    Without this context, a broadcast in a `TestCase` would wait for the commit of the test's own transaction, which
+    never happens. Hooks of other packages still wait for that commit. So do hooks that were registered before the test,
+    as in `setUpTestData`.
 
     Channels' middlewares call `database_sync_to_async`, which usually closes a connection even during a transaction.
     In this context, it leaves such a connection open.

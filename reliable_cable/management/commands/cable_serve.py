@@ -115,7 +115,7 @@ class Command(BaseCommand):
             raise CommandError("Set ASGI_APPLICATION to the path of the application in your asgi.py.")
         _raise_limit_of_open_files()
         youngest, middle, oldest = gc.get_threshold()
-        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # otherwise, the project has set its own threshold
+        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # a threshold that the project has set is kept
             gc.set_threshold(youngest, middle, FULL_COLLECTION_THRESHOLD)
         serve = _serve_by_daphne if options["server"] == "daphne" else _serve_by_uvicorn
         served = _with_static_files(import_string(application))
@@ -218,7 +218,7 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # repeated, because Twisted may not have been imported before
+    server_logs.install()  # called again, because the first call does nothing for Twisted before its import
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:

@@ -1,17 +1,18 @@
 """Translates the events of a run to the events of AG-UI, which `HttpAgent` of `@ag-ui/client` reads. It does no I/O.
 
 See https://docs.ag-ui.com/concepts/events. The client builds a list of messages from the events. One run makes several
-messages: the assistant's text with its tool calls, reasoning, and the results of tools. Their ids are the id of the run
-and a number. Every reader of a run gets the same ids.
+messages: the assistant's text with its tool calls, reasoning, and the results of tools. The id of each message consists
+of the id of the run and a number. Every reader of a run gets the same ids.
 
 The client needs these rules, which the protocol only implies:
 
-- A text is appended to the message with its id, even if the message was begun by an earlier stream. So a client that
-  reads an answer again first needs a `MESSAGES_SNAPSHOT`, which replaces its messages.
+- An event with text names the id of a message. The text is appended to this message, even if an earlier stream began
+  it. So a client that reads an answer again first needs a `MESSAGES_SNAPSHOT`, which replaces its messages.
 - A snapshot removes the messages that it does not contain. So it contains the messages that the client has sent, too.
-  It does not remove reasoning if it contains none, and it does not change the order of the messages that stay.
-- Arguments are appended to the first tool call with their id. So the id of a call must not occur twice.
-- A result is moved to the message of its call. The text after it belongs to a new message.
+  A snapshot without reasoning does not remove reasoning. No snapshot changes the order of the messages that stay.
+- An event with arguments names the id of a tool call. The arguments are appended to the first call with this id. So the
+  id of a call must not occur twice.
+- A result is moved to the message of its call. The text after the result belongs to a new message.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from reliable_cable.runs.parts import REASONING
 
 from .translating import Item, Message, Translator
 
-#: The version of the protocol. Its first version has all of the events below.
+#: The version of the protocol. This is the first version, which already has all events that this module uses.
 VERSION: Final = "1.0"
 
 #: The codes of errors: the run has failed, or the client may connect again to read the rest.
@@ -99,7 +100,7 @@ class AgUiEvents(Translator):
         self._held += events
         answer = build_messages(self._held)
         if not answer and not any(is_of_run(message, self._run) for message in self._messages):
-            self._messages = None  # there is nothing that the client could have read before
+            self._messages = None  # the client cannot have read a part of the answer before
             return events
         if not (answer or self.ended):
             return []  # the client keeps its messages until there is something to replace them
@@ -153,7 +154,7 @@ class AgUiEvents(Translator):
                 yield self._custom("data", {"name": name, **key, "data": item.get("data")})
 
     def _extend(self, kind: str, text: str) -> Iterator[Message]:
-        """Append to the text or the reasoning. Begin a new message if the last one is of another type."""
+        """Append to the text or the reasoning. Begin a new message if the last message is of another type."""
         if self._kind != kind:
             yield from self._close()
             self._kind = kind

@@ -82,7 +82,10 @@ def _connect(request: HttpRequest, user: Any) -> tuple[str, AgUiEvents] | None:
 
 
 def _waits_for(run: Run, asked: RunInput) -> bool:
-    """Return whether a client may lack a part of an ended run: its last message is a question, or of this answer."""
+    """Return whether a client may lack a part of the answer of an ended run.
+
+    This is so if the client has no messages, or if its last message is a user's message or a part of this answer.
+    """
     if not asked.messages:
         return True
     last = asked.messages[-1]

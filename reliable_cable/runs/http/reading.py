@@ -62,7 +62,7 @@ class RunConsumer(CableConsumer):
 
 
 class ReaderTransport(Transport):
-    """The transport of a connection that takes the place of a WebSocket client.
+    """The transport of a connection without a WebSocket. It subscribes to a run, and queues the events of the run.
 
     Args:
         run: the id of the run to which the client subscribes.
@@ -156,7 +156,7 @@ def _read_frame(frame: Mapping[str, Any]) -> Event | Interrupted | None:
 
 
 async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
-    """Yield the events of a run: first a snapshot, then what follows. Yield None if no event arrives for a while.
+    """Yield the events of a run: first a snapshot, then later events. Yield None if no event arrives for a while.
 
     The iteration does not end by itself. Close the iterator after the event with which the run ends.
 

@@ -52,7 +52,10 @@ class Visitor:
 
     @property
     def has_token(self) -> bool:
-        """Whether a token has authenticated the user. The browser does not send tokens by itself, unlike cookies."""
+        """Whether a token has authenticated the user.
+
+        If so, no CSRF check is needed, because browsers do not send tokens by themselves, unlike cookies.
+        """
         return self.scope.get(SCOPE_KEY) is not None
 
 
@@ -230,7 +233,7 @@ def objects_in(value: Any, error: str) -> list[dict[str, Any]]:
     """Return a value that must be a list of objects.
 
     Raises:
-        Refusal: the value is not a list of objects. The refusal has the text `error`.
+        Refusal: the value is not a list of objects. The message of the refusal is `error`.
     """
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise invalid(error)

@@ -84,7 +84,7 @@ def _refuse_if_active(subject: models.Model) -> None:
         Refusal: the subject has an active run that nobody has stopped.
     """
     list(type(subject)._base_manager.select_for_update().filter(pk=subject.pk).values_list("pk"))
-    # A run that is being stopped does not count. Its task may notice that late.
+    # A run that is being stopped does not count. The task of such a run may notice the stop late.
     for run in Run.objects.about(subject).active().filter(stop_requested=False):
         if not run.fail_if_abandoned():
             raise Refusal(

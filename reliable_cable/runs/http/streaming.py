@@ -42,7 +42,7 @@ def stream(
         visitor: the user who reads.
         translator: translates the events of the run to the messages of a protocol.
         headers: the headers of the protocol.
-        last: what follows the last message.
+        last: the bytes to send after the last message.
     """
     return StreamingHttpResponse(
         _Body(_parts(run, visitor, translator, last)), headers={**STREAM_HEADERS, **(headers or {})}

@@ -1,6 +1,7 @@
 """Translates the events of a run to the messages of a protocol. It does no I/O.
 
-The class `Translator` finds out what is new in each event. Its subclasses translate that to a protocol.
+The class `Translator` finds out what is new in each event. Its subclasses translate the new content to the messages of
+a protocol.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Translator(ABC):
 
 
 def _begins_with(content: Content, start: Content) -> bool:
-    """Return whether one content begins with another, so that additions to the other can produce it."""
+    """Return whether `content` can be produced by additions to `start`."""
     if not content.text.startswith(start.text) or len(content.parts) < len(start.parts):
         return False
     if any(part["at"] < start.length for part in content.parts[len(start.parts) :]):
@@ -132,7 +133,7 @@ def _extends(part: Mapping[str, Any], former: Mapping[str, Any], length: int) ->
 
 
 def _rest(content: Content, start: Content) -> Iterator[Item]:
-    """Yield the pieces of text and the parts that must be added to a content to get a longer one, in order."""
+    """Yield the pieces of text and the parts that must be added to `start` to produce `content`, in order."""
     count, position = len(start.parts), start.length
     if count and content.parts[count - 1] != start.parts[-1]:
         last = content.parts[count - 1]

@@ -7,9 +7,10 @@ again replaces the message, instead of adding a second one.
 The client needs these rules, which the protocol only implies:
 
 - A text or a piece of reasoning is a part with an id. It is opened, extended and closed by separate chunks.
-- A result of a tool must follow the call. The client fails otherwise.
+- A result of a tool must follow the call. A result without a call makes the client fail.
 - A step ends after results of tools. Without steps, some clients take the last results as a reason to ask again.
-- A tool that runs on the server is marked as executed by the provider. Otherwise, the client would run it, too.
+- A tool that runs on the server is marked as executed by the provider. Without this mark, the client would run the
+  tool, too.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def build_message(chunks: Iterable[Chunk]) -> dict[str, Any]:
 
 
 def _put_call(parts: list[dict[str, Any]], chunk: Chunk) -> None:
-    """Add a tool call. A second call with the same id in the same step replaces the first one."""
+    """Add a tool call. A second call with the same id in the same step replaces the first call."""
     name = chunk["toolName"]
     own = {"type": "dynamic-tool", "toolName": name} if chunk.get("dynamic") else {"type": f"tool-{name}"}
     keys = ("toolCallId", "input", "providerExecuted")

@@ -17,8 +17,8 @@ MAX_BUCKETS: Final = 10_000
 class MemoryBuckets(Buckets):
     """Stores buckets in the memory of this process.
 
-    The least recently used buckets are dropped when they are full, because a new bucket is full too. They are also
-    dropped when there are more than `MAX_BUCKETS` buckets.
+    Each call of `atake` removes the least recently used bucket as long as this bucket is full, or there are more than
+    `MAX_BUCKETS` buckets. The removal of a full bucket changes nothing, because a new bucket is full, too.
 
     Args:
         clock: a function that returns the time of a monotonic clock, in seconds.

@@ -42,7 +42,8 @@ ROWS_PER_TRANSACTION = 500
 OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
 #: The pause after a write to SQLite, as a fraction of the write's duration. During the pause, the process leaves the
-#: lock free. Otherwise, the project's own transactions would hardly ever get the lock while broadcasts are queued.
+#: lock free. Without the pause, the project's own transactions would hardly ever get the lock while broadcasts are
+#: queued.
 PAUSE_SHARE = 0.25
 #: The maximum pause, in seconds, after a write to SQLite.
 MAX_PAUSE = 0.05
@@ -52,8 +53,8 @@ _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
 #: Whether writes to SQLite are retried for the `timeout` in the database's OPTIONS, not for `WRITE_RETRY_TIME`. It is
-#: True for calls whose caller may hold the write lock and wait for them (see `outside`), and for deletions that later
-#: calls repeat (see `delete_soon`).
+#: True for a call whose caller may hold the write lock while it waits for the call (see `outside`), and for deletions
+#: that later calls repeat (see `delete_soon`).
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -323,7 +324,8 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
     if connection.vendor != "sqlite":
         yield
         return
-    # Django sets `transaction_mode` when it opens the connection. So open it before the mode is changed.
+    # Django sets `transaction_mode` when it opens the connection. So the connection is opened before the mode is
+    # changed.
     connection.ensure_connection()
     raw = connection.connection
     mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
@@ -339,10 +341,10 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
 def _free_cursors(error: BaseException | None) -> None:
     """Clear the frames of an error's tracebacks, so that their database cursors are freed now.
 
-    Otherwise, the garbage collector frees them later, because Django's errors and their tracebacks form reference
-    cycles. The collector may run in the thread that holds SQLite's write lock. To free a cursor, that thread waits for
-    the running statement of the cursor's connection. If the statement is waiting for the write lock, there is a
-    deadlock.
+    Without this call, the garbage collector would free the cursors later, because Django's errors and their tracebacks
+    form reference cycles. The collector may run in the thread that holds SQLite's write lock. To free a cursor, that
+    thread waits for the running statement of the cursor's connection. If the statement is waiting for the write lock,
+    there is a deadlock.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

@@ -105,7 +105,7 @@ class DatabaseServer:
 
     @property
     def has_clock(self) -> bool:
-        """Whether times come from the server's clock. Otherwise, they come from this host's clock."""
+        """Whether times come from the server's clock. If False, times come from this host's clock."""
         return self._clock is None and self._is_postgresql
 
     def _host_time(self) -> float:
@@ -149,7 +149,8 @@ class DatabaseServer:
     def prepare(self) -> None:
         """Find out whether the server reports its lineage. Only the first call takes a query.
 
-        The query fails on some servers. It runs outside of the caller's transaction, which it would otherwise break.
+        The query runs outside of the caller's transaction, because it fails on some servers, and a failed query breaks
+        a transaction.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.

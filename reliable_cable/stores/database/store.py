@@ -39,7 +39,7 @@ class ModelStore(Store):
     """
 
     uses_database = True
-    #: Whether the async methods run in a thread. Otherwise, they block the calling thread (see `blocking`).
+    #: Whether the async methods run in a thread. If False, they block the calling thread (see `blocking`).
     _in_threads = True
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
@@ -49,7 +49,7 @@ class ModelStore(Store):
 
     @property
     def place(self) -> str:
-        """Where the data are stored, as a text for error messages."""
+        """Where the data are stored, as a string for error messages."""
         return f"database {self.settings.database!r}"
 
     @retried_read

@@ -179,7 +179,7 @@ class PresenceStore(Store):
 
         Args:
             stream: the name of the stream.
-            records: whether to return the infos of the members. Otherwise, only the total is returned.
+            records: whether to return the infos of the members. If False, only the total is returned.
             overdue: whether to include members whose sessions have all expired. The next call of `expire` announces
                 their leaves.
         """

@@ -378,7 +378,8 @@ _lock = threading.Lock()
 def client_for(settings: CableSettings) -> RedisClient:
     """Return the client that the stores of one engine share. A forked child process gets a new client."""
     with _lock:
-        # A client refers to its settings. While the client exists, no other settings can have the same id.
+        # The id of the settings is a safe key, because each client keeps its settings alive. So no other settings can
+        # get the same id.
         key = (os.getpid(), id(settings))
         client = _clients.get(key)
         if client is None:

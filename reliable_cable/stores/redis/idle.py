@@ -8,7 +8,7 @@ import time
 from queue import LifoQueue
 from typing import Any, Final
 
-#: How long, in seconds, a connection may be idle. It is closed when another connection is released after that time.
+#: How long, in seconds, a connection may be idle. After that, it is closed as soon as another connection is released.
 MAX_IDLE_TIME: Final = 60.0
 
 

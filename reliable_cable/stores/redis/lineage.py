@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
-#: The maximum age, in seconds, of a connection. An older one is reopened, to resolve the server's address again.
+#: The maximum age, in seconds, of a connection. An older connection is reopened, to resolve the server's address again.
 MAX_CONNECTION_AGE: Final = 60.0
 #: The minimum time, in seconds, before a script checks again whether the server was demoted or promoted.
 CHECK_INTERVAL: Final = 1.0
@@ -57,7 +57,8 @@ class LineageTracker:
         self.key = key
         #: The server of the newest connection, and the lineage of its data; None if no connection has been opened.
         self.identity: Identity | None = None
-        #: The number of the current generation of connections. Those of earlier generations are reopened before use.
+        #: The number of the current generation of connections. Connections of earlier generations are reopened before
+        #: use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
         #: All lineages that this process has received from servers.
@@ -151,7 +152,8 @@ class LineageTracker:
     def _has_returned(self, lineage: str, generation: int) -> bool:
         """Return whether the data have an old lineage again, after this process has seen a newer one.
 
-        If so, the old lineage must be replaced by a new one. Otherwise, one offset could belong to different messages.
+        If so, the old lineage must be replaced by a new one. If it stayed, one offset could belong to different
+        messages.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""

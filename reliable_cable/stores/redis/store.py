@@ -54,7 +54,7 @@ class RedisStore(Store):
 
     @property
     def place(self) -> str:
-        """Where the data are stored, as a text for error messages."""
+        """Where the data are stored, as a string for error messages."""
         return self.client.place
 
     @cached_property

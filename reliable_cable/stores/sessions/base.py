@@ -9,7 +9,8 @@ from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
 #: A revocation also applies to connections that are authenticated up to this many seconds after it. This is because the
-#: time of an authentication is not exact (see clock.py), and Django deletes its session only after the logout signal.
+#: time of an authentication is not exact (see clock.py), and Django deletes the Django session only after the logout
+#: signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The maximum number of characters of a session id.
@@ -34,7 +35,7 @@ class SessionRecord:
 
 
 def is_session_id(sid: str) -> bool:
-    """Return whether a text can be a session id.
+    """Return whether a string can be a session id.
 
     Clients may send any string as an id, and some strings would cause errors in a store.
     """

@@ -87,7 +87,8 @@ class ModelSessionStore(ModelStore, SessionStore):
         # Heads are written before parts, because only the transaction that has locked a head may write its parts.
         expires = self._server.ago(-self.settings.sessions_ttl)
         # The data are stored as JSON text in a JSON string, because PostgreSQL refuses JSON with U+0000 or with half a
-        # surrogate pair. A client that sent such text could otherwise keep a whole batch of records from being saved.
+        # surrogate pair. If JSON itself were stored, a client that sends such text could keep a whole batch of records
+        # from being saved.
         self._rows.bulk_create(
             [
                 Session(
@@ -227,7 +228,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         self._write("deleted", delete)
 
     def revoke(self, condition: Identity) -> float:
-        """Store the time of a revocation with one INSERT. It also applies to records that are saved later."""
+        """Store the time of a revocation with one INSERT. It is also compared with records that are saved later."""
         with self._errors("revoked"):
             now = self._server.time()
         if self.settings.sessions_ttl:

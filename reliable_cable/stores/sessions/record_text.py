@@ -57,7 +57,7 @@ class RecordText:
     Args:
         parts: the beginning of the text, which contains all lists. Each item of a list is a part.
         values: the text after `parts`, which contains all values that are not lists. It is always written whole.
-        version: a random text that identifies the record. It consists of white space, which JSON decoders ignore.
+        version: a random string that identifies the record. It consists of white space, which JSON decoders ignore.
     """
 
     parts: tuple[str, ...]

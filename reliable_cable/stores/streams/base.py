@@ -17,8 +17,8 @@ from .failures import report_failure
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: A time, in seconds since 1970. If `offset_since` is called with this time or an earlier one, it is asked for all
-#: messages of the current epoch, even if messages of earlier epochs were lost.
+#: A time, in seconds since 1970. A call of `offset_since` with this time or an earlier time asks for all messages of
+#: the current epoch, even if messages of earlier epochs were lost.
 LONG_AGO = 86400.0
 
 #: The maximum age, in seconds, of young entries. Followers, which read a stream without a break, can read young entries
@@ -288,9 +288,9 @@ class StreamStore(Store):
     def forget_all(self) -> int:
         """End the epochs of all streams, as `forget` does for a single stream. Return the number of streams.
 
-        Call this method after a backup was restored. Otherwise, new messages would get the epoch and the offsets of
-        messages that the backup lacks. Messages in the transactional outbox are not deleted. An implementation must not
-        block other calls for long.
+        Call this method after a backup was restored. Without this call, new messages would get the epoch and the
+        offsets of messages that the backup lacks. Messages in the transactional outbox are not deleted. An
+        implementation must not block other calls for long.
 
         Raises:
             StoreError: the store could not be reached, or does not implement this method.

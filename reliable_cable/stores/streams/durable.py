@@ -75,7 +75,7 @@ class DurableStreamStore(RedisStreamStore):
 
     @property
     def place(self) -> str:
-        """Where the data are stored, in words for people."""
+        """Where the data are stored, as a string for error messages."""
         return f"{super().place} (durable streams: {self._model.place})"
 
     def _is_durable(self, stream: str) -> bool:
@@ -130,7 +130,7 @@ class DurableStreamStore(RedisStreamStore):
         """Return up to `limit` stored entries whose offsets are greater than `after`, and the stream's state.
 
         If `known` is given, and the hot tail in Redis has all entries from `after + 1` up to this position, the entries
-        are read from the hot tail. Otherwise, they are read from the database.
+        are read from the hot tail. In all other cases, they are read from the database.
         """
         if not self._is_durable(stream):
             return await super().aread(stream, after=after, limit=limit, max_size=max_size, following=following)
@@ -185,8 +185,8 @@ class DurableStreamStore(RedisStreamStore):
 
         A durable stream may be counted twice.
         """
-        # The hot tails of forgotten durable streams are deleted in the background. Those that have not been deleted yet
-        # are counted as streams in Redis.
+        # The hot tails of forgotten durable streams are deleted in the background. Hot tails that have not been deleted
+        # yet are counted as streams in Redis.
         return self._model.forget_all() + super().forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:

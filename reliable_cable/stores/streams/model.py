@@ -150,7 +150,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         while True:
             written = self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
-                # The rows of new streams are inserted in a separate transaction. Otherwise, locks on these rows could
+                # The rows of new streams are inserted in a separate transaction, because locks on these rows could
                 # cause a deadlock.
                 self._database.write_broadcast(partial(self._numbering.create, names))
                 continue
@@ -218,7 +218,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Return the positions of those of the named streams that exist, by name.
+        """Return the positions of streams, by name. Streams that do not exist are left out.
 
         Each query reads up to `NAMES_PER_QUERY` positions.
 

@@ -1,4 +1,4 @@
-"""Numbers the messages of the model store, both new ones and those in its outbox. The streams' rows are locked."""
+"""Numbers the messages of the model store, both new messages and messages in its outbox, while streams are locked."""
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,8 +28,8 @@ class Written:
         positions: the positions of the caller's messages.
         events: the events to announce after the commit.
         overfull: the names of the streams to trim.
-        complete: whether the caller's messages were stored. Otherwise, the transaction has only ended epochs or
-            numbered rows of the outbox, and the caller must call `write` again in another transaction.
+        complete: whether the caller's messages were stored. If False, the transaction has only ended epochs or numbered
+            rows of the outbox, and the caller must call `write` again in another transaction.
     """
 
     positions: list[StreamPosition]
@@ -104,7 +104,8 @@ class Numbering:
         if len(streams) < len(names):
             return None
         if ended:
-            # The database may have lost entries of these epochs. The offsets of the lost ones must not be used again.
+            # The database may have lost entries of these epochs. The offsets of the lost entries must not be used
+            # again.
             self._database.rows(Stream).filter(name__in=ended).delete()
             return Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []

@@ -95,7 +95,7 @@ class PolledStore(Protocol):
         """The name of the store in this process. Polls skip transient messages of this origin."""
 
     def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Return the positions of those of the streams that exist, by name."""
+        """Return the positions of streams, by name. Streams that do not exist are left out."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables for the positions of streams, transient messages, and messages in the outbox."""

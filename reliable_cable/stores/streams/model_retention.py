@@ -28,9 +28,9 @@ EXISTS: Final = Q(tail__gt=0) | Q(epoch__endswith=LATER)
 
 
 class _ByteLength(Func):
-    """An SQL function that returns the size of a text in bytes.
+    """An SQL function that returns the size of a string in bytes.
 
-    `LENGTH` would count characters, for which PostgreSQL must decompress the text.
+    `LENGTH` would count characters, for which PostgreSQL must decompress the string.
     """
 
     function = "OCTET_LENGTH"

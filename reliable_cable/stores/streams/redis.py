@@ -86,7 +86,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
         """Return a function that builds the Redis call for an attempt to append messages.
 
-        The argument of the function is the time since the first attempt, in seconds, as text; `""` if no earlier
+        The argument of the function is the time since the first attempt, in seconds, as a string; `""` if no earlier
         attempt can have stored the messages.
         """
         names = list(dict.fromkeys(name for name, _ in items))
