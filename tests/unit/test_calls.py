@@ -89,7 +89,7 @@ def _rooms(settings: Any) -> Iterator[None]:
 
 @pytest.fixture(params=[EXTENDED, BASE])
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
-    """A client of `Room`, with each protocol."""
+    """A client that has subscribed to `Room`, once with each protocol."""
     async with Client(protocol=request.param) as client:
         await client.subscribe(ROOM)
         yield client

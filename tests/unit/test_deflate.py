@@ -1,4 +1,4 @@
-"""permessage-deflate: the handshake, the parts of uvicorn that it uses, and the frames that clients are sent."""
+"""Compression (permessage-deflate): the handshake, parts of uvicorn, and the frames that clients are sent."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class TestDisconnect:
     def test_imports_the_consumers_if_they_are_not_imported(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # They are not imported in a task worker, for example.
+        # A task worker, for example, has not imported the consumers.
         module = ModuleType("some_asgi")
 
         def define() -> None:
@@ -207,7 +207,7 @@ class TestRevoke:
         assert [message["subscriptions"] for message in control_messages()] == [{"@stream": "a"}]
 
     def test_servers_of_the_previous_release_reconnect_the_clients(self) -> None:
-        # Such servers know only these keys of the message, and take it for a disconnect.
+        # Those servers know only the keys `revoke` and `reconnect`, and take the message for a disconnect.
         revoke(user="ann", stream="a")
         (message,) = control_messages()
         assert message["revoke"] == {"user": "str:ann"}

@@ -1,4 +1,4 @@
-"""Readers of server-sent events, without a server: cuts after any byte, origins, and the setup."""
+"""Readers of server-sent events, without a server: connections cut after any byte, origins, and the setup."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from reliable_cable.stores.database.fair_lock import FairLock
 
 
 def queue_up(lock: FairLock, *threads: threading.Thread) -> None:
-    """Start threads that wait for the lock, which is held, one after another."""
+    """Start threads one after another. Each waits for the lock, which must be held."""
     for number, thread in enumerate(threads, 2):
         thread.start()
         while len(lock._queue) < number:

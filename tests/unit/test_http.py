@@ -53,7 +53,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture(params=[DjangoFront, ASGIFront], ids=["views", "CableHTTP"])
 def http(request: pytest.FixtureRequest) -> Front:
-    """A way to the endpoints."""
+    """A way to call the HTTP endpoints."""
     front: Front = request.param()
     return front
 

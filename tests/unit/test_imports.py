@@ -137,7 +137,7 @@ FORMER = {
     "streams.redis": ["RedisStreamStore"],
 }
 
-#: The current names of those that were renamed.
+#: The current names of the public names that were renamed.
 RENAMED = {"OUTAGE_PART": "OUTAGE_SHARE"}
 
 

@@ -256,7 +256,7 @@ class SessionStore(DatabaseSessionStore):
 
 
 class Directory(ModelBackend):
-    """A backend with its own look-up."""
+    """An authentication backend with its own look-up of users."""
 
     def get_user(self, user_id: Any) -> Any:
         user = super().get_user(user_id)

@@ -26,7 +26,7 @@ EVENT = Event.make("data: 1")
 
 
 async def refuse(*_: Any) -> None:
-    """Refuse no reader: these tests accept all."""
+    """Take the place of the function that refuses readers, which these tests do not need."""
 
 
 class Application:

@@ -1,4 +1,4 @@
-"""Exceptions that servers log for WebSockets: those without a route are one line, and all are limited."""
+"""What servers log of exceptions of WebSockets is limited, and a missing route is logged as one line."""
 
 from __future__ import annotations
 

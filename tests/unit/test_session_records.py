@@ -185,7 +185,7 @@ class TestFailingStore:
         records.add(session := Session("a"))
         store.down = True
         await records.drop(session)
-        await asyncio.sleep(0.03)  # its time to live
+        await asyncio.sleep(0.03)  # the record's time to live
         store.down = False
         store.tried.clear()
         await store.tried.wait()
@@ -241,7 +241,7 @@ class TestFailingStore:
 
 
 class TestSave:
-    """`save` returns whether the client may see the effect of a change."""
+    """`save` returns whether the client may be sent the result of a change."""
 
     async def test_waits_until_the_record_is_written(self) -> None:
         records = SessionRecords(store := Store())

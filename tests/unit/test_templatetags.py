@@ -132,7 +132,7 @@ class TestMetaTags:
         for response in (await sync_to_async(Client().get)(url), await AsyncClient().get(url)):
             rendered = time.time()
             assert rendered - 15 < timestamp(response.content.decode()) <= rendered - 10
-        # If a request did not come from a server, it is not known when it began.
+        # The beginning of a request that did not come from a server is not known.
         assert timestamp(render("{% cable_meta_tags %}", request=RequestFactory().get("/"))) > rendered - 9
 
     @pytest.mark.urls("tests.unit.test_templatetags")
