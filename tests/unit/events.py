@@ -24,7 +24,7 @@ class Anyone(CableConsumer):
 
 
 class Reader:
-    """One request, whose events are collected. Use it as an async context manager.
+    """A request whose events are collected. Use this object as an async context manager.
 
     Args:
         query: the query.

@@ -1,4 +1,4 @@
-"""What a client can make the server keep permanently is bounded: identifiers, states, members and sessions."""
+"""The server limits what a client can make it keep for long: identifiers, states, members and sessions."""
 
 from __future__ import annotations
 

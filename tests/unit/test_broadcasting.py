@@ -1,4 +1,4 @@
-"""Broadcasts: their validation, their delay until a commit, and the exclusion of connections."""
+"""Broadcasts are validated, wait for the commit of a transaction, and can exclude a connection."""
 
 from __future__ import annotations
 

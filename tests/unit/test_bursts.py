@@ -1,4 +1,4 @@
-"""Bursts above `MAX_PENDING_SIZE`: a healthy client catches up from the history, a stuck client is disconnected."""
+"""After a burst above `MAX_PENDING_SIZE`, a healthy client catches up, and a stuck client is disconnected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`CableHTTP`: the requests that it serves, bodies, namespaces, and the same answers as those of the views."""
+"""`CableHTTP` serves the HTTP endpoints, and its answers are the same as those of the Django views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls of a broadcast and of an action, as docs/architecture.md lists them."""
+"""A broadcast and an action make the calls that docs/architecture.md lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls: actions whose client asks for the result (see Protocol: Calls)."""
+"""An action that a client calls with an id is answered with the result (see Protocol: Calls)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test kit: captured broadcasts, inside and outside of transactions, and isolated stores."""
+"""The test kit captures broadcasts, inside and outside of transactions, and isolates the stores of tests."""
 
 # ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
 

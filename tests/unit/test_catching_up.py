@@ -1,4 +1,4 @@
-"""Subscribers that catch up: what they need is read once, encoded once, and written at the pace of each socket."""
+"""What several subscribers need to catch up is read once and encoded once, and written at the pace of each socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`StoreClock`: the time by the clock of a store, its measurement, and the age of the measurement."""
+"""`StoreClock` estimates the time of a store's clock from measurements, which it repeats when they are old."""
 
 from __future__ import annotations
 

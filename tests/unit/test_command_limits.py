@@ -1,4 +1,4 @@
-"""The limits of `RATE_LIMITS` for the commands of one connection, in virtual time."""
+"""`RATE_LIMITS` limits the commands of one connection. The time of these tests is virtual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a connection: a random walk through its states, against a model of what each reason for a close means."""
+"""Each reason for a close ends a connection as a model says, on a random walk through the states of connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`CableConsumer`: the names that a subclass may use."""
+"""A subclass of `CableConsumer` may use only some names for its identifiers and attributes."""
 
 from __future__ import annotations
 

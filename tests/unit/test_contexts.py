@@ -1,4 +1,4 @@
-"""Coroutines that run in contexts of their own, without a task for each."""
+"""`run_in_context` runs coroutines in contexts of their own, without a task for each coroutine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control messages between processes: remote disconnects at every stage of a connection, and lost messages."""
+"""Control messages disconnect clients at every stage of a connection, and a loss of control messages is noticed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NGINX = (DEPLOY / "nginx.conf").read_text()
 
 
 def compose_command(service: str) -> list[str]:
-    """Return the command of a service of the Compose file."""
+    """Return the command of a service in the Compose file."""
     match = re.search(rf"^  {service}:\n(?:    .*\n)*?    command: (.*)\n", COMPOSE, re.MULTILINE)
     assert match, service
     return shlex.split(match[1])

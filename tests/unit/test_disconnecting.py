@@ -1,4 +1,4 @@
-"""`disconnect()` and `revoke()`: arguments, the time at which they take effect, and the disconnect after a logout."""
+"""`disconnect()` and `revoke()` check their arguments, and take effect after the commit. A logout disconnects, too."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TestDisconnect:
 
     @pytest.mark.parametrize("user", [None, AnonymousUser(), SimpleLazyObject(AnonymousUser)])
     def test_rejects_an_anonymous_user(self, user: Any) -> None:
-        # This would disconnect all visitors who are not logged in, which is hardly intended.
+        # Such a call would disconnect all visitors who are not logged in, which is hardly intended.
         with pytest.raises(InvalidIdentifier, match="nobody"):
             disconnect(user=user)
 

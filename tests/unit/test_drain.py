@@ -1,4 +1,4 @@
-"""Draining on SIGTERM, in processes without a server. tests/conformance/test_shutdown.py tests it in servers."""
+"""SIGTERM drains a process. These tests have no server; tests/conformance/test_shutdown.py has servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests for server-sent events with any query, headers and body: each is answered, and none causes an error."""
+"""Each request for server-sent events, with any query, headers and body, is answered without an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lock that is granted to waiting threads in the order of their arrival."""
+"""`FairLock` is granted to waiting threads in the order of their arrival."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`FaultProxy`, which causes network faults between a client and a server."""
+"""`FaultProxy` causes network faults between a client and a server."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Rows(Channel, abstract=True):
 class Slow(Channel, abstract=True):
     """Has a sync handler that waits."""
 
-    #: Set while subscriptions may go on.
+    #: `subscribed` waits until this is set.
     may_go_on = threading.Event()
 
     def subscribed(self) -> None:

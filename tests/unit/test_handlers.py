@@ -1,4 +1,4 @@
-"""The context and the thread of handlers: nothing that one call sets reaches another call."""
+"""Each call of a handler runs in a copy of its connection's context, so nothing that it sets reaches another call."""
 
 from __future__ import annotations
 

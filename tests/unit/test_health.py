@@ -1,4 +1,4 @@
-"""`GET /health`: what it reports, and what a flood of requests costs."""
+"""`GET /health` reports whether the server can serve, and a flood of requests costs only one check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP endpoints: their keys, the bodies that they accept, and their responses to invalid bodies and failures.
+"""The HTTP endpoints check keys and bodies, and report invalid bodies and failures.
 
 Each test runs with the views of Django and with `CableHTTP`.
 """

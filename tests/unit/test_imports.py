@@ -1,4 +1,4 @@
-"""The rules for imports that import-linter cannot express, and whether its contracts notice wrong imports.
+"""Imports follow rules that import-linter cannot express, and the contracts of import-linter notice wrong imports.
 
 The contracts are in pyproject.toml. `lint-imports` checks them.
 """

@@ -1,4 +1,4 @@
-"""What a message from a client may cost: counts of tasks, function calls and checks of database connections.
+"""A message from a client costs few tasks, function calls and checks of database connections.
 
 The benchmark (`python -m tests.benchmarks incoming`) measures the cost for a whole server.
 """

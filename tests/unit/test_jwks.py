@@ -1,4 +1,4 @@
-"""The public keys of other services: in a file, and at a URL of a real HTTP server."""
+"""`KeySet` loads the public keys of other services from a file, or from a URL of a real HTTP server."""
 
 from __future__ import annotations
 

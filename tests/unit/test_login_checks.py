@@ -1,4 +1,4 @@
-"""When the logins of connections are checked, in which batches, and what follows. Time is virtual."""
+"""`LoginChecks` checks logins in batches, and closes connections without a valid login. Time is virtual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which connections have a Django login, and which logins are valid, for every session engine of Django."""
+"""A connection that a Django session has authenticated has a login, which is checked with any session engine."""
 
 from __future__ import annotations
 

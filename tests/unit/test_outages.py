@@ -1,4 +1,4 @@
-"""Outages of a database while a client connects, subscribes or reconnects. They never reject a client for good."""
+"""If a database fails while a client connects, subscribes or reconnects, the client is not rejected for good."""
 
 from __future__ import annotations
 

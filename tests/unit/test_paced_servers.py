@@ -1,4 +1,4 @@
-"""Tests of paced servers: only a few of many new connections start in each iteration of the event loop."""
+"""In each iteration of the event loop, a paced server starts only a few of many new connections."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def test_the_http_protocol_of_uvicorn_is_freed_when_a_websocket_starts() -
 
 
 class Recorder(Protocol, TimeoutMixin):
-    """The protocol of a paced connection, which records its data."""
+    """A protocol that records the data of a paced connection."""
 
     def __init__(self) -> None:
         self.connections = 0

@@ -1,4 +1,4 @@
-"""From page to stream: the first subscribe of a client is sent what came after the data of its page were read."""
+"""The first subscribe of a client is sent the messages that came after the data of its page were read."""
 
 from __future__ import annotations
 

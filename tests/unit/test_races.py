@@ -1,4 +1,4 @@
-"""Races in one connection: overlapping replays, failing stores, and misbehaving handlers."""
+"""A connection survives overlapping replays, failing stores and misbehaving handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the frames of a client are read: the rate, the queue of commands, and the turns of other connections."""
+"""The frames of a client are read at a limited rate, and not while its queue of commands is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`broadcast_template`: the rendering after the commit, events, and errors."""
+"""`broadcast_template` renders a template after the commit, and reports the errors of the rendering."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ async def test_a_member_that_is_not_allowed_any_longer_leaves(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["by a command", "with subscribe"])
 async def test_a_member_whose_client_does_not_join_again_expires(settings: Any, how: str) -> None:
-    # The client sent a `leave`, which was lost with the connection. If it had not left, it would join again.
+    # The client sent a `leave`, which was lost with the connection. A client that had not left would join again.
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "PRESENCE_TTL": 0.1}
     sid = await begin(with_subscribe=how == "with subscribe")
     async with Client(sid) as client:

@@ -1,4 +1,4 @@
-"""Tests of the transports of event readers, which use internals of daphne and uvicorn that a release may change."""
+"""The transports of event readers work with daphne and uvicorn, whose internals a release may change."""
 
 from __future__ import annotations
 

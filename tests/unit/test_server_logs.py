@@ -1,4 +1,4 @@
-"""What servers log of exceptions of WebSockets is limited, and a missing route is logged as one line."""
+"""Servers log a limited number of exceptions of WebSockets, and a missing route as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of how session records are written and loaded, and of a session store that fails or is slow."""
+"""Session records are written and loaded, even by a store that fails or is slow at times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signed stream names and derived keys, which must be compatible with the clients, servers and tools of AnyCable."""
+"""Signed stream names and derived keys are compatible with the clients, servers and tools of AnyCable."""
 
 from __future__ import annotations
 

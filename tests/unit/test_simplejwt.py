@@ -1,4 +1,4 @@
-"""The authenticator for tokens of djangorestframework-simplejwt, with the real package."""
+"""The authenticator accepts tokens of djangorestframework-simplejwt, which is installed for these tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots: what a channel sends its clients in place of messages that are no longer stored."""
+"""A channel can send its clients a snapshot in place of messages that are no longer stored."""
 
 from __future__ import annotations
 

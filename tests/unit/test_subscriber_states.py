@@ -1,4 +1,4 @@
-"""Delivery to subscribers: a random walk through their states, against a model of what clients must see.
+"""Subscribers are sent what a model says they must see, on a random walk through their states.
 
 Two clients subscribe to two streams over the real connections, replays and hub. The test controls the time, the
 sockets, and what the store announces.

@@ -1,4 +1,4 @@
-"""Tests of a subscription's presence: stores that fail or are slow, and data that are lost around a restore."""
+"""A subscription shows the correct members, even if stores fail or lose data around a restore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takeovers: a session was restored on another connection, and its former connection is closed."""
+"""If a session is restored on another connection, its former connection is closed."""
 
 from __future__ import annotations
 

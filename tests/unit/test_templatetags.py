@@ -1,4 +1,4 @@
-"""Tests of the template tags."""
+"""The template tags print what a page needs: meta tags, scripts, signed names and tokens."""
 
 from __future__ import annotations
 

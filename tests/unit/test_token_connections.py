@@ -1,4 +1,4 @@
-"""Connections that a token authenticates: identifiers, `connect`, refusals, sessions, expiry, and revoked users."""
+"""A token authenticates a connection, which ends when the token expires or its user is revoked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turbo Streams: the elements that are broadcast, the template tag, and the channel."""
+"""Turbo Streams are broadcast as elements to pages, which subscribe with a template tag and a channel."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ class TestChannel:
 
 
 def test_what_is_broadcast_to_the_name_reaches_the_page_too() -> None:
-    """An application may so broadcast what another package has built, or a template with several elements."""
+    """An application can broadcast elements that another package has built, or a template with several elements."""
     user = User.objects.create_user("ann")
     broadcast(f"auth.user:{user.pk}", '<turbo-stream action="refresh"></turbo-stream>')
     turbo.broadcast_refresh_to(user)

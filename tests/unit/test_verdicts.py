@@ -1,4 +1,4 @@
-"""What the results of handlers and checks mean: a false value refuses, and a coroutine or a generator is an error."""
+"""A false result of a handler or check refuses, and a coroutine or a generator as a result is an error."""
 
 from __future__ import annotations
 
