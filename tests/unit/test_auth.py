@@ -87,7 +87,7 @@ async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None =
 
 
 async def receive_nothing() -> None:
-    """Never return."""
+    """Take the place of the ASGI `receive`, and never return."""
     await asyncio.get_running_loop().create_future()
 
 

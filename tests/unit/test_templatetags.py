@@ -175,7 +175,7 @@ class TestMetaTags:
             since = stamp("{% cable_meta_tags %}")
             for number in (1, 2, 3):
                 await abroadcast("news", number)
-            monkeypatch.setattr(FarStore, "ahead", 5.0)  # ten seconds pass
+            monkeypatch.setattr(FarStore, "ahead", 5.0)  # the clock of the store advances by ten seconds
             async with wire.Client() as client:
                 await client.subscribe(wire.identifier("News"), history={"since": since})
                 assert [(await client.receive())["message"] for _ in range(3)] == [1, 2, 3]
