@@ -22,7 +22,7 @@ class Meaning:
     Attributes:
         session: "kept", "forgotten", or "handed over" to another connection.
         told: the clients that are sent a `disconnect` frame: "all", "base" or "none".
-        reconnect: whether that frame makes the client reconnect, unless the caller of `close` decides it.
+        reconnect: whether that frame makes the client reconnect, unless `close` is called with another `reconnect`.
         aborted: whether the socket is dropped at once.
     """
 
@@ -32,7 +32,7 @@ class Meaning:
     aborted: bool = False
 
 
-#: The table of the docs (see Protocol: Disconnects), independent of the one in the code.
+#: The table in the docs (see Protocol: Disconnects), copied here so that the code is compared with the docs.
 MEANINGS = {
     "server_restart": Meaning("kept", "base", reconnect=True),
     "no_pong": Meaning("kept", "base", reconnect=True),
@@ -84,7 +84,7 @@ class Client:
         owners = [peer for peer in self.peers if peer.connection.sid == self.sid]
         successors = [peer for peer in self.peers if self.sid in peer.connection.sids[1:]]
         if any(self.sid in peer.forgotten for peer in self.peers):
-            # Of several connections that restored one session, the last one has it.
+            # If several connections restored one session, the last of these connections has the session.
             return None if len(successors) > 1 else False
         return None if not successors and owners[0].fate != "kept" else True
 
@@ -108,9 +108,9 @@ class Peer:
         #: The calls of `close`: the meaning of each reason, the reason, and the `reconnect` that the caller passed.
         self.closes: list[tuple[Meaning, DisconnectReason, bool | None]] = []
         self.closed_at = 0.0
-        #: "kept", "forgotten" or "handed over".
+        #: What becomes of its session: "kept", "forgotten" or "handed over".
         self.fate = "kept"
-        #: The sessions that were forgotten. One that is about to be restored is not among them.
+        #: The sessions that were forgotten, without a session that is about to be restored.
         self.forgotten: tuple[str, ...] = ()
         self.aborted = False
         self.left = False
@@ -135,8 +135,8 @@ class Peer:
         self.closed_at = self.closed_at or now
         self.closes.append((meaning, reason, reconnect))
         self.aborted = self.aborted or meaning.aborted
-        # A session that another connection has taken over cannot be forgotten here, and a forgotten one cannot be taken
-        # over.
+        # This connection cannot forget a session that another connection has taken over, and a forgotten session cannot
+        # be taken over.
         if self.fate == "kept":
             self.fate = meaning.session
             if self.fate == "forgotten":

@@ -25,7 +25,7 @@ class Client:
     """A client as the protocol describes it. It checks each frame that it reads.
 
     Args:
-        world: what was broadcast, by stream.
+        world: the stored messages of each stream.
         name: its name.
     """
 
@@ -34,10 +34,10 @@ class Client:
         self.name = name
         self.commands: Commands | None = None
         self.socket: MemorySocket | None = None
-        #: Its session id; "" before the welcome. The former session id is kept for another attempt to restore it.
+        #: The session id ("" before the welcome), and the former session id, for another attempt to restore it.
         self.sid = ""
         self.last_sid = ""
-        #: The session ids by which a broadcast can exclude it, and all that it ever had.
+        #: The session ids by which a broadcast can exclude this client, and all session ids that this client ever had.
         self.chain: tuple[str, ...] = ()
         self.sids: set[str] = set()
         self.positions: dict[str, tuple[str, int]] = {}
@@ -50,7 +50,7 @@ class Client:
         #: The commands that it is going to send.
         self.outgoing: list[dict[str, Any]] = []
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def handle(self, frame: Mapping[str, Any], marks: Mapping[str, int]) -> None:
         """Check a frame.
@@ -207,7 +207,7 @@ class Client:
     ) -> Request | None:
         """Return the request to which this message is the first response; None if there is none.
 
-        The response to a request by time must not skip messages from the index `due` on.
+        The response to a request with `since` must not skip messages from the index `due` on.
         """
         history = self.world[stream]
         message = history.messages[index]
@@ -220,7 +220,7 @@ class Client:
                 if start is not None and position[0] == message.epoch and self.skippable(stream, start, index):
                     return request
             elif request.since is not None and message.vanished:
-                # The store had lost it when it looked up the time, but a page that was read earlier still has it.
+                # When the store looked up the time, it had lost the message, but a page that was read earlier has it.
                 return request
             elif request.since is not None and message.time >= request.since:
                 first = index
@@ -231,7 +231,7 @@ class Client:
                 if self.skippable(stream, min(first, due), index):
                     return request
             elif request.since is not None and request.initial and index <= due:
-                # The server had not yet noticed messages that are older than that time. It sends them, too.
+                # The server had not yet noticed messages that are older than `since`. It sends these messages, too.
                 return request
         return None
 
@@ -244,7 +244,7 @@ class Client:
             return None
         if track.due is None:
             # A request that came with the subscribe is answered before live messages.
-            # An epoch that ends at this moment may make the answer to a `since` begin too early.
+            # If an epoch ends at this moment, the answer to a request with `since` may begin too early.
             exact = not self.world[stream].damaged
             named = (
                 stream in each.streams or (exact and each.since is not None) for each in sub.requests if each.initial
@@ -264,8 +264,8 @@ class Client:
             stream: the stream.
             first: the index of the first message.
             end: the index after the last message.
-            fresh: whether the client has received no message so far. In this case, an epoch may have ended without
-                anybody knowing of it: the stream did not exist when the client subscribed, and may not exist now.
+            fresh: whether the client has received no message so far. For such a client, an epoch may have ended
+                unnoticed, because the stream did not exist when the client subscribed, and may not exist now.
         """
         history = self.world[stream]
         epoch = history.epoch()
@@ -284,7 +284,7 @@ class Client:
             sub.starting[stream] -= 1
             track = sub.tracks.setdefault(stream, Track(marks[stream]))
             if stream in sub.uncertain and track.due is None:
-                # A stop whose answer was lost may have ended the stream; a restore has then started it afresh.
+                # An action whose answer was lost may have stopped the stream. If so, a restore has started it afresh.
                 track.floor = marks[stream]
         else:
             stream = message["stopped"]
@@ -295,7 +295,7 @@ class Client:
         if not sub.starting[stream] and not sub.stopping[stream]:
             sub.uncertain.discard(stream)
 
-    # -- sending ------------------------------------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------------------------------------
 
     def send(self, command: str, name: str, **body: Any) -> None:
         """Send a command."""
@@ -322,7 +322,7 @@ class Client:
         self.send("subscribe", name, **({} if request is None else {"history": request.body()}))
 
     def repeat(self, name: str) -> None:
-        """Subscribe again, although the server has the subscription or will have it."""
+        """Send another subscribe, although the server has the subscription or is about to have it."""
         self.subscribed[name].repeats += 1
         self.send("subscribe", name)
 
@@ -345,7 +345,7 @@ class Client:
         self.send("history", name, history=request.body())
 
     def unsubscribe(self, name: str) -> None:
-        """Unsubscribe. The answer to another command tells when the server has handled it."""
+        """Unsubscribe, and send another command, whose answer shows that the server has handled the unsubscribe."""
         sub = self.subscribed[name]
         sub.state, sub.restored = "leaving", False
         self._markers += 1
@@ -354,7 +354,7 @@ class Client:
         self.send("presence", sub.markers[-1])
 
     def dropped(self) -> None:
-        """Forget what a client forgets when its connection breaks."""
+        """Forget the state that a client loses when its connection breaks."""
         self.commands = self.socket = None
         self.outgoing.clear()
         for sub in self.subscribed.values():
@@ -372,9 +372,6 @@ class Client:
 
     @property
     def connection(self) -> Connection:
-        """The server side of its connection."""
+        """The server's object for the current connection."""
         assert self.commands is not None
         return self.commands.connection
-
-
-# -- the machine ------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Room(Channel, abstract=True):
 
 
 class Store(UnreliableStore):
-    """Every method fails while `broken` is set. Each append has a time of its own."""
+    """A store that fails while `broken` is set. Its clock stands still until the model changes `now`."""
 
     def __init__(self, settings: CableSettings) -> None:
         super().__init__(settings)
@@ -71,7 +71,7 @@ class Store(UnreliableStore):
         return await super()._run(call)
 
 
-# -- what was broadcast -----------------------------------------------------------------------------------------------
+# -- what was broadcast ------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class Stored:
     offset: int
     exclude: str
     time: float
-    #: Whether the store has lost it again. A subscriber may have received it before.
+    #: Whether the store has lost the message again. A subscriber may have received it before the loss.
     vanished: bool = False
 
 
@@ -112,7 +112,7 @@ class History:
         return None if found is None else found + 1
 
 
-# -- what a client sees -----------------------------------------------------------------------------------------------
+# -- what a client sees ------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -125,15 +125,16 @@ class Request:
     honest: bool = True
     #: The streams for which it names an epoch that has ended.
     outdated: tuple[str, ...] = ()
-    #: Whether it is the first one after a restore.
+    #: Whether it is the first request of its subscription after a restore.
     restored: bool = False
     #: Whether it came with the subscribe.
     initial: bool = False
     #: The streams that the subscription had when the request was sent.
     tracks: dict[str, Track] = field(default_factory=dict)
-    #: The streams that actions have stopped since then. Their answers may come before that of the request.
+    #: The streams that actions have stopped since the request was sent. The answers of these actions may come before
+    #: the answer to the request.
     stopped: set[str] = field(default_factory=set)
-    #: The streams of which an entry was received in response.
+    #: The streams of which an entry was received in response to the request.
     begun: set[str] = field(default_factory=set)
 
     def position(self, stream: str, identifier: str, stream_id: str | None = None) -> tuple[str, int] | None:
@@ -152,7 +153,7 @@ class Request:
 class Track:
     """How far a client has received a stream under one identifier."""
 
-    #: All messages from this index on are due, if the client has received none.
+    #: The index from which on all messages are due, if the client has received no message.
     floor: int
     #: The index of the next message that is due; None before the first message.
     due: int | None = None
@@ -163,7 +164,7 @@ class Track:
 
 
 class Subscribed:
-    """One identifier of a client."""
+    """What a client knows of one of its identifiers."""
 
     def __init__(self) -> None:
         #: "absent", "pending", "active", "leaving" (until the server has handled the command), or "away".
@@ -172,17 +173,17 @@ class Subscribed:
         #: How many repeats of the subscribe were sent. Every second one is confirmed again.
         self.repeats = 0
         self.requests: deque[Request] = deque()
-        #: All requests since the subscribe. Each of them moved the position from which a restore starts if the client
-        #: has received no message.
+        #: All requests since the subscribe. If the client has received no message, each of these requests has moved the
+        #: position from which a restore starts.
         self.sent: list[Request] = []
         self.tracks: dict[str, Track] = {}
-        #: How many commands to start or stop a stream are not answered.
+        #: How many commands to start and to stop each stream have not been answered.
         self.starting: Counter[str] = Counter()
         self.stopping: Counter[str] = Counter()
-        #: Streams that may have been started without an answer.
+        #: Streams of which the client does not know whether the subscription has them, because an answer was lost.
         self.uncertain: set[str] = set()
         self.stream_ids: set[str] = set()
-        #: Whether the server waits for a history request since a restore.
+        #: Whether the server is waiting for the first history request after a restore.
         self.restored = False
         #: Whether it was confirmed on this connection, so that another subscribe is ignored.
         self.confirmed = False
@@ -192,6 +193,6 @@ class Subscribed:
         #: Whether a request that is not `honest` was rejected after the last confirmed request.
         self.refusable = False
         self.last_transient: dict[str, int] = {}
-        #: A subscribe that was sent while leaving.
+        #: The request of a subscribe that was sent in the state "leaving".
         self.again: tuple[Request | None] | None = None
         self.markers: deque[str] = deque()

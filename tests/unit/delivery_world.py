@@ -85,7 +85,7 @@ class DeliveryWorld(RuleBasedStateMachine):
             self._flush(client)
         self.loop.iterate(start)
 
-    # -- helpers ------------------------------------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------------------------------
 
     def _marks(self) -> Mapping[str, int]:
         return {stream: len(history.messages) for stream, history in self.world.items()}
@@ -112,7 +112,7 @@ class DeliveryWorld(RuleBasedStateMachine):
         return task
 
     def _flush(self, client: Client, events: Sequence[StreamEvent] = ()) -> None:
-        """Send the commands that a client has decided to send, after events of the store."""
+        """Deliver events of the store, and then send the commands that a client has queued."""
         outgoing, client.outgoing = client.outgoing, []
 
         def send() -> None:
@@ -153,7 +153,7 @@ class DeliveryWorld(RuleBasedStateMachine):
 
         self._spawn(end)
 
-    # -- what always holds --------------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------------
 
     @invariant()
     def end_what_the_server_has_closed(self) -> None:
@@ -205,7 +205,7 @@ class DeliveryWorld(RuleBasedStateMachine):
     def _subscriptions(commands: Commands) -> Mapping[str, Subscription]:
         return commands.subscriptions
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         try:

@@ -24,7 +24,7 @@ class Anyone(CableConsumer):
 
 
 class Reader:
-    """One request, whose events are collected. Use it as an async context manager.
+    """A request whose events are collected. Use this object as an async context manager.
 
     Args:
         query: the query.
@@ -80,14 +80,14 @@ class Reader:
         await self.accepts.wait()
 
     async def until(self, text: str, number: int = 1) -> None:
-        """Wait until the body contains a text this many times."""
+        """Wait until the body contains a string this many times."""
         async with asyncio.timeout(10):
             while self.body.decode(errors="replace").count(text) < number:
                 self._changed.clear()
                 await self._changed.wait()
 
     def read(self, size: int | None = None) -> tuple[list[ServerEvent], str]:
-        """Return the events in the first `size` bytes, and the last id."""
+        """Return the events in the first `size` bytes, and the last event id."""
         text = self.body[:size].decode(errors="replace")
         parser = EventParser()
         events = [found for found in map(parser.feed, text.split("\n")[:-1]) if found is not None]

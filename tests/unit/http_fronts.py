@@ -1,4 +1,4 @@
-"""Two ways to the HTTP endpoints: the views of Django by the test client, and `CableHTTP` by ASGI."""
+"""Two ways to call the HTTP endpoints: Django's views through the test client, and `CableHTTP` through ASGI."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Answer:
 
 
 class Front(ABC):
-    """A way to the endpoints."""
+    """A way to call the HTTP endpoints."""
 
     @abstractmethod
     def request(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
@@ -42,18 +42,18 @@ class Front(ABC):
 
         Args:
             method: the method.
-            path: the path, with escapes.
+            path: the percent-encoded path.
             body: the body.
             headers: the headers, except for the length of the body.
         """
 
     def post(self, body: Any, path: str, key: str) -> Answer:
-        """Post a text, or a value as JSON, with a key."""
+        """Post bytes or a string as they are, or another value as JSON, with an API key."""
         content = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
         return self.request("POST", path, content, {"Authorization": f"Bearer {key}"})
 
     def get(self, path: str, key: str) -> Answer:
-        """Get a path with a key."""
+        """Get a path with an API key."""
         return self.request("GET", path, b"", {"Authorization": f"Bearer {key}"})
 
 
@@ -72,7 +72,7 @@ class Receiver:
     """The ASGI `receive` of a request.
 
     Args:
-        messages: the messages to be received. After them, nothing is received any more.
+        messages: the messages to be received. After the last of these, calls do not return.
     """
 
     messages: list[Message]
@@ -88,13 +88,13 @@ class Receiver:
 
 
 async def elsewhere(scope: Message, receive: Any, send: Any) -> None:
-    """The application behind `CableHTTP`, which answers all requests with 404."""
+    """Answer each request that `CableHTTP` passes on to the project's application with 404."""
     await send({"type": "http.response.start", "status": 404, "headers": [(b"x-from", b"elsewhere")]})
     await send({"type": "http.response.body", "body": b""})
 
 
 def make_scope(method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), **more: Any) -> Message:
-    """Return the scope of a request. The path has escapes."""
+    """Return the scope of a request for a percent-encoded path."""
     return {
         "type": "http",
         "method": method,
@@ -107,7 +107,7 @@ def make_scope(method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = 
 
 
 def body_messages(body: bytes, size: int = 1024) -> list[Message]:
-    """Return the messages of a body, with parts of at most `size` bytes."""
+    """Return the ASGI messages of a request's body, with parts of at most `size` bytes."""
     parts = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     messages[-1]["more_body"] = False
@@ -137,7 +137,7 @@ class ASGIFront(Front):
 
     Args:
         application: the application.
-        chunked: whether to leave out the length of bodies.
+        chunked: whether requests have no `Content-Length`.
     """
 
     application: Any = field(default_factory=lambda: CableHTTP(elsewhere))

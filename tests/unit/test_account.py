@@ -1,4 +1,4 @@
-"""`Account`, which counts and limits what a client makes the server keep."""
+"""`Account` counts and limits what a client makes the server keep."""
 
 from __future__ import annotations
 

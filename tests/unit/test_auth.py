@@ -73,7 +73,7 @@ def session_of(user: AbstractUser | None, **values: Any) -> str:
 
 
 async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None = None, **more: Any) -> Scope:
-    """Return the scope that a stack passes to the application."""
+    """Return the scope that a middleware stack passes to the application."""
     scopes: list[Scope] = []
 
     async def application(scope: Scope, receive: Any, send: Any) -> None:
@@ -87,7 +87,7 @@ async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None =
 
 
 async def receive_nothing() -> None:
-    """Never return."""
+    """Take the place of the ASGI `receive`, and never return."""
     await asyncio.get_running_loop().create_future()
 
 
@@ -260,7 +260,7 @@ class TestCost:
 
     @pytest.mark.parametrize("cookie", ['"unknown-session\\000key"', "unknown-session\0key"])
     async def test_a_key_with_a_nul_is_not_looked_up(self, cookie: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """PostgreSQL would raise an error."""
+        """PostgreSQL raises an error for a query with a NUL."""
 
         async def never(session: SessionBase) -> None:
             raise AssertionError("a session was looked up")

@@ -1,4 +1,4 @@
-"""The blocks of docs/authentication.md run."""
+"""The code blocks of docs/authentication.md can be executed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.test_docs import BLOCKS
 
 
 def python_block(page: str, beginning: str) -> str:
-    """Return the text of the Python block of a page that begins in this way."""
+    """Return the text of the only Python block of a page that begins with `beginning`."""
     (block,) = [
         each for each in BLOCKS if (each.page, each.language) == (page, "python") and each.text.startswith(beginning)
     ]
@@ -37,7 +37,7 @@ def names_in(code: str, **names: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _own_identifier_names() -> Iterator[None]:
-    """Forget the names of the page's consumers, because other tests expect that no consumer has them."""
+    """Forget the identifiers of the page's consumers, because other tests expect that no consumer has them."""
     before = set(identifier_names)
     yield
     identifier_names.clear()
@@ -82,7 +82,7 @@ class TestAuthentication:
 
     @pytest.mark.parametrize("key", [None, {"expired": True}, {"revoked": True}, {}])
     def test_the_authenticator(self, key: Any) -> None:
-        """The model of the project is replaced."""
+        """An object of the test takes the place of the project's model `ApiKey`."""
         state = {"expired": False, "revoked": False, **(key or {})}
         row = None
         if key is not None:

@@ -1,4 +1,4 @@
-"""Authenticators of a project: whom they let in, and what they must not return."""
+"""An authenticator of a project decides who may connect, and a result that is no user raises an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _settings(settings: Any) -> None:
     TokenConsumer.seen = None
 
 
-#: The user whom `authenticate` finds.
+#: The users whom `authenticate` finds, by their tokens.
 known: dict[str, Any] = {}
 
 
@@ -45,7 +45,7 @@ async def coroutine(token: str, scope: Any) -> Any:
 
 
 class Guest:
-    """A user who is not a row."""
+    """A user object that is not a database row."""
 
     def __str__(self) -> str:
         return "guest"
@@ -96,7 +96,7 @@ class TestAuthenticators:
 
     @pytest.mark.parametrize("result", [False, True, "", 7, Promise(), [], User(username="unsaved"), object()])
     async def test_a_result_that_is_no_user_lets_nobody_in(self, result: Any) -> None:
-        """The default text of an object is its address in memory, so two objects could have the same identity."""
+        """The default string of an object contains its address in memory, so two users could have the same identity."""
         known["token"] = result
         with pytest.raises(TypeError, match="it must return a user or None"):
             await make_client("token").communicator.connect()

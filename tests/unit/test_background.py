@@ -1,4 +1,4 @@
-"""Tests of background workers: order, retries, dropped items, forks, and the exit of the interpreter."""
+"""A background worker handles items in order, retries them, and delays the exit of its process for a limited time."""
 
 from __future__ import annotations
 

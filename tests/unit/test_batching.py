@@ -1,4 +1,4 @@
-"""`Batches`: each request gets its own outcome, and none is left without a task that handles it."""
+"""`Batches` gives each request its own outcome, and leaves no request without a task that handles it."""
 
 from __future__ import annotations
 

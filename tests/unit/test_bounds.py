@@ -1,4 +1,4 @@
-"""What a client can make the server keep permanently is bounded: identifiers, states, members and sessions."""
+"""The server limits what a client can make it keep for long: identifiers, states, members and sessions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Followed(Channel, abstract=True):
 ROOM = identifier("Room")
 #: How many bytes a connection's subscriptions may use for as long as they exist.
 LIMIT = 25_000
-#: How many of these bytes the stream of a subscription takes.
+#: How many bytes of `LIMIT` the stream of a subscription takes.
 STREAM = len("room") + STREAM_SIZE
 
 

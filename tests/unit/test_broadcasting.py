@@ -1,4 +1,4 @@
-"""Broadcasts: their validation, their delay until a commit, and the exclusion of connections."""
+"""Broadcasts are validated, wait for the commit of a transaction, and can exclude a connection."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ class TestTransactions:
 
     def test_an_immediate_broadcast_does_not_wait_for_the_commit(self, engine: str) -> None:
         if engine == "database":
-            # SQLite has one writer, so this raises an error that explains it. tests/stores covers PostgreSQL.
+            # SQLite allows only one writer, so the call raises an error that says so. tests/stores covers PostgreSQL.
             with transaction.atomic(), pytest.raises(BroadcastError, match="immediate=True"):
                 broadcast("a", 1, immediate=True)
             return

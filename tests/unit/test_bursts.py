@@ -1,4 +1,4 @@
-"""Bursts above `MAX_PENDING_SIZE`: a healthy client catches up from the history, a stuck client is disconnected."""
+"""After a burst above `MAX_PENDING_SIZE`, a healthy client catches up, and a stuck client is disconnected."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ async def test_a_client_that_reads_slowly_stays_connected(frames: bool) -> None:
             await client.run_until_idle()
             assert not client.aborted
             outbox = client.connection.outbox
-            if outbox._watch is not None:  # as if the time to read something were over
+            if outbox._watch is not None:  # as if the client's time to read something were over
                 outbox._watch.cancel()
                 outbox._check_socket()
                 checks += 1

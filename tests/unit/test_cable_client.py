@@ -1,4 +1,4 @@
-"""`manage.py cable_client` without Node. tests/integration/test_wheel.py tests it with Node."""
+"""`manage.py cable_client` works without Node. tests/integration/test_wheel.py tests the command with Node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test kit: `CableCommunicator`, in a `TestCase` with its transaction."""
+"""`CableCommunicator`, a part of the test kit, works in the transaction of a `TestCase`."""
 
 # ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
 

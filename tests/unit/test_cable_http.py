@@ -1,4 +1,4 @@
-"""`CableHTTP`: the requests that it serves, bodies, namespaces, and the same answers as those of the views."""
+"""`CableHTTP` serves the HTTP endpoints, and its answers are the same as those of the Django views."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class TestPaths:
         assert all(name == name.lower() for name, _ in sent[0]["headers"])
 
     def test_the_application_of_the_documentation_serves_the_endpoints(self) -> None:
-        """The code runs in a new process, so that modules are imported in the order in which it imports them."""
+        """The page's code runs in a new process, where modules are imported in the order of that code."""
         page = (ROOT / "docs" / "http.md").read_text()
         block = next(text for text in re.findall(r"```python\n(.*?)```", page, flags=re.S) if "get_asgi" in text)
         before = "from django.conf import settings\nsettings.RELIABLE_CABLE = {'ENGINE': 'memory'}\n"
@@ -246,7 +246,7 @@ class TestNamespaces:
         assert stored() == 0
 
 
-# -- the same answers -------------------------------------------------------------------------------------------------
+# -- the same answers --------------------------------------------------------------------------------------------------
 
 META = st.dictionaries(
     st.sampled_from(["exclude_socket", "transient", "idempotency_key", "x"]),
@@ -337,6 +337,6 @@ async def test_other_tasks_run_while_a_large_array_is_read_and_broadcast(setting
     assert status(await post(CableHTTP(elsewhere), receive=Receiver(body_messages(body)))) == 201
     ended = True
     await other
-    # The messages are read one after another, and then checked and encoded.
+    # The other task runs while the messages are read, and again while they are checked and encoded.
     assert turns >= 2 * (count // PER_ITERATION - 1)
     assert stored() == count

@@ -1,4 +1,4 @@
-"""`manage.py cable_setup` on settings and URLs of many forms. tests/integration/test_setup.py has whole projects."""
+"""`manage.py cable_setup` changes settings and URLs of many forms. tests/integration/test_setup.py uses projects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls of a broadcast and of an action, as docs/architecture.md lists them."""
+"""A broadcast and an action make the calls that docs/architecture.md lists."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .test_incoming_cost import AsgiClient, connected, run_event_loop
 from .wire import until
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
-#: A row of a table: the number of a step, its function, its module, what happens, and the other functions in it.
+#: A row of a table: the number of a step, its function, its module, what happens, and the other functions of the step.
 ROW = re.compile(r"^\| \d+ \| `([\w.]+)` \| `([\w./]+)` \| [^|]+ \| ([^|]*)\|$", re.MULTILINE)
 
-#: The maximum depth of calls: of a broadcast, both to the store and from its announcement to the socket; of a command.
+#: The maximum depth of calls for a broadcast (to the store, and from the announcement to the socket) and for a command.
 MAX_BROADCAST_DEPTH, MAX_COMMAND_DEPTH = 8, 9
-#: The maximum number of functions for a command, besides one that is called once per connection; and of their modules.
+#: How many functions a command may call, besides one that is called once per connection, and in how many modules.
 MAX_COMMAND, MAX_COMMAND_MODULES = 10, 6
 
 
@@ -57,7 +57,7 @@ class Step:
 
 
 def section(heading: str) -> str:
-    """Return a section of the page."""
+    """Return a section of docs/architecture.md."""
     return PAGE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 

@@ -1,4 +1,4 @@
-"""Calls: actions whose client asks for the result (see Protocol: Calls)."""
+"""An action that a client calls with an id is answered with the result (see Protocol: Calls)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _rooms(settings: Any) -> Iterator[None]:
 
 @pytest.fixture(params=[EXTENDED, BASE])
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
-    """A client of `Room`, with each protocol."""
+    """A client that has subscribed to `Room`, once with each protocol."""
     async with Client(protocol=request.param) as client:
         await client.subscribe(ROOM)
         yield client

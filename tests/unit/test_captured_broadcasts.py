@@ -1,4 +1,4 @@
-"""The test kit: captured broadcasts, inside and outside of transactions, and isolated stores."""
+"""The test kit captures broadcasts, inside and outside of transactions, and isolates the stores of tests."""
 
 # ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
 
@@ -134,7 +134,7 @@ class TestDataOfAClass(CableTestCase):
         broadcast("room", "data of the class")
 
     def test_hooks_of_the_class_are_not_called(self) -> None:
-        """They would send the broadcast through the engine of the settings."""
+        """If these hooks were called, they would send the broadcast through the engine of the settings."""
         hooks = len(transaction.get_connection().run_on_commit)
         self.assertGreater(hooks, 0)
         with self.assertBroadcasts("room", 1, matching="data of the test"), transaction.atomic():

@@ -1,4 +1,4 @@
-"""Subscribers that catch up: what they need is read once, encoded once, and written at the pace of each socket."""
+"""What several subscribers need to catch up is read once and encoded once, and written at the pace of each socket."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_subscribers_that_reconnect_together_share_one_read_and_one_encodi
 
     async def counting_read(stream: str, **options: Any) -> StreamPage:
         if options["limit"]:
-            calls.append(-1)  # a read
+            calls.append(-1)  # stands for a read
         return await read(stream, **options)
 
     monkeypatch.setattr(SubscriberGroup, "encode", counting)

@@ -1,4 +1,4 @@
-"""Channels: names, actions, state, and the replies that they record."""
+"""Channels have names, actions and states, and record what handlers request in a reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""System checks of channel classes: their names (E002) and those of their handlers (W007)."""
+"""System checks report problems with the names of channels (E002) and of their handlers (W007)."""
 
 from __future__ import annotations
 

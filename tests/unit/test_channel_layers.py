@@ -53,7 +53,7 @@ class Layered(CableConsumer):
 
 @pytest.fixture(autouse=True)
 def configured() -> Iterator[None]:
-    # After the last member has gone, presence is watched for somewhat longer than its time to live.
+    # The time to live is short, because presence is watched for longer than that after the last member has left.
     cable = {"ENGINE": "memory", "PRESENCE_TTL": 0.3}
     with override_settings(RELIABLE_CABLE=cable, CHANNEL_LAYERS=LAYERS):
         yield

@@ -1,4 +1,4 @@
-"""The test kit: `ChannelTester`, in a `TestCase` with its transaction."""
+"""`ChannelTester`, a part of the test kit, works in the transaction of a `TestCase`."""
 
 # ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
 

@@ -1,4 +1,4 @@
-"""Tests of the system checks, with and without a problem."""
+"""Each system check reports its problem, and reports nothing if there is no problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the frames of a client do, without a server: refused frames, presence, whispers and restores."""
+"""How the frames of a client are handled, tested without a server: refusals, presence, whispers and restores."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ async def test_an_action_or_handle_error_can_end_the_subscription_of_a_base_clie
 
 @pytest.mark.parametrize("name", ["kick", "trespass"])
 async def test_an_extended_client_whose_subscription_is_ended_so_has_to_subscribe_again(name: str) -> None:
-    # The client ignores a rejection that it did not ask for, and its channel would silently receive nothing more.
+    # A client ignores a rejection without a pending `subscribe`: its channel would silently receive nothing more.
     async with Client() as former:
         for each in (ROOM, PLAIN):
             await former.subscribe(each)

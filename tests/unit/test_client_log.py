@@ -1,4 +1,4 @@
-"""What is logged on behalf of one client is limited."""
+"""The server limits how many lines it logs because of one client."""
 
 from __future__ import annotations
 

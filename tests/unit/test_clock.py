@@ -1,4 +1,4 @@
-"""`StoreClock`: the time by the clock of a store, its measurement, and the age of the measurement."""
+"""`StoreClock` estimates the time of a store's clock from measurements, which it repeats when they are old."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class World:
     def store_time(self) -> float:
         return self.true_time + self.ahead
 
-    # -- the store ----------------------------------------------------------------------------------------------------
+    # -- the store -----------------------------------------------------------------------------------------------------
 
     def clocks(self) -> dict[str, Callable[[], float]]:
         return {"server": self.time}
@@ -72,7 +72,7 @@ def world() -> World:
 
 @pytest.fixture
 def _no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start no thread, so that the clock is measured only when a test does so."""
+    """Start no thread, so that the clock is measured only when a test measures it."""
     monkeypatch.setattr(StoreClock, "_measure_soon", lambda self: None)
 
 

@@ -1,4 +1,4 @@
-"""The limits of `RATE_LIMITS` for the commands of one connection, in virtual time."""
+"""`RATE_LIMITS` limits the commands of one connection. The time of these tests is virtual."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Queue(CommandQueue):
 
     @property
     def times(self) -> list[float]:
-        """When the commands were handled, in seconds since the loop has begun."""
+        """When the commands were handled, in seconds since the loop began."""
         return [time - 1000 for _, time in self.handled]
 
 
@@ -163,7 +163,7 @@ class TestSubscribe:
         subscribe = commands.Subscribe("J")
         add(loop, queue, subscribe)
         loop.run_for(3)
-        # The client repeats it, which must not be handled twice.
+        # The client repeats the subscribe, which must not be handled twice.
         add(loop, queue, subscribe)
         loop.run_for(SUBSCRIBE_WAITING_TIME)
         answered = [time - 1000 for command, time in queue.handled if command == subscribe]

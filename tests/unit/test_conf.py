@@ -1,4 +1,4 @@
-"""The values that `RELIABLE_CABLE` accepts, and the errors for other values."""
+"""`RELIABLE_CABLE` accepts valid values, and other values raise an error that names the setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The secrets in the settings are not in errors, nor in reports of errors."""
+"""Errors, and reports of errors, do not show the secrets in the settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRETS = ("SECRET", "STREAMS_SECRET", "BROADCAST_KEY", "API_KEY", "JWT_SECRET")
 
 @pytest.mark.parametrize("key", SECRETS)
 def test_errors_and_reports_of_errors_have_no_secrets(key: str) -> None:
-    """Reports of errors contain the variables of each function as text."""
+    """A report of an error contains the `repr` of the variables of each function."""
     with pytest.raises(ImproperlyConfigured, match="is <bytes>; it must be a non-empty string") as caught:
         read_settings({key: b"hunter2"})
     assert "hunter2" not in str(caught.value)

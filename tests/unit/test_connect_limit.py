@@ -1,4 +1,4 @@
-"""`RATE_LIMITS["connect"]`: addresses, processes without Redis, and a Redis that does not answer."""
+"""`RATE_LIMITS["connect"]` limits the connections of each address, even while Redis does not answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def scope(host: str) -> dict[str, Any]:
         ("fe80::1%eth0", "fe80::/64"),
         ("::1", "::/64"),
         ("testclient", "testclient"),
-        # Some proxies write the port into their header, and each connection has another one.
+        # Some proxies write the client's port into their header, and each connection has another port.
         ("192.0.2.1:49152", "192.0.2.1"),
         ("[2001:db8:1:2::5]:49152", "2001:db8:1:2::/64"),
         ("[2001:db8:1:2::5]", "2001:db8:1:2::/64"),

@@ -1,4 +1,4 @@
-"""One connection without a server: order, restore, limits and errors. tests/conformance tests the protocol."""
+"""A connection keeps order, is restored, has limits and survives errors. tests/conformance tests the protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a connection: a random walk through its states, against a model of what each reason for a close means."""
+"""Each reason for a close ends a connection as a model says, on a random walk through the states of connections."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Lives(RuleBasedStateMachine):
         # Restores of several clients wait for one another.
         self.hub.pacer = Pacer(1)
 
-    # -- opening ------------------------------------------------------------------------------------------------------
+    # -- opening -------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.peers) < 4)
     @rule(extended=st.sampled_from([True, True, True, False]), frames=st.booleans(), then=iterations)
@@ -118,7 +118,7 @@ class Lives(RuleBasedStateMachine):
     def _spawn(self, coroutine: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         return self.loop.call(lambda: self.loop.create_task(coroutine()))
 
-    # -- while it is open ---------------------------------------------------------------------------------------------
+    # -- while it is open ----------------------------------------------------------------------------------------------
 
     def _pick(self, number: int) -> Peer:
         return self.peers[number % len(self.peers)]
@@ -174,7 +174,7 @@ class Lives(RuleBasedStateMachine):
     def let_time_pass(self, seconds: float) -> None:
         self.loop.run_for(seconds)
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.peers)
     @rule(
@@ -237,7 +237,7 @@ class Lives(RuleBasedStateMachine):
 
             peer.end = self._spawn(end)
 
-    # -- what always holds --------------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------------
 
     @invariant()
     def check(self) -> None:
@@ -342,7 +342,7 @@ EXAMPLES, STEPS = 200, 30
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
     """Report each call of `close` to the running machine, including the calls that the code makes by itself."""
-    # Handlers would wait for a thread now and then, if another test has left a database connection.
+    # If another test has left a database connection open, handlers would wait for a thread now and then.
     monkeypatch.setattr(threads, "_connected", set())
     close = Connection.close
     running: list[Lives] = []
@@ -387,7 +387,7 @@ def lives(machines: list[Lives]) -> Iterator[Lives]:
 
 
 def begin_restore(lives: Lives, *, ended: bool) -> tuple[Client, Peer]:
-    """Return a client and the connection that is restoring its session. `ended`: whether its former one has ended."""
+    """Return a client and the connection that is restoring its session. `ended`: whether its former connection has."""
     lives.open(extended=True, frames=True, then=5)
     lives.check()
     lives.subscribe(0, slow=True, then=5)

@@ -1,4 +1,4 @@
-"""`CableConsumer`: the names that a subclass may use."""
+"""A subclass of `CableConsumer` may use only some names for its identifiers and attributes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def define(*bases: type, **attributes: Any) -> None:
     type("AppConsumer", (*bases, CableConsumer), attributes)
 
 
-# With `("user")`, the identity of all clients would be the same, and each could restore the session of any other.
+# If the string `("user")` were accepted, all clients would have the same identity and could restore any session.
 @pytest.mark.parametrize("names", ["user", "user,tenant", None, {"user"}, ("user", 1), ("the user",), ("@channel",)])
 def test_identified_by_must_be_a_tuple_of_names(names: Any) -> None:
     before = set(identifier_names)

@@ -1,4 +1,4 @@
-"""Control messages between processes: remote disconnects at every stage of a connection, and lost messages."""
+"""Control messages disconnect clients at every stage of a connection, and a loss of control messages is noticed."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class TestRemoteDisconnect:
     async def test_prevents_the_restore_of_a_session_whose_connection_is_just_ending(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # A page that logs out closes its connection at the same time. Its session must not be kept.
+        # A page that logs out closes its connection at the same time. The session must not be kept.
         clock = StoreTime(monkeypatch)
         async with ann() as client:
             await client.subscribe(COUNTER)

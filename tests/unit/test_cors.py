@@ -1,4 +1,4 @@
-"""Which pages of other origins may read events, by the setting `CORS_ORIGINS`."""
+"""The setting `CORS_ORIGINS` decides which pages of other origins may read events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the executor with daemon threads."""
+"""`DaemonExecutor` runs calls in daemon threads, which end when they have been idle for long."""
 
 from __future__ import annotations
 

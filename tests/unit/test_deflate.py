@@ -1,4 +1,4 @@
-"""permessage-deflate: the handshake, the parts of uvicorn that it uses, and the frames that clients are sent."""
+"""Compression (permessage-deflate): the handshake, parts of uvicorn, and the frames that clients are sent."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ async def shake() -> AsyncIterator[Shake]:
 @pytest.mark.parametrize(
     "factory",
     [
-        ClientPerMessageDeflateFactory(client_max_window_bits=None),  # as Firefox
-        ClientPerMessageDeflateFactory(),  # as Chromium, and as `ws`
+        ClientPerMessageDeflateFactory(client_max_window_bits=None),  # what Firefox offers
+        ClientPerMessageDeflateFactory(),  # what Chromium and the package ws offer
         ClientPerMessageDeflateFactory(True, True, 15, 15),
         ClientPerMessageDeflateFactory(server_max_window_bits=WINDOW_BITS, client_max_window_bits=9),
     ],

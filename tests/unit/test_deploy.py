@@ -21,21 +21,21 @@ NGINX = (DEPLOY / "nginx.conf").read_text()
 
 
 def compose_command(service: str) -> list[str]:
-    """Return the command of a service of the Compose file."""
+    """Return the command of a service in the Compose file."""
     match = re.search(rf"^  {service}:\n(?:    .*\n)*?    command: (.*)\n", COMPOSE, re.MULTILINE)
     assert match, service
     return shlex.split(match[1])
 
 
 def seconds(text: str, name: str) -> float:
-    """Return the seconds of a directive that occurs once in a text."""
+    """Return the seconds in the only directive of a text that has this name."""
     (number,) = re.findall(rf"\b{name}:? (\d+)s", text)
     return float(number)
 
 
 @pytest.mark.parametrize("service", ["web-daphne", "web-uvicorn", "worker"])
 def test_compose_runs_what_the_procfile_runs(service: str) -> None:
-    # Compose uses the image of nginx, so its command differs.
+    # redis and nginx read their files elsewhere in Compose, so the next test compares them.
     assert [word.replace("0.0.0.0", "127.0.0.1") for word in compose_command(service)] == procfile()[service]  # noqa: S104
 
 

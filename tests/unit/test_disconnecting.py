@@ -1,4 +1,4 @@
-"""`disconnect()` and `revoke()`: arguments, the time at which they take effect, and the disconnect after a logout."""
+"""`disconnect()` and `revoke()` check their arguments, and take effect after the commit. A logout disconnects, too."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class TestDisconnect:
     def test_imports_the_consumers_if_they_are_not_imported(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # They are not imported in a task worker, for example.
+        # A task worker, for example, has not imported the consumers.
         module = ModuleType("some_asgi")
 
         def define() -> None:
@@ -155,7 +155,7 @@ class TestDisconnect:
 
     @pytest.mark.parametrize("user", [None, AnonymousUser(), SimpleLazyObject(AnonymousUser)])
     def test_rejects_an_anonymous_user(self, user: Any) -> None:
-        # This would disconnect all visitors who are not logged in, which is hardly intended.
+        # Such a call would disconnect all visitors who are not logged in, which is hardly intended.
         with pytest.raises(InvalidIdentifier, match="nobody"):
             disconnect(user=user)
 
@@ -207,7 +207,7 @@ class TestRevoke:
         assert [message["subscriptions"] for message in control_messages()] == [{"@stream": "a"}]
 
     def test_servers_of_the_previous_release_reconnect_the_clients(self) -> None:
-        # Such servers know only these keys of the message, and take it for a disconnect.
+        # Those servers know only the keys `revoke` and `reconnect`, and take the message for a disconnect.
         revoke(user="ann", stream="a")
         (message,) = control_messages()
         assert message["revoke"] == {"user": "str:ann"}

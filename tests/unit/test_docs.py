@@ -1,4 +1,4 @@
-"""README and the pages in docs/: valid frames, code that compiles, existing commands and paths, a complete reference.
+"""README and docs/ have valid frames, code that compiles, existing commands and paths, and a complete reference.
 
 `tests/browser/test_first_hour.py` follows README as a newcomer does.
 """
@@ -54,7 +54,7 @@ README = ROOT / "README.md"
 LANGUAGES = {"html", "js", "json", "nginx", "python", "sh", "text", "{eval-rst}", "{toctree}"}
 #: Programs outside of the virtual environment that commands in these pages may start.
 PROGRAMS = {".", "cd", "curl", "django-admin", "docker", "export", "git", "honcho", "python3"}
-#: Packages by the name of their program, where the names differ.
+#: The packages of programs whose names differ from the names of their packages.
 PACKAGES = {"lint-imports": "import-linter"}
 
 
@@ -103,7 +103,7 @@ def test_every_code_block_has_a_known_language() -> None:
     assert [str(block) for block in BLOCKS if block.language not in LANGUAGES] == []
 
 
-# -- frames -----------------------------------------------------------------------------------------------------------
+# -- frames ------------------------------------------------------------------------------------------------------------
 
 
 def decode_all(text: str) -> list[Any]:
@@ -217,7 +217,7 @@ def test_the_protocol_page_has_every_command_message_and_reason() -> None:
     assert [reason for reason in DisconnectReason if f"`{reason}`" not in page] == []
 
 
-# -- code and commands ------------------------------------------------------------------------------------------------
+# -- code and commands -------------------------------------------------------------------------------------------------
 
 
 def test_python_blocks_compile_and_import_what_exists() -> None:
@@ -245,7 +245,7 @@ def shell_commands() -> Iterator[Any]:
     for block in BLOCKS:
         if block.language == "sh":
             for line in block.text.replace("\\\n", "").splitlines():
-                # What is inside of `$(…)` belongs to the command outside.
+                # The output of `$(…)` is an argument of the command around it.
                 for words in split_commands(re.sub(r"\$\(.*?\)(?=\s|$)", "output", line)):
                     yield pytest.param(words, id=f"{block.page}: {' '.join(words)}")
 
@@ -338,7 +338,7 @@ def is_ignored(path: str) -> bool:
     return any(fnmatch(f"/{path}/", pattern) for pattern in patterns)
 
 
-# -- paths, links, headings -------------------------------------------------------------------------------------------
+# -- paths, links, headings --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", ["contributing.md", "glossary.md", "index.md", "protocol.md", "reference.md"])
@@ -387,7 +387,7 @@ def test_the_list_of_checks_is_complete() -> None:
     assert set(re.findall(r"reliable_cable\.[EW]\d{3}", PAGES["notices.md"])) == ids
 
 
-# -- reference and glossary -------------------------------------------------------------------------------------------
+# -- reference and glossary --------------------------------------------------------------------------------------------
 
 
 def documented() -> Iterator[str]:

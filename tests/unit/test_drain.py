@@ -1,4 +1,4 @@
-"""Draining on SIGTERM, in processes without a server. tests/conformance/test_shutdown.py tests it in servers."""
+"""SIGTERM drains a process. These tests have no server; tests/conformance/test_shutdown.py has servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from reliable_cable.servers.drain import Drain, server_grace
 from tests.support.server import ROOT
 
-#: A process that receives SIGTERM. `{drain}`, `{close}` and `{stop}` are what the hub and the server's handler do.
+#: A process that receives SIGTERM. `{drain}`, `{close}` and `{stop}` stand for code of the hub and of the handler.
 PROGRAM = """
 import asyncio, logging, os, signal
 from reliable_cable.servers import drain

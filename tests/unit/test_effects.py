@@ -1,4 +1,4 @@
-"""A restore brings back every change of state whose effect the client has seen."""
+"""A restore brings back every change of state of which the client has seen a result, such as a transmission."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Outage:
         self.attempted = asyncio.Event()
 
     def begin(self, timeout: float = session_writer.SAVE_TIMEOUT) -> None:
-        """Begin the outage; effects are delayed by up to `timeout` seconds."""
+        """Begin the outage. Transmissions wait up to `timeout` seconds until the session is saved."""
 
         async def fail(*args: Any) -> None:
             self.attempted.set()
@@ -101,7 +101,7 @@ async def test_a_client_whose_session_cannot_be_saved_is_disconnected_and_sees_n
         await client.perform(COUNTER, name)
         await expect_disconnect(client)
     outage.end()
-    # Another server would load this record if this one were killed.
+    # If this server were killed, another server would load this record.
     record = await load_record(get_engine().sessions, client.sid, {"user": ""})
     assert record is None or record.data["subscriptions"][0]["state"] == {"count": 1}
 

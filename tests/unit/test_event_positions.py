@@ -1,4 +1,4 @@
-"""The positions of readers of server-sent events after broadcasts that were left out or dropped."""
+"""A reader of server-sent events has the correct position after broadcasts that were left out or dropped."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_catch_up_that_ends_with_an_excluding_broadcast_moves_the_positi
 
 
 async def test_the_id_of_the_next_event_does_not_count_an_event_that_was_dropped() -> None:
-    """A slow reader reads it from the store later, unless it is cut before that."""
+    """A slow reader is sent the dropped event from the store later, unless its connection breaks before."""
     with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_PENDING_SIZE": 100_000}):
         async with Reader("stream=a&stream=b") as reader:
             await reader.until("event: confirm_subscription", 2)
@@ -96,7 +96,7 @@ async def test_the_id_of_the_next_event_does_not_count_an_event_that_was_dropped
 
 
 async def test_a_slow_channel_does_not_delay_the_messages_of_the_subscriptions_before_it() -> None:
-    """A reader that is cut meanwhile also keeps its position in the stream of the slow channel."""
+    """A reader whose connection breaks meanwhile also keeps its position in the stream of the slow channel."""
     released = asyncio.Event()
     released.set()
 

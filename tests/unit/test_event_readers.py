@@ -1,4 +1,4 @@
-"""Readers of server-sent events, without a server: cuts after any byte, origins, and the setup."""
+"""Readers of server-sent events miss nothing if connections break after any byte. Origins and setup are checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests for server-sent events with any query, headers and body: each is answered, and none causes an error."""
+"""Each request for server-sent events, with any query, headers and body, is answered without an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.unit.http_fronts import elsewhere
 from tests.unit.wire import until
 
 ORIGIN = "https://app.example.com"
-#: The sessions need no database.
+#: A session engine that needs no database.
 SESSIONS = "django.contrib.sessions.backends.signed_cookies"
 
 
@@ -48,18 +48,18 @@ def configured() -> Iterator[None]:
         yield
 
 
-#: The parameters of the query that are read, also by the consumer and by its middlewares.
+#: The query parameters that the endpoint, the consumer and its middlewares read.
 PARAMETERS = (
     "channel identifier stream signed_stream turbo_signed_stream_name history_since raw last_event_id jid pi sid"
 ).split()
-#: The headers that are read. A proxy or a browser may send the others, too.
+#: The headers that are read, and others that a proxy or a browser may send.
 HEADERS = (
     "last-event-id x-jid cookie origin sec-fetch-site host authorization content-length content-type cache-control "
     "x-anycable-restore-sid x-forwarded-for x-forwarded-host sec-websocket-protocol"
 ).split()
 IDENTIFIER = '{"channel":"$pubsub","stream_name":"a"}'
 SUBSCRIBE = json.dumps({"command": "subscribe", "identifier": IDENTIFIER}).encode() + b"\n"
-#: Values that are nearly right. Random bytes seldom are.
+#: Values that are nearly valid, which random bytes seldom are.
 NEAR: Sequence[bytes] = [
     *(b"a", b"1", b"0", b"-1", b"1e9", b"t", b"{", b"nan", b"*", b"*1/e/a", b"1/e/a", b"0//a", b"%00", b"a" * 3000),
     *(IDENTIFIER.encode(), b'{"channel":1}', b'{"channel":"Nothing"}', b'{"channel":"$pubsub","after":1}'),

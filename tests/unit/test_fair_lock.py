@@ -1,4 +1,4 @@
-"""A lock that is granted to waiting threads in the order of their arrival."""
+"""`FairLock` is granted to waiting threads in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reliable_cable.stores.database.fair_lock import FairLock
 
 
 def queue_up(lock: FairLock, *threads: threading.Thread) -> None:
-    """Start threads that wait for the lock, which is held, one after another."""
+    """Start threads one after another. Each waits for the lock, which must be held."""
     for number, thread in enumerate(threads, 2):
         thread.start()
         while len(lock._queue) < number:

@@ -33,7 +33,7 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_policy(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> None:
-    """Change numbers of the fan-out policy."""
+    """Replace numbers of the fan-out policy."""
     monkeypatch.setattr(fanout, "POLICY", replace(fanout.POLICY, **numbers))
 
 
@@ -320,7 +320,7 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
                 client.outbox.resume()
             elif step == "leave":
                 client.subscriber.leave(harness.hub)
-            elif step == "go live":  # as when its subscription starts another stream
+            elif step == "go live":  # as when the subscription starts another stream
                 client.subscriber.resume()
             else:
                 await replay(client)
@@ -329,12 +329,12 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
         await iterate()
         for client in clients:
             expected = sent[client]
-            # A client may also get a whisper that was sent just before it joined.
+            # A client may also get a whisper that was sent just before the client joined.
             received = [item for block in client.log for item in block if isinstance(item, int) or item in expected]
-            if client in replayed:  # whispers may follow the replay
+            if client in replayed:  # the order of whispers and replayed messages may differ
                 received = [item for item in received if isinstance(item, int)]
                 expected = [item for item in expected if isinstance(item, int)]
-            if client.subscriber.closed:  # it left before the last messages were sent to it
+            if client.subscriber.closed:  # the client left before the last messages were sent
                 expected = expected[: len(received)]
             assert received == expected
 

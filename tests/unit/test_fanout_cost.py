@@ -92,7 +92,7 @@ def lines(call: Callable[[], None]) -> int:
 
 
 def calls(call: Callable[[], None]) -> Counter[str]:
-    """Return how often a call calls each function."""
+    """Return how often each function is called while `call` runs."""
     counts: Counter[str] = Counter()
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
@@ -137,7 +137,7 @@ async def test_a_delivery_takes_few_times_the_cpu_of_a_bare_loop() -> None:
 
 
 async def test_one_more_subscriber_costs_one_call_of_its_write_and_no_other() -> None:
-    """No JSON is encoded for it, and no method of the subscriber is called."""
+    """No JSON is encoded for another subscriber, and none of its methods is called."""
     counts = {
         number: calls(delivery(await make_harness([Sink().write for _ in range(number)])))
         for number in (10, POLICY.budget)

@@ -1,4 +1,4 @@
-"""`FaultProxy`, which causes network faults between a client and a server."""
+"""`FaultProxy` causes network faults between a client and a server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EchoServer:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        with suppress(OSError):  # reset
+        with suppress(OSError):  # the connection is reset
             while data := await reader.read(65536):
                 self.received += data
                 writer.write(data)
@@ -75,7 +75,7 @@ async def leave(writer: asyncio.StreamWriter) -> None:
 
 
 async def echo(pair: Pair, text: bytes) -> bytes:
-    """Send a text, and return the same number of bytes of the response."""
+    """Send bytes, and return the same number of bytes of the response."""
     pair[1].write(text)
     async with asyncio.timeout(10):
         return await pair[0].readexactly(len(text))

@@ -1,4 +1,4 @@
-"""What handlers set on the database connections of their threads."""
+"""Handlers of two tenants, which set a tenant on their database connections, can run in two threads of a pool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _rows(settings: Any) -> Iterator[None]:
 
 
 class Rows(Channel, abstract=True):
-    """Reads rows of the tenant that the database connection is set to."""
+    """Reads rows of the tenant that is set on the database connection."""
 
     def before_action(self, action: str, data: Any) -> None:
         Tenants.meet()
@@ -43,7 +43,7 @@ class Rows(Channel, abstract=True):
 class Slow(Channel, abstract=True):
     """Has a sync handler that waits."""
 
-    #: Set while subscriptions may go on.
+    #: `subscribed` waits until this is set.
     may_go_on = threading.Event()
 
     def subscribed(self) -> None:

@@ -1,4 +1,4 @@
-"""The context and the thread of handlers: nothing that one call sets reaches another call."""
+"""Each call of a handler runs in a copy of its connection's context, so nothing that it sets reaches another call."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class TestContext:
             "disconnect",
         ]
         expected = dict.fromkeys(first, "set by connect")
-        # A check and its handler are one call.
+        # A check and its handler run in one context.
         expected |= dict.fromkeys(["subscribed", "resubscribed"], "set by before_subscribe")
         expected |= dict.fromkeys(["speak", "fail"], "set by before_action")
         assert Events.tenants() == expected
@@ -195,7 +195,7 @@ class TestContext:
             await client.subscribe(failing)
             await client.subscribe(speaking)
             monkeypatch.setattr(Events, "add", lambda name: translation.activate("fr") if name == "fail" else None)
-            # The event loop handles neither command before both were sent.
+            # Both commands are sent before the event loop handles the first of them.
             await client.perform(failing, "fail")
             await client.perform(speaking, "speak")
             assert (await client.receive())["message"] == {"failed": "fail"}
@@ -261,12 +261,12 @@ class TestThreads:
             await client.subscribe(identifier(channel))
             await client.perform(identifier(channel), "fail", allowed=False)
             await client.perform(identifier(channel), "speak", allowed=None)
-            # The action returns False, which means nothing.
+            # The action `speak` returns False, which does not refuse the call.
             assert "language" in (await client.receive())["message"]
 
 
 class Around(CableConsumer):
-    """Records when handlers begin and end, and gives them a language."""
+    """Records when the context of a handler begins and ends, and sets a language in between."""
 
     #: The errors that `around_command` suppresses.
     suppressed: tuple[type[Exception], ...] = ()

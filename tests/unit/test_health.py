@@ -1,4 +1,4 @@
-"""`GET /health`: what it reports, and what a flood of requests costs."""
+"""`GET /health` reports whether the server can serve, and a flood of requests costs only one check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def probe(method: str = "GET") -> Answer:
 
 
 class Store:
-    """Replaces the reads of the stream store by one that a test controls."""
+    """Takes the place of reads of the stream store. A test controls when and how a read ends."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -58,7 +58,7 @@ def store(configured: None) -> Iterator[Store]:
 
 
 def let_time_pass(seconds: float) -> Any:
-    """Return a patch after which the clock of the event loop is ahead."""
+    """Return a patch that sets the clock of the event loop ahead."""
     loop = asyncio.get_running_loop()
     now = loop.time
     return mock.patch.object(loop, "time", mock.Mock(side_effect=lambda: now() + seconds))

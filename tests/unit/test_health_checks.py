@@ -14,7 +14,7 @@ POSTGRES = {"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}
 
 def reported(settings: Any, *, deploy: bool = True, **options: Any) -> list[CheckMessage]:
     """Return the messages with the id W006 for a database with these options."""
-    # Replacing the dict would make Django warn.
+    # The dict is changed in place, because Django warns when `DATABASES` is replaced.
     settings.DATABASES["shop"] = {**POSTGRES, **options}
     try:
         messages = run_checks(tags=[checks.TAG], include_deployment_checks=deploy)

@@ -355,7 +355,7 @@ def test_a_cached_page_never_has_less_than_a_fresh_read(steps: list[tuple[str, i
                 page = await history.read("s", start, position, following=following)
                 fresh = store.read("s", after=number, limit=PAGE_LENGTH, following=following)
                 if page.epoch != fresh.epoch:
-                    # The hub does not know the new epoch yet, so the result is as if it had begun a moment later.
+                    # The hub does not know the new epoch yet, so the result is as if that epoch began later.
                     assert page.epoch == position.epoch
                     assert page.tail >= position.offset
                     continue

@@ -1,4 +1,4 @@
-"""The blocks of docs/htmx.md run: the Python and the templates here, the scripts as parts of a script of the demo."""
+"""The code blocks of docs/htmx.md work: this module runs the Python and the templates, and the demo has the scripts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_page_is_rendered(room: Room, number: int) -> None:
 
 
 def test_the_demo_runs_the_scripts() -> None:
-    """Browser tests use the page of the demo."""
+    """The browser tests run the demo's script, which contains the scripts of this page."""
     demo = (ROOT / "demo_project/chat/static/chat/htmx.js").read_text()
     assert len(blocks("js")) == 2
     assert [part for text in blocks("js") for part in text.split("\n\n") if part not in demo] == []

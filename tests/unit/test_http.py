@@ -1,4 +1,4 @@
-"""The HTTP endpoints: their keys, the bodies that they accept, and their responses to invalid bodies and failures.
+"""The HTTP endpoints check keys and bodies, and report invalid bodies and failures.
 
 Each test runs with the views of Django and with `CableHTTP`.
 """
@@ -53,7 +53,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture(params=[DjangoFront, ASGIFront], ids=["views", "CableHTTP"])
 def http(request: pytest.FixtureRequest) -> Front:
-    """A way to the endpoints."""
+    """A way to call the HTTP endpoints."""
     front: Front = request.param()
     return front
 

@@ -1,4 +1,4 @@
-"""The hub sends live subscribers each message once and in order, or reports a loss, if announcements go missing."""
+"""Even if announcements are lost, live subscribers get each message once and in order, or are told of a loss."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ async def test_transient_messages_follow_a_replay_and_their_number_is_bounded() 
 @settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.integers(3, 100))
 def test_subscribers_are_sent_each_message_once_and_in_order_or_are_told_of_a_loss(seed: int, size: int) -> None:
-    """Announcements get lost, repeated and reordered. The store trims and forgets. Subscribers catch up at times."""
+    """Announcements get lost, repeated and reordered. The store trims and forgets messages. Subscribers catch up."""
 
     async def storm() -> None:
         rng = random.Random(seed)

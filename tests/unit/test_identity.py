@@ -1,4 +1,4 @@
-"""Identities of connections, which must be the same in every process."""
+"""The identity of a connection is the same in every process."""
 
 from __future__ import annotations
 

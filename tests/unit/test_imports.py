@@ -1,4 +1,4 @@
-"""The rules for imports that import-linter cannot express, and whether its contracts notice wrong imports.
+"""Imports follow rules that import-linter cannot express, and the contracts of import-linter notice wrong imports.
 
 The contracts are in pyproject.toml. `lint-imports` checks them.
 """
@@ -137,7 +137,7 @@ FORMER = {
     "streams.redis": ["RedisStreamStore"],
 }
 
-#: The current names of those that were renamed.
+#: The current names of the public names that were renamed.
 RENAMED = {"OUTAGE_PART": "OUTAGE_SHARE"}
 
 

@@ -1,4 +1,4 @@
-"""What a message from a client may cost: counts of tasks, function calls and checks of database connections.
+"""A message from a client costs few tasks, function calls and checks of database connections.
 
 The benchmark (`python -m tests.benchmarks incoming`) measures the cost for a whole server.
 """
@@ -28,8 +28,8 @@ from .wire import EXTENDED, identifier
 
 MESSAGES = 100
 PACKAGE = Path(reliable_cable.__file__).parent
-#: The maximum number of calls of functions of this package for one action, with each resumption of a coroutine. 31 were
-#: measured.
+#: How many calls of this package's functions one action may cost. Each resumption of a coroutine counts as a call. The
+#: measured number is 31.
 MAX_CALLS = 33
 
 

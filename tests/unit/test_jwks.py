@@ -1,4 +1,4 @@
-"""The public keys of other services: in a file, and at a URL of a real HTTP server."""
+"""`KeySet` loads the public keys of other services from a file, or from a URL of a real HTTP server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class KeyServer(ThreadingHTTPServer):
         self.content = b""
         self.status = 200
         self.headers: dict[str, str] = {}
-        #: The number of requests. `asked` is set when there was one.
+        #: The number of requests. Each request also sets `asked`.
         self.requests = 0
         self.asked = threading.Event()
         #: Requests are answered while this is set.
@@ -238,7 +238,7 @@ class TestAServer:
         server.answers.clear()
         clock.now += MAX_AGE + 1
         assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
-        # Until the next attempt, nobody waits for this one. It is not known whether there is another key.
+        # Until the next attempt to load the keys, nobody waits for the pending attempt. It may find the key "2".
         monkeypatch.setattr(jwks, "PATIENCE", 60.0)
         assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
         with pytest.raises(KeysUnavailable):
@@ -278,7 +278,7 @@ class TestAFile:
         assert await keys.find("ps", "PS256") == OTHER_KEY.public_key()
         assert await keys.find("e", "ES256") == await keys.find(None, "ES256") == EC_KEY.public_key()
         assert await keys.find(None, "EdDSA") == ED_KEY.public_key()
-        # Each of these look-ups reads the file.
+        # With this interval, each look-up reads the file again.
         monkeypatch.setattr(jwks, "MIN_INTERVAL", -1.0)
         for kid, algorithm in [
             ("ps", "RS256"),
@@ -324,7 +324,7 @@ async def test_an_expired_token_whose_key_is_gone_has_expired(settings: Any, ser
     assert await refusal("old", exp=after(60)) is KeysUnavailable, "the keys were read a moment ago"
     assert await refusal("old", exp=after(-60)) is TokenExpired
     assert await refusal("old", exp="junk") is KeysUnavailable
-    # If the key is known, the signature is checked first.
+    # If the key is known, the signature is checked before the expiry.
     assert issubclass(await refusal("new", exp=after(-60)), InvalidToken)
     assert await refusal("new", exp=after(-60)) is not TokenExpired
     server.status = 500

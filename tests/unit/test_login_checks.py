@@ -1,4 +1,4 @@
-"""When the logins of connections are checked, in which batches, and what follows. Time is virtual."""
+"""`LoginChecks` checks logins in batches, and closes connections without a valid login. Time is virtual."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Rig:
 
     def __init__(self, loop: VirtualLoop, interval: float | None = INTERVAL) -> None:
         self.loop = loop
-        #: The users whose logins are not valid, and those who cannot be looked up.
+        #: The users whose logins are not valid, and the users who cannot be looked up.
         self.invalid: set[str] = set()
         self.unknown: set[str] = set()
         #: The tenants of the users.

@@ -1,4 +1,4 @@
-"""The control messages that are sent when Django tells by a signal that a login has ended, and those that are not."""
+"""If Django signals that a login has ended, a control message is sent. Other signals send no control message."""
 
 from __future__ import annotations
 

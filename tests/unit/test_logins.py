@@ -1,4 +1,4 @@
-"""Which connections have a Django login, and which logins are valid, for every session engine of Django."""
+"""A connection that a Django session has authenticated has a login, which is checked with any session engine."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ class SessionStore(DatabaseSessionStore):
 
 
 class Directory(ModelBackend):
-    """A backend with its own look-up."""
+    """An authentication backend with its own look-up of users."""
 
     def get_user(self, user_id: Any) -> Any:
         user = super().get_user(user_id)

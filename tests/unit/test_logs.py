@@ -57,7 +57,7 @@ def check(text: str) -> None:
 
 
 def check_records(caplog: pytest.LogCaptureFixture, *expected: str) -> None:
-    """Check all records of the package, and that these texts are among their messages."""
+    """Check all records of the package, and that the expected strings occur in their messages."""
     messages = []
     for record in caplog.records:
         if record.name == "reliable_cable":
@@ -138,7 +138,7 @@ def test_messages_are_constants_or_come_from_the_doctor() -> None:
 
 
 class Loud(Channel, abstract=True):
-    """Raises what its params or the data of an action say."""
+    """Raises errors whose messages are in its params or in the data of an action."""
 
     async def subscribed(self) -> None:
         if "raises" in self.params:

@@ -165,7 +165,7 @@ class TestEpochsThatEndUnnoticed:
             await other.subscribe(ROOM)
             await abroadcast("room", 1)
             frame = await other.receive()
-            # The store fails over to one that has no messages, and announces nothing.
+            # The store fails over to a server without messages, and announces nothing.
             store = get_hub().engine.streams
             assert isinstance(store, MemoryStreamStore)
             del store._streams["room"]

@@ -1,4 +1,4 @@
-"""Tests of `SocketIdMiddleware` in sync and async projects, and with streaming responses."""
+"""`SocketIdMiddleware` works in sync and async projects, and with streaming responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How rows of the models are named, for example in the admin."""
+"""The rows of the models have readable names, for example in the admin."""
 
 from __future__ import annotations
 

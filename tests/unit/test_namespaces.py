@@ -1,4 +1,4 @@
-"""Namespaces: the tenants of a project do not reach each other (the setting `NAMESPACE`)."""
+"""The tenants of a project, which the setting `NAMESPACE` names, do not reach each other."""
 
 from __future__ import annotations
 

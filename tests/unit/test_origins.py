@@ -1,4 +1,4 @@
-"""Which origins may open a WebSocket: the site's own, the trusted ones, or those that a consumer names."""
+"""The site's own origin, trusted origins, and origins that a consumer names may open a WebSocket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outages of a database while a client connects, subscribes or reconnects. They never reject a client for good."""
+"""If a database fails while a client connects, subscribes or reconnects, the client is not rejected for good."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_subscribed_is_retried_on_a_new_channel_object(
     monkeypatch.setattr(Room, "fail_times", 3)
     async with Client() as client:
         await client.send("subscribe", ROOM)
-        # The failed runs had no effect.
+        # Nothing was sent for the failed calls of `subscribed`.
         assert await client.receive() == {"identifier": ROOM, "message": {"run": 4}}
         assert await client.receive() == {"type": "confirm_subscription", "identifier": ROOM}
         assert await client.quiet()
@@ -142,7 +142,7 @@ async def test_an_unsubscribe_during_the_outage_ends_the_attempts_without_a_resp
         await client.send("subscribe", ROOM)
         await asyncio.wait_for(Room.failed.wait(), 5)
         await client.send("unsubscribe", ROOM)
-        # Commands run one after another, so this one runs after the subscribe.
+        # Commands run one after another, so this command runs after the subscribe.
         await client.send("presence", ROOM)
         assert (await client.receive())["message"] == {"type": "error"}
         assert await client.quiet()

@@ -269,7 +269,7 @@ class TestFrames:
         assert (transport.texts, socket.sent) == ("ab", ["websocket.close"])
 
 
-#: A text that is long enough to be compressed.
+#: The text of a frame that is long enough to be compressed.
 LONG = '{"text":"' + "again and again " * 50 + '"}'
 
 
@@ -306,7 +306,7 @@ class TestCompression:
         assert transport.frames[0] is shared.wire
 
     async def test_clients_with_compression_share_plain_frames(self) -> None:
-        """For example, a ping is not encoded again for each client."""
+        """For example, a ping is encoded only once for all clients."""
         outbox, transport = self.outbox(CompressedFrame)
         ping = Frame(LONG)
         outbox.push(ping)

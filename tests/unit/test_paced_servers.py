@@ -1,4 +1,4 @@
-"""Tests of paced servers: only a few of many new connections start in each iteration of the event loop."""
+"""In each iteration of the event loop, a paced server starts only a few of many new connections."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_uvicorn_drops_a_connection_whose_data_causes_an_error(monkeypatch
 
 
 async def test_the_http_protocol_of_uvicorn_is_freed_when_a_websocket_starts() -> None:
-    """The parser of httptools and the protocol refer to each other. The protocol must have the attribute `parser`."""
+    """The parser of httptools refers to the protocol, so the package sets the protocol's attribute `parser` to None."""
     with iteration_counter() as counter:
         server = Uvicorn(counter)
         transport = server.connect()
@@ -178,7 +178,7 @@ async def test_the_http_protocol_of_uvicorn_is_freed_when_a_websocket_starts() -
 
 
 class Recorder(Protocol, TimeoutMixin):
-    """The protocol of a paced connection, which records its data."""
+    """A protocol that records the data of a paced connection."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -281,7 +281,7 @@ async def test_the_wrapped_factory_can_refuse_connections_and_is_stopped() -> No
 
 
 def test_each_port_of_daphne_is_paced() -> None:
-    """The server must call `listen_success`, whose argument is the port."""
+    """daphne's server calls `listen_success` with each port, and the package overrides this method."""
     assert "listen_success" in Server.run.__code__.co_names
     server = PacedServer(application=None, endpoints=["tcp:0"])
     port = Port(0, Recorders(None))  # type: ignore[arg-type]

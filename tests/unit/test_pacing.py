@@ -1,4 +1,4 @@
-"""Tests of pacing: a limited number of callers proceeds in each iteration of the event loop, in order."""
+"""A pacer lets a limited number of callers proceed in each iteration of the event loop, in order."""
 
 from __future__ import annotations
 

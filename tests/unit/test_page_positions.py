@@ -1,4 +1,4 @@
-"""Positions of pages: the template tags that print them, their text, and how they compare with other positions."""
+"""Template tags print the position of a page, which can be parsed and compared with other positions."""
 
 from __future__ import annotations
 

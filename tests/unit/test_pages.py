@@ -1,4 +1,4 @@
-"""From page to stream: the first subscribe of a client is sent what came after the data of its page were read."""
+"""The first subscribe of a client is sent the messages that came after the data of its page were read."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ class TestRejecting:
         await self.assert_told(page)
 
     async def test_one_of_several_streams(self) -> None:
-        """As for every request, nothing is replayed if one stream cannot be."""
+        """If one stream cannot be replayed, no stream is replayed, as for every history request."""
         page = identifier("Room", streams={"other": await load_page("other"), "room": "?"})
         async with Client() as client:
             await client.send("subscribe", page)

@@ -1,4 +1,4 @@
-"""The blocks of docs/pages.md run."""
+"""The code blocks of docs/pages.md can be executed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def frames_after(page: str) -> list[Any]:
     """Subscribe a client of a page, and return the frames that it is sent."""
     async with Client() as client:
         await client.send("subscribe", page)
-        first = await client.receive()  # a sync handler runs in a thread
+        first = await client.receive()  # waits for the thread of a sync handler
         return [first.get("type") or first["message"], *await received(client)]
 
 

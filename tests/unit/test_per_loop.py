@@ -1,4 +1,4 @@
-"""An object for each event loop (concurrency/per_loop.py)."""
+"""`PerLoop` keeps one object for each event loop."""
 
 from __future__ import annotations
 

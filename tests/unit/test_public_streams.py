@@ -1,4 +1,4 @@
-"""Which streams `$pubsub` opens without a signature, by the patterns of `PUBLIC_STREAMS`."""
+"""The patterns of `PUBLIC_STREAMS` decide which streams `$pubsub` opens without a signature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pytest plugin in a run of its own, because this suite turns it off. tests/integration/test_kit.py has more."""
+"""The pytest plugin, in a separate pytest run, as this suite turns it off. tests/integration/test_kit.py has more."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_database():
 
 def test_its_fixtures_and_settings(tmp_path: Path) -> None:
     (tmp_path / "test_project.py").write_text(TESTS)
-    # The plugin is named, because an editable install may be older than its entry point.
+    # The command names the plugin, because an editable install may be older than the plugin's entry point.
     plugins = ["-p", "no:reliable_cable", "-p", "reliable_cable.testing.pytest_plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-W", "error", "--rootdir", str(tmp_path)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Races in one connection: overlapping replays, failing stores, and misbehaving handlers."""
+"""A connection survives overlapping replays, failing stores and misbehaving handlers."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class TestReplays:
             await abroadcast("room", 1)
             first, _ = await client.receive_many(2)
         async with Client(client.sid) as restored:
-            # The message for the other subscription was lost. The client only has the position of the first one.
+            # The message of `other` was lost, so the client has only the position of the subscription `ROOM`.
             streams = {"room": {"epoch": first["epoch"], "offset": 1}}
             await restored.send("history", other, history={"streams": streams})
             assert await received(restored) == [1, "confirm_history"]
@@ -374,7 +374,7 @@ class TestRestore:
             async with Client(client.sid) as again:
                 assert again.welcome["restored"]
             await run_event_loop()
-        # The hub has no connection now. The next one makes it read all control messages again, which takes a while.
+        # The hub has no connection now. A new one makes the hub read all control messages again, which takes a while.
         gate = Gate(monkeypatch, "aread")
         async with Client(again.sid) as last:
             assert last.welcome["restored"]

@@ -1,4 +1,4 @@
-"""The texts in `RATE_LIMITS`: what rates they mean, and which texts are errors."""
+"""Each valid string in `RATE_LIMITS` means a rate, and any other string is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the frames of a client are read: the rate, the queue of commands, and the turns of other connections."""
+"""The frames of a client are read at a limited rate, and not while its queue of commands is full."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestRate:
 
     @staticmethod
     def read(reading: Reading, frames: int, now: float) -> float:
-        """Read frames at once. Return how long the next one has to wait."""
+        """Read frames at once. Return how long the next frame has to wait."""
         for _ in range(frames):
             reading.count({"text": '{"command":"pong"}'})
         return reading._delay(now)
@@ -157,7 +157,7 @@ class TestFullQueue:
 
     @staticmethod
     def grow_older(connection: Connection) -> None:
-        """Act as if the last pong had arrived ten seconds ago."""
+        """Set the time of the last pong to ten seconds ago."""
         connection._last_pong = time.monotonic() - 10
 
     async def test_the_end_of_the_connection_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:

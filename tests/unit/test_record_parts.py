@@ -1,4 +1,4 @@
-"""The parts of large session records (stores/sessions/record_parts.py)."""
+"""A database stores a large session record in parts, and only changed parts are written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reliable_cable.stores.sessions.record_parts import (
 
 
 class Table:
-    """The parts of one session, as a database has them."""
+    """The parts of one session, as a database stores them."""
 
     def __init__(self) -> None:
         self.rows: dict[int, str] = {}
@@ -129,7 +129,7 @@ def test_known_records_take_little_memory_however_large_their_heads_are() -> Non
 
 
 def test_all_parts_are_written_if_many_are_removed() -> None:
-    """Databases limit the parameters of a statement, and one statement deletes the parts of many records."""
+    """SQLite limits the parameters of a statement, and one statement may delete parts of many records."""
     table, items = Table(), [f"{number}" for number in range(2000)]
     table.save(items)
     assert not table.save(items[MAX_REMOVED:]).whole

@@ -1,4 +1,4 @@
-"""Errors with which handlers refuse what a client asks for: the client is told, and the log has one line."""
+"""If a handler raises an error that refuses a request, the client is told, and one line is logged."""
 
 from __future__ import annotations
 

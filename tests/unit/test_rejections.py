@@ -1,4 +1,4 @@
-"""Connections that the consumer's `connect` rejects."""
+"""A consumer's `connect` can reject a connection, and its client is told the reason."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_error_for_another_reason_lists_the_allowed_ones(reason: Any) -> Non
 async def test_a_channel_that_calls_it_gets_an_error(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Otherwise the client would silently stay connected, and subscribed.
+    # Without an error, the client would silently stay connected and subscribed.
     class Late(Channel, abstract=True):
         async def subscribed(self) -> None:
             self.connection.reject_connection()

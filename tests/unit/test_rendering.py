@@ -1,4 +1,4 @@
-"""`broadcast_template`: the rendering after the commit, events, and errors."""
+"""`broadcast_template` renders a template after the commit, and reports the errors of the rendering."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class TestServerSentEvents:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(text=st.text(min_size=1))
     def test_a_reader_gets_the_html(self, text: str) -> None:
-        """Line breaks of all kinds arrive as those of HTML."""
+        """All kinds of line breaks arrive as line feeds, as HTML treats them."""
         html = text.replace("\r\n", "\n").replace("\r", "\n")
         for event in (None, "status"):
             payload = _template_broadcast("a", "x", None, event, None, NOW)._payload(text)
@@ -157,7 +157,7 @@ class TestTransactions:
         assert data() == ["fr", "de"]
 
     def test_immediate_renders_in_the_transaction(self) -> None:
-        settings = override_settings(RELIABLE_CABLE={"ENGINE": "memory"})  # SQLite has one writer
+        settings = override_settings(RELIABLE_CABLE={"ENGINE": "memory"})  # SQLite allows only one writer
         with settings, transaction.atomic():
             User.objects.create_user("ann")
             broadcast_template("a", "users.html", {"users": User.objects.all()}, immediate=True)

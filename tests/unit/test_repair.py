@@ -1,4 +1,4 @@
-"""Repairs by a hub: after gaps, after announcements without a message, and after the store has lost messages."""
+"""A hub repairs a stream after a gap, after a missing message, and after the store has lost messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of the headers of requests on the servers of `cable_serve`: their size and the time to send them."""
+"""The servers of `cable_serve` limit the size of request headers, and the time to send them."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class TestUvicorn:
     def test_a_websocket_handshake_that_cannot_be_parsed_is_answered(
         self, loop: VirtualLoop, header: bytes, status: bytes
     ) -> None:
-        """These are limits of the package websockets. uvicorn's own protocol would give no answer."""
+        """The package websockets refuses these headers. uvicorn's own protocol would not answer such a handshake."""
         config = Config(lambda scope: None, log_config=None)
         config.load()
         transport = AsyncioTransport()

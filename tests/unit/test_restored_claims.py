@@ -1,4 +1,4 @@
-"""If a client itself joined as a member, a restore asks `authorize_presence` again."""
+"""If a client itself joined as a member, a restore calls `authorize_presence` again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Open(Channel, abstract=True):
 
 
 class Joining(Open, abstract=True):
-    """Joins as a member, which the client can change."""
+    """Joins as the member "ann". The client can join as another member."""
 
     async def subscribed(self) -> None:
         self.stream_from("a")
@@ -101,7 +101,7 @@ async def test_a_member_that_is_not_allowed_any_longer_leaves(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["by a command", "with subscribe"])
 async def test_a_member_whose_client_does_not_join_again_expires(settings: Any, how: str) -> None:
-    # The client has left, and the command was lost with the connection. Otherwise, it would join again.
+    # The client sent a `leave`, which was lost with the connection. A client that had not left would join again.
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "PRESENCE_TTL": 0.1}
     sid = await begin(with_subscribe=how == "with subscribe")
     async with Client(sid) as client:

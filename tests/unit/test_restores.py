@@ -1,4 +1,4 @@
-"""A restore runs `subscribed` again, and applies how its result differs from the one before (see Protocol: Restore)."""
+"""A restore runs `subscribed` again, and applies what differs from its former result (see Protocol: Restore)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .wire import Client, connection_of, identifier
 
 
 class Room(Channel, abstract=True):
-    """Starts the streams that may be read, and joins as the member."""
+    """Starts the streams in `readable`, and joins as `member`."""
 
     #: The streams that may be read; None: the subscription is rejected.
     readable: list[str] | None
@@ -98,7 +98,7 @@ def streams(client: Client, of: str = ROOM) -> list[str]:
 
 
 async def leave(client: Client, *actions: dict[str, Any]) -> None:
-    """Call actions, and wait until they are done. The client disconnects afterwards."""
+    """Call actions, and wait until they are done, before the caller disconnects the client."""
     for data in actions:
         await client.perform(ROOM, **data)
     assert await client.quiet()
@@ -172,7 +172,7 @@ class TestRights:
             assert (await client.receive())["message"] == {"failed": "subscribed"}
 
     async def test_slow_handlers_do_not_delay_the_welcome_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Otherwise the client would give up the connection and reconnect, again and again.
+        # A client that waits too long for the welcome gives up the connection and reconnects, again and again.
         async with Client() as former:
             await former.subscribe(ROOM)
             await former.subscribe(OTHER)

@@ -1,4 +1,4 @@
-"""`revoke`: what happens to subscriptions at every stage. Its arguments: test_disconnecting.py."""
+"""`revoke` ends subscriptions at every stage. test_disconnecting.py tests its arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .wire import (
 
 
 class Room(Channel, abstract=True):
-    """Streams from the streams of its params, unless `allowed` is False."""
+    """Starts the streams that its params name, unless `allowed` is False."""
 
     allowed = True
     #: The events of all rooms.
@@ -110,7 +110,7 @@ async def resume(client: Client, identifier: str) -> None:
 
 
 class TestContext:
-    """A revocation arrives in another context. Commands run in copies of the context of their connection."""
+    """A revocation arrives in a context that is not the connection's, but handlers run in the connection's context."""
 
     async def test_handlers_after_a_revocation_have_the_context_of_their_connection(self) -> None:
         tenant: ContextVar[str] = ContextVar("tenant", default="nobody")

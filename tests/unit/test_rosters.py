@@ -1,4 +1,4 @@
-"""Tests that the lists of all clients become correct when events are lost, are late, or arrive during reads."""
+"""The member lists of all clients become correct, even if events are lost, are late, or arrive during reads."""
 
 from __future__ import annotations
 

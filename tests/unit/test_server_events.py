@@ -1,4 +1,4 @@
-"""Tests of the transports of event readers, which use internals of daphne and uvicorn that a release may change."""
+"""The transports of event readers work with daphne and uvicorn, whose internals a release may change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVENT = Event.make("data: 1")
 
 
 async def refuse(*_: Any) -> None:
-    """Refuse no reader: these tests accept all."""
+    """Take the place of the function that refuses readers, which these tests do not need."""
 
 
 class Application:

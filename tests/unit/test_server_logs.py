@@ -1,4 +1,4 @@
-"""Exceptions that servers log for WebSockets: those without a route are one line, and all are limited."""
+"""Servers log a limited number of exceptions of WebSockets, and a missing route as one line."""
 
 from __future__ import annotations
 

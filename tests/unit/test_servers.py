@@ -1,4 +1,4 @@
-"""Tests of the transports of daphne and uvicorn, which use internals of both that a release may change."""
+"""The transports of connections work with daphne and uvicorn, whose internals a release may change."""
 
 from __future__ import annotations
 

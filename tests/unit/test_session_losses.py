@@ -1,4 +1,4 @@
-"""Tests of session records when their store loses data, and when the process stops."""
+"""Session records are written again after their store has lost data, and changed records when the process stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of how session records are written and loaded, and of a session store that fails or is slow."""
+"""Session records are written and loaded, even by a store that fails or is slow at times."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class TestFailingStore:
         records.add(session := Session("a"))
         store.down = True
         await records.drop(session)
-        await asyncio.sleep(0.03)  # its time to live
+        await asyncio.sleep(0.03)  # the record's time to live
         store.down = False
         store.tried.clear()
         await store.tried.wait()
@@ -241,7 +241,7 @@ class TestFailingStore:
 
 
 class TestSave:
-    """`save` returns whether the client may see the effect of a change."""
+    """`save` returns whether the client may be sent the result of a change."""
 
     async def test_waits_until_the_record_is_written(self) -> None:
         records = SessionRecords(store := Store())

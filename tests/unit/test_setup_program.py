@@ -16,7 +16,7 @@ MANAGE = "import json, sys\njson.dump(sys.argv[1:], open('arguments', 'w'))\nsys
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder."""
+    """An empty folder, as the current folder of the process."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Signed stream names and derived keys, which must be compatible with the clients, servers and tools of AnyCable."""
+"""Signed stream names and derived keys are compatible with the clients, servers and tools of AnyCable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestSignedStreamName:
 
     @override_settings(RELIABLE_CABLE=S3KRIT)
     def test_characters_beyond_ascii_are_signed_as_utf_8(self) -> None:
-        # JavaScript's JSON.stringify and Buffer create the same text.
+        # JavaScript's JSON.stringify and Buffer create the same string.
         encoded = base64.b64encode('"chat/é"'.encode()).decode()
         assert signed_stream_name("chat/é") == sign(encoded, "s3Krit")
 

@@ -87,7 +87,7 @@ async def test_a_client_that_takes_data_from_the_kernels_buffer_stays_connected(
     unsent = 10
 
     def end_watch(outbox: Any) -> None:
-        """Act as if the time to read something were over."""
+        """End the client's time to read something."""
         assert outbox._watch is not None
         outbox._watch.cancel()
         outbox._check_socket()
@@ -123,7 +123,7 @@ async def test_a_client_that_reads_slowly_and_is_not_read_need_not_answer_pings(
         await until(lambda: client.connection.outbox.blocked)
         for _ in range(200):
             client.incoming.put_nowait({"type": "websocket.receive", "text": '{"command":"ping"}'})
-        # Each call gives the client more time to answer the pings of the server.
+        # Each pause gives the client more time to answer the pings of the server.
         await until(lambda: pauses > 100)
         assert client.connection.reading_paused
         await client.read_all()

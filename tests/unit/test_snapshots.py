@@ -1,4 +1,4 @@
-"""Snapshots: what a channel sends its clients in place of messages that are no longer stored."""
+"""A channel can send its clients a snapshot in place of messages that are no longer stored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _memory(settings: Any) -> None:
 
 
 class Reader:
-    """The numbers that a client has, as it computes them from what it receives."""
+    """The numbers that a client computes from the frames that it receives."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
@@ -55,7 +55,7 @@ class Reader:
         self.types: list[str] = []
 
     async def read(self, client: Client, *, until: str | int) -> None:
-        """Read frames until one of this type, or until there are so many numbers."""
+        """Read frames until one has this type, or until there are this many numbers."""
         while (self.types[-1:] != [until]) if isinstance(until, str) else len(self.numbers) < until:
             frame = await client.receive()
             if "type" in frame:

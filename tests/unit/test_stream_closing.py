@@ -1,4 +1,4 @@
-"""A stream is closed after its last subscriber."""
+"""The hub closes a stream after its last subscriber has left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream is opened for its first subscriber, while messages arrive."""
+"""The hub opens a stream for its first subscriber, even while messages arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery to subscribers: a random walk through their states, against a model of what clients must see.
+"""Subscribers are sent what a model says they must see, on a random walk through their states.
 
 Two clients subscribe to two streams over the real connections, replays and hub. The test controls the time, the
 sockets, and what the store announces.
@@ -48,7 +48,7 @@ iterations = st.sampled_from([0, 1, 2, 5, 20])
 class Delivery(DeliveryWorld):
     """Everything that can happen between the clients and the streams."""
 
-    # -- broadcasts ---------------------------------------------------------------------------------------------------
+    # -- broadcasts ----------------------------------------------------------------------------------------------------
 
     @rule(
         stream=streams,
@@ -89,7 +89,7 @@ class Delivery(DeliveryWorld):
         self._deliver(self._make_transient(stream, sid, pad))
         self.loop.iterate(then)
 
-    # -- the store ----------------------------------------------------------------------------------------------------
+    # -- the store -----------------------------------------------------------------------------------------------------
 
     @rule(stream=streams, announced=st.booleans(), then=iterations)
     def forget(self, stream: str, announced: bool, then: int) -> None:
@@ -117,7 +117,7 @@ class Delivery(DeliveryWorld):
         self.store.broken = not self.store.broken
         self.loop.iterate(then)
 
-    # -- commands -----------------------------------------------------------------------------------------------------
+    # -- commands ------------------------------------------------------------------------------------------------------
 
     @rule(client=clients, name=identifiers, how=st.sampled_from(["plain", "honest", "since"]), then=iterations)
     def subscribe(self, client: int, name: str, how: str, then: int) -> None:
@@ -203,7 +203,7 @@ class Delivery(DeliveryWorld):
         self._flush(one)
         self.loop.iterate(then)
 
-    # -- sockets and time ---------------------------------------------------------------------------------------------
+    # -- sockets and time ----------------------------------------------------------------------------------------------
 
     @rule(client=clients)
     def begin_or_stop_to_read(self, client: int) -> None:
@@ -249,7 +249,7 @@ class Delivery(DeliveryWorld):
 
 @pytest.fixture
 def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Handlers would wait for a thread now and then, if another test has left a database connection.
+    # If another test has left a database connection open, handlers would wait for a thread now and then.
     monkeypatch.setattr(threads, "_connected", set())
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 900)
@@ -346,7 +346,7 @@ def test_a_stream_that_an_unanswered_action_stopped_begins_afresh_after_a_restor
 
 @pytest.mark.usefixtures("_instant")
 def test_a_request_by_time_skips_no_message_that_was_not_announced() -> None:
-    """The client was subscribed when they were stored, so they are due although they are older than the time."""
+    """The client was subscribed when the messages were stored, so it needs them although they are older."""
     machine = Delivery()
     machine.begin(size=1000, start=50)
     machine.end_what_the_server_has_closed()

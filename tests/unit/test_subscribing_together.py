@@ -20,7 +20,7 @@ from .wire import Client, connection_of, identifier, leave_session, run_event_lo
 
 
 class Room(Channel, abstract=True):
-    """A channel that records its handlers, by the number of the room."""
+    """A channel that records the calls of its handlers, with the number of the room."""
 
     events: list[str]
     running: int
@@ -53,7 +53,7 @@ class Room(Channel, abstract=True):
 
 
 class SlowStore:
-    """Lets the store open streams when a test allows it, and records the names of each call."""
+    """Opens streams only when a test allows it, and records the names of the streams of each call."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Tests of a subscription's presence: stores that fail or are slow, and data that are lost around a restore."""
+"""A subscription shows the correct members, even if stores fail or lose data around a restore."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def brief(frame: dict[str, Any]) -> Any:
 
 
 async def received(client: Client) -> list[Any]:
-    """Return the frames that the client has received, and those that its commands have caused."""
+    """Return the frames that the client has received, including the answers to its commands."""
     for _ in range(50):
         await asyncio.sleep(0)
     frames = []

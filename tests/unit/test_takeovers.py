@@ -1,4 +1,4 @@
-"""Takeovers: a session was restored on another connection, and its former connection is closed."""
+"""If a session is restored on another connection, its former connection is closed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_the_connections_that_continue_the_session_stay_open() -> None:
 
 
 async def test_a_client_that_reconnected_twice_with_the_same_id_keeps_its_last_connection() -> None:
-    # The client did not receive the welcome of the connection in between, whose announcement arrives last.
+    # The client did not receive the welcome of the second connection, whose announcement arrives last.
     async with Client() as former:
         pass
     async with Client(former.sid) as between, Client(former.sid) as client:
@@ -147,7 +147,7 @@ async def test_a_connection_whose_own_session_was_restored_is_closed_before_its_
         pass
     async with Client(former.sid) as client:
         get_hub().control.announce_takeover(former.sid, connection_of(client))
-        # The other process restored the session after this client had been welcomed, but its announcement is faster.
+        # The other process restored the session after this client had been welcomed, but its message is faster.
         get_hub().control.receive(json.dumps({"supersede": [[client.sid, "elsewhere"]]}))
         assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 

@@ -1,4 +1,4 @@
-"""Tests of the template tags."""
+"""The template tags print what a page needs: meta tags, scripts, signed names and tokens."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TestMetaTags:
         for response in (await sync_to_async(Client().get)(url), await AsyncClient().get(url)):
             rendered = time.time()
             assert rendered - 15 < timestamp(response.content.decode()) <= rendered - 10
-        # If a request did not come from a server, it is not known when it began.
+        # The beginning of a request that did not come from a server is not known.
         assert timestamp(render("{% cable_meta_tags %}", request=RequestFactory().get("/"))) > rendered - 9
 
     @pytest.mark.urls("tests.unit.test_templatetags")
@@ -175,7 +175,7 @@ class TestMetaTags:
             since = stamp("{% cable_meta_tags %}")
             for number in (1, 2, 3):
                 await abroadcast("news", number)
-            monkeypatch.setattr(FarStore, "ahead", 5.0)  # ten seconds pass
+            monkeypatch.setattr(FarStore, "ahead", 5.0)  # the clock of the store advances by ten seconds
             async with wire.Client() as client:
                 await client.subscribe(wire.identifier("News"), history={"since": since})
                 assert [(await client.receive())["message"] for _ in range(3)] == [1, 2, 3]

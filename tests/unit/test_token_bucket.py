@@ -1,4 +1,4 @@
-"""A token bucket, with the time as an argument."""
+"""`TokenBucket` limits a rate with bursts. Its methods take the time as an argument."""
 
 from __future__ import annotations
 

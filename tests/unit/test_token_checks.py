@@ -1,4 +1,4 @@
-"""The system checks of the settings of tokens."""
+"""The system checks report problems in the settings of tokens."""
 
 from __future__ import annotations
 

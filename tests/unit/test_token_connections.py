@@ -1,4 +1,4 @@
-"""Connections that a token authenticates: identifiers, `connect`, refusals, sessions, expiry, and revoked users."""
+"""A token authenticates a connection, which ends when the token expires or its user is revoked."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class TestExpiry:
             assert time.time() >= expiry + 1
 
     async def test_a_pending_subscribe_is_answered_first(self, user: Any) -> None:
-        """The client would close the channel for good, without an error."""
+        """A client closes a channel for good if its connection ends while the `subscribe` is pending."""
         gate = asyncio.Event()
 
         class SlowChannel(Channel):
@@ -239,7 +239,7 @@ class TestExpiry:
     async def test_a_session_that_was_taken_over_meanwhile_keeps_its_member(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch, user: Any
     ) -> None:
-        """The client lost its connection during a slow command, and returned with a new token before the end of it."""
+        """The client lost its connection during a slow command, and returned with a new token before its end."""
         monkeypatch.setattr("reliable_cable.connection.connection.CLOSE_TIMEOUT", 60.0)
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "PRESENCE_GRACE": 0}
         gate, calls = asyncio.Event(), []
@@ -313,7 +313,7 @@ class TestRevokedUsers:
 
 
 def namespace(scope: Any = None) -> str:
-    """Return the tenant: of the query of a handshake, or else of the running code."""
+    """Return the tenant in the query of a handshake or, without a scope, the tenant of the running code."""
     return current["tenant"] if scope is None else scope["query_string"].decode().rpartition("tenant=")[2]
 
 
@@ -326,7 +326,7 @@ class TestNamespaces:
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "NAMESPACE": f"{__name__}.namespace"}
 
     async def test_a_token_is_valid_for_the_namespace_in_which_it_was_made(self, user: Any) -> None:
-        """Otherwise user 1 of one tenant would be user 1 of another."""
+        """User 1 of one tenant must not become user 1 of another tenant."""
         token = cable_token(user)
         async with make_client(f"{token}&tenant=a") as client:
             assert client.welcome["type"] == WELCOME
@@ -335,7 +335,7 @@ class TestNamespaces:
 
     @pytest.mark.parametrize("claim", [None, 1, True, ["None"], {}])
     async def test_a_claim_that_is_not_a_string_names_no_tenant(self, user: Any, claim: Any) -> None:
-        """As texts, `None` and 1 would name the tenants "None" and "1"."""
+        """As strings, `None` and 1 would name the tenants "None" and "1"."""
         token = sign(ext={"user": user.pk}, namespace=claim)
         assert await first_frame(make_client(f"{token}&tenant={claim}")) == REFUSED
         without = await first_frame(make_client(f"{token}&tenant="))

@@ -1,4 +1,4 @@
-"""When connections end whose tokens expire. Time is virtual."""
+"""A connection ends when its token expires. The time of these tests is virtual."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Connection:
 
 
 class Rig:
-    """`TokenExpiry` with a clock that tests can set back."""
+    """`TokenExpiry` with a clock that tests can set."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.loop = loop

@@ -1,4 +1,4 @@
-"""The settings of tokens that depend on each other."""
+"""The settings of tokens depend on each other, and are checked together."""
 
 from __future__ import annotations
 

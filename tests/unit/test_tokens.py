@@ -1,4 +1,4 @@
-"""Tokens: where a handshake has one, what makes one valid, and how they are made."""
+"""Tokens: where a handshake may contain a token, what makes a token valid, and how tokens are made."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class TestWhatIsValid:
         )
     )
     async def test_any_claims_are_accepted_or_refused(self, claims: dict[str, Any]) -> None:
-        """The database is not reached: no identifier is a user."""
+        """The database is not queried, because no claim names a user."""
         payload = base64.urlsafe_b64encode(json.dumps(claims).encode())
         token = jwt.api_jws.encode(base64.urlsafe_b64decode(payload), SECRET, "HS256")
         try:
@@ -248,13 +248,14 @@ async def test_a_public_key_is_never_used_as_a_secret(
     modulus = base64.urlsafe_b64decode(entry["n"] + "==")
     for public in (pem, der, modulus, file.read_bytes(), SECRET.encode()):
         for kid in ("1", "2", "s"):
-            # PyJWT refuses to sign with a public key.
+            # The token is made by hand, because PyJWT refuses to sign with a public key.
             parts = [json.dumps(each).encode() for each in ({"alg": "HS256", "kid": kid}, {"ext": "{}"})]
             signed = b".".join(base64.urlsafe_b64encode(each).rstrip(b"=") for each in parts)
             digest = hmac.new(public, signed, hashlib.sha256).digest()
             token = signed + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")
             assert await refusal(token.decode()) == "has a wrong signature"
-    monkeypatch.setattr("reliable_cable.auth.jwks.MIN_INTERVAL", -1.0)  # an unknown key id makes it read the file again
+    # With this interval, an unknown key id makes the verifier read the file again.
+    monkeypatch.setattr("reliable_cable.auth.jwks.MIN_INTERVAL", -1.0)
     unknown = "has a key id for which JWT_JWKS has no key of the token's algorithm"
     assert await refusal(sign(key, "RS256", {"kid": "2"}, ext={})) == unknown
 

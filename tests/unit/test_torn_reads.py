@@ -39,11 +39,11 @@ class File:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._other = ModelStreamStore(CableSettings(database="file"))
-        #: Called between the two queries of the next reads, one in each.
+        #: Functions for the next reads: each read calls one of them between its two queries.
         self.changes: list[Callable[[], object]] = []
 
     def watch(self, connection: Any, **_: Any) -> None:
-        """Make the queries of a new connection run the changes."""
+        """Make the reads of a new database connection call the changes."""
         if connection.alias == "file":
             connection.execute_wrappers.append(between_queries(self.changes))
 

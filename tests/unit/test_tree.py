@@ -1,4 +1,4 @@
-"""The files of the repository: its top level, the length of modules, and lock files without hosts."""
+"""The files of the repository follow rules for the top level, the length of modules, and lock files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turbo Streams: the elements that are broadcast, the template tag, and the channel."""
+"""Turbo Streams are broadcast as elements to pages, which subscribe with a template tag and a channel."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def data(stream: str = "a") -> list[Any]:
 
 
 class Elements(HTMLParser):
-    """Collects the start tags of a text."""
+    """Collects the start tags of an HTML string."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class TestElements:
 
     @given(target=st.text(min_size=1), html=st.text())
     def test_nothing_in_a_text_leaves_its_place(self, target: str, html: str) -> None:
-        """The attributes and the content are the given texts, whatever these contain."""
+        """The attributes and the content are the given strings, whatever these contain."""
         for name in ("target", "targets"):
             options = {name: target, "html": html, "method": target}
             made = turbo._broadcast("append", turbo.MorphOptions, ("a",), options)
@@ -344,7 +344,7 @@ class TestChannel:
 
 
 def test_what_is_broadcast_to_the_name_reaches_the_page_too() -> None:
-    """For example what another package has built, or a template with several elements."""
+    """An application can broadcast elements that another package has built, or a template with several elements."""
     user = User.objects.create_user("ann")
     broadcast(f"auth.user:{user.pk}", '<turbo-stream action="refresh"></turbo-stream>')
     turbo.broadcast_refresh_to(user)

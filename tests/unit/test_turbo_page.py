@@ -1,4 +1,4 @@
-"""The blocks of docs/turbo.md run: the Python and the templates here, the script as a part of a script of the demo."""
+"""The code blocks of docs/turbo.md work: this module runs the Python and the templates, and the demo has the script."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_page_is_rendered(room: Room) -> None:
 
 
 def test_the_demo_runs_the_script() -> None:
-    """Browser tests use the page of the demo."""
+    """The browser tests run the demo's script, which contains the script of this page."""
     demo = (ROOT / "demo_project/chat/static/chat/turbo.js").read_text()
     script = block("js", "TurboChannel")
     (imports, _, rest) = script.partition("const cable")

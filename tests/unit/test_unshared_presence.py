@@ -41,7 +41,7 @@ class Process:
         self.notice = UnsharedPresenceNotice(self.engine, self.tasks)
 
     async def join(self) -> None:
-        """Let a member join."""
+        """Tell the notice that a member joined, and wait for the tasks that this starts."""
         self.notice.member_joined()
         for task in list(self.tasks.pending):
             await task

@@ -1,4 +1,4 @@
-"""What the results of handlers and checks mean: a false value refuses, and a coroutine or a generator is an error."""
+"""A false result of a handler or check refuses, and a coroutine or a generator as a result is an error."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def logged(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def refuse(*args: Any) -> bool:
-    """Refuse, once this is awaited."""
+    """Refuse, but only when the returned coroutine is awaited."""
     return False
 
 
 async def pass_on(*args: Any) -> Any:
-    """Refuse as `refuse` does, but without an `await`."""
+    """Return the coroutine of `refuse` without awaiting it, by mistake."""
     return refuse()
 
 
 def generate(*args: Any) -> Iterator[bool]:
-    """Refuse, once this is iterated."""
+    """Refuse, but only when the returned generator is iterated."""
     yield False
 
 
 async def agenerate(*args: Any) -> Any:
-    """Refuse, once this is iterated."""
+    """Refuse, but only when the returned async generator is iterated."""
     yield False
 
 
@@ -111,12 +111,12 @@ async def test_every_false_value_of_a_check_but_none_refuses(channel: type[Chann
 
 
 def reject(channel: Channel, *args: Any) -> None:
-    """Refuse as `subscribed` does."""
+    """Refuse by a call of `Channel.reject`, which is meant for `subscribed`."""
     channel.reject()
 
 
 async def areject(channel: Channel, *args: Any) -> None:
-    """Refuse as `reject` does."""
+    """Refuse by a call of `Channel.reject` in an async check."""
     channel.reject()
 
 
@@ -153,7 +153,7 @@ async def test_a_check_that_rejects_decides_for_a_channel_without_subscribed(
 
 @pytest.mark.parametrize("hook", ["before_subscribe", "before_action", "subscribed", "read", "connect"])
 async def test_handlers_with_the_decorator_of_channels_refuse_too(channel: type[Channel], hook: str) -> None:
-    # Each access to such a method returns another object.
+    # Each access to a method with this decorator returns another object.
     refusal = database_sync_to_async(lambda *args: False)
     consumer = type("AppConsumer", (CableConsumer,), {"connect": refusal} if hook == "connect" else {})
     if hook != "connect":

@@ -1,4 +1,4 @@
-"""`wrong_clock`: only the wall clock of such a process is wrong, and the process leaves no files."""
+"""`wrong_clock` makes only the wall clock of a process wrong, and the process leaves no files."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def test_only_the_wall_clock_is_wrong_and_a_killed_process_leaves_no_shared_memo
 
 def test_threads_wait_for_the_interpreter_without_a_busy_loop() -> None:
     with run(WAITS, 90) as process:
-        # A thread waits 5 ms before it asks the running one to stop.
+        # A thread waits 5 ms before it asks the running thread to release the interpreter.
         assert answer(process) < 1000

@@ -24,7 +24,7 @@ class TokenConsumer(CableConsumer):
     seen: Any = None
 
     def connect(self) -> Any:
-        """Record the token and the identifiers; refuse a token that says so."""
+        """Record the token and the identifiers; refuse a token with the claim `banned`."""
         type(self).seen = (self.user, self.token, self.room)
         if self.token and self.token.get("banned"):
             self.reject_connection()

@@ -28,7 +28,7 @@ QUESTION = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "why?
 
 
 class Chats(RunChats):
-    """A chat is a group, whose name is that of its only member, before a slash."""
+    """The chats are groups. The name of a group is the username of its only member, a slash and a number."""
 
     def subject(self, user: Any, chat: str) -> models.Model:
         group = Group.objects.get(name=chat)
@@ -55,12 +55,12 @@ def namespace(scope: Any = None) -> str:
 
 
 def sync_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A middleware as many projects have it."""
+    """A sync middleware, as many projects have one."""
     return lambda request: get_response(request)
 
 
 class Readable(RunPermissions):
-    """Lets everybody read, and nobody stop."""
+    """Permissions by which everybody may read a run, and nobody may stop it."""
 
     def may_read(self, user: Any, run: Run) -> bool:
         return True
@@ -83,7 +83,7 @@ async def get(client: AsyncClient, path: str, **options: Any) -> Any:
 
 
 class Reader:
-    """Reads a stream, and collects its chunks."""
+    """Reads a streaming response, and collects its chunks."""
 
     #: Whether the protocol has a mark after the last chunk.
     has_mark = True
@@ -101,7 +101,7 @@ class Reader:
         return "".join(chunk["delta"] for chunk in self.chunks if chunk["type"] == "text-delta")
 
     async def read(self, until: str | None = None) -> None:
-        """Read until the text is as given, or to the end."""
+        """Read until the text equals `until`, or to the end of the response if `until` is None."""
         async with asyncio.timeout(20):
             while until is None or self.text != until:
                 try:
@@ -117,7 +117,7 @@ class Reader:
                         self.chunks.append(json.loads(event.removeprefix("data: ")))
 
     async def close(self) -> None:
-        """Leave. Django does the same when the client has disconnected."""
+        """Close the response, as Django does when the client has disconnected."""
         await self._parts.aclose()
         await sync_to_async(self._response.close)()
 
@@ -133,7 +133,7 @@ async def written(run: Run) -> AsyncIterator[Any]:
 
 
 async def is_left() -> None:
-    """Wait until no reader of a run has left anything behind."""
+    """Wait until no connection and no task of a reader of a run is left."""
     hub = get_hub()
     async with asyncio.timeout(10):
         while hub.connections.all() or any("RunConsumer" in repr(task) for task in asyncio.all_tasks()):  # noqa: ASYNC110

@@ -48,7 +48,7 @@ class Output:
 
 
 def feed(events: Iterable[Any], *, complete: bool = True) -> Output:
-    """Feed events, and return what was written."""
+    """Feed events to a `Feeder`, and return its output."""
     out = Output()
     feeder = Feeder(out)
     for event in events:
@@ -137,7 +137,7 @@ def block_delta(type_: str, index: int = 0, **values: Any) -> Any:
 
 def message_delta(stop_reason: str, output_tokens: int = 5) -> Any:
     event = message_event("message_delta", delta={}, usage={"output_tokens": output_tokens})
-    # The client does not check values, which may be newer than the library.
+    # The client library does not check this value, because the API may be newer than the library.
     event.delta.stop_reason = stop_reason
     return event
 
@@ -146,5 +146,5 @@ MESSAGE_STOP = message_event("message_stop")
 
 
 def unknown(cls: Any, type_: str) -> Any:
-    """Return an event of a type that is newer than the library, as its client makes them."""
+    """Return an event whose type the client library does not know, as the library constructs such an event."""
     return cls.construct(type=type_, delta=None, more=1)

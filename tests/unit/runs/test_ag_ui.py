@@ -1,4 +1,4 @@
-"""The translator of events to the events of AG-UI."""
+"""`AgUiEvents` translates the events of a run to events of AG-UI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.runs.test_ui_messages import (
 )
 
 QUESTION = {"id": "q1", "role": "user", "content": "why?"}
-#: The messages of a client that has asked before.
+#: The messages of a client that has asked a question before.
 BEFORE = [
     {"id": "q0", "role": "user", "content": "who?"},
     {"id": "0-1", "role": "reasoning", "content": "Hm"},
@@ -43,7 +43,7 @@ _event: TypeAdapter[Any] = TypeAdapter(Event)
 def read(
     *given: dict[str, Any], messages: Sequence[dict[str, Any]] | None = None, run: str = "r"
 ) -> list[dict[str, Any]]:
-    """Return the events for the events of a run. The package of the protocol must accept them without a change."""
+    """Return the AG-UI events for the events of a run, after checking them with the package of AG-UI."""
     translator = AgUiEvents(run, "t", messages)
     translated = list(translator.start())
     for event in given:
@@ -79,7 +79,7 @@ def test_a_late_reader_gets_a_snapshot_and_then_the_rest() -> None:
     assert translated[2] == {"type": "MESSAGES_SNAPSHOT", "messages": [QUESTION, answer, after]}
     assert types(translated[3:]) == ["TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT", "TEXT_MESSAGE_END", "RUN_FINISHED"]
     assert build_messages(translated, has) == [QUESTION, {**partial, "content": "Hello, you"}, after]
-    # What the client has stays until there is something to replace it.
+    # The client keeps its partial answer until content of the next attempt replaces it.
     translated = read(snapshot_of([], 2), event_of("b", 2), {**COMPLETE, "attempt": 2}, messages=has)
     assert types(translated[1:3]) == ["MESSAGES_SNAPSHOT", "MESSAGES_SNAPSHOT"]
     assert build_messages(translated, has)[1]["content"] == "b"

@@ -1,4 +1,4 @@
-"""The HTTP endpoints for clients that speak AG-UI."""
+"""The HTTP endpoints of runs serve clients that speak AG-UI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUESTION = {"id": "q1", "role": "user", "content": "why?"}
 
 
 class Reader(chat_client.Reader):
-    """Reads a stream, and collects its events."""
+    """Reads a streaming response, and collects its events."""
 
     has_mark = False
 
@@ -85,7 +85,7 @@ async def test_late_readers(browser: AsyncClient) -> None:
         out.write("cause")
         second = Reader(await ask(browser, path=CONNECT))
         await second.read(until="Because")
-        # A client that lost its connection, and runs again instead of connecting.
+        # A client that lost its connection may send a run request again, instead of a connect request.
         third = Reader(await ask(browser, QUESTION, *first.messages))
         await third.read(until="Because")
         assert third.types[:3] == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "MESSAGES_SNAPSHOT"]
@@ -95,7 +95,7 @@ async def test_late_readers(browser: AsyncClient) -> None:
     expected = [QUESTION, *ag_ui_messages(await only_run())]
     assert build_messages(second.chunks, [QUESTION]) == third.messages == expected
     assert second.text == "Because."
-    # After the end, a client that misses the end of the answer is sent it, and others are sent nothing.
+    # After the end of the run, a client that lacks the end of the answer is sent it. Other clients are sent nothing.
     for path, messages in ((CONNECT, [QUESTION]), (CONNECT, first.messages), (RUN, first.messages)):
         reader = Reader(await ask(browser, *messages, path=path))
         await reader.read()

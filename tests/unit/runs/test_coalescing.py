@@ -1,4 +1,4 @@
-"""What is broadcast of an answer, and when."""
+"""`Coalescer` joins the pieces of an answer, and decides when they are broadcast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events of the client libraries of language models become text and parts."""
+"""`Feeder` turns the events of the client libraries of language models into the text and parts of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.unit.runs.model_events import (
     unknown,
 )
 
-# -- the Responses API ------------------------------------------------------------------------------------------------
+# -- the Responses API -------------------------------------------------------------------------------------------------
 
 
 def test_text_of_a_response() -> None:
@@ -145,7 +145,7 @@ def test_a_response_that_fails_has_a_message_for_users(event: Any, message: str)
     feeder.end()
 
 
-# -- the Chat Completions API -----------------------------------------------------------------------------------------
+# -- the Chat Completions API ------------------------------------------------------------------------------------------
 
 
 def test_text_of_a_chat() -> None:
@@ -206,7 +206,7 @@ def test_a_chat_that_is_cut_off_fails_after_its_usage(reason: str, message: str)
 
 
 def test_the_helper_of_openai_repeats_nothing() -> None:
-    """`client.chat.completions.stream()` yields each chunk, and other events that say the same."""
+    """`client.chat.completions.stream()` yields each chunk, and other events with the same content."""
     events = [
         ChunkEvent.construct(type="chunk", chunk=chunk({"content": "a"}, "stop")),
         ContentDeltaEvent(type="content.delta", delta="a", snapshot="a"),
@@ -215,13 +215,13 @@ def test_the_helper_of_openai_repeats_nothing() -> None:
 
 
 def test_what_azure_sends() -> None:
-    """The first chunk has neither an id nor choices; chunks of its content filter have no delta."""
+    """Azure's first chunk has neither an id nor choices, and the chunks of its content filter have no delta."""
     first = chunk(chat="").model_copy(update={"object": ""})
     filtered = ChatCompletionChunk.construct(object="chat.completion.chunk", choices=[{"index": 0}])
     assert feed([first, chunk({"content": "a"}), filtered, chunk({}, "stop")]).written == ["a"]
 
 
-# -- the Messages API -------------------------------------------------------------------------------------------------
+# -- the Messages API --------------------------------------------------------------------------------------------------
 
 
 def test_text_and_reasoning_of_a_message() -> None:
@@ -301,7 +301,7 @@ def test_the_helper_of_anthropic_repeats_nothing() -> None:
     assert feed([block_delta("text_delta", text="a"), text]).written == ["a"]
 
 
-# -- all of them ------------------------------------------------------------------------------------------------------
+# -- all APIs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

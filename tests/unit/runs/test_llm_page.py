@@ -1,4 +1,4 @@
-"""The blocks of docs/llm.md run."""
+"""The Python blocks of docs/llm.md can be executed, and the page lists every event."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_permissions() -> None:
 
 
 def test_the_page_lists_every_event() -> None:
-    """The scenarios in tests/node/runs.mjs run the block in JavaScript."""
+    """The page's JavaScript block is run by the scenarios in tests/node/runs.mjs."""
     rows = [line.split("|")[1] for line in PAGES[PAGE].splitlines() if line.startswith("| `")]
     names = {events.SNAPSHOT, events.START, events.CHUNK, events.PART, events.COMPLETE, events.STOPPED, events.ERROR}
     assert names <= set(re.findall(r"`(\w+)`", " ".join(rows)))

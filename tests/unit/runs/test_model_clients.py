@@ -36,7 +36,7 @@ from tests.support.model_server import (
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: How long, in seconds, the clients wait for the next bytes where a test waits for the time-out.
+#: The clients' time-out, in seconds, for the next bytes, in tests that wait until it is over.
 TIMEOUT: Final = 2.0
 
 
@@ -50,7 +50,7 @@ def run() -> Run:
     return Run.objects.start()
 
 
-# -- the server -------------------------------------------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -63,10 +63,7 @@ def server() -> Iterator[ModelServer]:
         thread.join()
 
 
-# -- what the server says, in the format of each API ------------------------------------------------------------------
-
-
-# -- the clients ------------------------------------------------------------------------------------------------------
+# -- the clients -------------------------------------------------------------------------------------------------------
 
 QUESTION: Final = "Where?"
 
@@ -182,7 +179,7 @@ def assert_failed(run: Run, error: str) -> None:
     assert sent(run)[-1] == {"event": "error", "attempt": 1, "message": error}
 
 
-# -- tests ------------------------------------------------------------------------------------------------------------
+# -- tests -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer(api: str, answer: Callable[..., None], server: ModelServer, run: Run) -> None:
@@ -220,7 +217,7 @@ def test_an_error_in_the_middle(api: str, answer: Callable[..., None], server: M
         assert isinstance(raised, RunFailed)
         assert_failed(run, str(raised))
     else:
-        # The client raises an error of its own.
+        # The client library raises its own exception.
         assert isinstance(raised, openai.APIError | anthropic.APIError)
         assert_failed(run, FAILED)
     assert "secret" not in run.error
@@ -236,7 +233,7 @@ def test_a_connection_that_breaks(
 
 
 def test_an_answer_that_ends_too_early(api: str, answer: Callable[..., None], server: ModelServer, run: Run) -> None:
-    """The clients do not notice this."""
+    """The client libraries do not notice that the answer is incomplete."""
     server.events, server.end = up_to_hel(api), cut
     raised = error_of(answer, run, server)
     assert isinstance(raised, RunFailed)

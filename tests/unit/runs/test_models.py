@@ -1,4 +1,4 @@
-"""The table of runs."""
+"""The model `Run` has complete migrations, a look-up by object, and an admin that stops runs."""
 
 from __future__ import annotations
 

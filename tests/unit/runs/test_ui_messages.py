@@ -1,4 +1,4 @@
-"""The translator of events to the chunks of the AI SDK."""
+"""`UiMessages` translates the events of a run to chunks of the AI SDK."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_failed_run_ends_with_its_error() -> None:
 
 
 def test_another_attempt() -> None:
-    # Nothing was sent of the first attempt, so the second one takes its place.
+    # Nothing of the first attempt was sent, so the second attempt takes its place.
     assert build_message(chunks_of(snapshot_of([]), events.start(2), event_of("b", 2)))["parts"][1]["text"] == "b"
     for event in (events.start(2), event_of("b", 2), snapshot_of(["b"], 2)):
         assert chunks_of(snapshot_of(["a"]), event)[-1] == {"type": "error", "errorText": BEGUN_ANEW}
@@ -184,7 +184,7 @@ ITEMS = st.lists(st.text("ab", max_size=3) | REASONING | CALLS | RESULTS | OTHER
 def split_by_snapshots(items: Sequence[Item], data: st.DataObject) -> list[dict[str, Any]]:
     """Return the events of a run with snapshots in the middle.
 
-    Snapshots may be older or newer than the events that were sent. Events follow each one from its position.
+    A snapshot may be older or newer than the events before it. The events after it begin at its position.
     """
     given: list[dict[str, Any]] = []
     position = 0
@@ -239,7 +239,7 @@ def test_the_ai_sdk_builds_the_same_messages() -> None:
     for built, chunks in zip(json.loads(done.stdout), streams, strict=True):
         for part in built["parts"]:
             if part["type"] == "reasoning":
-                part.pop("id", None)  # only the stream has ids of reasoning
+                part.pop("id", None)  # `build_message` gives reasoning no ids
         assert built == build_message(chunks)
 
 

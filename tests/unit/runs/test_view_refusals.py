@@ -1,4 +1,4 @@
-"""The HTTP endpoints of runs refuse requests: of other people, without tokens, with bodies that are not valid."""
+"""The HTTP endpoints of runs refuse requests of other users, requests without valid tokens, and invalid bodies."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def test_two_requests_at_the_same_time_start_one_run(browser: AsyncClient)
     assert sorted(response.status_code for response in responses) == [200, 409, 409, 409, 409]
 
 
-# -- authentication ---------------------------------------------------------------------------------------------------
+# -- authentication ----------------------------------------------------------------------------------------------------
 
 
 async def test_csrf_tokens_protect_sessions(member: User) -> None:
@@ -196,7 +196,7 @@ async def test_tokens(member: User, settings: Any) -> None:
     assert (await get(browser, f"/runs/{run.pk}", headers=headers)).status_code == 200
     response = await get(browser, f"/runs/{run.pk}", headers={"X-JID": "wrong"})
     assert (response.status_code, response.json()["reason"]) == (401, "unauthorized")
-    # A session does not replace a token that is not valid.
+    # An invalid token is refused even if the browser is logged in.
     await browser.aforce_login(member)
     assert (await get(browser, f"/runs/{run.pk}", headers={"X-JID": "wrong"})).status_code == 401
     assert (await get(browser, f"/runs/{run.pk}")).status_code == 200

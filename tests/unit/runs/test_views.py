@@ -1,4 +1,4 @@
-"""The HTTP endpoints of runs: start, read and stop."""
+"""The HTTP endpoints start, read and stop runs."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ async def test_a_failed_run_ends_with_an_error(browser: AsyncClient) -> None:
     assert reader.chunks[-1] == {"type": "error", "errorText": (await only_run()).error}
 
 
-# -- interruptions ----------------------------------------------------------------------------------------------------
+# -- interruptions -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_logout_ends_the_stream(browser: AsyncClient, member: User) -> None:
@@ -256,7 +256,7 @@ async def test_a_run_that_is_deleted_ends_the_stream(browser: AsyncClient) -> No
 
 async def test_a_run_without_a_snapshot(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async def snapshot_of(stream: str) -> None:
-        """The run was deleted after the subscription."""
+        """Return None, as if the run had been deleted after the subscription."""
 
     monkeypatch.setattr(cable, "snapshot_of", snapshot_of)
     monkeypatch.setattr(replay, "SNAPSHOT_DELAYS", (0,))
@@ -298,7 +298,7 @@ async def test_a_response_that_is_not_read_opens_nothing(browser: AsyncClient) -
 
 @pytest.mark.parametrize("blocked", [True, False])
 async def test_a_client_that_leaves_leaves_nothing_behind(browser: AsyncClient, blocked: bool) -> None:
-    """The server is waiting for the client, or the client for the model."""
+    """The client leaves while the server is waiting for the client to read, or for the model to write."""
     sent: list[dict[str, Any]] = []
     left, full = asyncio.Event(), asyncio.Event()
     messages = iter([{"type": "http.request", "body": json.dumps(body()).encode()}])
@@ -318,7 +318,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(browser: AsyncClient, 
     cookie = f"sessionid={browser.cookies['sessionid'].value}; csrftoken={32 * 'a'}"
     headers = [(b"host", b"testserver"), (b"cookie", cookie.encode()), (b"x-csrftoken", 32 * b"a")]
     scope = {"type": "http", "method": "POST", "path": "/runs/chat", "query_string": b"", "headers": headers}
-    gc.disable()  # it would close what was left behind
+    gc.disable()  # the collector would close what was left behind
     try:
         served = asyncio.create_task(get_asgi_application()(scope, receive, send))
         while not await Run.objects.aexists():  # noqa: ASYNC110 - there is no event for it

@@ -1,4 +1,4 @@
-"""Tasks write runs, and readers read them."""
+"""A task writes the content of a run, and readers receive it."""
 
 from __future__ import annotations
 
