@@ -227,7 +227,7 @@ class Window:
         await eventually(has_sent)
 
     async def shows(self, *texts: str) -> None:
-        """Wait until the page has exactly these messages, in this order, and check that none was received twice."""
+        """Wait until the page has exactly these messages, in this order. Check that it received no message twice."""
         await expect(self.texts).to_have_text(list(texts))
         await expect(self["messages"]).to_have_attribute("data-repeats", "0")
 

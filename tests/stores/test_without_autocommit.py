@@ -102,7 +102,7 @@ class TestWithoutAutocommit:
         assert data() == [1, 2, 4]
         assert data("b") == [3, 5]
 
-    # On SQLite, such a block commits, because it ends a savepoint without a BEGIN before it.
+    # On SQLite, an atomic block inside a manual transaction commits: it ends a savepoint without a BEGIN before it.
     @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
     @pytest.mark.usefixtures("engine")
     def test_an_atomic_block_inside_a_manual_transaction_is_part_of_it(self, own: str) -> None:

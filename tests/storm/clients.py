@@ -43,7 +43,7 @@ class Logs:
         self.changed.set()
 
     def signal(self, key: Key) -> None:
-        """Record that a client was told of a loss."""
+        """Record that a client received a notice of a loss."""
         self.signals += 1
         self.logs[key].append(Signal(now()))
         self.changed.set()

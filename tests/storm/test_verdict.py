@@ -19,7 +19,7 @@ from tests.storm.verdict import (
     judge_store,
 )
 
-#: The time at which data were lost, between the two epochs of these tests. The store notices at once.
+#: The time at which data were lost, between the two epochs of these tests. The store notices the loss at once.
 LOSSES = (Loss(50, 50),)
 
 

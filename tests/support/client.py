@@ -204,11 +204,11 @@ class Client:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     async def send_raw(self, data: str | bytes) -> None:
-        """Send text or bytes unchanged."""
+        """Send a string or bytes unchanged."""
         await self.socket.send(data)
 
     async def send(self, command: str, identifier: str | None = None, **body: Any) -> None:
-        """Send a command. `body` has its other keys."""
+        """Send a command. `body` has its keys other than `command` and `identifier`."""
         frame: Frame = {"command": command}
         if identifier is not None:
             frame["identifier"] = identifier

@@ -105,7 +105,7 @@ class RedisPair(Pair):
         """
         if losing:
             await self._lose(losing)
-        # Without this, the proxy would lead the new primary to itself.
+        # Without this, the relay would connect the new primary to itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)

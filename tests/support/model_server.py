@@ -63,14 +63,14 @@ class ModelHandler(BaseHTTPRequestHandler):
 
 
 def complete(handler: ModelHandler) -> None:
-    """End the answer as servers do."""
+    """End the answer as a real server does."""
     if "chat" in handler.path:
         handler.send(b"data: [DONE]\n\n")
     handler.wfile.write(b"0\r\n\r\n")
 
 
 def cut(handler: ModelHandler) -> None:
-    """End the connection without an error, as if the answer were complete. No length was sent."""
+    """End the connection without an error, as if the answer were complete. No header has told the length."""
 
 
 def close(handler: ModelHandler) -> None:

@@ -108,7 +108,7 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
 
 
 def broadcast_without_await(stream: str) -> None:
-    """Call `abroadcast`, and forget `await`."""
+    """Call `abroadcast` without `await`, as by mistake."""
     reliable_cable.abroadcast(stream, 1)  # type: ignore[unused-coroutine]
 
 
@@ -184,7 +184,7 @@ def allow(stream: str) -> None:
 
 
 def forbid(stream: str) -> None:
-    """Take away what `allow` gave."""
+    """Let clients of `RightsChannel` no longer read a stream."""
     Group.objects.filter(name=stream).delete()
 
 

@@ -1,4 +1,4 @@
-"""Records the presence signals of all processes in a file, as lines of JSON. An environment variable names it."""
+"""Records the presence signals of all processes as lines of JSON in the file that an environment variable names."""
 
 from __future__ import annotations
 
