@@ -1,4 +1,4 @@
-"""The assistant's answers, in place of a language model. They have Markdown, as those of real models do."""
+"""The assistant's answers, in place of a language model. Like the answers of real models, they contain Markdown."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ async def test_an_answer_is_streamed(device: BrowserContext, server: Server, cha
     await window.has("Because")
     await run.end()
     await window.is_complete("Because")
-    # The page of the project shows the same message.
+    # After a reload, the page shows the saved message, which is the same.
     await window.page.reload()
     await window.is_complete("Because")
 
@@ -206,7 +206,7 @@ async def test_a_second_device_and_a_second_tab(
     await run.write("cause")
     for window in windows:
         await window.has("Because")
-    # The first tab is closed, and the others go on.
+    # The first tab is closed, and the other tabs go on.
     await first.page.close()
     await run.write(".")
     await run.end()

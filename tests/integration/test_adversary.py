@@ -1,4 +1,4 @@
-"""A client that reads nothing and sends all it can costs little memory, storage and log, and delays others little."""
+"""A client that reads nothing and sends all it can costs a server little, and hardly delays the other clients."""
 
 from __future__ import annotations
 

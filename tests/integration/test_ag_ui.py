@@ -123,7 +123,7 @@ def texts(messages: list[dict[str, Any]]) -> str:
 async def test_a_late_comer_and_a_second_device(server: Server, other: Server, agents: Agents) -> None:
     first = await agents.make("first", server)
     await first("ask", id="q1", text=QUESTION)
-    await first("text", length=len(TEXT) // 2)  # until then takes a second, so a part of the answer was saved
+    await first("text", length=len(TEXT) // 2)  # after about a second, when a part of the answer is saved
     # The page of the second device shows the question.
     second = await agents.make("second", other, [{"id": "q1", "role": "user", "content": QUESTION}])
     await second("connect")

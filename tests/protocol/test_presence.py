@@ -1,4 +1,4 @@
-"""Tests of `compare`, which compares the members that clients know with those that are present."""
+"""Tests of `compare`, which compares the members that a client knows with the members that are present."""
 
 from __future__ import annotations
 

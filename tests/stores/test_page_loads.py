@@ -101,7 +101,7 @@ TWO_SNAPSHOTS: Ways = (
 
 @pytest.fixture
 def database(engine: Engine, alias: str) -> str:
-    """The database of the data. Each writer has a row in it."""
+    """The alias of the database with the data of the pages. In the data, each writer has one row."""
     name = alias if alias in connections.settings else "default"
     for writer in WRITERS:
         Group.objects.using(name).create(name=f"{writer}:0")

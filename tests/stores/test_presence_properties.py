@@ -32,7 +32,7 @@ class Model:
         self.sessions: dict[str, tuple[str, float]] = {}
         self.infos: dict[str, dict[str, Any]] = {}  # id -> session -> info, in the order of joins
         self.left: dict[str, float] = {}
-        #: When `expire` was last called while there were sessions, and (`grace`) the time until which `expire` removes
+        #: When `expire` was last called while there were sessions. `grace` is the time until which `expire` removes
         #: nothing.
         self.swept: float | None = None
         self.grace = 0.0

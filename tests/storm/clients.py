@@ -31,7 +31,7 @@ class Logs:
         self.deliveries = self.signals = 0
         #: Descriptions of events that violate the protocol.
         self.complaints: list[str] = []
-        #: This event is set when an event is recorded.
+        #: Set when an event is recorded.
         self.changed = asyncio.Event()
 
     def deliver(self, key: Key, message: Mapping[str, Any], epoch: str, offset: int) -> None:

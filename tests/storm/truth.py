@@ -94,7 +94,7 @@ class Truth:
 
     Args:
         stream: the name of the stream.
-        sent: the broadcasts to all streams. Those at the beginning and the end were made without faults.
+        sent: the broadcasts to all streams. The first and the last ones were made without faults.
         losses: the faults that may have lost messages of this stream. Without any, its history cannot be lost.
         history_size: how many messages the history holds for clients that reconnect; None: all.
     """

@@ -244,7 +244,7 @@ class Client:
         return frame
 
     async def until(self, match: Match, timeout: float = PATIENCE) -> list[Frame]:  # noqa: ASYNC109 - as above
-        """Return all messages until the first one that matches, which is included."""
+        """Return all messages up to the first one that matches, including it."""
         frames: list[Frame] = []
         try:
             async with asyncio.timeout(timeout):

@@ -162,7 +162,7 @@ class EventReader:
             self._response = response
             self.connects += 1
             self._changed.set()
-            # Unlike the method of httpx, this ends lines as the standard says.
+            # Unlike `aiter_lines` of httpx, this splits lines as the HTML standard says.
             rest = b""
             async for part in response.aiter_bytes():
                 *lines, rest = (rest + part).split(b"\n")

@@ -89,7 +89,7 @@ class RedisPair(Pair):
 
     def __init__(self, folder: Path, binary: Binary | None = None, *, replicated: bool = True) -> None:
         super().__init__(replicated=replicated)
-        # By default, newer servers wait for further replicas before they send their data to the first one.
+        # By default, newer servers wait for further replicas before they send their data to the first replica.
         options = {"repl-diskless-sync-delay": "0"}
         self.primary = RedisServer(folder / "redis", binary, options)
         self.replica = RedisServer(folder / "replica", binary, options)

@@ -59,7 +59,7 @@ class ModelHandler(BaseHTTPRequestHandler):
         self.wfile.write(data if self.server.end is cut else b"%x\r\n%s\r\n" % (len(data), data))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-        """Log nothing."""
+        """Log nothing: the base class would write each request to standard error."""
 
 
 def complete(handler: ModelHandler) -> None:

@@ -30,7 +30,7 @@ def missing(what: str) -> None:
 
 
 def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment variables of this process without those that would change how a project runs."""
+    """Return the environment variables of this process, except those that would change how a project runs."""
     foreign = ("PYTHON", "DJANGO", "PYTEST", "COV", "RELIABLE_CABLE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     kept.pop("VIRTUAL_ENV", None)

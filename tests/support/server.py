@@ -252,7 +252,7 @@ class Server(OwnProcess):
 
 
 class OtherProcess:
-    """Another process with the database of a server, like `manage.py shell` or a task worker.
+    """A process besides a server, with its database, like `manage.py shell` or a task worker.
 
     Args:
         server: the server whose database the process uses.

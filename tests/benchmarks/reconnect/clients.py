@@ -81,7 +81,7 @@ class Client(asyncio.Protocol):
         self._upgraded = False
 
     async def connect(self, url: str, number: int, cookie: str, *, restoring: bool) -> None:
-        """Connect.
+        """Open a connection. The response and the messages are handled by `data_received`.
 
         Args:
             url: the URL of the server.

@@ -221,17 +221,17 @@ class AuditedChannel(Channel):
         broadcast(self.params["audit"], {"event": event, "id": self.params.get("id"), "count": self.count})
 
     def subscribed(self) -> None:
-        """Broadcast the event, and start the streams."""
+        """Broadcast the event `subscribed`, and start the streams."""
         self._tell("subscribed")
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
 
     def unsubscribed(self) -> None:
-        """Broadcast the event."""
+        """Broadcast the event `unsubscribed`."""
         self._tell("unsubscribed")
 
     def resubscribed(self) -> None:
-        """Broadcast the event and transmit the state, or fail or reject if the params say so."""
+        """Broadcast the event `resubscribed` and transmit the state, or fail or reject if the params say so."""
         self._tell("resubscribed")
         if self.params.get("fickle"):
             self.reject()

@@ -115,7 +115,7 @@ def close_run(run: str) -> None:
 
 
 def write(run: str) -> None:
-    """Write the words of a run's input, one after another. The first part names this process."""
+    """Write the words of a run's input, one after another, after a part with the id of this process."""
     with writing(run) as out:
         out.data("pid", os.getpid())
         for word in out.run.input["words"]:
