@@ -15,7 +15,7 @@ from tests.support.client import Client, identify, unique
 from tests.support.deflate import DeflateOffer
 from tests.support.server import Server, ServerPool
 
-#: Payloads. A compressing server compresses all of them except the last, which is too short.
+#: The payloads of these tests. A compressing server compresses all of them except the last, which is too short.
 PAYLOADS: list[Any] = [
     {"text": "żółw, again and again. " * 20},
     {"rows": [{"id": number, "name": f"row {number}", "open": True} for number in range(500)]},

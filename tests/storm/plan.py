@@ -125,7 +125,7 @@ class Plan:
         return self.database == "postgres" and self.wants(*POSTGRES_MOVES)
 
     def losses(self, stream: str, faults: Iterable[Fault]) -> list[Loss]:
-        """Return those of the faults that may have lost messages of a stream."""
+        """Return the losses of messages of a stream that the faults may have caused."""
         kinds = REDIS_LOSSES if self.in_redis(stream) else DATABASE_LOSSES
         return [
             Loss(fault.begun, fault.ended + NOTICE if fault.kind == "SQLite restored" else fault.begun)
