@@ -33,7 +33,7 @@ def redis(tmp_path: Path, settings: Any) -> Iterator[RedisServer]:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_hanging_redis_delays_no_logout_for_long(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """The socket timeout of Redis is 5 s, and a logout makes three calls."""
+    """The socket timeout of the Redis client is 5 s, and a logout makes three calls."""
     users = [get_user_model().objects.create_user(name) for name in ("ann", "bob")]
     browsers = [Client() for _ in users]
     for browser, user in zip(browsers, users, strict=True):
