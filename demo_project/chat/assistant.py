@@ -18,7 +18,7 @@ from .scripted import words_of_answer
 
 
 def stream_of(conversation: Conversation) -> str:
-    """Return the name of the stream that tells the pages of a conversation of its runs."""
+    """Return the name of the stream that announces the runs of a conversation to its pages."""
     return f"assistant:{conversation.pk}"
 
 
@@ -47,5 +47,5 @@ def ask(conversation: Conversation, prompt: str, again: str | None = None) -> bo
 
 def write(run: str) -> None:
     """Write the answer of a run."""
-    with suppress(RunFailed), writing(run) as out:  # the readers are told of a failure
+    with suppress(RunFailed), writing(run) as out:  # `writing` reports the failure to the readers
         out.write_all(words_of_answer(out.run.input["prompt"]))

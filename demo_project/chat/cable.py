@@ -101,7 +101,7 @@ def html_stream(room: Room, kind: str) -> str:
 
 
 class AssistantChannel(Channel):
-    """A conversation with the assistant. It tells all pages of the conversation of each run that starts.
+    """A conversation with the assistant. Each run that starts is announced to all pages of the conversation.
 
     Params:
         conversation: the primary key of the conversation.
@@ -109,7 +109,7 @@ class AssistantChannel(Channel):
     """
 
     def subscribed(self) -> None:
-        """Stream the starts of runs, if the conversation is one of the user's."""
+        """Stream the announcements of runs, if the conversation belongs to the user."""
         conversation = self.conversation()
         if conversation is None:
             return self.reject()
@@ -117,7 +117,7 @@ class AssistantChannel(Channel):
 
     @action
     def ask(self, data: dict[str, Any]) -> str:
-        """Start an answer to the `prompt` in the data. Return the reason for a refusal, or ""."""
+        """Start an answer to the `prompt` in the data. Return the reason for a refusal; if there is none, return ""."""
         prompt = str(data.get("prompt", "")).strip()
         if not 0 < len(prompt) <= Conversation.MAX_PROMPT:
             return f"Ask in 1 to {Conversation.MAX_PROMPT} characters."

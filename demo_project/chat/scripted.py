@@ -1,4 +1,4 @@
-"""The assistant's answers, in place of a language model. They have Markdown, as those of real models do."""
+"""The assistant's answers, in place of a language model. Like the answers of real models, they contain Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.conf import settings
 
 from reliable_cable.runs.exceptions import RunFailed
 
-#: Paragraphs, by the words of a prompt to which they are an answer.
+#: Paragraphs of answers, by the words of a prompt to which they belong.
 PARAGRAPHS = {
     r"offset|number|position": (
         "Every message of a stream has a number, its **offset**. The first one has 1, and there are no holes. A page "

@@ -36,12 +36,12 @@ class ConversationsTest(CableTestCase):
         self.addCleanup(patcher.stop)
 
     def page(self, user: User | None = None, conversation: Any = None) -> ChannelTester:
-        """Return a client of a conversation, by default of carol and of her conversation."""
+        """Return a client of carol's conversation, or of the given user or conversation."""
         params = {"conversation": self.conversation.pk if conversation is None else conversation}
         return ChannelTester(AssistantChannel, user=user or self.carol, params=params)
 
     def ask(self, action: str, **data: Any) -> Any:
-        """Call an action in carol's conversation, and return why it refuses."""
+        """Call an action in carol's conversation. Return the reason for a refusal, or ""."""
         page = self.page()
         self.assertTrue(page.subscribe())
         with self.captureOnCommitCallbacks(execute=True):

@@ -36,7 +36,7 @@ def _time(call: Callable[[], Any], calls: int) -> float:
 
 
 def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
-    """Return a function that calls the append script with prepared arguments, with redis-py's support for scripts."""
+    """Return a function that calls the append script with prepared arguments, through redis-py's `register_script`."""
     client = redis.Redis.from_url(url)
     script = client.register_script(script_text("append"))
     store.client.run(Call("PING"))

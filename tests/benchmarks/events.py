@@ -27,7 +27,7 @@ SUBJECTS = (
     Subject("uvicorn", "cable_serve", PROJECT),
     Subject("daphne", "cable_serve", PROJECT, options=DAPHNE),
 )
-#: A text that each message contains once.
+#: A string that each message contains once.
 MARK = b"a-message-of-the-benchmark"
 #: How long, in seconds, to wait for all clients.
 PATIENCE = 60.0
@@ -77,7 +77,7 @@ class Client(asyncio.Protocol):
         """Count, and send the next part."""
         if self.requests:
             self.transport.write(self.requests.pop(0))
-        # A text may be received in two pieces, and must not be counted twice.
+        # A searched string may be received in two pieces, and must not be counted twice.
         text = self._rest + data
         for kind, mark in (("messages", MARK), ("confirmations", b'"type":"confirm_subscription"')):
             count = text.count(mark) - self._rest.count(mark)
@@ -117,7 +117,7 @@ KINDS: Mapping[str, tuple[Callable[[], list[bytes]], int]] = {
 
 
 async def _measure(server: Running, kind: tuple[Callable[[], list[bytes]], int], readers: int, messages: int) -> str:
-    """Return the costs of a kind of client, as text."""
+    """Return the costs of a kind of client, as a string."""
     make, streams = kind
     changed = asyncio.Event()
     clients = [Client(make(), changed=changed.set) for _ in range(readers)]

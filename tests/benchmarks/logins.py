@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 CONNECTIONS = 1000
 ENGINES = ("db", "cached_db", "cache", "file", "signed_cookies")
-#: How often, in seconds, each login is checked. One such interval is measured, with the rounds in which none is due.
+#: How often, in seconds, each login is checked. One interval is measured, including its rounds in which no login is
+#: due.
 INTERVAL = 5.0
 
 

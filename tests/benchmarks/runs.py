@@ -24,7 +24,7 @@ MAX_COST = 20e-6
 
 
 def run(folder: Path) -> int:
-    """Print the CPU time for each token, at several speeds. Return 1 if it is too much at the highest speed, else 0."""
+    """Print the CPU time for each token, at several speeds. Return 1 if the highest speed costs too much, else 0."""
     with RedisServer(folder / "redis", options={"appendonly": "no"}) as server:
         settings.RELIABLE_CABLE = {"REDIS_URL": server.url}
         settings.DATABASES["default"]["NAME"] = str(folder / "runs.sqlite3")

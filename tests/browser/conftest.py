@@ -103,7 +103,7 @@ async def proxy(server: DemoServer) -> AsyncIterator[TcpProxy]:
 
 @session_fixture
 async def log_in(chromium: Browser, shared_server: DemoServer) -> Callable[[str], Awaitable[StorageState]]:
-    """Log a user in with the buttons of the login page, unless this was done before."""
+    """Log a user in with the buttons of the login page, unless the user is logged in already."""
     states: dict[str, StorageState] = {}
 
     async def log_in(user: str) -> StorageState:

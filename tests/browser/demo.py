@@ -27,8 +27,8 @@ PROJECT = "tests.browser.project"
 PAGE_PATIENCE = 60_000
 expect.set_options(timeout=PAGE_PATIENCE)
 
-#: What Chromium logs about a WebSocket or events that are closed or cannot be opened, what the npm client logs about an
-#: action that the page calls at that moment, and what htmx logs.
+#: Messages that a page may log when its connection is broken: Chromium logs them about the WebSocket or the events, the
+#: npm client about an action that the page calls at that moment, and htmx about its connection.
 BROKEN_CONNECTION = re.compile(
     r"WebSocket connection to 'ws://127\.0\.0\.1:\d+/cable\S*' failed: |perform failed \{error: DisconnectedError"
     r"|Failed to load resource: net::ERR_|\[object Event\]$|htmx: htmx:sse:error: "
@@ -227,7 +227,7 @@ class Window:
         await eventually(has_sent)
 
     async def shows(self, *texts: str) -> None:
-        """Wait until the page has exactly these messages, in this order, and check that none was received twice."""
+        """Wait until the page has exactly these messages, in this order. Check that it received no message twice."""
         await expect(self.texts).to_have_text(list(texts))
         await expect(self["messages"]).to_have_attribute("data-repeats", "0")
 

@@ -51,7 +51,7 @@ async def length(answer: Locator) -> int:
 
 
 async def has_length(answer: Locator, least: int) -> None:
-    """Wait until the page shows at least so many characters of an answer."""
+    """Wait until the page shows at least this number of characters of an answer."""
 
     async def is_long() -> bool:
         return await length(answer) >= least

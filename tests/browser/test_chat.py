@@ -136,7 +136,7 @@ async def test_a_reload_does_not_flicker(open_window: OpenWindow, room: str) -> 
     members = alice["members"]
     await expect(members.locator("li")).to_have_text(["alice (you)", "bob"])
     for _ in range(5):
-        # Another page is closed after the reload. When its member has left, Bob's former page has expired, too.
+        # Carol's page is closed after Bob's reload, so when Carol has left, Bob's former page has expired, too.
         carol = await open_window("carol", f"/rooms/{room}/")
         await expect(members.locator("li")).to_have_text(["alice (you)", "bob", "carol"])
         await members.evaluate(RECORD_TEXTS)

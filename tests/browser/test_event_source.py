@@ -71,7 +71,7 @@ async def page(chromium: Browser) -> AsyncIterator[Page]:
 
 
 class Streams:
-    """Four streams, two of a channel, which one `EventSource` reads. Broadcasts a number to each of them."""
+    """Four streams that one `EventSource` reads, two of them in a channel. `say` broadcasts a number to each."""
 
     def __init__(self, beside: OtherProcess) -> None:
         self.names = [unique("large:") for _ in range(4)]
@@ -136,7 +136,7 @@ async def test_a_reader_does_not_get_what_excluded_it_after_a_kill(
     await page.evaluate(READ, f"/events?{urlencode([('stream', name), ('stream', other)])}")
     await eventually(partial(page.evaluate, "seen.confirm_subscription.length === 2"))
     await beside.call("broadcast", name, "own", exclude_socket=await page.evaluate("seen.sid"))
-    # The id alone has caused no event. The page sees it with the next ping.
+    # The id alone has caused no event. The page sees the id with the next ping.
     await eventually(partial(page.evaluate, "seen.id.startsWith('*1/')"))
     server.kill()
     await asyncio.to_thread(server.start)

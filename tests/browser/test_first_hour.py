@@ -217,7 +217,7 @@ def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) ->
         wheel,
         constraints,
         redis_pool.get(find_binaries()[0].name).url,
-        # pip installs everything for the other version of Django.
+        # For the other version of Django, pip installs all packages.
         dependencies=Path(sysconfig.get_path("purelib")) if get_version().startswith(f"{django}.") else None,
     )
     yield newcomer

@@ -101,16 +101,16 @@ class Window:
 
     @property
     def text(self) -> Locator:
-        """The text of the only answer."""
+        """The element with the text of the only answer."""
         return self.answers.locator("[data-part=text]")
 
     async def has(self, text: str) -> None:
-        """Wait until there is one answer with one text."""
+        """Wait until the page shows exactly one answer, and this text in it."""
         await expect(self.text).to_have_text([text])
         await expect(self.answers).to_have_count(1)
 
     async def is_complete(self, text: str) -> None:
-        """Wait until the answer has ended."""
+        """Wait until the answer has ended with this text, and check its source and its usage."""
         await self.is_status("ready")
         await self.has(text)
         await expect(self.answers.locator("[data-part=source-url]")).to_have_attribute("href", "https://example.com/")
@@ -130,7 +130,7 @@ async def open_window(context: BrowserContext, server: Server, chat: str) -> Win
 
 
 class Run:
-    """A run that another process writes, as the test says."""
+    """A run that another process writes when the test calls these methods."""
 
     def __init__(self, writer: OtherProcess, chat: str) -> None:
         self._writer = writer
@@ -173,7 +173,7 @@ async def test_an_answer_is_streamed(device: BrowserContext, server: Server, cha
     await window.has("Because")
     await run.end()
     await window.is_complete("Because")
-    # The page of the project shows the same message.
+    # After a reload, the page shows the saved message, which is the same.
     await window.page.reload()
     await window.is_complete("Because")
 
@@ -206,7 +206,7 @@ async def test_a_second_device_and_a_second_tab(
     await run.write("cause")
     for window in windows:
         await window.has("Because")
-    # The first tab is closed, and the others go on.
+    # The first tab is closed, and the other tabs go on.
     await first.page.close()
     await run.write(".")
     await run.end()

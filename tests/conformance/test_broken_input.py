@@ -208,7 +208,7 @@ async def test_a_flood_of_commands_is_bounded(connect: Connect, server: Server) 
 
     flooding = asyncio.create_task(flood())
     progress = -1
-    while progress < sent:  # until the server reads no more from this client, although it serves others
+    while progress < sent:  # until the server reads no more from this client, although it serves other clients
         progress = sent
         await bystander.ping(2)
     assert 0 < sent < 45_000_000

@@ -1,4 +1,4 @@
-"""Servers with wrong clocks that share a Redis. Only the clock of Redis may matter."""
+"""Servers with wrong clocks share a Redis, and only the clock of Redis may matter."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wrong(
 
 @pytest.fixture(params=["wrong to right", "right to wrong"])
 def order(request: pytest.FixtureRequest, right: Server, wrong: Server) -> tuple[Server, Server]:
-    """Both servers, in both orders."""
+    """Both servers, once in each order."""
     return (wrong, right) if request.param == "wrong to right" else (right, wrong)
 
 

@@ -25,7 +25,7 @@ async def expect_disconnect(client: Client, *, reconnect: bool) -> None:
 
 async def connect_afterwards(server: Server, **options: Any) -> Client:
     """Connect so late that the server surely authenticates the client after all earlier disconnects."""
-    # The server estimates the time of the store's clock, the clock of this host. The estimate is a little early.
+    # The server estimates the time of the store, which uses the clock of this host. The estimate is a little early.
     certain = time.time() + CLOCK_MARGIN + 0.05
     deadline = time.monotonic() + PATIENCE
     while await server.call("session_time") <= certain:
@@ -55,7 +55,7 @@ async def test_every_connection_of_a_user_is_closed_on_every_process(
 
 
 async def test_disconnect_may_be_called_in_any_process(pair: Pair, connect_to: Connect) -> None:
-    # For example, in a task worker or in `manage.py shell`.
+    # A task worker and `manage.py shell` are examples of such processes.
     name = unique("user")
     client = await connect_to(pair[0], cookie=await pair[0].sign_in(name))
     with OtherProcess(pair[1]) as worker:

@@ -24,7 +24,7 @@ async def test_a_language_does_not_reach_a_command_that_was_queued_behind(
     await client.perform(first, switch, gate=gate, language="fr")
     await server.call("wait_at_gate", gate, 1)
     await client.perform(second, tell)
-    # A ping is answered at once, so the command before it is in the queue.
+    # A ping is answered at once, so after the pong, the command that was sent before the ping is in the queue.
     await client.send("ping")
     await client.expect({"type": "pong"})
     await server.call("open_gate", gate)

@@ -259,7 +259,7 @@ async def test_several_streams_are_replayed_each_in_order(connect: Connect, serv
 
 
 async def test_streams_that_the_subscription_does_not_have_are_never_read(connect: Connect, server: Server) -> None:
-    # Otherwise, any client could read any stream.
+    # If the server read such streams, any client could read any stream.
     secret, mine = unique("secret"), unique("history")
     epoch = await fill(server, secret, 3)
     await fill(server, mine, 1)
@@ -284,7 +284,7 @@ async def test_a_long_history_arrives_completely_while_broadcasts_continue(conne
     await server.call("count_up", stream, 701, 800)
     await client.expect({"type": "confirm_subscription"})
     frames = await client.until({"type": "confirm_history"})
-    if frames[-2]["offset"] < 800:  # otherwise the replay contains all messages that were broadcast meanwhile
+    if frames[-2]["offset"] < 800:  # if not, the replay contains all messages that were broadcast meanwhile
         frames += await client.until({"message": {"n": 800}})
     messages = [frame for frame in frames if "message" in frame]
     assert [frame["offset"] for frame in messages] == list(range(1, 801))

@@ -1,6 +1,6 @@
 """Connections end when the Django login that authenticated them has ended. See Rights: When a login ends otherwise.
 
-Servers have the default interval unless a test says otherwise. No test waits that long, so a
+Servers have the default interval unless a test sets another one. No test waits that long, so a
 connection that ends was closed because of a signal.
 """
 
@@ -16,7 +16,7 @@ from tests.conformance.test_takeover import subscribe
 from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import Kind, Server, ServerPool
 
-#: In seconds; so short that tests do not wait for long.
+#: The interval of the checks, in seconds. It is so short that tests do not wait for long.
 INTERVAL = 0.5
 
 

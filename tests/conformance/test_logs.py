@@ -1,4 +1,4 @@
-"""An attacker cannot fill the log of a server, nor hide in it the errors of others."""
+"""An attacker can neither fill the log of a server nor hide the errors of other clients in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.server import Server
 #: How many frames the attacker sends, and the maximum number of bytes of log that they may cause.
 FRAMES, MAX_LOG = 5000, 100_000
 
-#: What the attacker sends, by what is wrong with it.
+#: Functions that send one frame of the attacker, by the kind of attack.
 ATTACKS = {
     "broken frames": lambda client, number: client.send_raw("{"),
     "unknown channels": lambda client, number: client.send("subscribe", identify(f"NoChannel{number}")),

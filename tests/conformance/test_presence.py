@@ -345,7 +345,8 @@ async def test_a_reload_causes_no_event(servers: ServerPool, kind: Kind) -> None
             async with Client(server.url) as reloaded:
                 await reloaded.subscribe(room, presence={"id": "ann", "info": {}})
                 await reloaded.barrier()
-                # This page is closed after the reload. So when its member has left, the former page has expired, too.
+                # The page `other` is closed after the reload, so when its member has left, the former page of ann has
+                # expired, too.
                 await other.close(1001)
                 await watcher.expect(event("leave", "other"))
                 assert set(await get_members(watcher, room)) == {"ann"}

@@ -40,7 +40,7 @@ def started(redis: RedisServer, pools: dict[str, ServerPool]) -> Iterator[Pair]:
 
 @pytest.fixture
 async def pair(started: Pair, redis: RedisServer) -> AsyncIterator[Pair]:
-    """Both servers. A test may stop them and the Redis, and they are started again after it."""
+    """Both servers. A test may stop them and the Redis, and all are started again after the test."""
     await signals("", *started)
     yield started
     if not redis.alive:
@@ -257,7 +257,7 @@ async def test_a_member_that_joins_while_redis_is_down_is_present_when_it_is_up_
 
 
 async def wait_until_sessions_are_stored(one: Server, other: Server) -> None:
-    """Wait until one server restores sessions of the other one, because Redis may have been down just before."""
+    """Wait until a server restores sessions of the other server, because Redis may have been down just before."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             async with Client(one.url) as client:

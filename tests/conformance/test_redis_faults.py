@@ -113,7 +113,7 @@ async def test_a_session_that_ended_while_redis_was_down_is_written_when_redis_i
     identifier = await subscribe(former)
     redis.kill()
     await former.perform(identifier, "increment")
-    # The pong shows that the server has received the command. Its effect waits for Redis.
+    # The pong shows that the server has received the command. The result of the command waits for Redis.
     await former.send("ping")
     await former.expect({"type": "pong"})
     await former.cut()
@@ -133,8 +133,8 @@ async def test_a_client_sees_only_effects_that_survive_an_outage_and_a_kill(
     proxy.refuse()
     proxy.cut()
     await former.perform(identifier, "increment")
-    # The server ends the session instead of sending the effect. A client that loses its connection earlier has not seen
-    # the effect either.
+    # The server ends the session instead of sending the result. A client that loses its connection earlier has not seen
+    # the result either.
     await expect_disconnect(former, reconnect=True)
     second.kill()
     client = await connect_to(first, sid=former.sid)
@@ -179,7 +179,7 @@ async def test_after_a_restart_of_redis_with_its_data_only_disconnected_users_lo
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     other = await connect_to(second)
-    # The control bus has carried a message before the outage.
+    # This disconnect is sent over the control bus, so that the bus has carried a message before the outage.
     gone = await connect_to(second, cookie=await first.sign_in("gone"))
     await first.call("disconnect_user", "gone")
     await expect_disconnect(gone, reconnect=False)

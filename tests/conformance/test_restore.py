@@ -353,7 +353,8 @@ async def test_two_identifiers_on_one_stream_keep_their_stream_ids(connect: Conn
 
 
 async def test_a_restored_connection_is_closed_if_the_client_requests_no_history(servers: ServerPool) -> None:
-    # This happens after 10 s and without a `disconnect` frame, so that the client keeps its session.
+    # The server closes the connection after 10 s and without a `disconnect` frame, so that the client keeps its
+    # session.
     async def scenario(server: Server) -> None:
         async with Client(server.url) as former:
             identifier = await former.subscribe(identify("EchoChannel"))

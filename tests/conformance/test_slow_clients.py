@@ -81,7 +81,7 @@ async def test_a_hundred_clients_that_stop_reading_use_bounded_memory(servers: S
 
 
 async def test_a_burst_reaches_clients_that_read_and_clients_that_pause(servers: ServerPool, kind: Kind) -> None:
-    # No client is disconnected. What an outbox cannot hold, the server later reads from the history.
+    # No client is disconnected. Messages for which an outbox has no room are later read from the history.
     server = servers.get(kind)
     stream = unique("burst")
     identifier = identify("StreamChannel", streams=[stream])
@@ -103,7 +103,7 @@ async def test_a_burst_reaches_clients_that_read_and_clients_that_pause(servers:
 async def test_a_client_that_calls_actions_and_reads_no_answers_is_disconnected(
     servers: ServerPool, kind: Kind
 ) -> None:
-    # These are transmissions to one client, not a fan-out.
+    # The messages of this test are transmissions to one client, not a fan-out.
     server = servers.get(kind)
     audit = unique("audit")
     async with Client(server.url) as watcher, Client(server.url, reading=False) as slow:

@@ -110,7 +110,7 @@ async def test_no_message_is_lost_when_a_connection_is_lost_during_a_subscribe(
 async def test_no_message_is_lost_when_a_connection_is_lost_between_two_copies_of_one_message(
     servers: ServerPool, kind: Kind
 ) -> None:
-    # If both identifiers had the same stream id, the second one would request a position that it has not reached.
+    # If both identifiers had one stream id, the second identifier would request a position that it has not reached.
     server = servers.get(kind)
     stream = unique("large:")
     identifiers = [identify("StreamChannel", streams=[stream], n=n) for n in range(2)]

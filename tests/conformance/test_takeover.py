@@ -1,4 +1,4 @@
-"""Restoring a session in another process than its former one (see Protocol: Restore)."""
+"""A session can be restored in a process other than its former one (see Protocol: Restore)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ ATTACKS: dict[str, tuple[Sequence[str], Callable[[], Frames]]] = {
 
 
 def _masked(text: str) -> bytes:
-    """Return a text as a frame of a client. A mask of zeros leaves it as it is."""
+    """Return the frame in which a client sends a string. The mask consists of zeros, which leave the text unchanged."""
     data = text.encode()
     size = len(data)
     head = bytes([0x81, 0x80 | size]) if size < 126 else bytes([0x81, 0xFE]) + size.to_bytes(2, "big")
@@ -98,7 +98,8 @@ class Attacker:
         self._subscriptions, self._frames = ATTACKS[kind]
         #: How many bytes were sent.
         self.sent = 0
-        #: How long, in seconds, the server let it attack; None: until the end.
+        #: How long, in seconds, the attack lasted until the server closed the connection; None: the server did not
+        #: close it.
         self.lasted: float | None = None
 
     async def run(self, seconds: float) -> None:

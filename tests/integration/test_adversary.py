@@ -1,4 +1,4 @@
-"""A client that reads nothing and sends all it can costs little memory, storage and log, and delays others little."""
+"""A client that reads nothing and sends all it can costs a server little, and hardly delays the other clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .adversary import ATTACKS, Attacker
 
 #: How long, in seconds, each attack lasts.
 SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "2"))
-#: The bounds for one attacker: bytes of memory, of what is stored, and of log.
+#: The most that one attacker may cost, in bytes: memory of the server, data in the stores, and log.
 MEMORY, STORED, LOG = 16 * 2**20, 2 * 2**20, 100_000
 #: The bound for the median delay of another client's ping in seconds.
 DELAY = 0.1

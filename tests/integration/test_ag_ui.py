@@ -32,7 +32,7 @@ def server(request: pytest.FixtureRequest, pair: dict[str, Server]) -> Server:
 
 @pytest.fixture
 def other(server: Server, pair: dict[str, Server]) -> Server:
-    """The other server."""
+    """The server of `pair` that is not `server`."""
     return pair["uvicorn" if server.kind == "daphne" else "daphne"]
 
 
@@ -51,7 +51,7 @@ class Agents:
         return agent
 
     async def call(self, **command: Any) -> Any:
-        """Make a call in the process. Return its result."""
+        """Send a command to the process, and return its result."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -62,14 +62,14 @@ class Agents:
 
 
 class Agent:
-    """An agent in the process of Node. Call it with the name of a command."""
+    """An agent in the process of Node. Call this object with the name of a command."""
 
     def __init__(self, agents: Agents, name: str) -> None:
         self._agents = agents
         self._name = name
 
     async def __call__(self, do: str, **values: Any) -> Any:
-        """Make a call, such as `connect`."""
+        """Send a command for this agent, such as `connect`, and return its result."""
         return await self._agents.call(do=do, name=self._name, **values)
 
     async def move(self, server: Server) -> None:
@@ -77,7 +77,7 @@ class Agent:
         await self("move", url=url_of(server))
 
     async def end(self) -> dict[str, Any]:
-        """Wait until the agent does not run any longer. Return what it has."""
+        """Wait until the agent has finished running. Return its messages, events, warnings and error."""
         ended: dict[str, Any] = await self("end")
         assert ended["warnings"] == []
         return ended
@@ -123,7 +123,7 @@ def texts(messages: list[dict[str, Any]]) -> str:
 async def test_a_late_comer_and_a_second_device(server: Server, other: Server, agents: Agents) -> None:
     first = await agents.make("first", server)
     await first("ask", id="q1", text=QUESTION)
-    await first("text", length=len(TEXT) // 2)  # so much is saved after a second
+    await first("text", length=len(TEXT) // 2)  # after about a second, when a part of the answer is saved
     # The page of the second device shows the question.
     second = await agents.make("second", other, [{"id": "q1", "role": "user", "content": QUESTION}])
     await second("connect")
@@ -139,7 +139,7 @@ async def test_a_late_comer_and_a_second_device(server: Server, other: Server, a
     starts = [event["messageId"] for each in ended for event in each["events"] if event["type"] == "TEXT_MESSAGE_START"]
     assert len(set(starts)) == 1
     assert len({json.dumps([each["events"][0]["runId"]]) for each in ended}) == 1
-    # A conversation goes on, and a page that is loaded again is sent nothing twice.
+    # The conversation goes on. A page that is loaded again with all messages is sent none of them twice.
     await second("ask", id="q2", text="say once more")
     again = await second.end()
     assert again["error"] is None
@@ -169,7 +169,7 @@ async def test_a_second_question_and_a_stop(server: Server, other: Server, agent
         assert texts(each["messages"]) == texts(expected)
     assert stopped[0]["messages"] == expected
     assert len(texts(expected)) < len(TEXT)
-    # A closed request does not stop a run.
+    # Closing the request does not stop the run.
     await first("ask", id="q3", text=QUESTION)
     await first("text", length=len(texts(expected)) + 1)
     await first("abort")
@@ -243,7 +243,7 @@ async def test_a_server_that_stops(server: Server, other: Server, agents: Agents
         interrupted = await agent.end()
         assert interrupted["events"][-1]["code"] == "interrupted"
         assert "restarting" in interrupted["events"][-1]["message"]
-        # An agent without a method `connect` runs again.
+        # An agent without a method `connect` continues with `run`.
         await agent.move(other)
         await agent("run")
         ended = await agent.end()

@@ -82,7 +82,7 @@ async def test_a_server_that_drains_is_not_healthy(servers: ServerPool, kind: Ki
     gate = unique("gate")
     with servers.make(kind) as server:
         async with health_client(server) as http, Client(server.url) as client:
-            # The drain waits for this handler for a while.
+            # The drain waits for this handler for a limited time.
             await client.send("subscribe", identify("AsyncGatedChannel", gate=gate))
             await server.call("wait_at_gate", gate, 1)
             assert (await http.get("/health")).status_code == 200

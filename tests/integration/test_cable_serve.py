@@ -29,7 +29,7 @@ from django.urls import path
 
 urlpatterns = [path("", lambda request: HttpResponse({text!r}))]
 """
-#: Without the settings of these tests.
+#: The environment of this process, without the settings module of these tests.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
 STYLES = "static/admin/css/base.css"
 

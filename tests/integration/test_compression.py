@@ -15,7 +15,7 @@ from tests.support.client import Client, identify, unique
 from tests.support.deflate import DeflateOffer
 from tests.support.server import Server, ServerPool
 
-#: Payloads. A compressing server compresses all of them except the last, which is too short.
+#: The payloads of these tests. A compressing server compresses all of them except the last, which is too short.
 PAYLOADS: list[Any] = [
     {"text": "żółw, again and again. " * 20},
     {"rows": [{"id": number, "name": f"row {number}", "open": True} for number in range(500)]},
@@ -129,7 +129,7 @@ async def test_a_small_message_that_would_decompress_to_a_large_one_is_refused(
         data = Frame(opcode, bomb[start : start + step], fin=start + step >= len(bomb)).serialize(mask=True)
         frames += bytes((data[0] | rsv1, *data[1:]))
     client.socket.transport.write(frames)
-    # None: the connection was reset, because the server had not read all data when it closed it.
+    # The close code is None if the connection was reset, because the server closed it before it had read all data.
     assert await client.closed() in (1009, None)
     assert compressing.rss - before < 50_000_000
     await other.nothing()

@@ -43,11 +43,11 @@ def template(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Stage:
-    """Creates servers that use the same PostgreSQL.
+    """Creates servers for a test, which all use the same PostgreSQL.
 
     Args:
         postgres: the HOST of the PostgreSQL.
-        template: the template for `make_database`.
+        template: the placeholder that `make_database` returned.
         folder: the folder for logs.
     """
 
@@ -69,7 +69,7 @@ class Stage:
 
 @pytest.fixture
 def stage(postgres: str, template: Path, tmp_path: Path) -> Stage:
-    """A stage for the servers of a test."""
+    """Creates the servers of a test."""
     return Stage(postgres, template, tmp_path)
 
 

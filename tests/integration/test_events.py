@@ -158,7 +158,7 @@ async def test_what_is_lost_is_told(reading: Server) -> None:
             async with EventReader(base(reading), query) as reader:
                 await reader.until_type("reject_history")
                 assert reader.messages == []
-                # The id after the notice is that of the end of the stream, so the reader is told of the loss only once.
+                # The id after the notice is the end of the stream, so the reader is sent the notice only once.
                 assert reader.parser.last_id == f"8/{position['epoch']}/{stream}"
 
 

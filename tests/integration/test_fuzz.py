@@ -54,7 +54,7 @@ ODDITIES: list[Any] = [
 
 
 def oddity(rng: random.Random) -> Any:
-    """Return an unexpected value: a copy, because mutations may change it."""
+    """Return a copy of an unexpected value. It is a copy, because mutations may change the value."""
     return copy.deepcopy(rng.choice(ODDITIES))
 
 

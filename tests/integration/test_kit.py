@@ -17,7 +17,7 @@ from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import ROOT
 
 PROJECT = "tests/integration/kit_project"
-#: The plugin is named, because an editable install may be older than its entry point.
+#: The options name the plugin, because an editable install may be older than the plugin's entry point.
 PYTEST = [
     *("-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT), "-W", "error", "-p", "no:cacheprovider"),
     *("-p", "no:reliable_cable", "-p", "reliable_cable.testing.pytest_plugin", "-o", "asyncio_mode=auto"),
@@ -26,7 +26,7 @@ PYTEST = [
 DJANGO = ["-W", "error", "-m", "django", "test", PROJECT, "--top-level-directory", ".", "--pattern", "check_django.py"]
 
 
-#: What docs/testing.md leaves out: settings, models, the channel and imports.
+#: The parts of a project that docs/testing.md leaves out: settings, models, the channel and imports.
 PAGE_PROJECT = {
     "settings.py": """
         SECRET_KEY = "tests"
@@ -139,7 +139,7 @@ def test_redis(redis_pool: RedisPool) -> None:
 @pytest.mark.postgres
 @pytest.mark.parametrize("engine", ["memory", "database"])
 def test_a_test_database_of_postgresql_can_be_dropped(engine: str, postgres: str) -> None:
-    """Connections that are kept open by CONN_MAX_AGE do not prevent that."""
+    """Connections that are kept open by CONN_MAX_AGE do not prevent the drop."""
     environment = {"KIT_ENGINE": engine, "KIT_POSTGRES": postgres}
     assert "7 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], environment)
     assert "Ran 6 tests" in run(DJANGO, environment)

@@ -29,7 +29,7 @@ async def test_an_unmodified_client(server: Server, script: str, least: int) -> 
 @pytest.mark.node
 @pytest.mark.parametrize("engine", ["database", pytest.param("redis", marks=pytest.mark.redis)])
 async def test_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, engine: str) -> None:
-    """Presence is stored in memory if the engine is "database"."""
+    """The scenarios of the bundle succeed with both engines. With "database", presence is stored in memory."""
     require_node()
     await asyncio.to_thread(build)
     options: dict[str, Any] = {"PRESENCE_TTL": 60, "PRESENCE_GRACE": 0.5}
@@ -48,7 +48,7 @@ async def test_runs_in_the_bundle(request: pytest.FixtureRequest, servers: Serve
     options: dict[str, Any] = {
         "RUN_LEASE": 8,
         "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
-        # Each text is broadcast by itself, and the history may be shorter than an answer.
+        # Each text is broadcast in a message of its own, and an answer may have more messages than the history keeps.
         "RUN_BROADCAST_INTERVAL": 0,
         "STREAMS": {"run:*": {"history_size": 10}},
     }

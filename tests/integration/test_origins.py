@@ -84,14 +84,14 @@ async def test_origins_that_are_not_the_sites_own_are_refused(server: Server, or
 )
 async def test_a_broken_origin_is_refused_without_a_traceback(server: Server, origin: bytes) -> None:
     before = len(server.log)
-    # daphne itself answers some of them with 400.
+    # daphne itself answers some of these origins with 400.
     assert await status(server, origin) in ({BAD_REQUEST, FORBIDDEN} if server.kind == "daphne" else {FORBIDDEN})
     assert await status(server) == SWITCHING_PROTOCOLS
     assert "Traceback" not in server.log[before:]
 
 
 async def test_a_handshake_with_two_origins_is_refused(server: Server) -> None:
-    # uvicorn itself answers with 400.
+    # uvicorn itself answers such a handshake with 400.
     expected = BAD_REQUEST if server.kind == "uvicorn" else FORBIDDEN
     assert await status(server, b"http://127.0.0.1", b"http://127.0.0.1") == expected
 
@@ -109,7 +109,7 @@ async def test_a_handshake_with_two_origins_is_refused(server: Server) -> None:
 async def test_what_else_a_handshake_has_causes_no_traceback(server: Server, target: bytes, header: bytes) -> None:
     before = len(server.log)
     own = b"http://127.0.0.1:%d" % server.port
-    # The servers themselves answer some of them with 400, or refuse them.
+    # The servers themselves answer some of these handshakes with 400, or refuse them.
     answers = {BAD_REQUEST, FORBIDDEN, SWITCHING_PROTOCOLS}
     assert await status(server, own, target=target, header=header) in answers
     assert await status(server, b"http://evil.com", target=target, header=header) in {BAD_REQUEST, FORBIDDEN}

@@ -125,11 +125,11 @@ async def test_connects_of_one_address_are_limited_across_processes(
 
 @pytest.fixture(params=[("uvicorn", False), ("daphne", False), ("daphne", True)], ids=str)
 def behind_proxy(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[tuple[Server, bool]]:
-    """A server, and whether it trusts the header of its clients."""
+    """A server, and whether it trusts the header `X-Forwarded-For` of its clients."""
     kind, trusting = request.param
     server = servers.make(kind, RATE_LIMITS={"connect": "3/h"})
     server.by_cable_serve = True
-    # Without this, uvicorn trusts clients on its own host, such as these.
+    # Without this, uvicorn trusts clients on its own host, such as the clients of these tests.
     server.environment["FORWARDED_ALLOW_IPS"] = "*" if trusting else ("192.0.2.1" if kind == "uvicorn" else "")
     with ExitStack() as stack:
         yield stack.enter_context(server), trusting

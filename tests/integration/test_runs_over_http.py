@@ -1,4 +1,4 @@
-"""Runs over HTTP: real servers, a real Celery worker, and readers as `useChat` is one."""
+"""Runs over HTTP: real servers, a real Celery worker, and readers that behave like `useChat`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["pair", "worker"]
 
 @pytest.fixture(params=["daphne", "uvicorn"])
 def kinds(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """The kind of the server that a test uses, and the other one."""
+    """The kind of the server that a test uses, and the other kind."""
     return (request.param, "uvicorn" if request.param == "daphne" else "daphne")
 
 
@@ -42,7 +42,7 @@ class Reader:
         return "".join(chunk["delta"] for chunk in self.chunks if chunk["type"] == "text-delta")
 
     async def read(self, length: int | None = None) -> None:
-        """Read until the text has a length, or to the end."""
+        """Read until the text has `length` characters, or to the end."""
         async with asyncio.timeout(PATIENCE):
             async for line in self._lines:
                 self.done = self.done or line == "data: [DONE]"

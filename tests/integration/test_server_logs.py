@@ -37,7 +37,7 @@ BROKEN = {
 def commands() -> list[str]:
     """Return the commands of docs/deployment.md that start a server."""
     lines = re.findall(r"^\.venv/bin/(.*(?:uvicorn --|daphne -|cable_serve).*)$", PAGE, re.MULTILINE)
-    # The last command is from README.
+    # docs/deployment.md has all of these commands but the last one, which is in README.
     return [re.sub(r"\s+#.*", "", line) for line in lines if "workers" not in line] + ["python manage.py runserver"]
 
 
@@ -88,7 +88,7 @@ async def send(port: int, request: str) -> None:
 
 
 async def connect_in_all_ways(port: int) -> list[str]:
-    """Open and refuse connections, and return the session ids of those that were accepted."""
+    """Open connections, of which the server refuses some, and return the session ids of the accepted connections."""
     url = f"ws://127.0.0.1:{port}/cable"
     headers = {"X-JID": f"{SECRET}header", "Authorization": f"Bearer {SECRET}bearer"}
     cookie = f"sessionid={SECRET}cookie"

@@ -47,7 +47,7 @@ async def test_a_project_is_set_up(environments: Environments, tmp_path: Path, l
     output = project.set_up("--yes")
     assert "Not changed" not in output
     if layout is layouts.stock and django == HERE:
-        # As uvicorn and daphne import it: without settings in the environment.
+        # uvicorn and daphne import the application in this way, without the settings module in the environment.
         assert project.run("-c", "from mysite.asgi import application").returncode == 0
     project.manage("migrate", "--verbosity", "0")
     # Django also runs all system checks before the tests.

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture(scope="module", params=["database", pytest.param("redis", marks=pytest.mark.redis)])
 def seen(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What the clients of both tenants see, by scenario. Lists have the values of both."""
+    """What the clients of both tenants see, by scenario. Lists have the values of both tenants."""
     binaries = find_postgres()
     assert binaries is not None
     with running_postgres(binaries) as host:

@@ -23,10 +23,10 @@ json_values = st.recursive(
 
 
 def read(event: Event) -> list[ServerEvent]:
-    """Return the events that a browser reads."""
+    """Return the events that a browser reads from an encoded event."""
     assert event.wire.endswith(b"\n\n")
     parser = EventParser()
-    # A browser ends lines at CR, too.
+    # A browser also ends a line at a CR without LF.
     lines = event.wire.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [found for found in map(parser.feed, lines) if found is not None]
 
@@ -99,7 +99,7 @@ def test_frames_of_the_protocol_are_events_with_their_types() -> None:
         assert [event.type for event in shown] == ([kind] if kind in never_hidden else [])
     assert RawEvent.of(frames["ping"]).wire == b": ping\n\n"
     assert not RawEvent.of(frames["welcome"]).shown
-    # The id of a hidden event is sent.
+    # The id of a hidden event is sent, although the event itself is not.
     assert RawEvent.of(frames["confirm_history"]).with_id("1/e/s").wire == b"id: 1/e/s\n\n"
     assert b"retry: 31536000000\n" in Event.of(frames["disconnect"]).wire
     assert b"retry" not in Event.of(messages.disconnect(DisconnectReason.SERVER_RESTART, reconnect=True)).wire

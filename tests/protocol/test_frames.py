@@ -1,4 +1,4 @@
-"""Tests of encoding frames: they equal those of a WebSocket library (RFC 6455, section 5.2)."""
+"""Encoded frames equal the frames of a WebSocket library (RFC 6455, section 5.2)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_frame_equals_its_text_and_is_encoded_once() -> None:
 
 
 def message(size: int) -> bytes:
-    """Return a text like those of real messages: a few words, repeated in random order."""
+    """Return text of `size` bytes or slightly less, which resembles real messages: a few words in random order."""
     numbers = random.Random(size)
     words = ["żółw ", '"id":', "the ", "message ", "of ", "alice ", "room ", "🐢"]
     text = "".join(numbers.choice(words) for _ in range(size))

@@ -27,7 +27,7 @@ def test_the_dict_of_a_position_can_be_encoded_as_json() -> None:
             HistoryRequest(20, {"a": LATE, "b": EARLY}),
             HistoryRequest(10, {"a": LATE, "b": EARLY}),
         ),
-        # Only one of them asks for the stream.
+        # Only one of the two requests asks for the stream.
         (HistoryRequest(None, {"a": LATE}), HistoryRequest(), HistoryRequest(None, {"a": LATE})),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tests of `compare`, which compares the members that clients know with those that are present."""
+"""Tests of `compare`, which compares the members that a client knows with the members that are present."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRESENT = st.dictionaries(IDS, st.integers())
 
 
 def apply_difference(members: set[str], difference: Difference) -> set[str]:
-    """Return a client's list after it received the events of a difference."""
+    """Return the member list of a client after it has received the events of a difference."""
     return (members - set(difference.leaves)) | set(difference.joins)
 
 

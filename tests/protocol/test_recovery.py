@@ -153,7 +153,7 @@ class SubscriberMachine(RuleBasedStateMachine):
         self.stream = FakeStream()
         self.position = StreamPosition("", 0)
         self.pages: list[StreamPage] = []
-        #: The messages that the subscriber received, as (epoch, offset). None: it was told of a loss.
+        #: The messages that the subscriber received, as (epoch, offset), and None for each notice of a loss.
         self.log: list[tuple[str, int] | None] = []
 
     @rule(count=st.integers(1, 4))

@@ -34,7 +34,7 @@ POSTGRES = pytest.param(
 )
 REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
 DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest.mark.django_db(transaction=True)])
-#: For `pytest.mark.parametrize("alias", …, indirect=True)`.
+#: Values for `pytest.mark.parametrize("alias", …, indirect=True)`, so that a test runs with each store.
 EVERY_STORE = [MEMORY, SQLITE, POSTGRES, *REDIS_STORES, DURABLE]
 MODEL_STORES = [SQLITE, POSTGRES]
 
@@ -99,7 +99,7 @@ async def released(request: pytest.FixtureRequest) -> AsyncIterator[None]:
 def make_store(
     alias: str, clock: Clock, redis_settings: dict[str, Any], made_stores: list[StreamStore]
 ) -> Iterator[MakeStore]:
-    """Return a function that makes stores with a common backend. Each acts like another process."""
+    """Return a function that makes stores with a common backend. They act like the stores of separate processes."""
 
     def make(**settings: Any) -> StreamStore:
         settings.setdefault("poll_interval", 0.01)
@@ -143,7 +143,7 @@ def presence_store(
 
 @pytest.fixture
 async def recorder(presence_store: PresenceStore) -> AsyncIterator[Recorder]:
-    """The events of some streams of the presence store."""
+    """A recorder of the events of the streams `s`, `t` and `other` of the presence store."""
     recorder = await listen(presence_store, "s", "t", "other")
     yield recorder
     await recorder.listener.close()
@@ -193,7 +193,7 @@ async def until(condition: Callable[[], object], timeout: float = 30) -> None:  
 
 
 def with_own_connection(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function for a thread, which makes the call and then closes the thread's database connections."""
+    """Return a function to run in a thread. It makes the call, and then closes the thread's database connections."""
 
     def run() -> Any:
         try:

@@ -50,7 +50,8 @@ class Recorder:
 
     async def events(self) -> list[PresenceEvent]:
         """Return the events since the last call."""
-        # All earlier events are announced before this one.
+        # Events arrive in order, so when the join of a new id in the stream `marks` arrives, all earlier events have
+        # arrived.
         self._id = str(next(marks))
         self._mark.clear()
         self._store.join("marks", "mark", self._id)
@@ -84,7 +85,7 @@ async def heard(store: PresenceStore) -> list[PresenceEvent]:
 
 
 class Rounds:
-    """Replaces `asyncio.sleep`, so that the service's rounds happen when a test says so."""
+    """Replaces `asyncio.sleep`, so that a test decides when the next round of the presence service takes place."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -96,7 +97,7 @@ class Rounds:
         await self._next
 
     async def next(self) -> None:
-        """End the sleep, and wait until the next round is done."""
+        """End the service's sleep, and wait until the next round is done."""
         await settle()
         assert self._next is not None
         self._next.set_result(None)

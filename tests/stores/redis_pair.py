@@ -41,7 +41,7 @@ class RedisPair:
 
     @pytest.fixture
     def make_store(self, address: FaultProxy, made_stores: list[Any]) -> MakeStore:
-        """A function that makes stores that use the address. Each acts like another process."""
+        """A function that makes stores that use the address. They act like the stores of separate processes."""
 
         def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
             store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))

@@ -24,7 +24,7 @@ from .conftest import REDIS_STORES, Clock
 TTL = 300.0
 #: The SESSIONS_TTL of the stores, in seconds. It is longer than any test.
 MOMENT = 20.0
-#: The time at which the sessions of the tests were authenticated, which is the first time of `Clock`.
+#: The time at which the sessions of the tests were authenticated. At the beginning of a test, `Clock` shows this time.
 THEN = 1_000_000.0
 
 ann = {"user": "auth.user:1"}
@@ -35,14 +35,14 @@ BOB = SessionRecord(bob, THEN, {})
 
 
 def large_record(number: int) -> SessionRecord:
-    """Return a record with 100 long identifiers. Only the state of one subscription depends on the number."""
+    """Return a record with 100 long identifiers. The number changes `left_at` and the state of one subscription."""
     subscriptions = [{"identifier": f"{at} {'i' * 2000}", "state": {"at": at}} for at in range(100)]
     subscriptions[50]["state"] = {"text": "x" * number}
     return SessionRecord(ann, THEN, {"sids": [], "subscriptions": subscriptions, "alive": True, "left_at": number})
 
 
 def statements(alias: str, call: Callable[[], object]) -> list[str]:
-    """Return the statements about session records that a call makes."""
+    """Return the SQL statements about session records that a call executes."""
     with CaptureQueriesContext(connections[alias]) as captured:
         call()
     return [query["sql"] for query in captured if "reliable_cable_session" in query["sql"]]

@@ -1,4 +1,4 @@
-"""Broadcasts that wait for the caller's transactions, and failures of a store after the commit."""
+"""Broadcasts inside transactions of the caller are sent after the commit, and a store may fail after it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, data
 
 @pytest.fixture
 def own(alias: str) -> str:
-    """The alias of the store's database. For a store without a database: `postgres`."""
+    """The alias of the store's database, or `postgres` for a store without a database."""
     return "default" if alias in ("default", "durable") else "postgres"
 
 
@@ -97,7 +97,7 @@ class TestSeveralTransactions:
 
     def test_an_unsent_broadcast_leaves_no_references(self, own: str, other: str) -> None:
         class Payload(dict[str, Any]):
-            """A dict that can be referred to weakly."""
+            """A dict to which weak references are possible."""
 
         payload = Payload(text="hi")
         gone = weakref.ref(payload)
@@ -180,7 +180,7 @@ Failures = list[tuple[type, str, Exception]]
 
 
 class TestAStoreThatFailsAfterTheCommit:
-    """Make a step inside the memory and model stores fail, or make Redis unreachable."""
+    """In these tests, a method of the memory or model store raises an error, or Redis cannot be reached."""
 
     @pytest.fixture
     def own_redis(self, tmp_path: Path) -> Iterator[RedisServer]:

@@ -144,7 +144,7 @@ async def test_a_loop_of_broadcasts_lets_other_tasks_run() -> None:
 
 
 class TestWhoseThreadIsAsked:
-    """The rules of asgiref on where thread-sensitive code runs, which `threads` relies on."""
+    """The rules by which asgiref chooses the thread for thread-sensitive code. The module `threads` relies on them."""
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:

@@ -29,7 +29,7 @@ LIMIT = RateLimit(3, 10)
 
 @pytest.fixture
 def make_buckets(alias: str, redis_settings: dict[str, Any], clock: Clock) -> Callable[[], Buckets]:
-    """Return a function that makes buckets. Those in Redis act like another process."""
+    """Return a function that makes buckets. Those in Redis act like the buckets of separate processes."""
     return lambda: (
         MemoryBuckets(clock) if alias == "memory" else RedisBuckets(CableSettings(**redis_settings), clock=clock)
     )

@@ -46,7 +46,7 @@ class TestLineages:
     def test_readers_ignore_an_epoch_of_another_lineage(
         self, store: ModelStreamStore, make_store: MakeStore, alias: str, in_transaction: bool
     ) -> None:
-        # A server that starts after the change has not seen the end of the epoch.
+        # A server that starts after the change must notice by itself that the epoch has ended.
         before = store.time()
         _, other = store.append([(name, Message("1")) for name in "ab"])
         models.Stream.objects.using(alias).filter(name="a").update(lineage="1.00000001")

@@ -132,7 +132,7 @@ class TestStoreThreads:
     def test_an_idle_thread_closes_its_connection_before_postgresql_gives_up_dropping_the_database(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        # No thread of an earlier test may run the call, because such a thread would end sooner.
+        # All threads of earlier tests must have ended, because an older thread closes its connection sooner.
         assert threads.end_threads(30)
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
         wait_until(lambda: connected(alias) == 0, timeout=30)
@@ -178,7 +178,7 @@ class TestHandlerThreads:
     async def test_async_handlers(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             monkeypatch.setattr(threads, "_refreshed", 0.0)
-            threads.refresh_connections()  # before each handler
+            threads.refresh_connections()  # as is done before each handler
             assert await sync_to_async(query)(alias) == 1
             await asyncio.to_thread(with_closed_connections, break_connections, alias)
         await sync_to_async(connections.close_all)()

@@ -1,4 +1,4 @@
-"""`manage.py cable_doctor`, and the warning of a server that starts."""
+"""`manage.py cable_doctor`, and the warning that a server logs when it starts."""
 
 from __future__ import annotations
 

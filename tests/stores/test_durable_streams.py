@@ -234,7 +234,7 @@ class TestListening:
     async def test_polls_announce_nothing_that_pub_sub_has_announced(
         self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # No poll may happen between a commit and its announcement.
+        # With such a long interval, no poll can happen between a commit and its announcement.
         monkeypatch.setattr(durable_streams, "SLOW_POLL_INTERVAL", 60)
         store, other = make(), make()
         heard: list[StreamEvent] = []
@@ -288,7 +288,7 @@ class TestListening:
         await until(lambda: Advanced("a") in heard)
         heard.clear()
         await store.aappend([("a", Message("2"))])
-        # Messages of its own process arrive directly, perhaps after a poll that saw the commit.
+        # The store announces messages of its own process directly. A poll that saw the commit may come before that.
         await until(lambda: [event for event in heard if isinstance(event, Published)])
         await listener.close()
         await asyncio.to_thread(redis.start)
@@ -317,7 +317,7 @@ class TestListening:
 async def test_the_time_is_ahead_of_neither_clock(
     store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
 ) -> None:
-    # Otherwise a history since that time could lack messages of the other store.
+    # If the time were ahead of a clock, a history since that time could lack messages of the store with that clock.
     monkeypatch.setattr(store, "_clock", lambda: in_redis)
     monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
     assert await asyncio.to_thread(store.time) == await store.atime() == 5.0

@@ -94,7 +94,7 @@ class TestYoungEntries:
         for module in (memory, model_retention):
             monkeypatch.setattr(module, "YOUNG_SIZE", 1000)
         store = make_store(history_size=SIZE)
-        append(store, *['"' + "ü" * 49 + '"'] * 20)  # 100 bytes each
+        append(store, *['"' + "ü" * 49 + '"'] * 20)  # each message has 100 bytes
         store.append([("old", Message("1"))] * 4)
         clock.advance(YOUNG_TIME)
         append(store, *['"' + "ü" * 49 + '"'] * 44)

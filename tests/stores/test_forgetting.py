@@ -1,6 +1,6 @@
 """Positions in streams without a message: `forget()` may have deleted messages that came after them.
 
-A client with such a position is sent everything that came after it, or is told of a loss.
+A client with such a position is sent everything that came after it, or a notice of a loss.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def broadcast(store: StreamStore, data: str = "1") -> StreamPosition:
 
 
 def reaches(store: StreamStore, position: StreamPosition) -> list[str] | None:
-    """Return what a client with a position is sent; None if it is told of a loss."""
+    """Return what a client with a position is sent; None if it is sent a notice of a loss."""
     page = store.read("a", after=position.offset, limit=100)
     if is_beginning(position):
         position = NOWHERE if position == beginning_of(page.lineage) else StreamPosition("?", 0)
@@ -74,7 +74,7 @@ class TestStores:
 
     @pytest.mark.parametrize("given", [False, True])
     def test_an_epoch_ends_even_without_a_message(self, store: StreamStore, given: bool) -> None:
-        """All its messages may have been lost, because a backup was restored."""
+        """A backup may have been restored, so that all messages of the stream were lost."""
         broadcast(store)
         store.forget("a")
         empty = store.position("a")

@@ -88,7 +88,7 @@ def test_the_previous_release_can_replace_a_large_record(alias: str, clock: Cloc
     store.save({"a": large_record(0)})
     store.save({"a": large_record(1)})
     row = Session.objects.using(alias).get()
-    # It restores a session without subscriptions, so that the client subscribes again.
+    # From this row, the previous release restores a session without subscriptions, so that the client subscribes again.
     assert json.loads(row.data)["subscriptions"] == []
     assert json.loads(row.data).items() >= {"sids": [], "alive": True, "left_at": 1}.items()
     row.data = json.dumps(dict(large_record(2).data))
@@ -108,7 +108,7 @@ def test_parts_of_sessions_that_the_previous_release_has_deleted_are_pruned(
     Session.objects.using(alias).filter(sid__in=["a", "b"]).delete()
     assert store.load("a", ann) is None
     deletes = [sql for sql in statements(alias, store.prune) if sql.startswith('DELETE FROM "reliable_cable_sessionp')]
-    assert len(deletes) == 3  # 200 rows
+    assert len(deletes) == 3  # for 200 parts, at most 70 at once
     assert SessionPart.objects.using(alias).count() == 100
     assert store.load("c", ann) == large_record(0)
 
@@ -119,7 +119,7 @@ def test_pruning_examines_few_parts_at_once(alias: str, clock: Clock, monkeypatc
     store = model_store(alias, clock)
     store.save({sid: large_record(0) for sid in "abc"})
     parts = SessionPart.objects.using(alias)
-    for deleted, left in (("c", 200), ("a", 100)):  # for the second one, the search starts again at the beginning
+    for deleted, left in (("c", 200), ("a", 100)):  # to find the parts of "a", the search starts again at the beginning
         Session.objects.using(alias).filter(sid=deleted).delete()
         searches = 0
         while parts.count() > left:
@@ -133,7 +133,7 @@ def test_pruning_examines_few_parts_at_once(alias: str, clock: Clock, monkeypatc
 @pytest.mark.django_db(transaction=True, databases=["postgres"])
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
 def test_the_parts_of_a_record_that_is_created_during_a_delete_stay(alias: str, clock: Clock) -> None:
-    """Otherwise its head would stay, and later saves would write only what has changed."""
+    """If they were deleted, the record's head would stay, and later saves would write only what has changed."""
     store, other = model_store(alias, clock), model_store(alias, clock)
     saves: list[threading.Thread] = []
 
@@ -157,7 +157,7 @@ def test_the_parts_of_a_record_that_is_created_during_a_delete_stay(alias: str, 
 @pytest.mark.django_db(databases=["postgres"])
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
 def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
-    """After a takeover, two processes may save the same sessions. A deadlock would take a second."""
+    """After a takeover, two processes may save the same sessions. Without a common order, they could deadlock."""
     store = model_store(alias, clock)
     store.save({"b": large_record(0), "a": ANN})
     lock, insert, _ = statements(alias, lambda: store.save({"b": large_record(1), "a": ANN}))
@@ -171,10 +171,10 @@ def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
 @pytest.mark.parametrize("method", ["touch", "delete"])
 def test_a_record_is_locked_after_those_before_it(alias: str, clock: Clock, method: str) -> None:
-    """If a `save` in another process has locked the first record, it can lock the second one, without a deadlock."""
+    """While another process holds the lock of the first record, it can also lock the second one without a deadlock."""
     store, other = model_store(alias, clock), model_store(alias, clock)
     for sid in "ba":
-        store.save({sid: ANN})  # in the table, b is before a
+        store.save({sid: ANN})  # the row of "b" is inserted before that of "a"
     rows = Session.objects.using(alias).select_for_update(nowait=True)
     call = threading.Thread(target=with_own_connection(partial(getattr(other, method), ["a", "b"])))
     with transaction.atomic(using=alias):
@@ -196,7 +196,7 @@ def test_many_sessions_that_become_small_at_once_are_saved(alias: str, clock: Cl
     sids = [f"{at}" for at in range(3)]
     store.save({sid: SessionRecord(ann, THEN, {"subscriptions": items}) for sid in sids})
     if alias == "default":
-        # This is the limit in most builds of SQLite, divided by 10.
+        # Most builds of SQLite have ten times this limit.
         connections[alias].connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 3276)
     small = SessionRecord(ann, THEN, {"subscriptions": items[:1]})
     try:

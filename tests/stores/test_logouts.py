@@ -1,4 +1,4 @@
-"""Logouts, and other ends of logins, while Redis does not respond."""
+"""Logging out, and other ends of a login, are not delayed for long and not lost while Redis does not respond."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def redis(tmp_path: Path, settings: Any) -> Iterator[RedisServer]:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_hanging_redis_delays_no_logout_for_long(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Its socket time-out is 5 s, and a logout makes three calls."""
+    """The socket timeout of the Redis client is 5 s, and a logout makes three calls."""
     users = [get_user_model().objects.create_user(name) for name in ("ann", "bob")]
     browsers = [Client() for _ in users]
     for browser, user in zip(browsers, users, strict=True):

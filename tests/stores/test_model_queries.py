@@ -73,7 +73,8 @@ class TestCounts:
         numbering.__exit__(None, None, None)
         assert insert.startswith("INSERT")
         after = [q["sql"] for q in numbering.captured_queries if not q["sql"].startswith(FRAME)]
-        # One query finds the streams. For each of them, queries lock, read, insert, move the tail and delete.
+        # One query finds the streams. For each stream, five queries lock its row, read the outbox, insert the entry,
+        # update the stream's tail, and delete the outbox row.
         assert len(after) == 1 + 2 * 5
 
     def test_reading(self, store: ModelStreamStore, alias: str) -> None:

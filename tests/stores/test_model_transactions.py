@@ -240,7 +240,7 @@ class TestImmediately:
 
 
 class TestInATestCase(TestCase):
-    """Without handler threads, everything happens in the transaction of the test."""
+    """Without handler threads, the store does everything inside the transaction of the test case."""
 
     def setUp(self) -> None:
         self.clock = Clock()

@@ -131,7 +131,7 @@ class TestDatabasesThatWentBack:
 
     def test_a_stream_that_lost_all_its_entries_begins_a_new_epoch(self, store: ModelStreamStore, alias: str) -> None:
         (before,) = store.append([("a", Message("1"))])
-        # The row of the stream was committed before that of the entry. The database was restored to a time in between.
+        # The database was restored to a time after the commit of the stream's row and before the commit of its entry.
         models.StreamEntry.objects.using(alias).all().delete()
         models.Stream.objects.using(alias).filter(name="a").update(tail=0, tail_at=0, lineage="")
         (after,) = store.append([("a", Message("2"))])
@@ -151,7 +151,7 @@ class TestForgettingAll:
         assert after == [StreamPosition(position.epoch, 1) for position in empty]
         assert not {position.epoch for position in before} & {position.epoch for position in after}
         assert store.forget_all() == 20
-        # If the database was restored, even streams without messages may have lost some.
+        # After a restore of the database, even a stream without messages may have lost some.
         forgotten = store.position("s0")
         assert store.forget_all() == 20
         assert store.position("s0") != forgotten

@@ -1,4 +1,4 @@
-"""The streams that are wanted at the same time on one event loop are opened together, on every engine."""
+"""On every engine, streams that one event loop opens at the same time are opened with few queries or round trips."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TestManyStreams:
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 class TestModelStore:
     async def test_the_number_of_queries(self, hub: Hub, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        lineages = int(alias == "postgres")  # one query; SQLite has no lineages
+        lineages = int(alias == "postgres")  # one query reads the lineage; SQLite has none
         queries: list[str] = []
         execute = CursorWrapper.execute
 

@@ -1,4 +1,4 @@
-"""Page loads beside writers: what is in neither the data of a page nor the messages after its position is a gap.
+"""A page that is loaded during writes: a message that is neither in its data nor sent after its position is a gap.
 
 A page shows the counter of each writer. A writer commits its next value, and broadcasts it in the same transaction.
 """
@@ -28,7 +28,7 @@ from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import DURABLE, EVERY_STORE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
 from tests.support.examples import examples
 
-#: The number of page loads of each run, how many of them there are for each commit, and the names of the writers.
+#: The number of page loads in each test, the number of page loads for each commit, and the names of the writers.
 LOADS = examples(500)
 LOADS_PER_COMMIT = 4
 WRITERS = ("a", "b")
@@ -88,9 +88,9 @@ def ways(*ways: tuple[Any, Way]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("alias", "way"), params, indirect=["alias"])
 
 
-#: The ways in which position and data come from one snapshot.
+#: Ways to load a page so that its position and its data come from one snapshot.
 ONE_SNAPSHOT: Ways = ((SQLITE, deferred), (POSTGRES, repeatable_read), (POSTGRES, serializable))
-#: The ways in which the data may be newer than the position.
+#: Ways to load a page whose data may be newer than its position.
 TWO_SNAPSHOTS: Ways = (
     (SQLITE, autocommit),
     (POSTGRES, autocommit),
@@ -101,7 +101,7 @@ TWO_SNAPSHOTS: Ways = (
 
 @pytest.fixture
 def database(engine: Engine, alias: str) -> str:
-    """The database of the data. Each writer has a row in it."""
+    """The alias of the database with the data of the pages. In the data, each writer has one row."""
     name = alias if alias in connections.settings else "default"
     for writer in WRITERS:
         Group.objects.using(name).create(name=f"{writer}:0")
@@ -136,21 +136,21 @@ class Load:
 
 
 def load(database: str, between: Callable[[], Any] = lambda: None) -> Load:
-    """Load a page in the right order."""
+    """Load a page: first its position, then its data."""
     at = position("page")
     between()
     return Load(at, read_data(database))
 
 
 def load_wrongly(database: str, between: Callable[[], Any] = lambda: None) -> Load:
-    """Load a page in the wrong order."""
+    """Load a page in the wrong order: first its data, then its position."""
     data = read_data(database)
     between()
     return Load(position("page"), data)
 
 
 def gaps_and_repeats(page: Load, numbers: list[tuple[int, str, int]]) -> tuple[set[str], set[str]]:
-    """Return what is in neither the data nor the messages after the position, and what is in both."""
+    """Return the numbers that are in neither the data nor the messages after the position, and those in both."""
     gaps, repeats = set(), set()
     for offset, writer, number in numbers:
         in_data, sent = number <= page.data[writer], offset > page.at.offset
@@ -210,7 +210,7 @@ def test_a_message_that_was_committed_and_not_numbered_is_sent_although_the_page
 def test_with_redis_a_snapshot_that_is_older_than_the_position_has_a_gap(database: str, way: Way) -> None:
     commit(database, "a", 1)
     with way(database):
-        Group.objects.using(database).exists()  # for example the query for the user of the request
+        Group.objects.using(database).exists()  # this begins the snapshot, as the query for the user of a request does
         elsewhere(lambda: commit(database, "a", 2))
         page = load(database)
     assert result(page) == ({"a:2"}, set())
@@ -278,7 +278,7 @@ def test_thousands_of_page_loads_beside_writers_have_no_gap(database: str, way: 
         gaps, repeats = gaps_and_repeats(page, numbers)
         assert gaps == set()
         if one_snapshot:
-            # Only messages that were committed and not yet numbered are sent although the data include them.
+            # A message is in both only if it was committed and not yet numbered when the page was loaded.
             assert repeats <= {"{}:{}".format(*data) for data in map(parse, page.waiting)}
 
 

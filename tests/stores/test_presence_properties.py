@@ -24,7 +24,7 @@ TTL, GRACE, KEPT = 10.0, 2.0, 20.0
 class Model:
     """A simple model of one stream: sessions with ids and times of expiry. An id is present while it has a session.
 
-    Its info is that of its earliest session.
+    The info of an id is the info of its earliest session.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -32,14 +32,16 @@ class Model:
         self.sessions: dict[str, tuple[str, float]] = {}
         self.infos: dict[str, dict[str, Any]] = {}  # id -> session -> info, in the order of joins
         self.left: dict[str, float] = {}
-        #: When `expire` was last called while there were sessions; and the time until which it removes nothing.
+        #: When `expire` was last called while there were sessions. `grace` is the time until which `expire` removes
+        #: nothing.
         self.swept: float | None = None
         self.grace = 0.0
 
     def join(
         self, session: str, id_: str, info: Any, joined: bool, replaces: str, announced: bool
     ) -> list[PresenceEvent]:
-        # A store may remember a leave for longer than it has to. `announced` tells whether it announced this join.
+        # A store may remember a leave for longer than it has to, so `announced` tells whether the store announced this
+        # join.
         if session not in self.sessions and self.sessions.get(replaces, ("", 0))[0] == id_:
             self.sessions[session] = self.sessions.pop(replaces)
             infos = self.infos[id_].items()
@@ -109,7 +111,7 @@ STEPS = st.one_of(
 )
 
 
-#: A server that has seen the member joins it again.
+#: The join of a session that has joined before, by a server that expects the store to have the session already.
 REJOIN = ("join", "phone", "1", "Ann", True, "")
 
 

@@ -40,7 +40,7 @@ async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[Presenc
 
 
 class Fails:
-    """Makes a store's methods fail inside the context. With `done`, they do their work before they fail."""
+    """Makes methods of a store fail inside the context. With `done`, each method does its work before it fails."""
 
     def __init__(self, store: PresenceStore, *names: str, done: bool = False) -> None:
         self._store = store
@@ -148,7 +148,7 @@ class TestAStoreThatFails:
     async def test_a_failing_store_is_retried_more_often(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
-        # So members are refreshed before they expire.
+        # A round that failed is repeated soon, so that members are refreshed before they expire.
         await service.join("s", "phone", "1", None)
         with Fails(store, "refresh"):
             await rounds.next()
@@ -229,7 +229,7 @@ class TestDataThatWereLost:
         real = store.ajoin_all
 
         async def slow(members: Sequence[Member]) -> list[PresenceEvent]:
-            # The change reaches the store first.
+            # The change reaches the store before this call of `ajoin_all`.
             with mock.patch.object(store, "ajoin_all", real):
                 if change == "leave":
                     await service.leave("s", "phone")
@@ -241,7 +241,7 @@ class TestDataThatWereLost:
 
         with mock.patch.object(store, "ajoin_all", slow):
             await service.round()
-        # A member that was only released may return before its expiry.
+        # A released member stays until its expiry, because it may return before that.
         assert store.info("s").records == {"leave": {}, "release": {"1": None}, "join": {"2": None}}[change]
 
 

@@ -77,7 +77,7 @@ class TestService:
 
         async def sleep(seconds: float) -> None:
             if seconds == TTL / 3:
-                await asyncio.Event().wait()  # the next round does not come
+                await asyncio.Event().wait()  # no further round begins during the test
             slept.append(seconds)
             await asyncio.sleep(seconds)
             clock.advance(seconds)
@@ -133,7 +133,7 @@ class TestService:
         await service.join("s", "phone", "ann", None)
         with pytest.raises(TypeError):
             await service.join("s", "desk", "bob", object())
-        store.leave("s", "phone")  # the store has lost a member
+        store.leave("s", "phone")  # as if the store had lost this member
         await rounds.next()
         assert list(store.info("s").records or ()) == ["ann"]
 

@@ -1,4 +1,4 @@
-"""Presence in a Redis that servers of earlier releases use, too. They do not know the keys `infos` and `queue`."""
+"""Presence in a Redis shared with servers of earlier releases, which do not know the keys `infos` and `queue`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages that are wanted at the same time are read together by the model store."""
+"""The model store reads many streams with few queries, if the reads are requested at the same time."""
 
 from __future__ import annotations
 

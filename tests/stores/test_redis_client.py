@@ -64,7 +64,7 @@ async def test_a_connection_that_the_event_loop_has_closed_is_broken(
 
 
 async def test_a_connection_that_was_reset_is_broken(redis_server: RedisServer) -> None:
-    # On Python 3.13, writing to its closed transport raises AttributeError.
+    # On Python 3.13, writing to the closed transport of such a connection raises AttributeError.
     async with FaultProxy(redis_server.port) as proxy:
         client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
         connection = client.new_connection()
@@ -130,7 +130,7 @@ async def test_a_closed_client_finishes_its_calls_and_keeps_no_connection(tmp_pa
 
 
 def connections(server: RedisServer) -> int:
-    """Return the number of connections to the server, including the one that asks."""
+    """Return the number of connections to the server, including the connection that this call opens."""
     return int(server.cli("INFO", "clients")["connected_clients"])
 
 
@@ -207,6 +207,6 @@ class TestClient:
 )
 def test_commands_are_packed_as_redis_py_packs_them(commands: list[list[str | bytes | int | float]]) -> None:
     connection: Any = redis.Connection()  # type: ignore[no-untyped-call]
-    # redis-py splits the name of a command at its spaces.
+    # redis-py splits the name of a command at its spaces, so each of these commands has a name without spaces.
     named = [["GET", *arguments] for arguments in commands]
     assert pack(named) == b"".join(connection.pack_commands(named))

@@ -31,13 +31,13 @@ END = Transient("a", "end")
 
 @pytest.fixture(autouse=True)
 def _no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The listeners announce only what they receive."""
+    """Prevent the regular checks of the listeners, so that these announce only events that they receive."""
     monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 3600.0)
 
 
 @pytest.fixture
 def make_stores(redis_server: RedisServer, key_prefix: str, made_stores: list[Any]) -> Iterator[MakeStores]:
-    """Return a function that makes stores in a database of the server. Each pair acts like another process."""
+    """Return a function that makes two stores in a database of the server. Each pair acts as a separate process."""
 
     def make(database: int = 0, **options: Any) -> Stores:
         url = f"redis://127.0.0.1:{redis_server.port}/{database}"

@@ -1,4 +1,4 @@
-"""Failovers of Redis behind one address."""
+"""Stores recover from failovers of a Redis that clients reach at one address."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class TestLineage(RedisPair):
     async def test_data_that_were_replaced_under_an_open_connection_begin_new_epochs(
         self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
     ) -> None:
-        # The server was demoted, got the data of the other one, and was promoted again, while nothing was sent.
+        # The server was demoted, got the data of the other server, and was promoted again, while nothing was sent.
         store = make_store(primary.port)
         (first,) = await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
@@ -169,7 +169,7 @@ class TestLineage(RedisPair):
         store = make_store()
         await append(store, "1")
         await asyncio.to_thread(fail_over, address, primary, replica)
-        # A second connection asks for the lineage, which is a new one, but the server delays the reply.
+        # A second connection requests the lineage, which is a new one, but the server delays the reply.
         replica.cli("CLIENT", "PAUSE", 60_000, "WRITE")
         second = store.client.new_connection()
         opening = asyncio.create_task(second.connect())

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 def make_store(redis_url: str, key_prefix: str, clock: Clock, made_stores: list[Any]) -> Iterator[MakeStore]:
-    """Return a function that makes stores in a shared Redis. Each acts like another process."""
+    """Return a function that makes stores in a shared Redis. They act like the stores of separate processes."""
 
     def make(**settings: Any) -> RedisPresenceStore:
         options = {"presence_ttl": TTL, "sessions_ttl": KEPT, "redis_url": redis_url, "key_prefix": key_prefix}
@@ -247,7 +247,7 @@ class TestCosts:
 
 
 def calls(server: RedisServer) -> int:
-    """Return how many scripts were executed since the last `CONFIG RESETSTAT`, without calls of unknown scripts."""
+    """Return how many scripts were executed since the last `CONFIG RESETSTAT`, not counting calls that failed."""
     found = server.cli("INFO", "commandstats")["cmdstat_evalsha"]
     return int(found["calls"]) - int(found["failed_calls"])
 
@@ -315,7 +315,7 @@ class TestLostEvents:
         listener = store.listen(heard.append)
         for stream in ("s", "t"):
             await listener.subscribe(stream)
-        # The event loop does not run in between, so the next announcement is lost.
+        # The event loop does not run between the two calls, so the next announcement is lost.
         own.cli("CLIENT", "KILL", "TYPE", "pubsub")
         store.join("s", "phone", "1")
         await until(lambda: len(heard) == 2)

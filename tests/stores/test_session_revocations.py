@@ -37,7 +37,7 @@ class TestEveryStore:
         assert store.load("b", bob) == BOB
 
     def test_a_record_that_is_saved_after_its_revocation_is_not_loaded(self, store: SessionStore, clock: Clock) -> None:
-        # A process saves the record late, or does not know of the revocation.
+        # The process that saves the record may be late, or may not know of the revocation.
         store.revoke(ann)
         clock.advance(10)
         store.save({"a": ANN})
@@ -128,7 +128,7 @@ class TestHostsWhoseClocksDiffer:
     """If the sessions are on a server, only the clock of that server matters."""
 
     def authenticated(self, store: SessionStore) -> float:
-        """Return the time at which a connection was authenticated, as the host of `store` tells it."""
+        """Return the time at which a connection was authenticated, as the host of `store` estimates it."""
         clock = StoreClock(store, host=store.clock)
         clock.measure()
         return clock.now()

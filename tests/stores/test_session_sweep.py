@@ -40,7 +40,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def records(store: SessionStore) -> AsyncIterator[SessionRecords]:
-    """The session records of a server that had a client."""
+    """The session records of a server whose only client has disconnected."""
     records = SessionRecords(store)
     client = LiveSession("client")
     records.add(client)

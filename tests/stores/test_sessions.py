@@ -154,7 +154,7 @@ class TestEveryStore:
         assert await store.atouch(["a", "b"]) == {"b"}
         await store.adelete(["a"])
         assert await load_record(store, "a", ann) is None
-        assert await store._run_write(store.prune) in (0, 1)  # Redis prunes by itself
+        assert await store._run_write(store.prune) in (0, 1)  # Redis deletes expired records by itself
 
     async def test_concurrent_saves_store_all_records(self, store: SessionStore) -> None:
         await asyncio.gather(*(store.asave({f"s{number}": ANN}) for number in range(20)))
@@ -264,7 +264,7 @@ class TestModelStore:
             (QuerySet, "bulk_create", lambda: store.save({"a": ANN}), "saved"),
             (QuerySet, "update", lambda: store.touch(["a"]), "touched"),
             (QuerySet, "delete", lambda: store.delete(["a"]), "deleted"),
-            # `revoke` first reads the time. An error of this read is reported like one of the write.
+            # `revoke` first reads the time. An error of this read is reported like an error of the write.
             (DatabaseServer, "time", lambda: store.revoke(ann), "revoked"),
             (QuerySet, "union", lambda: store.load("a", ann), "read"),
         ]

@@ -1,6 +1,6 @@
 """SQLite as `startproject` configures it: no options, a rollback journal, a connection for each request.
 
-Many threads of several processes broadcast at the same time, while others read and write the same file.
+Many threads of several processes broadcast at the same time, while other threads read and write the same file.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_a_closed_event_loop_does_not_break_a_broadcast(store: StreamStore) -> N
 
 @model_stores
 class TestOtherProcesses:
-    """A second store in the same database acts like another process, because it shares only the tables."""
+    """A second store in the same database acts like the store of another process: the two share only the tables."""
 
     async def test_messages_of_other_processes_are_found(self, make_store: MakeStore, listen: Listen) -> None:
         here, there = make_store(), make_store()

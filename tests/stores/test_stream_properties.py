@@ -36,7 +36,7 @@ class Entry:
 
 @dataclass
 class Model:
-    """A simple model of a stream: a list of all messages, which also knows the ones that are still kept."""
+    """A simple model of a stream: a list of all its messages. `kept` returns the messages that have not expired."""
 
     epoch: int = 0
     #: The time of the newest message of the epochs before this one.

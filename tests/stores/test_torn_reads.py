@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 def between_queries(changes: list[Callable[[], object]]) -> Callable[..., Any]:
     """Return a wrapper of queries that calls `changes` between the query for a stream's row and that for its entries.
 
-    Each change happens in another read, and is then removed from the list.
+    Each read makes the next change, which is then removed from the list.
     """
 
     def run(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
@@ -38,7 +38,7 @@ def between_queries(changes: list[Callable[[], object]]) -> Callable[..., Any]:
 
 @contextmanager
 def changing_during_reads(alias: str, *changes: Callable[[], object]) -> Iterator[None]:
-    """Change the database during the next reads of this thread, once in each."""
+    """Change the database during the next reads of this thread: one change in each read."""
     pending = list(changes)
     with connections[alias].execute_wrapper(between_queries(pending)):
         yield

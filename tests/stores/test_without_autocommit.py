@@ -49,7 +49,7 @@ def manual(database: str) -> Iterator[None]:
         transaction.set_autocommit(True, using=database)
 
 
-#: Every call that waits for a transaction, with what its error recommends if Django runs no hooks.
+#: All calls that wait for a transaction, each with the advice of the error that it raises if Django runs no hooks.
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "transient": (lambda: broadcast("a", 2, transient=True), "immediate=True"),
     "batch": (lambda: broadcast_batch([("a", 2), ("a", 3, {"transient": True})]), "immediate=True"),
@@ -102,7 +102,7 @@ class TestWithoutAutocommit:
         assert data() == [1, 2, 4]
         assert data("b") == [3, 5]
 
-    # On SQLite, such a block commits, because it ends a savepoint without a BEGIN before it.
+    # On SQLite, an atomic block inside a manual transaction commits: it ends a savepoint without a BEGIN before it.
     @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
     @pytest.mark.usefixtures("engine")
     def test_an_atomic_block_inside_a_manual_transaction_is_part_of_it(self, own: str) -> None:

@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 class Uncertain(Exception):
-    """The call raised `BroadcastUncertain`, or its answer was lost."""
+    """The call raised `BroadcastUncertain`, or its answer was lost, so its result is unknown."""
 
 
 class Unexpected(Exception):

@@ -31,7 +31,7 @@ class Logs:
         self.deliveries = self.signals = 0
         #: Descriptions of events that violate the protocol.
         self.complaints: list[str] = []
-        #: This event is set when an event is recorded.
+        #: Set when an event is recorded.
         self.changed = asyncio.Event()
 
     def deliver(self, key: Key, message: Mapping[str, Any], epoch: str, offset: int) -> None:
@@ -43,7 +43,7 @@ class Logs:
         self.changed.set()
 
     def signal(self, key: Key) -> None:
-        """Record that a client was told of a loss."""
+        """Record that a client received a notice of a loss."""
         self.signals += 1
         self.logs[key].append(Signal(now()))
         self.changed.set()

@@ -30,7 +30,8 @@ STALL = 9.0
 #: The exit codes of a server that was stopped by SIGTERM.
 STOPPED = [0, -signal.SIGTERM]
 if sys.version_info < (3, 11, 8):
-    # Python may crash at its exit if a task is pending (python/cpython#113566). Under daphne, Django leaves one.
+    # Python may crash at its exit if a task is pending (python/cpython#113566). Under daphne, Django leaves a pending
+    # task.
     STOPPED.append(-signal.SIGSEGV)
 
 
@@ -95,7 +96,8 @@ class Faults:
             self._stage.redis.address.lose_nothing()
 
     def _make_one(self) -> None:
-        # A fault may be impossible now, for example if its server is being restarted. Then another kind is chosen.
+        # A fault may be impossible now, for example if its server is being restarted. In that case, choose another
+        # kind.
         kinds = list(self._kinds)
         self._rng.shuffle(kinds)
         task = asyncio.create_task(self._make(kinds))
@@ -177,7 +179,7 @@ class Faults:
     async def _stall(self) -> bool:
         assert self._stage.redis is not None
         proxy = self._stage.redis.address
-        # Stalls are rare, because no other fault of Redis is possible meanwhile.
+        # Stalls are rare, because no other fault of Redis is possible during a stall.
         if proxy in self._busy or (len(self._kinds) > 1 and self._rng.random() < 0.75):
             return False
         with self._busy.using(proxy):

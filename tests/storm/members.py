@@ -24,7 +24,7 @@ SIGNAL_DISORDER = 0.1
 #: Faults after which a change may not be signalled: the process that had to signal it was killed, data were lost, or
 #: the answer of Redis came too late.
 SIGNAL_LOSSES = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
-#: Faults after which clients may receive presence events again, because they may have missed them.
+#: Faults after which a client may receive presence events again, because it may have missed some.
 EVENT_REPEATS = (*SIGNAL_LOSSES, "pub/sub cut", "Redis paused")
 
 
@@ -50,7 +50,7 @@ class Members:
         self.changes = 0
 
     async def enter(self) -> None:
-        """Make all clients keep a member list, and let those that are members join."""
+        """Make all clients keep a member list, and make the clients that are members join."""
         for client in self._clients:
             await client.watch(ROOM_IDENTIFIER)
         for client in self._ids:

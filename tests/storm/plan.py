@@ -44,7 +44,7 @@ PRESENCE_TTL = 4.0
 
 HISTORY_SIZE = 50_000
 HISTORY_TTL = 86_400
-#: How many seconds a wrong clock is off. Stores with their own clock have a history TTL that is shorter than this.
+#: How many seconds a wrong clock is off, and a shorter history TTL, for stores that use their own clock.
 WRONG = 90.0
 SHORT_TTL = 60
 
@@ -125,14 +125,15 @@ class Plan:
         return self.database == "postgres" and self.wants(*POSTGRES_MOVES)
 
     def losses(self, stream: str, faults: Iterable[Fault]) -> list[Loss]:
-        """Return those of the faults that may have lost messages of a stream."""
+        """Return the losses of messages of a stream that the faults may have caused."""
         kinds = REDIS_LOSSES if self.in_redis(stream) else DATABASE_LOSSES
         return [
             Loss(fault.begun, fault.ended + NOTICE if fault.kind == "SQLite restored" else fault.begun)
             for fault in faults
             if fault.kind in kinds
             # FLUSHALL deletes the lineage record. The first server to connect then makes the run_id of Redis the new
-            # lineage. A server that knew this lineage before ends it again, so this counts as two losses.
+            # lineage. A server that knew this lineage before the fault ends the lineage again, so the fault counts as
+            # two losses.
             for _ in range(2 if fault.kind == "FLUSHALL" else 1)
         ]
 
@@ -158,7 +159,7 @@ class Plan:
 
     @property
     def has_presence(self) -> bool:
-        """Whether servers share presence. With the engine "database", each server has its own."""
+        """Whether servers share presence. With the engine "database", each server has its own presence."""
         return self.engine == "redis"
 
     def settings(self, redis_url: str | None) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class Plan:
 
 
 def member_id(number: int, clients: int) -> str | None:
-    """Return the member id of a client; None: it is not a member. Half of the clients are, and two have the same id."""
+    """Return the member id of a client; None: it is not a member. Half of the clients are members; two share an id."""
     half = clients // 2
     return f"member-{min(number, half - 1)}" if number <= half else None
 

@@ -50,7 +50,8 @@ def reorder(changes: Iterable[Change], *, within: float) -> list[Change]:
     for known in of_id.values():
         for index in range(2, len(known)):
             one, two, three = known[index - 2 : index + 1]
-            # If the change after these three repeated the second one, swapping would only move the repetition.
+            # After a swap, `following` comes after `two`. If both had the same type, the swap would only move the
+            # repetition.
             following = known[index + 1].type if index + 1 < len(known) else three.type
             if one.type == two.type != three.type == following and three.at - two.at <= within:
                 known[index - 1 : index + 1] = [three, two]

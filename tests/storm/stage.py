@@ -39,7 +39,7 @@ class Stage:
         self.servers: list[Server] = []
         #: The proxy that clients connect to. It leads each connection to a random server.
         self.web: FaultProxy
-        #: The Redis and the PostgreSQL, if there are any. All processes connect to their proxies.
+        #: The Redis and the PostgreSQL, if there are any. All processes connect to the proxies of these servers.
         self.redis: RedisPair | None = None
         self.postgres: PostgresPair | None = None
         #: The path of the SQLite file, which is empty if there is a PostgreSQL.

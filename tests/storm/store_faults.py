@@ -76,7 +76,8 @@ class StoreFaults:
                 await self._broadcaster.broadcast_batch(stream, BURST)
             else:
                 await self._broadcaster.broadcast_in_transaction(stream, BURST)
-            # If the file were restored before a server has read the burst, no server could notice its loss.
+            # If the SQLite file were restored before a server has read the burst, no server could notice the loss of
+            # the burst.
             await asyncio.sleep(1)
         return True
 
@@ -123,7 +124,7 @@ class StoreFaults:
         return True
 
     async def _restore_sqlite(self) -> bool:
-        # Only running servers remember positions that reveal the restore, so no server may be killed meanwhile.
+        # Only running servers remember positions that reveal the restore, so no server may be killed during this fault.
         needed = {DATABASE, *self._stage.servers}
         if needed & self._busy.used:
             return False

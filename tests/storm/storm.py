@@ -28,9 +28,9 @@ from .verdict import Finding, judge_log, judge_store
 
 #: One in this many clients never asks the server to restore its session. It recovers by its positions instead.
 RECOVERING = 4
-#: How many messages to broadcast to each stream in a round after the faults.
+#: How many messages to broadcast to each stream in each round after the faults.
 CLOSING = 3
-#: How long, in seconds, to wait in such a round for all clients to catch up.
+#: How long, in seconds, to wait for all clients to catch up in each round after the faults.
 ROUND = 10.0
 
 
@@ -169,8 +169,8 @@ class Storm:
     async def _broadcast_last(self) -> None:
         """Broadcast some messages without faults, until all clients have caught up.
 
-        A client that reconnects late may be told that it missed all of these. Then it must receive the messages of the
-        next round.
+        A client that reconnects late may receive a notice that it missed all messages of a round. It must then receive
+        the messages of the next round.
         """
         self._progress("the faults are over; the clients catch up")
         end = now() + PATIENCE

@@ -19,7 +19,7 @@ from tests.storm.verdict import (
     judge_store,
 )
 
-#: The time at which data were lost, between the two epochs of these tests. The store notices at once.
+#: The time at which data were lost, between the two epochs of these tests. The store notices the loss at once.
 LOSSES = (Loss(50, 50),)
 
 
@@ -283,8 +283,8 @@ def test_a_committed_broadcast_that_was_pending_during_a_loss_may_have_a_positio
 
 # -- a store that does not notice its restore -------------------------------------------------------------------------
 
-#: At time 50 an older copy of the store was restored, up to offset 3. That was noticed before 55. Meanwhile, "x4" was
-#: stored at the former position of "a4".
+#: At time 50 an older copy of the store was restored, up to offset 3. The restore was noticed before time 55. In
+#: between, "x4" was stored at the former position of "a4".
 UNNOTICED = [*sent("a", range(1, 6)), Sent("s", "x4", 51, ("a", 4), ended=51.5), *sent("b", range(1, 6), start=100)]
 
 

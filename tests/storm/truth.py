@@ -13,7 +13,7 @@ NUMBERING = 1.0
 
 
 class Result(Enum):
-    """What the caller of a broadcast knows about its result in the end."""
+    """What the caller of a broadcast finally knows about its result."""
 
     #: The call returned the position of the message.
     STORED = "stored"
@@ -21,8 +21,8 @@ class Result(Enum):
     COMMITTED = "committed"
     #: The call raised `BroadcastError`, or the transaction was rolled back. The message must not be stored.
     REFUSED = "refused"
-    #: The result of an attempt is unknown. With a position, the broadcast was repeated until a call returned one.
-    #: Without a position it was not repeated, and the message may be stored once.
+    #: The result of an attempt is unknown. A broadcast with a position was repeated until a call returned the position.
+    #: A broadcast without a position was not repeated, and may be stored once.
     UNKNOWN = "unknown"
 
 
@@ -94,7 +94,7 @@ class Truth:
 
     Args:
         stream: the name of the stream.
-        sent: the broadcasts to all streams. Those at the beginning and the end were made without faults.
+        sent: the broadcasts to all streams. The first and the last ones were made without faults.
         losses: the faults that may have lost messages of this stream. Without any, its history cannot be lost.
         history_size: how many messages the history holds for clients that reconnect; None: all.
     """

@@ -3,8 +3,8 @@
 If the history of a stream cannot be lost, each client must receive exactly the messages that were broadcast, from the
 first one on. If a store loses data, the epoch changes. A client must then be told of the loss (`history_not_found`)
 between its last message of the former epoch and its first message of the new one. Within an epoch there must be no gap,
-no repeat and no disorder. No message that was broadcast after the client was told may be missing. An acknowledged
-message may be missing only for clients that were told of a loss after its broadcast.
+no repeat and no disorder. No message that was broadcast after the client was told of the loss may be missing. An
+acknowledged message may be missing only for clients that were told of a loss after its broadcast.
 
 A stream with a small history may have one more kind of gap: a client that was disconnected, and missed more than the
 history keeps, is told of a loss. A client that stayed connected must receive all messages.
@@ -161,12 +161,12 @@ def _excused(truth: Truth, log: Log) -> set[int]:
 
 @dataclass(slots=True)
 class _Step:
-    """Two deliveries in a row, and what the client was told between them."""
+    """Two deliveries in a row, and the notices of a loss that the client received between them."""
 
     before: Delivery | None
     after: Delivery | None = None
     signals: list[Signal] = field(default_factory=list)
-    #: Whether the client was disconnected before it was last told of a loss.
+    #: Whether the client was disconnected before the last of these notices.
     away: bool = False
 
     @property
@@ -177,14 +177,14 @@ class _Step:
         return range(self.before.offset + 1, self.after.offset)
 
     def missed_history(self, truth: Truth) -> bool:
-        """Return whether the client reconnected, had missed more than the history holds, and was told so."""
+        """Return whether the client reconnected, had missed more than the history holds, and got a notice of it."""
         if self.before is None or self.after is None or self.before.epoch != self.after.epoch:
             return False
         told = bool(self.signals) and self.away
         return told and truth.history_size is not None and len(self.missing) > truth.history_size
 
     def was_rightly_told(self, truth: Truth) -> bool:
-        """Return whether the client was rightly told of a loss, even if it received all messages afterwards."""
+        """Return whether a notice of a loss was right, even if the client received all messages after it."""
         if self.before is None or not self.away:
             return False
         return self.missed_history(truth) or truth.exceeded(self.before.at, self.signals[-1].at)
@@ -212,12 +212,13 @@ class _Run:
     """Consecutive deliveries of one epoch."""
 
     epoch: str
-    #: When the client was last told of a loss, since the delivery before these; None: it was not told.
+    #: When the client last received a notice of a loss, between the delivery before these and the first of these; None:
+    #: never.
     signal: float | None
     offsets: list[int]
     #: The offsets that the client missed while it was disconnected and that the history no longer kept.
     excused: set[int] = field(default_factory=set)
-    #: The offsets that the client missed although they were broadcast after it was told of a loss.
+    #: The offsets that the client missed although their messages were broadcast after that notice.
     late: list[int] = field(default_factory=list)
 
     @property
@@ -316,5 +317,5 @@ def _judge_untold(truth: Truth, where: str, log: Log, runs: list[_Run]) -> Itera
 
 
 def _last_signal(log: Log) -> float | None:
-    """Return when a client was last told of a loss."""
+    """Return when a client last received a notice of a loss."""
     return max((event.at for event in log if isinstance(event, Signal)), default=None)

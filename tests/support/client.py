@@ -204,11 +204,11 @@ class Client:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     async def send_raw(self, data: str | bytes) -> None:
-        """Send text or bytes unchanged."""
+        """Send a string or bytes unchanged."""
         await self.socket.send(data)
 
     async def send(self, command: str, identifier: str | None = None, **body: Any) -> None:
-        """Send a command. `body` has its other keys."""
+        """Send a command. `body` has its keys other than `command` and `identifier`."""
         frame: Frame = {"command": command}
         if identifier is not None:
             frame["identifier"] = identifier
@@ -244,7 +244,7 @@ class Client:
         return frame
 
     async def until(self, match: Match, timeout: float = PATIENCE) -> list[Frame]:  # noqa: ASYNC109 - as above
-        """Return all messages until the first one that matches, which is included."""
+        """Return all messages up to the first one that matches, including it."""
         frames: list[Frame] = []
         try:
             async with asyncio.timeout(timeout):

@@ -32,9 +32,11 @@ def wrong_clock(seconds: float) -> dict[str, str]:
         # The name of this variable differs between versions of the library.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
-        # Otherwise waits on a monotonic clock end at once, and threads that wait for Python's GIL slow down the others.
+        # Without this value, waits on a monotonic clock end at once, and threads that wait for Python's GIL slow down
+        # other threads.
         "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-        # Python compares the times of files with those that it recorded in bytecode files.
+        # The times of files stay real, because Python compares these times with the ones that it recorded in bytecode
+        # files.
         "NO_FAKE_STAT": "1",
         # `sitecustomize` in the first folder works around faults of the library.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "wrong_clock"), str(ROOT)]),

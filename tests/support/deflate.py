@@ -46,7 +46,7 @@ class DeflateOffer(ClientPerMessageDeflateFactory):
 
 
 def read(data: bytes) -> list[tuple[bool, str]]:
-    """Decode the frames of a server. Return for each whether it is compressed, and its text."""
+    """Decode the frames of a server. Return for each frame whether it is compressed, and its text."""
     extension = RecordingDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
     stream = StreamReader()
     stream.feed_data(data)

@@ -30,7 +30,7 @@ class ServerEvent:
 
     @property
     def json(self) -> Any:
-        """The data, decoded."""
+        """The data, decoded from JSON."""
         return json.loads(self.data)
 
 
@@ -46,7 +46,7 @@ class EventParser:
         self.comments: list[str] = []
 
     def feed(self, line: str) -> ServerEvent | None:
-        """Read a line without its end. Return the event that it ends, if any."""
+        """Parse a line, given without its line ending. Return the event that the line completes, if any."""
         if not line:
             self.last_id = self._id
             event = ServerEvent(self._type or "message", "\n".join(self._data), self._id) if self._data else None
@@ -106,7 +106,7 @@ class EventReader:
 
     @property
     def messages(self) -> list[Any]:
-        """The data of the events of the type `message`, decoded."""
+        """The data of the events of the type `message`, decoded from JSON."""
         return [event.json for event in self.events if event.type == "message"]
 
     def of_type(self, type_: str) -> list[ServerEvent]:
@@ -162,7 +162,7 @@ class EventReader:
             self._response = response
             self.connects += 1
             self._changed.set()
-            # Unlike the method of httpx, this ends lines as the standard says.
+            # Unlike `aiter_lines` of httpx, this splits lines as the HTML standard says.
             rest = b""
             async for part in response.aiter_bytes():
                 *lines, rest = (rest + part).split(b"\n")

@@ -1,10 +1,11 @@
-"""How many examples property tests, random walks and tests of concurrency try, and how many Redis programs are used."""
+"""How many examples property tests, random walks and concurrency tests try, and how many Redis programs they use."""
 
 from __future__ import annotations
 
 import os
 
-#: Whether to try only a few. `.ci/run` sets this where it repeats tests with other versions of Python and of packages.
+#: Whether to try only a few examples. `.ci/run` sets CABLE_FEW where it repeats tests with other versions of Python and
+#: of packages.
 FEW = os.environ.get("CABLE_FEW") == "1"
 
 

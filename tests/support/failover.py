@@ -89,7 +89,7 @@ class RedisPair(Pair):
 
     def __init__(self, folder: Path, binary: Binary | None = None, *, replicated: bool = True) -> None:
         super().__init__(replicated=replicated)
-        # By default, newer servers wait for further replicas before they send their data to the first one.
+        # By default, newer servers wait for further replicas before they send their data to the first replica.
         options = {"repl-diskless-sync-delay": "0"}
         self.primary = RedisServer(folder / "redis", binary, options)
         self.replica = RedisServer(folder / "replica", binary, options)
@@ -105,7 +105,7 @@ class RedisPair(Pair):
         """
         if losing:
             await self._lose(losing)
-        # Without this, the proxy would lead the new primary to itself.
+        # Without this, the relay would connect the new primary to itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)

@@ -51,7 +51,7 @@ class Link:
                 break
 
     def loses(self, data: bytes, traps: list[_Trap]) -> bool:
-        """Return whether this answer must be lost."""
+        """Return whether the proxy must lose this answer."""
         trap, self._trap = self._trap, None
         if trap is None:
             return False

@@ -27,14 +27,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
 
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """The kind of server."""
+    """The kind of server. Each test runs once for each kind."""
     kind: Kind = request.param
     return kind
 
 
 @pytest.fixture(scope="session")
 def postgres_host() -> Iterator[str]:
-    """The HOST of a PostgreSQL that tests share. They must be marked `postgres`, and must not stop it."""
+    """The HOST of a PostgreSQL that tests share. The tests must be marked `postgres`, and must not stop it."""
     binaries = find_postgres()
     assert binaries is not None
     with running_postgres(binaries) as host:
@@ -43,7 +43,7 @@ def postgres_host() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_servers(postgres_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
-    """The shared servers whose database is that PostgreSQL."""
+    """The shared servers whose database is the PostgreSQL of `postgres_host`."""
     pool = ServerPool(tmp_path_factory.mktemp("servers"), CABLE_TEST_POSTGRES=postgres_host)
     yield pool
     pool.close()

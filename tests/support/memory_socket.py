@@ -16,8 +16,8 @@ class MemorySocket(Transport):
     """A WebSocket whose buffer is full at `high` characters, until the client has read it down to `low`.
 
     Args:
-        frames: whether the server can write frames, and pauses its application while the buffer is full. Otherwise its
-            `send` waits while the buffer is full.
+        frames: whether the server can write frames, and pauses its application while the buffer is full. If not, the
+            server's `send` waits while the buffer is full.
         stamp: called for each frame that the server writes. Its result is returned with the frame.
         high: see above.
         low: see above.
@@ -42,14 +42,14 @@ class MemorySocket(Transport):
             self.write = self._write
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Register the callbacks of the application."""
+        """Register the callbacks that pause and resume the application."""
         if self.frames:
             self._pause, self._resume = pause, resume
             if not self._room.is_set():
                 pause()
 
     def abort(self) -> None:
-        """Drop the connection and everything that is unread."""
+        """Drop the connection and all unread frames."""
         self.aborted = True
         self._unread.clear()
         self._room.set()

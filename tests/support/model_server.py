@@ -59,18 +59,18 @@ class ModelHandler(BaseHTTPRequestHandler):
         self.wfile.write(data if self.server.end is cut else b"%x\r\n%s\r\n" % (len(data), data))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-        """Log nothing."""
+        """Log nothing: the base class would write each request to standard error."""
 
 
 def complete(handler: ModelHandler) -> None:
-    """End the answer as servers do."""
+    """End the answer as a real server does."""
     if "chat" in handler.path:
         handler.send(b"data: [DONE]\n\n")
     handler.wfile.write(b"0\r\n\r\n")
 
 
 def cut(handler: ModelHandler) -> None:
-    """End the connection without an error, as if the answer were complete. No length was sent."""
+    """End the connection without an error, as if the answer were complete. No header has told the length."""
 
 
 def close(handler: ModelHandler) -> None:

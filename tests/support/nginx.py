@@ -37,7 +37,7 @@ def procfile() -> dict[str, list[str]]:
 
 
 def replaced(text: str, old: str, new: str) -> str:
-    """Replace a part of a text, and check that the text has it exactly once."""
+    """Replace a part of a string, and check that the string contains the part exactly once."""
     assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {text!r}"
     return text.replace(old, new)
 
@@ -61,7 +61,7 @@ class Nginx:
     def __init__(self, servers: Sequence[Server]) -> None:
         self.port = 0
         self._servers = servers
-        # The directory of pytest cannot be used, because only its owner can enter it.
+        # The temporary directory of pytest cannot be used, because only its owner can enter it.
         self._temporary = tempfile.TemporaryDirectory(prefix="cable-nginx-")
         self._folder = Path(self._temporary.name)
         self._run = self._folder / "run"
@@ -99,7 +99,7 @@ class Nginx:
         return self._run / "static"
 
     def requests(self, path: str) -> list[tuple[str, str]]:
-        """Return for each request of a path its status and those of the tried servers, for example `"403, 101"`."""
+        """Return for each request of a path its status, and those of the servers tried, for example `"403, 101"`."""
         line = rf'"GET {re.escape(path)}" (\d+) \S+(?:, \S+)* (\d+(?:, \d+)*|-) [\d.]+$'
         return re.findall(line, self._log.read_text(), re.MULTILINE)
 

@@ -53,7 +53,7 @@ def child_pids(process: int) -> list[int]:
 
 
 def _send(number: signal.Signals, process: int) -> None:
-    """Send a signal to a process. It may have ended, because a process that serves a connection ends with it."""
+    """Send a signal to a process. The process may have ended, because it ends with the connection that it serves."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, number)
 

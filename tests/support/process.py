@@ -1,4 +1,4 @@
-"""A process that a test starts and stops: what servers, workers and stores have in common."""
+"""A process that a test starts and stops: the base class of servers, workers and stores."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class OwnProcess:
 
     @property
     def log(self) -> str:
-        """The output of the process, over all its starts."""
+        """The output of the process since its first start."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""

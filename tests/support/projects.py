@@ -17,7 +17,7 @@ from django import get_version
 
 from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
-#: Programs of other Pythons. Those of pyenv are named by their paths, because its shims run only selected versions.
+#: The programs of other Pythons. Those of pyenv are named by their paths, because its shims run only selected versions.
 PYTHONS = (
     *(f"python3.{minor}" for minor in (13, 12, 14)),
     *sorted(Path.home().glob(".pyenv/versions/3.1[2-4]*/bin/python")),
@@ -30,7 +30,7 @@ def missing(what: str) -> None:
 
 
 def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment variables of this process without those that would change how a project runs."""
+    """Return the environment variables of this process, except those that would change how a project runs."""
     foreign = ("PYTHON", "DJANGO", "PYTEST", "COV", "RELIABLE_CABLE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     kept.pop("VIRTUAL_ENV", None)

@@ -9,7 +9,7 @@ from tests.support.examples import examples
 
 
 def run_random_walks(machine: type[RuleBasedStateMachine], *, walks: int, steps: int) -> None:
-    """Run random walks, and check what the machine checks.
+    """Run random walks of a state machine, which checks its own rules and invariants.
 
     Args:
         machine: the state machine.

@@ -105,7 +105,7 @@ class RecoveringClient:
         """Join the presence of a subscribed channel, and join again after each reconnect, until `leave` is called."""
         self.joined[identifier] = {"id": id, "info": info}
         if self.channels.get(identifier) == "pending":
-            # The pending subscribe was sent without presence.
+            # The pending subscribe was sent before this join, so it does not contain the member.
             self._late_joins.add(identifier)
         await self._say("join", identifier, presence=self.joined[identifier])
 
@@ -155,7 +155,7 @@ class RecoveringClient:
 
     async def _serve(self, client: Client) -> None:
         while True:
-            # `Client` filters out the pings. As in the npm client, they update `since`.
+            # `Client` filters out the pings. As in the npm client, each ping updates `since`.
             frame = await client.next(timeout=120)
             if client.pings:
                 self.since = int(time.time())

@@ -210,7 +210,7 @@ class RedisServer(OwnProcess):
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def cli(self, *args: Any) -> Any:
-        """Run a command on a new connection. Return the answer with decoded texts."""
+        """Run a command on a new connection. Return the answer, in which bytes are decoded to strings."""
         with self._connect() as client:
             return client.execute_command(*args)
 
@@ -220,7 +220,7 @@ class RedisServer(OwnProcess):
         )
 
     def pause(self, seconds: float) -> None:
-        """Delay all answers for some time (`CLIENT PAUSE`), including that to the next call of this method."""
+        """Delay all answers for some time (`CLIENT PAUSE`), including the answer to the next call of this method."""
         self.cli("CLIENT", "PAUSE", round(seconds * 1000))
 
     def suspend(self) -> None:

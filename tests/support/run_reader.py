@@ -33,7 +33,7 @@ class RunReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the attempt has ended."""
+        """Whether the newest attempt was completed, was stopped or has failed."""
         return self.status not in ("", "queued", "running")
 
     async def read(
@@ -53,7 +53,7 @@ class RunReader:
                     self.add(frame["message"])
 
     def add(self, event: dict[str, Any]) -> None:
-        """Apply an event."""
+        """Update the attributes of this reader with an event of the run."""
         name = event["event"]
         self.names.append(name)
         if name == events.SNAPSHOT:

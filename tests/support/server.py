@@ -32,7 +32,7 @@ Kind = Literal["daphne", "uvicorn", "compressing"]
 LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False}
 #: How long, in seconds, a server may take to start or to stop.
 PATIENCE = 30.0
-#: A variable for processes that do not run daphne, because importing that app and Twisted takes 0.25 s of CPU time.
+#: An environment variable for processes that do not run daphne: importing daphne and Twisted takes 0.25 s of CPU time.
 WITHOUT_DAPHNE = {"CABLE_TEST_SERVER_APPS": "[]"}
 #: The ports for servers. Kernels use higher ones for outgoing connections, so a server can restart on the same port.
 PORTS = range(18000, 30000)
@@ -115,7 +115,8 @@ class Server(OwnProcess):
         if kind != "daphne":
             variables = WITHOUT_DAPHNE | variables
         self.environment = environment(self.database, settings, **variables)
-        # With Redis, servers are started by `cable_serve`, and otherwise by their own commands, to test both ways.
+        # With Redis, servers are started by `cable_serve`. Without Redis, they are started by their own commands. In
+        # this way, both ways of starting are tested.
         self.by_cable_serve = "REDIS_URL" in (settings or {})
 
     def __enter__(self) -> Self:
@@ -132,7 +133,7 @@ class Server(OwnProcess):
     @property
     def rss(self) -> int:
         """The resident memory of the process, in bytes."""
-        # Tests read it in a loop, and to start `ps` takes 10 ms of CPU time.
+        # The file is read if it exists: tests read the memory in a loop, and starting `ps` takes 10 ms of CPU time.
         with contextlib.suppress(FileNotFoundError):  # only Linux has the file
             return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         text = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True).stdout
@@ -251,7 +252,7 @@ class Server(OwnProcess):
 
 
 class OtherProcess:
-    """Another process with the database of a server, like `manage.py shell` or a task worker.
+    """A process besides a server, with its database, like `manage.py shell` or a task worker.
 
     Args:
         server: the server whose database the process uses.

@@ -19,7 +19,7 @@ class _Owner:
         """Do nothing: the test decides when the subscriber catches up."""
 
     def messages_lost(self) -> None:
-        """Tell the test."""
+        """Call the function that the test passed."""
         self._lost()
 
 
@@ -66,10 +66,10 @@ class LoneSubscriber(Subscriber):
 
     @property
     def is_behind(self) -> bool:
-        """Whether it needs entries from the store."""
+        """Whether the subscriber is catching up and needs entries from the store."""
         return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
 
     @property
     def closed(self) -> bool:
-        """Whether it has left."""
+        """Whether the subscriber has left the stream."""
         return self.state is SubscriberState.CLOSED

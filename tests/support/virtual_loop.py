@@ -27,13 +27,13 @@ class _InstantSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop that runs only while a method of a test runs it. Its clock jumps from timer to timer.
 
-    Nothing in it may wait for a thread or a socket.
+    Code in this loop may not wait for a thread or a socket.
     """
 
     def __init__(self) -> None:
         self._clock = _InstantSelector()
         super().__init__(self._clock)
-        #: The errors that nothing has caught.
+        #: The errors that no code in the loop has caught.
         self.errors: list[dict[str, Any]] = []
         self.set_exception_handler(lambda loop, context: self.errors.append(context))
 

@@ -87,7 +87,7 @@ class Hub:
             text = json.dumps({"type": "confirm_subscription", "identifier": identifier})
             await send({"type": "websocket.send", "text": text})
         if subscribers is not None:
-            self.streams = {}  # clients disconnect only at the end of a run
+            self.streams = {}  # clients disconnect only at the end of a measurement
 
     async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Broadcast, or return the CPU time that the floor took."""

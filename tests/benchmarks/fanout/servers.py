@@ -158,10 +158,10 @@ SUBJECTS = (
 
 
 def by_url(text: str) -> Subject:
-    """Return the running server that a text of the form `name=ws://…,http://…,key,pid` describes.
+    """Return the running server that a string of the form `name=ws://…,http://…,key,pid` describes.
 
     Raises:
-        ValueError: the text has another form.
+        ValueError: the string has another form.
     """
     name, _, rest = text.partition("=")
     url, post, key, pid = rest.split(",")

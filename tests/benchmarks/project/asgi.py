@@ -66,7 +66,7 @@ applications = {
 inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
 application = ProtocolTypeRouter(
     {
-        # The views are at the usual paths. `/bare` answers without a broadcast.
+        # The views of the package are at the usual paths. `/bare` answers without a broadcast.
         "http": CableHTTP(bare_or_django, broadcast="/direct", consumer=CableConsumer),
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([path("cable", inner)]))),
     }

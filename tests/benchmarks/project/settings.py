@@ -39,7 +39,7 @@ RELIABLE_CABLE = {"REDIS_URL": REDIS_URL, "BROADCAST_KEY": "bench", "MAX_FRAME_R
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": os.environ.get("CABLE_BENCH_LAYER", "channels_redis.pubsub.RedisPubSubChannelLayer"),
-        # With redis-py 8, reads would otherwise time out after 5 idle seconds (see Channels: Channel layers).
+        # With redis-py 8, reads time out after 5 idle seconds by default (see Channels: Channel layers).
         "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": 60}]},
     }
 }

@@ -27,7 +27,7 @@ _TIME = re.compile(rb'"ts":(\d+)')
 
 
 def masked(text: str) -> bytes:
-    """Return a client's frame for a text. It is masked with zeros, which leave the text unchanged."""
+    """Return the frame in which a client sends a string. The mask consists of zeros, which leave the text unchanged."""
     payload = text.encode()
     size = len(payload)
     head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
@@ -71,7 +71,7 @@ class Client(asyncio.Protocol):
         self.awaited: Awaited | None = None
         #: Called to reconnect if the server closes the connection before the client has fulfilled its condition.
         self.retry: Callable[[], object] | None = None
-        #: The number of such retries.
+        #: How often the client has called `retry`.
         self.retries = 0
         #: The number of messages whose offset did not follow that of the message before.
         self.disordered = 0
@@ -81,7 +81,7 @@ class Client(asyncio.Protocol):
         self._upgraded = False
 
     async def connect(self, url: str, number: int, cookie: str, *, restoring: bool) -> None:
-        """Connect.
+        """Open a connection. The response and the messages are handled by `data_received`.
 
         Args:
             url: the URL of the server.

@@ -17,7 +17,7 @@ from .settings import KIT_ENGINE
 
 
 class RoomTests(CableTestMixin):
-    """Tests in both kinds of test cases."""
+    """Tests that each subclass runs in its kind of test case."""
 
     cable_settings: ClassVar[dict[str, Any]] = {"ENGINE": KIT_ENGINE}
 
@@ -47,14 +47,14 @@ class RoomTests(CableTestMixin):
 
 
 class TestCaseTest(RoomTests, TestCase):
-    """In a transaction that is rolled back."""
+    """Runs each test in a transaction that is rolled back."""
 
 
 class TransactionTestCaseTest(RoomTests, TransactionTestCase):
-    """On a database that is flushed."""
+    """Runs each test on a database that is flushed afterwards."""
 
 
 class ThreadsTest(RoomTests, TransactionTestCase):
-    """With handlers in threads of their own, which have connections of their own."""
+    """Runs handlers in threads that have database connections of their own."""
 
     cable_settings: ClassVar[dict[str, Any]] = {"ENGINE": KIT_ENGINE, "HANDLER_THREADS": 2}

@@ -42,5 +42,5 @@ else:
         name = os.path.join(tempfile.gettempdir(), f"test_kit_{os.getpid()}.sqlite3")
         DATABASES["default"]["TEST"] = {"NAME": name}
 
-# As in production. There is no such Redis in most tests: the test kit uses stores in memory.
+# A project has such a setting in production. In most tests no Redis has this URL: the test kit uses stores in memory.
 RELIABLE_CABLE = {"REDIS_URL": os.environ.get("KIT_REDIS", "redis://127.0.0.1:1/0")}

@@ -25,7 +25,7 @@ authenticated = CableAuthMiddlewareStack if get_settings().reads_tokens else Aut
 
 application = ProtocolTypeRouter(
     {
-        # The views are at the usual paths.
+        # The views of the package are at the usual paths.
         "http": CableHTTP(
             http,
             broadcast="/direct/_broadcast",

@@ -51,7 +51,7 @@ class EchoChannel(Channel):
 
 
 class StreamChannel(Channel):
-    """Streams from all streams that the params name, in this order, after the page position in them, if any."""
+    """Streams from all streams that the params name, in this order, after the page position that they may have."""
 
     def subscribed(self) -> None:
         """Start the streams."""
@@ -92,10 +92,10 @@ class AsyncStreamChannel(Channel):
 
 
 class QueryChannel(Channel):
-    """Streams to users that a database query finds."""
+    """Accepts subscriptions of users whom a database query finds."""
 
     def subscribed(self) -> None:
-        """Start the stream if a query finds the user, and reject otherwise."""
+        """Stream from the stream if a query finds the user. If not, reject the subscription."""
         if get_user_model().objects.filter(pk=self.user.pk).exists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -109,7 +109,7 @@ class AsyncQueryChannel(Channel):
     """Like `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
-        """Start the stream if a query finds the user, and reject otherwise."""
+        """Stream from the stream if a query finds the user. If not, reject the subscription."""
         if await get_user_model().objects.filter(pk=self.user.pk).aexists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -129,7 +129,7 @@ class RejectingChannel(Channel):
     """Rejects all subscriptions."""
 
     def subscribed(self) -> None:
-        """Start a stream, transmit the reason, and reject. The stream must not be started."""
+        """Request a stream, transmit the reason, and reject. Because of `reject`, the stream must not be started."""
         self.stream_from(self.params["stream"])
         self.transmit({"reason": "full"})
         self.reject()
@@ -139,20 +139,20 @@ class GuardedChannel(Channel):
     """Has checks that run before the handlers."""
 
     def before_subscribe(self) -> bool:
-        """Reject subscriptions whose params say so."""
+        """Reject subscriptions with a param `stranger`."""
         return "stranger" not in self.params
 
     async def before_action(self, action: str, data: Mapping[str, Any]) -> bool:
-        """Reject actions whose data says so."""
+        """Reject actions whose data does not have a true `allowed`."""
         return bool(data.get("allowed"))
 
     def subscribed(self) -> None:
-        """Transmit that the check allowed this."""
+        """Transmit that `before_subscribe` allowed the subscription."""
         self.transmit({"subscribed": True})
 
     @action
     def act(self, data: dict[str, Any]) -> None:
-        """Transmit that the check allowed this."""
+        """Transmit that `before_action` allowed the action."""
         self.transmit({"acted": data["n"]})
 
 
@@ -162,7 +162,7 @@ class RaisingChannel(Channel):
     count = state(default=0)
 
     def subscribed(self) -> None:
-        """Raise an error if the params say so, after recording effects that must not be applied."""
+        """Request a stream. If the params say so, request a transmission and raise an error, which must drop both."""
         self.stream_from(self.params["stream"])
         if self.params.get("raises"):
             self.transmit({"recorded": "and dropped"})
@@ -170,7 +170,7 @@ class RaisingChannel(Channel):
 
     @action
     def fail(self) -> None:
-        """Record effects, change the state, and raise an error."""
+        """Change the state, request the end of all streams and a transmission, and raise an error."""
         self.count = 100
         self.stop_all_streams()
         self.transmit({"recorded": "and dropped"})
@@ -178,7 +178,7 @@ class RaisingChannel(Channel):
 
     @action
     async def afail(self) -> None:
-        """Raise an error in an async handler."""
+        """Request a transmission, and raise an error in an async handler."""
         self.transmit({"recorded": "and dropped"})
         raise RuntimeError("afail raised, as the test asked")
 
@@ -213,7 +213,7 @@ class AsyncGatedChannel(Channel):
 
 
 class AuditedChannel(Channel):
-    """Broadcasts what happens to the subscription, to the stream that the param `audit` names."""
+    """Broadcasts each event of the subscription to the stream that the param `audit` names."""
 
     count = state(default=0)
 
@@ -221,17 +221,17 @@ class AuditedChannel(Channel):
         broadcast(self.params["audit"], {"event": event, "id": self.params.get("id"), "count": self.count})
 
     def subscribed(self) -> None:
-        """Broadcast the event, and start the streams."""
+        """Broadcast the event `subscribed`, and start the streams."""
         self._tell("subscribed")
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
 
     def unsubscribed(self) -> None:
-        """Broadcast the event."""
+        """Broadcast the event `unsubscribed`."""
         self._tell("unsubscribed")
 
     def resubscribed(self) -> None:
-        """Broadcast the event and transmit the state, or fail or reject if the params say so."""
+        """Broadcast the event `resubscribed` and transmit the state, or fail or reject if the params say so."""
         self._tell("resubscribed")
         if self.params.get("fickle"):
             self.reject()
@@ -248,12 +248,12 @@ class AuditedChannel(Channel):
 
 
 class RightsChannel(Channel):
-    """Streams from those streams of its params that the database allows (see `calls.allow`)."""
+    """Streams from the streams in its params that the database allows (see `calls.allow`)."""
 
     count = state(default=0)
 
     def subscribed(self) -> None:
-        """Start the streams, and join; or reject if no stream is allowed."""
+        """Stream from the allowed streams and join presence, or reject if no stream is allowed."""
         allowed = set(Group.objects.filter(name__in=self.params["streams"]).values_list("name", flat=True))
         if not allowed:
             return self.reject()
@@ -374,7 +374,7 @@ class FillChannel(Channel):
 class ContextChannel(Channel):
     """Transmits the language and the tenant with which its handlers run."""
 
-    #: The tenant of the database connection in the check of the last action.
+    #: The tenant that `before_action` last saw on the database connection.
     checked: str | None = None
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> None:
@@ -383,7 +383,7 @@ class ContextChannel(Channel):
 
     @action
     def tell(self) -> None:
-        """Transmit the language, and the tenants of the check and of this handler."""
+        """Transmit the language, the tenant that `before_action` saw, and the tenant of this handler."""
         tenants = [self.checked, getattr(connection, "tenant", None)]
         self.transmit({"language": translation.get_language(), "tenants": tenants})
 

@@ -55,7 +55,7 @@ def burst(stream: str, count: int, size: int, how: str) -> None:
 
 
 def load_page(stream: str) -> dict[str, str]:
-    """Return what a page passes to its client: a position as text, and a signed stream name that contains it."""
+    """Return what a page passes to its client: a position as a string, and a signed stream name that contains it."""
     at = reliable_cable.position(stream)
     return {"after": str(at), "signed": reliable_cable.signed_stream_name(stream, at=at)}
 
@@ -108,7 +108,7 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
 
 
 def broadcast_without_await(stream: str) -> None:
-    """Call `abroadcast`, and forget `await`."""
+    """Call `abroadcast` without `await`, as by mistake."""
     reliable_cable.abroadcast(stream, 1)  # type: ignore[unused-coroutine]
 
 
@@ -184,7 +184,7 @@ def allow(stream: str) -> None:
 
 
 def forbid(stream: str) -> None:
-    """Take away what `allow` gave."""
+    """Let clients of `RightsChannel` no longer read a stream."""
     Group.objects.filter(name=stream).delete()
 
 
@@ -211,7 +211,7 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
 
 
 def change_user(username: str, change: str) -> None:
-    """Change a user: `deactivate`, `set password` or `delete`, with signals, or `update` either field without one."""
+    """Change a user with signals (`deactivate`, `set password`, `delete`), or a field without a signal (`update …`)."""
     users = get_user_model().objects.filter(username=username)
     user = users.get()
     if change == "deactivate":

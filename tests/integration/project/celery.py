@@ -16,7 +16,7 @@ app.autodiscover_tasks()
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def use_the_engine(**kwargs: Any) -> None:
-    """Use the engine before the worker forks, as a project may do. The children must not share its connections."""
+    """Broadcast before the worker forks, as a project may do. The children must not share the engine's connections."""
     import reliable_cable
 
     reliable_cable.broadcast("workers", {"started": os.getpid()})

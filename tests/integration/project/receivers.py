@@ -1,4 +1,4 @@
-"""Records the presence signals of all processes in a file, as lines of JSON. An environment variable names it."""
+"""Records the presence signals of all processes as lines of JSON in the file that an environment variable names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _left(sender: object, *, stream: str, id: str, **kwargs: Any) -> None:  # no
 
 
 def _note(kind: str, stream: str, id_: str) -> None:
-    # The monotonic clock is the same in all processes of a machine, even in those with a wrong wall clock.
+    # The monotonic clock is the same in all processes of a machine, even in processes with a wrong wall clock.
     line = json.dumps({"type": kind, "stream": stream, "id": id_, "at": time.monotonic(), "pid": os.getpid()})
     with Path(FILE).open("a") as file:
         file.write(line + "\n")  # a single short write, so that lines of several processes do not mix

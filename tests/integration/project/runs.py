@@ -1,4 +1,4 @@
-"""Runs that Celery tasks write."""
+"""Functions that start runs and write them, in a Celery task or in this process."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ class Everyone(RunPermissions):
     """Lets everyone read and stop every run, because the clients of the tests are anonymous."""
 
     def may_read(self, user: Any, run: Run) -> bool:
-        """Return True."""
+        """Allow each user to read each run."""
         return True
 
 
 class Chats(RunChats):
-    """Each group is a chat. Its name begins with the name of its only member, and a dash."""
+    """Chats that are groups of Django. The name of a chat begins with the name of its only user, and a dash."""
 
     def subject(self, user: Any, chat: str) -> models.Model:
-        """Return the group."""
+        """Return the group with the name of the chat, if the chat belongs to the user."""
         if chat.partition("-")[0] != user.get_username():
             raise PermissionDenied
         return Group.objects.get(name=chat)
 
     def start(self, user: Any, subject: models.Model, message: ChatMessage) -> Run:
-        """Start a run. If the message is a list of words, a Celery task writes them, else `open_run` begins to.
+        """Start a run. If the message is "say …" or "fail after …", a Celery task writes the words that follow.
 
-        After the words in "fail after …", the task fails.
+        After these words, "fail after …" makes the task fail. Other messages start no task: `open_run` begins to write
+        the answer.
         """
         fails = message.text.startswith("fail after ")
         words = message.text.removeprefix("fail after ").split() if fails else []
@@ -114,7 +115,7 @@ def close_run(run: str) -> None:
 
 
 def write(run: str) -> None:
-    """Write the words of a run's input, one after another. The first part names this process."""
+    """Write the words of a run's input, one after another, after a part with the id of this process."""
     with writing(run) as out:
         out.data("pid", os.getpid())
         for word in out.run.input["words"]:

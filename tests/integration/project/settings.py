@@ -62,7 +62,7 @@ CHANNEL_LAYERS = json.loads(os.environ.get("CABLE_TEST_CHANNEL_LAYERS", "{}"))
 CELERY_BROKER_URL = os.environ.get("CABLE_TEST_BROKER", "")
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("CABLE_TEST_QUEUE", "celery")
 CELERY_TASK_IGNORE_RESULT = True
-# Stores the results of tasks that return one.
+# Where Celery stores the results of tasks that return one.
 CELERY_RESULT_BACKEND = os.environ.get("CABLE_TEST_RESULTS") or None
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 TASKS = {

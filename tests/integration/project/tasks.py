@@ -1,4 +1,4 @@
-"""Celery tasks that broadcast. Celery is untyped."""
+"""Celery tasks that broadcast or write runs. Celery has no types, so each decorator needs a `type: ignore`."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def perform(request: Mapping[str, Any]) -> dict[str, Any]:
 
 @shared_task  # type: ignore[untyped-decorator]
 def write_run(run: str) -> None:
-    """Write a run."""
+    """Write the words of a run's input, as `runs.write` does."""
     runs.write(run)

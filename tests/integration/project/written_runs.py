@@ -11,9 +11,9 @@ from reliable_cable.runs.models import Run
 from reliable_cable.runs.pump import pump
 from reliable_cable.runs.writing import Writer, writing
 
-#: The blocks of `writing` that have not ended, with their writers, by the id of the run.
+#: The open `writing` blocks and their writers, by the id of the run.
 _open: dict[str, tuple[ExitStack, Writer]] = {}
-#: The blocks of abandoned runs. Python would end a block that it garbage-collects.
+#: The `writing` blocks of abandoned runs. They are kept here, because Python ends a block when it is garbage-collected.
 _abandoned: list[ExitStack] = []
 
 
@@ -23,7 +23,7 @@ def make_run() -> str:
 
 
 def requeue_run(run: str) -> None:
-    """Queue a run again that has ended."""
+    """Queue a run again after it has ended."""
     Run.objects.retry(run)
 
 

@@ -10,7 +10,7 @@ from reliable_cable import Channel, action
 
 
 class TenantChannel(Channel):
-    """Sends the broadcasts to user 1 of the tenant."""
+    """Sends its client the broadcasts to user 1 of the tenant."""
 
     def subscribed(self) -> None:
         """Stream from user 1 of the tenant, and join presence."""

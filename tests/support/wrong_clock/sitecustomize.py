@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def _sleep(seconds: float) -> None:
-    # Under libfaketime, `clock_nanosleep` with an absolute time fails if the monotonic clock is left right.
+    # Under libfaketime, `clock_nanosleep` with an absolute time fails if the monotonic clock is not faked.
     select.select([], [], [], seconds)
 
 
