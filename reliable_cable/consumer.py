@@ -30,6 +30,7 @@ from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.current import close_hub as close_hub
 from .hub.current import get_hub as get_hub
+from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logs import logger
 from .middleware import set_socket_id
@@ -195,7 +196,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve a connection until it ends."""
         # The client counts as authenticated now, because the authentication middleware has just run.
-        self._authenticated = get_hub().engine.session_clock.moment()
+        hub = get_hub()
+        self._authenticated = hub.engine.session_clock.moment()
         self.scope = scope
         self._namespace = enter_namespace(scope)
         self.base_send = send
@@ -210,14 +212,14 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 origins.log_refusal(scope)
             await _refuse_for_now(send, constants.WRONG_ORIGIN)
             return
-        if not await get_hub().connect_limit.allows(scope, self._namespace):
+        if not await hub.connect_limit.allows(scope, self._namespace):
             await _refuse_for_now(send, DisconnectReason.RATE_LIMITED)
             return
         layer_task = await self._join_channel_layer()
         commands: Commands | None = None
         code = 1006
         try:
-            commands = await self._accept(send, admission)
+            commands = await self._accept(hub, send, admission)
             if commands is None:
                 return
             connection = self._session = commands.connection
@@ -246,10 +248,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if layer_task is not None:
                 layer_task.cancel()
 
-    async def _accept(self, send: Send, admission: Admission) -> Commands | None:
+    async def _accept(self, hub: Hub, send: Send, admission: Admission) -> Commands | None:
         subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())
         transport = transport_for(self.scope, send)
-        hub = get_hub()
         if subprotocol is None or hub.draining:
             if subprotocol is None:
                 handshake_log.warning(
@@ -289,8 +290,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
         if self._rejection is not None:
-            text = messages.disconnect(self._rejection, reconnect=False)
-            await send({"type": "websocket.send", "text": text})
+            await send({"type": "websocket.send", "text": messages.disconnect(self._rejection, reconnect=False)})
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         self._accepted = True

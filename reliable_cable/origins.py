@@ -25,6 +25,8 @@ logger = logging.getLogger("reliable_cable")
 
 #: The value of `allowed_origins` that allows every origin.
 EVERY_ORIGIN: Final = "*"
+#: The maximum length of an origin that is cached. A client can send longer ones, which would fill the memory.
+MAX_CACHED: Final = 256
 #: The minimum time, in seconds, between two logged refusals.
 LOG_INTERVAL: Final = 60.0
 
@@ -73,6 +75,14 @@ class Origin(NamedTuple):
         return (self.scheme, self.port) == (pattern.scheme, pattern.port) and is_same_domain(self.host, pattern.host)
 
 
+_cached_parse = lru_cache(maxsize=1024)(Origin.parse)
+
+
+def _parse_header(text: str) -> Origin | None:
+    """Parse the header `Origin`. Most clients send the same few origins, so short ones are cached."""
+    return _cached_parse(text) if len(text) <= MAX_CACHED else Origin.parse(text)
+
+
 def check_allowed_origins(name: str, allowed: object) -> None:
     """Check a value of `allowed_origins`.
 
@@ -110,7 +120,7 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
     headers = _origin_headers(scope)
     if not headers:
         return True  # The client is not a browser. So no web page of another site can have caused the handshake.
-    origin = Origin.parse(headers[0]) if len(headers) == 1 else None
+    origin = _parse_header(headers[0]) if len(headers) == 1 else None
     if origin is None:
         return False
     if allowed is not None:
@@ -121,7 +131,7 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
 def listed_origin(scope: Mapping[str, Any], patterns: Sequence[str]) -> str | None:
     """Return the header `Origin` of a request if it matches one of these patterns; None otherwise."""
     headers = _origin_headers(scope)
-    origin = Origin.parse(headers[0]) if len(headers) == 1 else None
+    origin = _parse_header(headers[0]) if len(headers) == 1 else None
     return headers[0] if origin is not None and _matches_any(origin, patterns) else None
 
 

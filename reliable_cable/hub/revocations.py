@@ -63,6 +63,9 @@ class RecentRevocations:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
         self._latest_at = 0.0
 
+    def __bool__(self) -> bool:
+        return bool(self._by_condition)
+
     def add(self, revocation: SubscriptionRevocation) -> None:
         """Add a revocation. It replaces an earlier revocation of the same subscriptions."""
         self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
@@ -78,7 +81,7 @@ class RecentRevocations:
             scopes: a function that returns the channel and streams of the subscription. It is called only if necessary.
             authorized: the time when the channel began to decide about the subscription.
         """
-        if not self._by_condition or not is_revoked(authorized, [self._latest_at]):
+        if not is_revoked(authorized, [self._latest_at]):
             return None
         for revocation in self._by_condition.values():
             if matches(revocation.condition, identity) and concerns(revocation, scopes(), authorized):
