@@ -82,9 +82,9 @@ const commands = {
     element('#question').value = question
     element(button).onclick()
   },
-  async see(_, { length, below = Infinity }) {
+  async see(_, { length, former }) {
     const seen = () => element('#answer').textContent ?? ''
-    while (seen().length < length || seen().length >= below) await new Promise(resolve => setTimeout(resolve, 5))
+    while (seen().length < length || seen() === former) await new Promise(resolve => setTimeout(resolve, 5))
     return seen()
   },
   abort: ({ agent }) => agent.abortRun(),

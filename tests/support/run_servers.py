@@ -14,6 +14,8 @@ from tests.support.server import Server, ServerPool
 WORDS = [f"word{number}" for number in range(40)]
 TEXT = "".join(f"{word} " for word in WORDS)
 QUESTION = "say " + " ".join(WORDS)
+#: A question whose answer takes more than a minute, so that a test can stop it, even on a busy machine.
+LONG_QUESTION = "say " + 35 * f"{' '.join(WORDS)} "
 CSRF = "c" * 32
 
 
