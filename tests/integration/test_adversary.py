@@ -23,8 +23,10 @@ from .adversary import ATTACKS, Attacker
 SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "2"))
 #: The most that one attacker may cost, in bytes: memory of the server, data in the stores, and log.
 MEMORY, STORED, LOG = 16 * 2**20, 2 * 2**20, 100_000
-#: The bound for the median delay of another client's ping in seconds.
+#: The bound for the median delay of another client's ping in seconds, on a machine that does nothing else.
 DELAY = 0.1
+#: How long, in seconds, the test pauses between two pings.
+PAUSE = 0.02
 #: How long, in seconds, the server may take to answer another client's ping on a busy machine.
 PATIENCE = 30.0
 
@@ -104,15 +106,18 @@ async def test_an_attacker_costs_little(
         memory, stored, logged = attacked.rss, bytes_stored(), len(attacked.log)
         attacker = Attacker(attacked, attack)
         attacking = asyncio.create_task(attacker.run(SECONDS))
-        delays, highest = [], 0
+        delays, lags, highest = [], [], 0
         while not attacking.done():
             delays.append(await delay_of_a_ping(bystander))
             highest = max(highest, attacked.rss - memory)
-            await asyncio.sleep(0.02)
+            began = time.monotonic()
+            await asyncio.sleep(PAUSE)
+            lags.append(time.monotonic() - began - PAUSE)
         await attacking
         returned = attacked.rss - memory
         more_stored, more_logged = bytes_stored() - stored, len(attacked.log) - logged
-        delay = statistics.median(delays)
+        # On a busy machine, each process waits for a processor, the server as long as this one.
+        delay, lag = statistics.median(delays), statistics.median(lags)
         # The report of `--junitxml` contains these values.
         request.node.user_properties += [
             ("sent", attacker.sent),
@@ -123,9 +128,10 @@ async def test_an_attacker_costs_little(
             ("logged", more_logged),
             ("delay", delay),
             ("longest delay", max(delays)),
+            ("lag of this process", lag),
         ]
         assert attacker.sent > 100_000 or attacker.lasted is not None
-        assert delay < DELAY
+        assert delay < DELAY + 4 * lag
         assert highest < MEMORY
         assert returned < MEMORY / 2, "memory is given back after the attack"
         assert more_stored < STORED
