@@ -20,7 +20,7 @@ from tests.support.server import Kind, Server, ServerPool
 from .adversary import ATTACKS, Attacker
 
 #: How long, in seconds, each attack lasts.
-SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "2"))
+SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "1"))
 #: The most that one attacker may cost, in bytes: memory of the server, data in the stores, and log.
 MEMORY, STORED, LOG = 16 * 2**20, 2 * 2**20, 100_000
 #: The bound for the median delay of another client's ping in seconds, on a machine that does nothing else.
@@ -130,7 +130,7 @@ async def test_an_attacker_costs_little(
             ("longest delay", max(delays)),
             ("lag of this process", lag),
         ]
-        assert attacker.sent > 100_000 or attacker.lasted is not None
+        assert attacker.sent > 50_000 or attacker.lasted is not None
         assert delay < DELAY + 4 * lag
         assert highest < MEMORY
         assert returned < MEMORY / 2, "memory is given back after the attack"
