@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
-from functools import partial, wraps
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from functools import lru_cache, partial, wraps
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
@@ -306,14 +306,20 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
 
 
 async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[..., T], *args: Any) -> T:
-    if size == 0:
-        # The call runs in the thread of Django's ORM calls, so that it is part of transactions that are open there.
-        runner: Any = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
-    else:
-        # The annotation in asgiref is ThreadPoolExecutor, but any executor works.
-        runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
+    # With 0, the call runs in the thread of Django's ORM calls, so that it is part of transactions that are open there.
+    runner = _sensitive_runner if size == 0 else _runner(prepared, _executor(kind, size))
     result: T = await runner(partial(_guarded, call), *args)
     return result
+
+
+_sensitive_runner: Final[Any] = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
+
+
+@lru_cache(maxsize=64)
+def _runner(prepared: Callable[..., Any], executor: DaemonExecutor) -> Any:
+    """Return an async function that runs its first argument in a thread. It is cached, because it is slow to create."""
+    # The annotation in asgiref is ThreadPoolExecutor, but any executor works.
+    return SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, executor))
 
 
 class BatchedCalls(Generic[A, T]):
