@@ -1,0 +1,66 @@
+"""A process that writes runs: `python -m tests.storm_runs.writer sync|async`. A storm kills it.
+
+It reads jobs as lines of JSON, and writes each run at once, in a thread or in an asyncio task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import django
+
+from tests.storm_runs.content import make_items
+
+
+def write(job: dict[str, Any]) -> None:
+    """Write a run."""
+    from django.db import connections
+
+    from reliable_cable.runs.exceptions import RunError, RunFailed
+    from reliable_cable.runs.writing import writing
+
+    try:
+        with contextlib.suppress(RunError), writing(job["run"]) as out:
+            for number, item in enumerate(make_items(job["seed"], job["tokens"])):
+                if number == job["fails_at"]:
+                    raise RunFailed("The words have run out.")
+                out.write(item) if isinstance(item, str) else out.part(item)
+                time.sleep(job["pause"])
+    finally:
+        connections.close_all()
+
+
+async def awrite(job: dict[str, Any]) -> None:
+    """Write a run in an asyncio task."""
+    from reliable_cable.runs.exceptions import RunError, RunFailed
+    from reliable_cable.runs.writing import awriting
+
+    with contextlib.suppress(RunError):
+        async with awriting(job["run"]) as out:
+            for number, item in enumerate(make_items(job["seed"], job["tokens"])):
+                if number == job["fails_at"]:
+                    raise RunFailed("The words have run out.")
+                out.write(item) if isinstance(item, str) else out.part(item)
+                await asyncio.sleep(job["pause"])
+
+
+async def read_jobs() -> None:
+    """Begin a task for each job."""
+    async with asyncio.TaskGroup() as tasks:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            tasks.create_task(awrite(json.loads(line)))
+
+
+if __name__ == "__main__":
+    django.setup()
+    if sys.argv[1] == "async":
+        asyncio.run(read_jobs())
+    else:
+        for line in sys.stdin:
+            threading.Thread(target=write, args=(json.loads(line),), daemon=True).start()
