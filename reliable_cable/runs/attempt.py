@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
+from django.db import connections, router
 from django.db.models.functions import Now
 
 from reliable_cable.broadcasting import broadcast_batch, position
+from reliable_cable.concurrency import on_commit
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.conf import get_settings
 from reliable_cable.namespaces import use_namespace
@@ -66,6 +68,8 @@ class Attempt:
         self.stopped = False
         #: Whether the run no longer belongs to this writer.
         self.lost = False
+        #: Whether the run is written in a transaction. Its events are then broadcast after the commit.
+        self.in_transaction = False
         self.usage: dict[str, Any] = {}
         self._clock = clock
         self._writer = secrets.token_hex(16)
@@ -106,6 +110,12 @@ class Attempt:
             self.stopped = True
             return
         run.refresh_from_db()
+        connection = connections[router.db_for_write(Run)]
+        self.in_transaction = connection.in_atomic_block
+        if on_commit.must_wait(connection):
+            logger.warning(
+                "The run %s is written in a transaction. Its readers receive the answer after the commit.", run.pk
+            )
         self._saved_at = now
         self._add([events.start(run.attempt)])
         self._send()
@@ -155,7 +165,7 @@ class Attempt:
         # After an error, it may be unknown whether the events were stored. The keys prevent a retry from storing them
         # twice.
         batch = [(stream, event, {"idempotency_key": key}) for key, event in self._unsent]
-        positions = broadcast_batch(batch, immediate=True)  # type: ignore[arg-type]
+        positions = broadcast_batch(batch, immediate=not self.in_transaction)  # type: ignore[arg-type]
         for _, event in self._unsent:
             item = events.content_of(event)
             if item is not None:
