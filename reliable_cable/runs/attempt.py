@@ -19,6 +19,7 @@ from reliable_cable.broadcasting import broadcast_batch, position
 from reliable_cable.concurrency import on_commit
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.conf import get_settings
+from reliable_cable.exceptions import BroadcastUncertain
 from reliable_cable.namespaces import use_namespace
 from reliable_cable.protocol.positions import PagePosition
 
@@ -105,10 +106,12 @@ class Attempt:
             lease_until=lease(self._lease),
         ):
             run.refresh_from_db()
-            if run.status != Status.STOPPED:
+            if run.status == Status.STOPPED:
+                self.stopped = True
+                return
+            # The update may have been made by a former call, whose response was lost.
+            if run.writer != self._writer:
                 raise RunNotQueued(f"The run {run.pk} is {run.status}; only a queued run can be written.")
-            self.stopped = True
-            return
         run.refresh_from_db()
         connection = connections[router.db_for_write(Run)]
         self.in_transaction = connection.in_atomic_block
@@ -118,7 +121,10 @@ class Attempt:
             )
         self._saved_at = now
         self._add([events.start(run.attempt)])
-        self._send()
+        try:
+            self._send()
+        except Exception as error:
+            self._delay_retry(error, now)
 
     # -- write --------------------------------------------------------------------------------------------------------
 
@@ -144,10 +150,14 @@ class Attempt:
                 if not self.lost and self._saved_at + SAVE_INTERVAL <= now:
                     self._save()
             except Exception as error:
-                if not is_outage(error):
-                    raise
-                self._retry_at = now + RETRY_DELAY
-                logger.warning("The run %s could not be broadcast or saved; trying again: %s", self.run.pk, error)
+                self._delay_retry(error, now)
+
+    def _delay_retry(self, error: Exception, now: float) -> None:
+        """After an outage, make `step` try again later. Raise other errors."""
+        if not _may_pass(error):
+            raise error
+        self._retry_at = now + RETRY_DELAY
+        logger.warning("The run %s could not be broadcast or saved; trying again: %s", self.run.pk, error)
 
     def _flush(self) -> None:
         self._add(self.coalescer.take(self._clock()))
@@ -225,7 +235,7 @@ class Attempt:
                     )
                     break
                 except Exception as failure:
-                    if not is_outage(failure) or self._clock() > until:
+                    if not _may_pass(failure) or self._clock() > until:
                         raise
                     logger.warning("The run %s could not be saved; trying again: %s", self.run.pk, failure)
                     time.sleep(RETRY_DELAY)
@@ -236,10 +246,44 @@ class Attempt:
                 try:
                     self.run.announce_end()
                 except Exception as failure:
-                    if not is_outage(failure):
+                    if not _may_pass(failure):
                         raise
                     # Servers with readers of the run broadcast its end again (see watching.py), once the store works.
                     logger.warning("The end of the run %s could not be broadcast: %s", self.run.pk, failure)
+
+
+def begin_attempt(run: uuid.UUID | str) -> Attempt:
+    """Begin to write a queued run, and return the attempt.
+
+    After an outage of the store or the database, this is retried for as long as a lease lasts.
+
+    Args:
+        run: the id of the run.
+
+    Raises:
+        Run.DoesNotExist: there is no such run.
+        RunNotQueued: another task is writing the run, or the run is completed or failed.
+    """
+    until = time.monotonic() + get_settings().run_lease
+    attempt: Attempt | None = None
+    while True:
+        try:
+            attempt = attempt or Attempt(Run.objects.get(pk=run))
+            attempt.begin()
+        except Exception as error:
+            # A transaction cannot go on after an error.
+            in_transaction = connections[router.db_for_write(Run)].in_atomic_block
+            if in_transaction or not _may_pass(error) or time.monotonic() > until:
+                raise
+            logger.warning("The run %s could not be begun; trying again: %s", run, error)
+            time.sleep(RETRY_DELAY)
+        else:
+            return attempt
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether a retry may succeed after an error. The idempotency keys prevent a second broadcast."""
+    return is_outage(error) or isinstance(error, BroadcastUncertain)
 
 
 def stop_requests(runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:

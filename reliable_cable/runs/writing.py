@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from reliable_cable.concurrency.threads import run_store_write, sync_only
 
-from .attempt import Attempt
+from .attempt import Attempt, begin_attempt
 from .exceptions import RunFailed, RunLost, RunStopped
 from .feeding import Feeder
 from .inline import AsyncInlinePump, InlinePump
@@ -182,8 +182,7 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
         RunNotQueued: another task is writing the run, or the run is completed or failed. If the run was stopped before,
             the first `write` raises `RunStopped` instead.
     """
-    attempt = Attempt(Run.objects.get(pk=run))
-    attempt.begin()
+    attempt = begin_attempt(run)
     out: Writer
     if attempt.in_transaction:
         out = InlineWriter(attempt, InlinePump(attempt))
@@ -207,8 +206,7 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
 @asynccontextmanager
 async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
     """Async twin of `writing`. If the run is stopped, the block is cancelled, even while it awaits the model."""
-    attempt = Attempt(await Run.objects.aget(pk=run))
-    await run_store_write(attempt.begin)
+    attempt = await run_store_write(begin_attempt, run)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker: async code runs in a task
     cancellation = _Cancellation(task)

@@ -126,10 +126,10 @@ class Storm:
         expire_at = now() + EXPIRE
         while True:
             if self._active:
-                self._rows |= await self._stage.calls.call("run_rows", sorted(self._active))
+                self._rows |= await self._stage.call("run_rows", sorted(self._active))
             if now() > expire_at:
                 expire_at = now() + EXPIRE
-                self._outcome.counts["expired by the scheduled task"] += await self._stage.calls.call("expire_runs")
+                self._outcome.counts["expired by the scheduled task"] += await self._stage.call("expire_runs")
             self._polled.set()
             self._polled.clear()
             await asyncio.sleep(POLL)
@@ -138,7 +138,7 @@ class Storm:
         """Start a run and its readers, have it written, and wait until all readers have read it to its end."""
         async with limit:
             chat = f"{USER}-{plan.number}"
-            run = await self._stage.calls.call("start_chat_run", USER, chat)
+            run = await self._stage.call("start_chat_run", USER, chat)
             truth = RunTruth(run, chat)
             self._truths.append((plan, truth))
             readers = self._make_readers(truth, rng)
@@ -159,7 +159,7 @@ class Storm:
                 self._outcome.counts["attempts whose writer died"] += died
                 if answer.status == "completed" or attempt == MAX_ATTEMPTS or not plan.retries:
                     break
-                await self._stage.calls.call("requeue_run", run)
+                await self._stage.call("requeue_run", run)
                 self._rows.pop(run, None)
                 attempt += 1
                 self._outcome.counts["retries"] += 1
@@ -225,7 +225,7 @@ class Storm:
             with contextlib.suppress(httpx.TransportError):
                 await self._http.post(f"http://{self._stage.address}/runs/{truth.run}/stop")
         else:
-            await self._stage.calls.call("stop_run", truth.run)
+            await self._stage.call("stop_run", truth.run)
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Storm:
         """Compare the rows with what was written, and the readers with the rows."""
         counts, findings = self._outcome.counts, self._outcome.findings
         for plan, truth in self._truths:
-            row = (await self._stage.calls.call("run_rows", [truth.run]))[truth.run]
+            row = (await self._stage.call("run_rows", [truth.run]))[truth.run]
             if Answer(**row) != truth.final:
                 findings.append(f"{truth.run}: the row has changed after the end: {row['status']} {truth.final}")
             for attempt, answer in truth.answers.items():

@@ -136,7 +136,7 @@ def start_run(words: list[str], pause: float) -> str:
 
 def start_chat_run(user: str, chat: str) -> str:
     """Create a chat, and a queued run that belongs to it. Return the id of the run."""
-    group = Group.objects.create(name=chat)
+    group, _ = Group.objects.get_or_create(name=chat)
     return str(Run.objects.start(owner=get_user_model().objects.get(username=user), subject=group).pk)
 
 

@@ -40,13 +40,14 @@ class WithTheTestKit(CableTestCase):
     def test_a_task_fails(self) -> None:
         run = Run.objects.start()
         error = {"event": "error", "message": "The words have run out."}
-        with (
-            self.assertBroadcasts(run.stream, 1, matching=error),
-            pytest.raises(RunFailed),
-            writing(run.pk) as out,
-        ):
-            out.write("Well")
-            raise RunFailed(error["message"])
+
+        def task() -> None:
+            with writing(run.pk) as out:
+                out.write("Well")
+                raise RunFailed(error["message"])
+
+        with self.assertBroadcasts(run.stream, 1, matching=error), pytest.raises(RunFailed):
+            task()
         run.refresh_from_db()
         assert (run.status, run.text) == (Status.FAILED, "Well")
 
