@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import islice
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from django.db import connections, router
@@ -79,6 +81,11 @@ class Attempt:
         #: The idempotency keys and events that were taken from the coalescer, but have not been broadcast yet.
         self._unsent: deque[tuple[str, dict[str, Any]]] = deque()
         self._count = 0
+        #: How many events were broadcast since the answer was saved.
+        self._unsaved = 0
+        history_size = settings.policy(run.stream).history_size
+        #: The maximum of `_unsaved`. The stream keeps all of these events, in case the writer dies.
+        self._max_unsaved = max(1, history_size // 2) if history_size else sys.maxsize
         self._changed = False
         self._saved_at = 0.0
         self._retry_at = 0.0
@@ -169,18 +176,24 @@ class Attempt:
             self._unsent.append((f"{self.run.attempt}:{self._writer}:{self._count}", event))
 
     def _send(self) -> None:
-        if not self._unsent:
-            return
+        while self._unsent and not self.lost:
+            if self._unsaved >= self._max_unsaved:
+                self._save()
+            else:
+                self._send_some([*islice(self._unsent, self._max_unsaved - self._unsaved)])
+
+    def _send_some(self, unsent: Sequence[tuple[str, dict[str, Any]]]) -> None:
         stream = self.run.stream
         # After an error, it may be unknown whether the events were stored. The keys prevent a retry from storing them
         # twice.
-        batch = [(stream, event, {"idempotency_key": key}) for key, event in self._unsent]
+        batch = [(stream, event, {"idempotency_key": key}) for key, event in unsent]
         positions = broadcast_batch(batch, immediate=not self.in_transaction)  # type: ignore[arg-type]
-        for _, event in self._unsent:
+        for _, event in unsent:
             item = events.content_of(event)
             if item is not None:
                 self._content.add(item)
-        self._unsent.clear()
+            self._unsent.popleft()
+        self._unsaved += len(unsent)
         self._changed = True
         last = positions[-1]
         if last is not None and self._position is not None:
@@ -194,6 +207,7 @@ class Attempt:
             values |= self._values()
         if self._own().update(**values):
             self._changed = False
+            self._unsaved = 0
             self._saved_at = began
         else:
             self.lost = True

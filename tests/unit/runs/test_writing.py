@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.contrib.auth.models import User
 from django.db import OperationalError
 from django.utils import timezone
 
-from reliable_cable import history
+from reliable_cable import forget, history
 from reliable_cable.exceptions import BroadcastUncertain
 from reliable_cable.runs import attempt, watching
 from reliable_cable.runs.access import RunPermissions
@@ -281,22 +282,59 @@ async def test_readers_are_told_that_the_writer_died(
     assert (failed.text, failed.error) == (reader.text, WRITER_DIED) == ("a", WRITER_DIED)
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "trimmed"])
-def test_a_run_whose_writer_died_has_what_was_broadcast_if_all_of_it_is_kept(
-    run: Run, settings: Any, kept: bool
-) -> None:
-    if not kept:
-        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HISTORY_SIZE": 1}
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "forgotten"])
+def test_a_run_whose_writer_died_has_what_was_broadcast_if_all_of_it_is_kept(run: Run, kept: bool) -> None:
     attempt = Attempt(run)
     attempt.begin()
     for item in ("a", {"type": "reasoning", "text": "b"}, {"type": "reasoning", "text": "c"}, "d"):
         attempt.coalescer.add(item)
         attempt._flush()
+    if not kept:
+        forget(run.stream)
     expire(run)
     assert Run.objects.expire() == [run]
     run.refresh_from_db()
     reasoning = {"type": "reasoning", "text": "bc", "at": 1}
     assert (run.text, run.parts) == (("ad", [reasoning]) if kept else ("", []))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_run_whose_writer_died_has_what_was_broadcast_to_a_stream_with_a_short_history(
+    run: Run, settings: Any, size: int
+) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "STREAMS": {"run:*": {"history_size": size}}}
+    attempt = Attempt(run)
+    attempt.begin()
+    for number in range(10):
+        # Several events are broadcast at once.
+        for item in (f"a{number}", {"type": "data", "name": "b", "data": number}, f"c{number}"):
+            attempt.coalescer.add(item)
+        attempt._flush()
+    expire(run)
+    assert Run.objects.expire() == [run]
+    run.refresh_from_db()
+    assert run.text == "".join(f"a{number}c{number}" for number in range(10))
+    assert [part["data"] for part in run.parts] == [*range(10)]
+
+
+def test_an_outage_of_the_database_delays_events_that_the_history_would_lose(
+    run: Run, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "STREAMS": {"run:*": {"history_size": 4}}}
+    attempt = Attempt(run)
+    attempt.begin()
+    with monkeypatch.context() as broken:
+        broken.setattr(attempt, "_own", _Failing(attempt._own, OperationalError("away"), OperationalError("away")))
+        for text in ("a", "b", "c"):
+            attempt.coalescer.add(text)
+            with suppress(OperationalError):
+                attempt._flush()
+        assert len(sent(run)) <= 4
+        attempt._flush()
+    assert text_of(sent(run)) == "abc"[-len(text_of(sent(run))) :]
+    attempt.end(Status.COMPLETED)
+    run.refresh_from_db()
+    assert run.text == "abc"
 
 
 async def test_readers_are_told_of_an_end_that_the_writer_could_not_broadcast(
