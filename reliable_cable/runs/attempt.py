@@ -298,13 +298,3 @@ def begin_attempt(run: uuid.UUID | str) -> Attempt:
 def _may_pass(error: Exception) -> bool:
     """Return whether a retry may succeed after an error. The idempotency keys prevent a second broadcast."""
     return is_outage(error) or isinstance(error, BroadcastUncertain)
-
-
-def stop_requests(runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
-    """Return the ids of those runs that are still running although someone has requested a stop.
-
-    Args:
-        runs: the ids of the runs to check.
-    """
-    stopped = Run.objects.filter(pk__in=runs, status=Status.RUNNING, stop_requested=True)
-    return list(stopped.values_list("pk", flat=True))

@@ -12,7 +12,8 @@ from typing import Final
 from reliable_cable.concurrency.threads import run_store_write
 from reliable_cable.logs import logger
 
-from .attempt import Attempt, stop_requests
+from .attempt import Attempt
+from .stopping import StopRequests
 
 #: How often, in seconds, an async block saves and broadcasts what was written.
 INTERVAL: Final = 0.02
@@ -27,6 +28,7 @@ class InlinePump:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
+        self._stop_requests = StopRequests()
 
     def wake(self) -> None:
         """Broadcast and save the answer, if it is time for that."""
@@ -35,7 +37,7 @@ class InlinePump:
     def check(self) -> None:
         """Do the same as `wake`, and find out whether the run was stopped."""
         self._attempt.step()
-        if not self._attempt.stopped and stop_requests([self._attempt.run.pk]):
+        if not self._attempt.stopped and self._stop_requests.find([self._attempt.run.pk]):
             self._attempt.stopped = True
 
 
