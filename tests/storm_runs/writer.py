@@ -11,43 +11,61 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import django
 
-from tests.storm_runs.content import make_items
+from tests.storm_runs.content import Item, make_items
 
 
 def write(job: dict[str, Any]) -> None:
-    """Write a run."""
-    from django.db import connections
+    """Write a run. If the database is away at the start, try again, as a queue of tasks does."""
+    from django.db import OperationalError, connections
 
-    from reliable_cable.runs.exceptions import RunError, RunFailed
+    from reliable_cable.runs.exceptions import RunError
     from reliable_cable.runs.writing import writing
 
     try:
-        with contextlib.suppress(RunError), writing(job["run"]) as out:
-            for number, item in enumerate(make_items(job["seed"], job["tokens"])):
-                if number == job["fails_at"]:
-                    raise RunFailed("The words have run out.")
-                out.write(item) if isinstance(item, str) else out.part(item)
-                time.sleep(job["pause"])
+        while True:
+            with contextlib.suppress(OperationalError):
+                with contextlib.suppress(RunError), writing(job["run"]) as out:
+                    for item in _items(job, out.run.attempt):
+                        out.write(item) if isinstance(item, str) else out.part(item)
+                        time.sleep(job["pause"])
+                return
     finally:
         connections.close_all()
 
 
 async def awrite(job: dict[str, Any]) -> None:
     """Write a run in an asyncio task."""
-    from reliable_cable.runs.exceptions import RunError, RunFailed
+    from django.db import OperationalError
+
+    from reliable_cable.runs.exceptions import RunError
     from reliable_cable.runs.writing import awriting
 
-    with contextlib.suppress(RunError):
-        async with awriting(job["run"]) as out:
-            for number, item in enumerate(make_items(job["seed"], job["tokens"])):
-                if number == job["fails_at"]:
-                    raise RunFailed("The words have run out.")
-                out.write(item) if isinstance(item, str) else out.part(item)
-                await asyncio.sleep(job["pause"])
+    while True:
+        with contextlib.suppress(OperationalError):
+            with contextlib.suppress(RunError):
+                async with awriting(job["run"]) as out:
+                    for item in _items(job, out.run.attempt):
+                        out.write(item) if isinstance(item, str) else out.part(item)
+                        await asyncio.sleep(job["pause"])
+            return
+
+
+def _items(job: dict[str, Any], attempt: int) -> Iterator[Item]:
+    """Yield the content of an attempt. The first attempt may fail after some of its content.
+
+    A task may write another attempt than the one for which it was started.
+    """
+    from reliable_cable.runs.exceptions import RunFailed
+
+    for number, item in enumerate(make_items(job["seed"] + attempt, job["tokens"])):
+        if attempt == 1 and number == job["fails_at"]:
+            raise RunFailed("The words have run out.")
+        yield item
 
 
 async def read_jobs() -> None:
