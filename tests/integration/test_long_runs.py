@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -57,14 +56,14 @@ class Answer:
 
 
 @pytest.fixture
-async def answer(served: Server) -> AsyncIterator[Answer]:
+async def answer(served: Server) -> Answer:
     user = unique("user")
     cookie = await served.sign_in(user)
     chat = unique(f"{user}-")
     run = await served.call("start_chat_run", user, chat)
     await served.call("begin_run", run)
     headers = {"Cookie": f"{cookie}; csrftoken={CSRF}", "X-CSRFToken": CSRF}
-    yield Answer(served, run, chat, headers)
+    return Answer(served, run, chat, headers)
 
 
 async def write_most(answer: Answer) -> None:
@@ -120,7 +119,7 @@ async def test_over_http(answer: Answer) -> None:
         await write_most(answer)
         readers.append(tasks.create_task(read_events(answer, "GET", f"chat/{answer.chat}/stream")))
         readers.append(tasks.create_task(read_events(answer, "POST", "ag-ui/connect", json=connect)))
-        while await answer.server.call("connections") < 4:
+        while await answer.server.call("connections") < 4:  # noqa: ASYNC110 - the server is another process
             await asyncio.sleep(0.05)
         await answer.end()
     early_ui, early_agent, late_ui, late_agent = (reader.result() for reader in readers)
@@ -134,3 +133,18 @@ async def test_over_http(answer: Answer) -> None:
         assert events[-1]["type"] == "RUN_FINISHED"
         assert "".join(message["content"] for message in build_messages(events)) == row["text"]
         assert len([event for event in events if event["type"] == "CUSTOM"]) == PIECES + 1
+
+
+async def test_a_client_that_reads_slowly(answer: Answer) -> None:
+    await write_most(answer)
+    reader = RunReader()
+    async with Client(answer.server.url, reading=False) as client:
+        await client.send("subscribe", answer.identifier, history={"since": 1})
+        await answer.end()
+        async with asyncio.timeout(PATIENCE):
+            while not reader.ended:
+                frame = json.loads(await client.socket.recv())
+                if isinstance(frame.get("message"), dict):
+                    reader.add(frame["message"])
+    row = await answer.row()
+    assert (reader.status, reader.text, reader.parts) == ("completed", row["text"], row["parts"])

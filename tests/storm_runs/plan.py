@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 #: How long, in seconds, a reader may take to get an answer to its end after the faults are over for its run.
 PATIENCE = 90.0
-#: The lease of writers, in seconds. It is short, so that runs of killed writers fail soon. A write to SQLite may wait 5 s.
+#: The lease of writers, in seconds. It is short, so that runs of killed writers fail soon.
 LEASE = 6
 #: A quarter of the runs have a history that is smaller than their events. Their ids begin with one of these digits.
 SHORT_RUNS = "run:[0-3]*"
