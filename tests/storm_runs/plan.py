@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 #: How long, in seconds, a reader may take to get an answer to its end after the faults are over for its run.
 PATIENCE = 90.0
-#: The lease of writers, in seconds. It is short, so that runs of killed writers fail soon.
-LEASE = 6
 #: A quarter of the runs have a history that is smaller than their events. Their ids begin with one of these digits.
 SHORT_RUNS = "run:[0-3]*"
 SHORT_HISTORY = 20
@@ -60,6 +58,8 @@ class Plan:
         npm: whether there are readers in Node.
         pause: the pause between two tokens, in seconds.
         every: the time between two faults, in seconds.
+        faults: the maximum number of faults.
+        lease: the lease of writers, in seconds. It is short, so that runs of killed writers fail soon.
     """
 
     runs: int = 200
@@ -73,6 +73,8 @@ class Plan:
     npm: bool = True
     pause: float = 0.005
     every: float = 1.0
+    faults: int = 1_000_000
+    lease: int = 6
 
     @property
     def command(self) -> str:
@@ -94,7 +96,7 @@ class Plan:
         return {
             **({"ENGINE": "database"} if redis_url is None else {"REDIS_URL": redis_url}),
             "STREAMS": {SHORT_RUNS: {"history_size": SHORT_HISTORY}},
-            "RUN_LEASE": LEASE,
+            "RUN_LEASE": self.lease,
             "RUN_CHATS": "tests.integration.project.runs.Chats",
             "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
         }

@@ -67,8 +67,6 @@ class Reader(ABC):
                     return visit.result()
                 visit.cancel()
                 await asyncio.wait({visit})
-                if closing.done():
-                    return
         finally:
             closing.cancel()
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 
-from tests.support.server import LOCAL
+from tests.support.server import LOCAL, Server
 
 from .content import has_prefix, make_items
 from .npm import Followers, FollowingReader
-from .plan import LEASE, MAX_ATTEMPTS, PATIENCE, Plan, RunPlan, now
+from .plan import MAX_ATTEMPTS, PATIENCE, Plan, RunPlan, now
 from .readers import AgentReader, ChannelReader, Reader, UiReader, expected
 from .stage import KINDS as KINDS_OF_SERVERS
 from .stage import USER, Stage, Writer
@@ -29,6 +29,8 @@ from .truth import Answer, RunTruth, as_followed
 POLL = 0.2
 #: How often, in seconds, the runs of dead writers are failed, as a scheduled task does.
 EXPIRE = 5.0
+#: How often to try to start a server.
+ATTEMPTS = 5
 #: The message of runs whose writer has died.
 DIED = "interrupted"
 
@@ -233,7 +235,7 @@ class Storm:
     async def _make_faults(self) -> None:
         tasks: set[asyncio.Task[None]] = set()
         try:
-            while True:
+            for _ in range(self._plan.faults):
                 await asyncio.sleep(self._plan.every)
                 kind = self._rng.choices(list(KINDS), list(KINDS.values()))[0]
                 task = asyncio.create_task(self._make(kind))
@@ -264,16 +266,25 @@ class Storm:
                 thing.start()
             elif kind == "writer frozen":
                 thing.signal(signal.SIGSTOP)
-                await asyncio.sleep(self._rng.uniform(0.5, 2) * LEASE)
+                await asyncio.sleep(self._rng.uniform(0.5, 2) * self._plan.lease)
                 thing.signal(signal.SIGCONT)
             else:
                 if kind == "server SIGTERM" and thing.alive:
                     await thing.terminate()
-                await thing.restart()
+                await self._restart(thing)
         except Exception as error:
             self._outcome.complaints.append(f"the fault {kind!r} failed: {error!r}")
         finally:
             self._busy.discard(thing)
+
+    async def _restart(self, server: Server) -> None:
+        """Start a server again. On a busy machine, this may take several attempts."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await server.restart()
+            except RuntimeError:
+                if attempt == ATTEMPTS:
+                    raise
 
     # -- results ------------------------------------------------------------------------------------------------------
 
