@@ -137,7 +137,7 @@ class Stage:
             binaries = find_postgres()
             if binaries is None:
                 raise RuntimeError("PostgreSQL (initdb, pg_ctl) is not installed; use --database sqlite")
-            variables["CABLE_TEST_POSTGRES"] = stack.enter_context(running_postgres(binaries))
+            variables["CABLE_TEST_POSTGRES"] = stack.enter_context(running_postgres(binaries, connections=200))
         database = await asyncio.to_thread(make_database, self.folder, **variables)
         if self.plan.database == "sqlite":
             # As the system check W001 advises. Otherwise, views that read the login session wait for the writers.
