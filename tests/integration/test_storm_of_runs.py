@@ -14,7 +14,7 @@ from tests.storm_runs.plan import Plan
 from tests.storm_runs.report import table, violations
 from tests.storm_runs.storm import Storm
 
-SMALL = Plan(runs=12, tokens=60, pause=0.03, writers=2, channel_readers=1, every=0.5, faults=6, lease=3)
+SMALL = Plan(runs=12, tokens=60, pause=0.03, writers=2, channel_readers=1, every=0.5, faults=4, lease=3)
 PLANS = [
     pytest.param(SMALL, id="redis", marks=pytest.mark.redis),
     pytest.param(replace(SMALL, engine="database"), id="database"),
