@@ -48,7 +48,7 @@ class Answer:
         await self.server.call("end_run", self.run)
 
     async def row(self) -> dict[str, Any]:
-        rows: dict[str, Any] = await self.server.call("run_rows", [self.run])
+        rows: dict[str, dict[str, Any]] = await self.server.call("run_rows", [self.run])
         return rows[self.run]
 
     def url(self, path: str) -> str:

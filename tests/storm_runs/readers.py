@@ -8,10 +8,11 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
+from websockets.exceptions import WebSocketException
 
 from reliable_cable.runs.http.ag_ui import build_messages
 from reliable_cable.runs.http.reading import LOST, RESTARTING
@@ -131,9 +132,10 @@ class ChannelReader(Reader):
             async with page:
                 while not self._is_last(page.answer):
                     await asyncio.sleep(0.05)
-                    if self.stops and page.channels[self.identifier] == "connected":
+                    if self.stops and page.connected and page.channels[self.identifier] == "connected":
                         self.stops = False
-                        await page.perform(self.identifier, "stop")
+                        with contextlib.suppress(WebSocketException):
+                            await page.perform(self.identifier, "stop")
                     if not self.truth.closing.is_set() and self.rng.random() < 0.03:
                         with contextlib.suppress(OSError):  # the connection was lost in this moment
                             self.counts["cuts"] += await page.cut()
@@ -164,7 +166,7 @@ class HttpReader(Reader):
         self.http = http
         self.last: Any = None
 
-    async def events(self, method: str, path: str, **options: Any) -> AsyncIterator[Any]:
+    async def events(self, method: str, path: str, **options: Any) -> AsyncGenerator[Any, None]:
         """Yield the events of a response, if there are any. A broken connection ends the iteration."""
         with contextlib.suppress(httpx.TransportError, httpx.StreamError):
             async with self.http.stream(method, f"http://{self.address}/runs/{path}", **options) as response:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
+from reliable_cable.broadcasting import broadcast_batch
 from reliable_cable.exceptions import BroadcastUncertain
 from reliable_cable.runs import attempt
 from reliable_cable.runs.attempt import Attempt
@@ -50,7 +51,7 @@ class _Failing:
 def test_events_whose_broadcast_is_uncertain_are_broadcast_once(
     run: Run, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    failing = _Failing(attempt.broadcast_batch, BroadcastUncertain("no response"), after=after)
+    failing = _Failing(broadcast_batch, BroadcastUncertain("no response"), after=after)
     with writing(run.pk) as out:
         monkeypatch.setattr(attempt, "broadcast_batch", failing)
         out.write("Hello")
@@ -62,7 +63,7 @@ def test_events_whose_broadcast_is_uncertain_are_broadcast_once(
 
 @pytest.mark.parametrize("after", [False, True], ids=["not stored", "stored"])
 def test_an_outage_at_the_start_does_not_fail_a_run(run: Run, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    failing = _Failing(attempt.broadcast_batch, BroadcastUncertain("no response"), after=after)
+    failing = _Failing(broadcast_batch, BroadcastUncertain("no response"), after=after)
     monkeypatch.setattr(attempt, "broadcast_batch", failing)
     with writing(run.pk) as out:
         out.write("Hello")
