@@ -141,3 +141,29 @@ def test_an_outage_of_the_database_delays_events_that_the_history_would_lose(
     attempt.end(Status.COMPLETED)
     run.refresh_from_db()
     assert run.text == "abc"
+
+
+def test_a_run_has_what_a_frozen_writer_broadcast_before_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = Attempt(run)
+    frozen.begin()
+
+    def broadcast_late(item: Any) -> None:
+        frozen.coalescer.add(item)
+        frozen._flush()
+
+    broadcast_late("a")
+    expire(run)
+    announce_end = Run.announce_end
+
+    def announce_late(run: Run) -> None:
+        broadcast_late("b")
+        broadcast_late({"type": "data", "name": "c", "data": 1})
+        announce_end(run)
+        broadcast_late("after the end")
+
+    monkeypatch.setattr(Run, "announce_end", announce_late)
+    (failed,) = Run.objects.expire()
+    part = {"type": "data", "name": "c", "data": 1, "at": 2}
+    assert (failed.text, failed.parts) == ("ab", [part])
+    run.refresh_from_db()
+    assert (run.status, run.text, run.parts) == (Status.FAILED, "ab", [part])
