@@ -315,28 +315,46 @@ class Replay:
         """
         if not subscribed.has_snapshots:
             return False
-        stream, outbox = subscribed.stream, subscribed.outbox
+        problem = f"A snapshot of {self._subscription.identifier} could not be read"
         for delay in SNAPSHOT_DELAYS:
             await asyncio.sleep(delay)
+            if subscribed.state is not SubscriberState.CATCHING_UP:
+                return True
+            attempt = partial(self._try_snapshot, subscribed)
+            sent = await retry(attempt, problem, delay=RETRY_DELAY, errors=StoreError)
+            if sent is not None:
+                return sent
+        return False
+
+    async def _try_snapshot(self, subscribed: SubscribedStream) -> bool | None:
+        """Read and send a snapshot. Return False if there is none, and None if the store lacks entries after it.
+
+        Snapshots may be large. So a connection reads one at a time, and only while its socket accepts data.
+
+        Raises:
+            StoreError: the database or the store could not be reached.
+        """
+        stream, outbox = subscribed.stream, subscribed.outbox
+        async with outbox.reading:
+            await outbox.drained()
             if subscribed.state is not SubscriberState.CATCHING_UP:
                 return True
             snapshot = await read_snapshot(self._subscription.channel, stream.name)
             if snapshot is None:
                 return False
             position, text = snapshot
-            if not recoverable(position, await self._retry(partial(self._read, stream, position, following=True))):
-                continue
-            async with outbox.reading:
+            if not recoverable(position, await self._read(stream, position, following=True)):
+                return None
+            await outbox.drained()
+            if subscribed.state is SubscriberState.CATCHING_UP:
+                group = stream.group(subscribed)
+                known = position.epoch and position.offset
+                encoded = group.encode(position.epoch, position.offset, text) if known else None
+                outbox.push(encoded or group.encode_transient(text))
+                subscribed.start_at(position)
+                del snapshot, text, encoded
                 await outbox.drained()
-                if subscribed.state is SubscriberState.CATCHING_UP:
-                    group = stream.group(subscribed)
-                    known = position.epoch and position.offset
-                    encoded = group.encode(position.epoch, position.offset, text) if known else None
-                    outbox.push(encoded or group.encode_transient(text))
-                    subscribed.start_at(position)
-                    await outbox.drained()
             return True
-        return False
 
     def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Repeat a read until the store answers. Messages that were announced during the retries are read later."""

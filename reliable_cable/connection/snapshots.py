@@ -4,7 +4,6 @@ from functools import partial
 
 from reliable_cable.channel import Channel
 from reliable_cable.concurrency.outages import is_outage
-from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import ChannelError, StoreError
 from reliable_cable.namespaces import split_namespace
 from reliable_cable.protocol.payloads import is_falsy
@@ -18,25 +17,15 @@ from .handlers import invoke_isolated
 async def read_snapshot(channel: Channel, stream: str) -> tuple[PagePosition, str] | None:
     """Return the position of a snapshot, and its message as JSON text. None means that the channel has no snapshot.
 
-    While a database or store cannot be reached, the call is repeated.
-
     Args:
         channel: the channel, which overrides `snapshot`.
         stream: the name of the stream, with its namespace.
 
     Raises:
+        StoreError: a database or store cannot be reached.
         ChannelError: `snapshot` returned a value other than a `Snapshot` or None. Or the snapshot cannot be used,
             because the message cannot be encoded or is falsy, or the position is not a position in the stream.
     """
-    return await retry(
-        partial(_read, channel, stream),
-        f"A snapshot of {channel.identifier} could not be read",
-        delay=RETRY_DELAY,
-        errors=StoreError,
-    )
-
-
-async def _read(channel: Channel, stream: str) -> tuple[PagePosition, str] | None:
     try:
         snapshot = await invoke_isolated(channel.connection, partial(channel.snapshot, split_namespace(stream)[1]))
     except Exception as error:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import islice
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
+from django.db import connections, router
 from django.db.models.functions import Now
 
 from reliable_cable.broadcasting import broadcast_batch, position
+from reliable_cable.concurrency import on_commit
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.conf import get_settings
+from reliable_cable.exceptions import BroadcastUncertain
 from reliable_cable.namespaces import use_namespace
 from reliable_cable.protocol.positions import PagePosition
 
@@ -66,6 +71,8 @@ class Attempt:
         self.stopped = False
         #: Whether the run no longer belongs to this writer.
         self.lost = False
+        #: Whether the run is written in a transaction. Its events are then broadcast after the commit.
+        self.in_transaction = False
         self.usage: dict[str, Any] = {}
         self._clock = clock
         self._writer = secrets.token_hex(16)
@@ -74,6 +81,11 @@ class Attempt:
         #: The idempotency keys and events that were taken from the coalescer, but have not been broadcast yet.
         self._unsent: deque[tuple[str, dict[str, Any]]] = deque()
         self._count = 0
+        #: How many events were broadcast since the answer was saved.
+        self._unsaved = 0
+        history_size = settings.policy(run.stream).history_size
+        #: The maximum of `_unsaved`. The stream keeps all of these events, in case the writer dies.
+        self._max_unsaved = max(1, history_size // 2) if history_size else sys.maxsize
         self._changed = False
         self._saved_at = 0.0
         self._retry_at = 0.0
@@ -101,14 +113,25 @@ class Attempt:
             lease_until=lease(self._lease),
         ):
             run.refresh_from_db()
-            if run.status != Status.STOPPED:
+            if run.status == Status.STOPPED:
+                self.stopped = True
+                return
+            # The update may have been made by a former call, whose response was lost.
+            if run.writer != self._writer:
                 raise RunNotQueued(f"The run {run.pk} is {run.status}; only a queued run can be written.")
-            self.stopped = True
-            return
         run.refresh_from_db()
+        connection = connections[router.db_for_write(Run)]
+        self.in_transaction = connection.in_atomic_block
+        if on_commit.must_wait(connection):
+            logger.warning(
+                "The run %s is written in a transaction. Its readers receive the answer after the commit.", run.pk
+            )
         self._saved_at = now
         self._add([events.start(run.attempt)])
-        self._send()
+        try:
+            self._send()
+        except Exception as error:
+            self._delay_retry(error, now)
 
     # -- write --------------------------------------------------------------------------------------------------------
 
@@ -134,10 +157,14 @@ class Attempt:
                 if not self.lost and self._saved_at + SAVE_INTERVAL <= now:
                     self._save()
             except Exception as error:
-                if not is_outage(error):
-                    raise
-                self._retry_at = now + RETRY_DELAY
-                logger.warning("The run %s could not be broadcast or saved; trying again: %s", self.run.pk, error)
+                self._delay_retry(error, now)
+
+    def _delay_retry(self, error: Exception, now: float) -> None:
+        """After an outage, make `step` try again later. Raise other errors."""
+        if not _may_pass(error):
+            raise error
+        self._retry_at = now + RETRY_DELAY
+        logger.warning("The run %s could not be broadcast or saved; trying again: %s", self.run.pk, error)
 
     def _flush(self) -> None:
         self._add(self.coalescer.take(self._clock()))
@@ -149,18 +176,24 @@ class Attempt:
             self._unsent.append((f"{self.run.attempt}:{self._writer}:{self._count}", event))
 
     def _send(self) -> None:
-        if not self._unsent:
-            return
+        while self._unsent and not self.lost:
+            if self._unsaved >= self._max_unsaved:
+                self._save()
+            else:
+                self._send_some([*islice(self._unsent, self._max_unsaved - self._unsaved)])
+
+    def _send_some(self, unsent: Sequence[tuple[str, dict[str, Any]]]) -> None:
         stream = self.run.stream
         # After an error, it may be unknown whether the events were stored. The keys prevent a retry from storing them
         # twice.
-        batch = [(stream, event, {"idempotency_key": key}) for key, event in self._unsent]
-        positions = broadcast_batch(batch, immediate=True)  # type: ignore[arg-type]
-        for _, event in self._unsent:
+        batch = [(stream, event, {"idempotency_key": key}) for key, event in unsent]
+        positions = broadcast_batch(batch, immediate=not self.in_transaction)  # type: ignore[arg-type]
+        for _, event in unsent:
             item = events.content_of(event)
             if item is not None:
                 self._content.add(item)
-        self._unsent.clear()
+            self._unsent.popleft()
+        self._unsaved += len(unsent)
         self._changed = True
         last = positions[-1]
         if last is not None and self._position is not None:
@@ -174,6 +207,7 @@ class Attempt:
             values |= self._values()
         if self._own().update(**values):
             self._changed = False
+            self._unsaved = 0
             self._saved_at = began
         else:
             self.lost = True
@@ -215,7 +249,7 @@ class Attempt:
                     )
                     break
                 except Exception as failure:
-                    if not is_outage(failure) or self._clock() > until:
+                    if not _may_pass(failure) or self._clock() > until:
                         raise
                     logger.warning("The run %s could not be saved; trying again: %s", self.run.pk, failure)
                     time.sleep(RETRY_DELAY)
@@ -226,17 +260,41 @@ class Attempt:
                 try:
                     self.run.announce_end()
                 except Exception as failure:
-                    if not is_outage(failure):
+                    if not _may_pass(failure):
                         raise
                     # Servers with readers of the run broadcast its end again (see watching.py), once the store works.
                     logger.warning("The end of the run %s could not be broadcast: %s", self.run.pk, failure)
 
 
-def stop_requests(runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
-    """Return the ids of the runs that are still running although someone has requested a stop.
+def begin_attempt(run: uuid.UUID | str) -> Attempt:
+    """Begin to write a queued run, and return the attempt.
+
+    After an outage of the store or the database, this is retried for as long as a lease lasts.
 
     Args:
-        runs: the ids of the runs to check.
+        run: the id of the run.
+
+    Raises:
+        Run.DoesNotExist: there is no such run.
+        RunNotQueued: another task is writing the run, or the run is completed or failed.
     """
-    stopped = Run.objects.filter(pk__in=runs, status=Status.RUNNING, stop_requested=True)
-    return list(stopped.values_list("pk", flat=True))
+    until = time.monotonic() + get_settings().run_lease
+    attempt: Attempt | None = None
+    while True:
+        try:
+            attempt = attempt or Attempt(Run.objects.get(pk=run))
+            attempt.begin()
+        except Exception as error:
+            # A transaction cannot go on after an error.
+            in_transaction = connections[router.db_for_write(Run)].in_atomic_block
+            if in_transaction or not _may_pass(error) or time.monotonic() > until:
+                raise
+            logger.warning("The run %s could not be begun; trying again: %s", run, error)
+            time.sleep(RETRY_DELAY)
+        else:
+            return attempt
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether a retry may succeed after an error. The idempotency keys prevent a second broadcast."""
+    return is_outage(error) or isinstance(error, BroadcastUncertain)

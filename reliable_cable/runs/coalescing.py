@@ -23,7 +23,7 @@ class Coalescer:
         max_length: the number of collected characters of text after which a broadcast does not wait for the interval.
     """
 
-    __slots__ = ("_attempt", "_interval", "_length", "_lock", "_max_length", "_taken_at", "_written")
+    __slots__ = ("_attempt", "_interval", "_is_expecting", "_length", "_lock", "_max_length", "_taken_at", "_written")
 
     def __init__(self, attempt: int, interval: float = 0.03, max_length: int = 2048) -> None:
         self._attempt = attempt
@@ -34,6 +34,9 @@ class Coalescer:
         self._length = 0
         self._lock = threading.Lock()
         self._taken_at = -math.inf
+        #: Whether `due` returns the end of the interval even if nothing is written. The thread that calls `take` then
+        #: need not be woken for the first piece, which saves CPU time while a model writes quickly.
+        self._is_expecting = False
 
     def add(self, item: str | Mapping[str, Any]) -> bool:
         """Add a piece of text or a part.
@@ -45,14 +48,16 @@ class Coalescer:
             self._written.append(item)
             before = self._length
             self._length += len(item) if isinstance(item, str) else 0
-            return len(self._written) == 1 or before < self._max_length <= self._length
+            is_first = len(self._written) == 1 and not self._is_expecting
+            return is_first or before < self._max_length <= self._length
 
     def due(self) -> float:
         """Return the time at which the next broadcast is due, by the same clock as the argument `now` of `take`.
 
-        The time is infinity if there is nothing to broadcast, and minus infinity if the broadcast must not wait.
+        The time is infinity if there is nothing to broadcast, and minus infinity if the broadcast must not wait. After
+        a broadcast, another one is expected, until `take` returns nothing.
         """
-        if not self._written:
+        if not self._written and not self._is_expecting:
             return math.inf
         return -math.inf if self._length >= self._max_length else self._taken_at + self._interval
 
@@ -65,6 +70,7 @@ class Coalescer:
         with self._lock:
             written, self._written = self._written, []
             self._length = 0
+            self._is_expecting = bool(written)
         if not written:
             return ()
         self._taken_at = now

@@ -17,6 +17,9 @@ COMPLETE: Final = "complete"
 STOPPED: Final = "stopped"
 ERROR: Final = "error"
 
+#: The events that end an attempt.
+ENDS: Final = (COMPLETE, STOPPED, ERROR)
+
 
 def stream_of(run: object) -> str:
     """Return the name of the stream of a run.

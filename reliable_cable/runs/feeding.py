@@ -73,6 +73,8 @@ class Feeder:
         self._chat = ""
         #: Whether the last answer has begun, but has not ended.
         self._unfinished = False
+        #: Whether the last answer has added something to the output.
+        self._has_content = False
         #: The reason why the last answer is not complete. The run does not fail at once, because a chunk with the usage
         #: may follow.
         self._cut_off: str | None = None
@@ -121,17 +123,17 @@ class Feeder:
             case "created":
                 self._begin()
             case "output_text.delta" | "refusal.delta":
-                self._out.write(event.delta)
+                self._answer.write(event.delta)
             case "reasoning_text.delta" | "reasoning_summary_text.delta":
-                self._out.reason(event.delta)
+                self._answer.reason(event.delta)
             case "reasoning_summary_part.added" if event.summary_index:
-                self._out.reason("\n\n")
+                self._answer.reason("\n\n")
             case "output_text.annotation.added":
                 self._cite(event.annotation)
             case "output_item.done" if event.item.type == "function_call" and event.item.status != "incomplete":
                 self._call(_Call(0, event.item.call_id, event.item.name, [event.item.arguments]))
             case "output_item.done" if event.item.type == "custom_tool_call":
-                self._out.tool_call(event.item.call_id, event.item.name, event.item.input)
+                self._answer.tool_call(event.item.call_id, event.item.name, event.item.input)
             case "completed" | "incomplete" | "failed":
                 self._unfinished = False
                 self._count(event.response.usage)
@@ -142,7 +144,9 @@ class Feeder:
         """Add the content of a chunk of OpenAI's Chat Completions API."""
         if chunk.id and chunk.id != self._chat:
             self._chat = chunk.id
-            self._begin()
+            # Some servers give each chunk another id. Only the first chunk of an answer has a role.
+            if not self._unfinished or any(getattr(choice.delta, "role", None) for choice in chunk.choices):
+                self._begin()
         for choice in chunk.choices:
             if choice.index == 0:
                 self._delta(choice.delta)
@@ -154,9 +158,9 @@ class Feeder:
         # OpenAI's API has no reasoning here. Servers with a compatible API stream it under one of these names.
         reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
         if isinstance(reasoning, str):
-            self._out.reason(reasoning)
+            self._answer.reason(reasoning)
         if text := getattr(delta, "content", None) or getattr(delta, "refusal", None):
-            self._out.write(text)
+            self._answer.write(text)
         for piece in getattr(delta, "tool_calls", None) or ():
             call = self._open_call(piece.index)
             if call is None or piece.id not in ("", None, call.id):
@@ -197,9 +201,9 @@ class Feeder:
     def _block_delta(self, index: int, delta: Any) -> None:
         match delta.type:
             case "text_delta":
-                self._out.write(delta.text)
+                self._answer.write(delta.text)
             case "thinking_delta":
-                self._out.reason(delta.thinking)
+                self._answer.reason(delta.thinking)
             case "citations_delta":
                 self._cite(delta.citation)
             case "input_json_delta":
@@ -207,10 +211,15 @@ class Feeder:
                     call.pieces.append(delta.partial_json)
 
     def _begin(self) -> None:
-        """Begin the next answer. Fail if the model stopped before the previous answer was complete."""
+        """Begin the next answer. Fail if the previous answer is not complete, because its content cannot be removed."""
         if self._cut_off is not None:
             self._fail(self._cut_off)
-        self._unfinished = True
+        if self._unfinished and self._has_content:
+            self._unfinished = False
+            failure = RunFailed(_INTERRUPTED)
+            failure.add_note("The next answer has begun before the previous one was fed to its end.")
+            raise failure
+        self._unfinished, self._has_content = True, False
         self._calls.clear()
         self._former_usage, self._usage = _sum(self._former_usage, self._usage), {}
 
@@ -232,22 +241,28 @@ class Feeder:
             self._usage |= usage.model_dump(mode="json", exclude_none=True, warnings=False)
             self._out.count(_sum(self._former_usage, self._usage))
 
+    @property
+    def _answer(self) -> Output:
+        """The output, to which the last answer adds something now."""
+        self._has_content = True
+        return self._out
+
     def _open_call(self, index: int) -> _Call | None:
         return next((call for call in reversed(self._calls) if call.index == index), None)
 
     def _call(self, call: _Call) -> None:
         arguments = "".join(call.pieces)
         try:
-            self._out.tool_call(call.id, call.name, json.loads(arguments or "{}"))
+            self._answer.tool_call(call.id, call.name, json.loads(arguments or "{}"))
         except (ValueError, RecursionError):
             # A model may write invalid JSON. In this case, the text is stored unchanged.
-            self._out.tool_call(call.id, call.name, arguments)
+            self._answer.tool_call(call.id, call.name, arguments)
 
     def _cite(self, citation: Any) -> None:
         # In version 2 of `openai`, an annotation is a dict.
         values = citation if isinstance(citation, dict) else vars(citation)
         if url := values.get("url"):
-            self._out.source(url, values.get("title") or "")
+            self._answer.source(url, values.get("title") or "")
 
 
 def _is_event(cls: type) -> bool:

@@ -19,6 +19,7 @@ from reliable_cable.broadcasting import broadcast
 from reliable_cable.namespaces import current_namespace, use_namespace
 
 from . import events
+from .parts import Content
 from .unsaved import complete_content
 
 #: The error message that the user reads if the process of the writer has died.
@@ -243,8 +244,7 @@ class Run(models.Model):
         run = abandoned.first()
         if run is None:
             return False
-        with use_namespace(run.namespace):
-            content = complete_content(run.stream, run.attempt, run.position, run.text, run.parts)
+        content = run._broadcast_content()
         if not abandoned.update(
             status=Status.FAILED,
             error=WRITER_DIED,
@@ -256,7 +256,18 @@ class Run(models.Model):
             return False
         self.refresh_from_db()
         self.announce_end()
+        # A writer that was only frozen may have broadcast more before the end was broadcast.
+        later = run._broadcast_content()
+        if (later.length, len(later.parts)) > (content.length, len(content.parts)):
+            failed = Run.objects.filter(pk=self.pk, status=Status.FAILED, writer=run.writer)
+            failed.update(text=later.text, parts=later.parts)
+            self.refresh_from_db()
         return True
+
+    def _broadcast_content(self) -> Content:
+        """Return the content of this row with what was broadcast after it was saved."""
+        with use_namespace(self.namespace):
+            return complete_content(self.stream, self.attempt, self.position, self.text, self.parts)
 
     def announce_end(self) -> None:
         """Broadcast the event with which the attempt ended, unless the stream still keeps an earlier copy of it."""

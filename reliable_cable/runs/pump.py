@@ -12,7 +12,8 @@ from typing import Any, Final
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
 
-from .attempt import Attempt, stop_requests
+from .attempt import Attempt
+from .stopping import StopRequests
 
 logger = logging.getLogger("reliable_cable")
 
@@ -54,6 +55,7 @@ class Pump:
         self._woken = False
         self._running = False
         self._asked_at = 0.0
+        self._stop_requests = StopRequests()
 
     def add(self, attempt: Attempt, ended: Callable[[], object]) -> None:
         """Begin to call the attempt's `step` regularly.
@@ -114,7 +116,7 @@ class Pump:
 
     def _find_stopped(self, attempts: dict[Any, _Served]) -> None:
         try:
-            stopped = with_kept_connections(stop_requests, list(attempts))
+            stopped = with_kept_connections(self._stop_requests.find, list(attempts))
         except Exception as error:
             if not is_outage(error):
                 logger.exception("The database could not be asked which runs were stopped.")

@@ -19,7 +19,7 @@ PAGE_SIZE: Final = 1000
 def complete_content(
     stream: str, attempt: int, saved_at: str, text: str, parts: Sequence[Mapping[str, Any]]
 ) -> Content:
-    """Return the saved content of an attempt with what was broadcast after it.
+    """Return the saved content of an attempt with what was broadcast after it, until the end of the attempt.
 
     Readers have received the broadcasts, so the run must contain them. If the stream no longer has all of them, this
     returns the saved content.
@@ -45,7 +45,11 @@ def complete_content(
             offset += 1
             if not _follows(entry, position, offset):
                 return saved
-            item = events.content_of(entry.data) if entry.data["attempt"] == attempt else None
+            if entry.data["attempt"] != attempt:
+                continue
+            if entry.data["event"] in events.ENDS:
+                return content  # readers ignore what follows
+            item = events.content_of(entry.data)
             if item is not None:
                 content.add(item)
     return content

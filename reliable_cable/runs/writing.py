@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from reliable_cable.concurrency.threads import run_store_write, sync_only
 
-from .attempt import Attempt
+from .attempt import Attempt, begin_attempt
 from .exceptions import RunFailed, RunLost, RunStopped
 from .feeding import Feeder
+from .inline import AsyncInlinePump, InlinePump
 from .models import Run, Status
 from .parts import check_part, clean_text
-from .pump import pump
+from .pump import Pump, pump
 
 logger = logging.getLogger("reliable_cable")
 
@@ -25,9 +26,9 @@ FAILED: Final = "Something went wrong. Please try again."
 class Writer:
     """Adds content to the answer of a run. The methods return at once: a background thread broadcasts and saves it."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, pump: Pump | InlinePump | AsyncInlinePump) -> None:
         self._attempt = attempt
-        self._pump = pump()
+        self._pump = pump
         self._feeder: Feeder | None = None
 
     @property
@@ -146,6 +147,22 @@ class Writer:
             raise RunStopped(f"The run {self.run.pk} was stopped.")
 
 
+class InlineWriter(Writer):
+    """A writer in a transaction. Its methods also broadcast and save the answer, when it is time for that."""
+
+    _pump: InlinePump
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was stopped."""
+        self._pump.check()
+        return self._attempt.stopped
+
+    def _check(self) -> None:
+        self._pump.check()
+        super()._check()
+
+
 @contextmanager
 @sync_only("awriting")
 def writing(run: uuid.UUID | str) -> Iterator[Writer]:
@@ -155,6 +172,8 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
     other error fails the run, and is raised again. The user reads the message of a `RunFailed`. After other errors, the
     user reads only that something went wrong.
 
+    Do not call this in a transaction, except in tests. Readers would receive the answer only after the commit.
+
     Args:
         run: the id of the run.
 
@@ -163,11 +182,14 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
         RunNotQueued: another task is writing the run, or the run is completed or failed. If the run was stopped before,
             the first `write` raises `RunStopped` instead.
     """
-    attempt = Attempt(Run.objects.get(pk=run))
-    attempt.begin()
-    if not attempt.stopped:
-        pump().add(attempt, lambda: None)
-    out = Writer(attempt)
+    attempt = begin_attempt(run)
+    out: Writer
+    if attempt.in_transaction:
+        out = InlineWriter(attempt, InlinePump(attempt))
+    else:
+        out = Writer(attempt, pump())
+        if not attempt.stopped:
+            pump().add(attempt, lambda: None)
     try:
         yield out
         out._end()
@@ -184,19 +206,21 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
 @asynccontextmanager
 async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
     """Async twin of `writing`. If the run is stopped, the block is cancelled, even while it awaits the model."""
-    attempt = Attempt(await Run.objects.aget(pk=run))
-    await run_store_write(attempt.begin)
+    attempt = await run_store_write(begin_attempt, run)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker: async code runs in a task
     cancellation = _Cancellation(task)
-    if not attempt.stopped:
+    inline = AsyncInlinePump(attempt, cancellation.cancel) if attempt.in_transaction else None
+    if not attempt.stopped and inline is None:
         pump().add(attempt, lambda: loop.call_soon_threadsafe(cancellation.cancel))
-    out = Writer(attempt)
+    out = Writer(attempt, inline or pump())
     try:
         yield out
         out._end()
     except BaseException as error:
         pump().remove(attempt)
+        if inline is not None:
+            inline.close()
         caught: BaseException = error
         if cancellation.end() and isinstance(error, asyncio.CancelledError) and task.uncancel() == 0:
             caught = RunLost("") if attempt.lost else RunStopped("")
@@ -208,6 +232,8 @@ async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
         raise
     else:
         pump().remove(attempt)
+        if inline is not None:
+            inline.close()
         cancellation.end()
         await run_store_write(attempt.end, Status.STOPPED if attempt.stopped else Status.COMPLETED)
 

@@ -56,7 +56,7 @@ async def test_runs_in_the_bundle(request: pytest.FixtureRequest, servers: Serve
         pool: RedisPool = request.getfixturevalue("redis_pool")
         options |= {"REDIS_URL": pool.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
     with servers.make(kind, **options) as server:
-        await run(server, "runs.mjs", 18)
+        await run(server, "runs.mjs", 19)
 
 
 @pytest.mark.node

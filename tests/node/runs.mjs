@@ -148,6 +148,25 @@ const scenarios = {
     cable.disconnect()
   },
 
+  async 'a long answer, which is larger than what may be pending for a connection'() {
+    const cables = [open(), open()]
+    const id = await start()
+    const early = follow(cables[0], id)
+    const piece = 'é "quoted"\n'.repeat(6000)
+    const text = piece.repeat(20)
+    for (const _ of range(1, 20)) await write(id, piece)
+    await eventually(() => early.run.text.length === text.length, () => `the text: ${early.run.text.length}`)
+    const late = follow(cables[1], id)
+    await eventually(() => late.run.text.length === text.length, () => `the snapshot: ${late.run.text.length}`)
+    await end(id)
+    for (const seen of [early, late]) {
+      await hasEnded(seen)
+      equal([seen.run.text === text, seen.run.state], [true, 'completed'], 'the answer')
+    }
+    equal(late.begins, 1, 'the snapshots')
+    for (const cable of cables) cable.disconnect()
+  },
+
   async 'a run fails with a message, and the next attempt begins anew'() {
     const cable = open()
     const id = await start()

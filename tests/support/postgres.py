@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Options that make the server faster. They are not safe against power cuts.
-OPTIONS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=60"
+OPTIONS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
 
 
 def find_postgres() -> Path | None:
@@ -36,10 +36,12 @@ class PostgresServer:
     Args:
         binaries: the directory with `initdb` and `pg_ctl`.
         port: a port of the loopback on which the server also listens; None: it listens only on the socket.
+        connections: the maximum number of connections.
     """
 
-    def __init__(self, binaries: Path, port: int | None = None) -> None:
+    def __init__(self, binaries: Path, port: int | None = None, connections: int = 60) -> None:
         self.port = port
+        self._connections = connections
         self._binaries = binaries
         self._user = unprivileged_user()
         self._base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
@@ -70,7 +72,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server and wait until it accepts connections."""
         listen = "-c listen_addresses=''" if self.port is None else f"-c listen_addresses=127.0.0.1 -c port={self.port}"
-        options = f"{OPTIONS} {listen} -c unix_socket_directories='{self._base}'"
+        options = f"{OPTIONS} -c max_connections={self._connections} {listen} -c unix_socket_directories='{self._base}'"
         self._control("-l", str(self._base / "server"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
@@ -104,9 +106,9 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres(binaries: Path) -> Iterator[str]:
+def running_postgres(binaries: Path, connections: int = 60) -> Iterator[str]:
     """Run a server with the superuser `postgres`. Yield the directory of its socket, for HOST in Django's settings."""
-    server = PostgresServer(binaries)
+    server = PostgresServer(binaries, connections=connections)
     try:
         server.initialize()
         server.start()

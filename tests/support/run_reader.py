@@ -19,7 +19,7 @@ class RunReader:
     Attributes:
         attempt: the number of the newest attempt.
         text: the text of that attempt so far.
-        parts: the data of its parts so far.
+        parts: its other parts so far.
         status: the status of that attempt, from a snapshot or an event.
         names: the names of all events, in their order.
     """
@@ -70,6 +70,13 @@ class RunReader:
         elif name == events.CHUNK:
             self.text += event["content"]
         elif name == events.PART:
-            self.parts = [*self.parts, event["part"]]
+            self._add_part({**event["part"], "at": len(self.text)})
         elif name in ENDED:
             self.status = ENDED[name]
+
+    def _add_part(self, part: dict[str, Any]) -> None:
+        last = self.parts[-1] if self.parts else {}
+        if part["type"] == "reasoning" == last.get("type") and last["at"] == part["at"]:
+            self.parts = [*self.parts[:-1], {**last, "text": last["text"] + part["text"]}]
+        else:
+            self.parts = [*self.parts, part]

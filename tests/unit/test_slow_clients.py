@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 from django.utils import translation
 
-from reliable_cable import Channel, action
-from reliable_cable.broadcasting import abroadcast
+from reliable_cable import Channel, Snapshot, action
+from reliable_cable.broadcasting import abroadcast, aposition
 from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection import outbox
@@ -63,6 +64,19 @@ class Talkative(Channel, abstract=True):
             self.transmit({"n": number, "stream": "talk", "pad": "x" * 200})
 
 
+class Answer(Channel, abstract=True):
+    """Gives a snapshot that is larger than `MAX_PENDING_SIZE`."""
+
+    snapshots = 0
+
+    def subscribed(self) -> None:
+        self.stream_from("a")
+
+    async def snapshot(self, stream: str) -> Snapshot:
+        Answer.snapshots += 1
+        return Snapshot(await aposition(stream), {"stream": stream, "n": 0, "text": "x" * 3 * LIMIT})
+
+
 TALKATIVE = identifier("Talkative")
 TALK = json.dumps({"command": "message", "identifier": TALKATIVE, "data": json.dumps({"action": "talk"})})
 
@@ -73,8 +87,10 @@ def _rooms(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
     registry.update({"Room": [Room], "Actions": [Actions], "Talkative": [Talkative]})
+    registry["Answer"] = [Answer]
+    Answer.snapshots = 0
     yield
-    del registry["Room"], registry["Actions"], registry["Talkative"]
+    del registry["Room"], registry["Actions"], registry["Talkative"], registry["Answer"]
 
 
 # -- when a connection is closed ---------------------------------------------------------------------------------------
@@ -129,6 +145,34 @@ async def test_a_client_that_reads_slowly_and_is_not_read_need_not_answer_pings(
         await client.read_all()
         assert not client.connection.reading_paused
         assert client.log.count({"type": "pong"}) == 200
+
+
+@frames_or_not
+async def test_a_client_gets_snapshots_that_are_larger_than_what_may_be_pending(frames: bool) -> None:
+    answers = [identifier("Answer", number=number) for number in range(10)]
+    async with SlowClient(frames=frames) as client:
+        await publish("a", 1)
+        for each in answers:
+            subscribe = {"command": "subscribe", "identifier": each, "history": {"since": 1}}
+            client.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(subscribe)})
+        await until(lambda: client.connection.outbox.blocked)
+        for number in range(2, 6):
+            await publish("a", number)
+            await client.run_until_idle()
+        assert Answer.snapshots == 1, "while the client does not read, the server makes no more snapshots"
+        async with asyncio.timeout(60):
+            while not all(client.numbers(each, "a") for each in answers):
+                await client.read_all()
+            assert Answer.snapshots == len(answers)
+            await publish("a", 6)
+            while any(client.numbers(each, "a")[-1] != 6 for each in answers):
+                await client.read_all()
+        assert not client.aborted
+        for each in answers:
+            numbers = client.numbers(each, "a")
+            assert numbers[0] == 0
+            assert numbers[1:] == [*range(7 - len(numbers) + 1, 7)]
+            assert len(numbers) > 1
 
 
 @frames_or_not

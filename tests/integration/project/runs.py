@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
@@ -131,6 +133,39 @@ def start_run(words: list[str], pause: float) -> str:
         run = Run.objects.start(input={"words": words, "pause": pause})
         transaction.on_commit(lambda: _enqueue(str(run.pk)))
     return str(run.pk)
+
+
+def start_chat_run(user: str, chat: str) -> str:
+    """Create a chat, and a queued run that belongs to it. Return the id of the run."""
+    group, _ = Group.objects.get_or_create(name=chat)
+    return str(Run.objects.start(owner=get_user_model().objects.get(username=user), subject=group).pk)
+
+
+def run_rows(runs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the statuses and attempts of runs, by their ids. If a run has ended, its answer is included."""
+    rows = {str(run.pk): run for run in Run.objects.filter(pk__in=runs).defer("text", "parts", "input")}
+    answers = {
+        str(run["pk"]): run
+        for run in Run.objects.filter(pk__in=[run.pk for run in rows.values() if run.ended]).values(
+            "pk", "status", "attempt", "text", "parts", "error"
+        )
+    }
+    return {
+        key: {name: value for name, value in answers[key].items() if name != "pk"}
+        if key in answers
+        else {"status": run.status, "attempt": run.attempt}
+        for key, run in rows.items()
+    }
+
+
+def stop_run(run: str) -> bool:
+    """Stop a run."""
+    return Run.objects.get(pk=run).stop()
+
+
+def expire_runs() -> int:
+    """Fail the runs whose writer has died. Return their number."""
+    return len(Run.objects.expire())
 
 
 def retry_run(run: str) -> None:

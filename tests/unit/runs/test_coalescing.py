@@ -25,11 +25,21 @@ def test_later_texts_are_joined_for_a_time() -> None:
     coalescer = Coalescer(1, interval=0.03)
     coalescer.add("a")
     assert coalescer.take(10.0) == [{"event": "chunk", "attempt": 1, "content": "a"}]
-    assert coalescer.add("b")
-    assert not coalescer.add("c"), "the pump need not be woken for each token"
+    assert coalescer.due() == 10.03, "more text is expected"
+    assert not coalescer.add("b"), "the pump need not be woken"
+    assert not coalescer.add("c")
     assert coalescer.due() == 10.03
     assert coalescer.take(10.03) == [{"event": "chunk", "attempt": 1, "content": "bc"}]
-    assert not coalescer.take(11.0)
+
+
+def test_a_text_after_a_pause_is_due_at_once() -> None:
+    coalescer = Coalescer(1, interval=0.03)
+    coalescer.add("a")
+    coalescer.take(10.0)
+    assert not coalescer.take(10.03)
+    assert coalescer.due() == math.inf, "no more text is expected"
+    assert coalescer.add("b")
+    assert coalescer.due() <= 10.04
 
 
 def test_much_text_is_due_at_once() -> None:

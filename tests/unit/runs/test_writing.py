@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from reliable_cable import history
+from reliable_cable import forget, history
 from reliable_cable.runs import watching
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.attempt import Attempt
@@ -279,17 +279,15 @@ async def test_readers_are_told_that_the_writer_died(
     assert (failed.text, failed.error) == (reader.text, WRITER_DIED) == ("a", WRITER_DIED)
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "trimmed"])
-def test_a_run_whose_writer_died_has_what_was_broadcast_if_all_of_it_is_kept(
-    run: Run, settings: Any, kept: bool
-) -> None:
-    if not kept:
-        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HISTORY_SIZE": 1}
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "forgotten"])
+def test_a_run_whose_writer_died_has_what_was_broadcast_if_all_of_it_is_kept(run: Run, kept: bool) -> None:
     attempt = Attempt(run)
     attempt.begin()
     for item in ("a", {"type": "reasoning", "text": "b"}, {"type": "reasoning", "text": "c"}, "d"):
         attempt.coalescer.add(item)
         attempt._flush()
+    if not kept:
+        forget(run.stream)
     expire(run)
     assert Run.objects.expire() == [run]
     run.refresh_from_db()

@@ -1,0 +1,37 @@
+"""A small storm of runs on each engine. `python -m tests.storm_runs` runs larger ones."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reliable_cable.client.build import build
+from tests.node import node_modules, require_node
+from tests.storm_runs.plan import Plan
+from tests.storm_runs.report import table, violations
+from tests.storm_runs.storm import Storm
+
+SMALL = Plan(runs=12, tokens=60, pause=0.03, writers=2, channel_readers=1, every=0.5, faults=4, lease=3)
+PLANS = [
+    pytest.param(SMALL, id="redis", marks=pytest.mark.redis),
+    pytest.param(replace(SMALL, engine="database"), id="database"),
+]
+
+
+@pytest.mark.node
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("plan", PLANS)
+async def test_every_reader_ends_with_the_answer_in_the_database(plan: Plan, tmp_path: Path) -> None:
+    node = require_node()
+    await asyncio.to_thread(node_modules)
+    await asyncio.to_thread(build)
+    outcome = await Storm(plan, tmp_path, node).run()
+    print(table(outcome))  # noqa: T201 - pytest shows the output of a test that fails
+    assert outcome.good, violations(outcome)
+    for kind in ("channel", "AI SDK", "AG-UI", "followRun"):
+        assert outcome.counts[f"{kind}: visits"] >= plan.runs
+    for kind in ("channel", "AG-UI", "followRun"):
+        assert outcome.counts[f"{kind}: read to the end"] >= plan.runs
