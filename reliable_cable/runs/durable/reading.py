@@ -1,0 +1,105 @@
+"""Reads the data of durable streams from the stream store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from django.utils import timezone
+
+from reliable_cable.concurrency.threads import run_handler
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.runs.durable_models import DurableStream
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.validation import qualify_stream
+
+from .framing import Piece, unpack
+from .storage import set_shift
+
+#: The maximum number of entries in a response, and the size of their data, in bytes, after which no more are added.
+MAX_ENTRIES: Final = 1000
+MAX_SIZE: Final = 2**20
+#: How long the store may take to number entries after their transaction has committed. If they are missing after this
+#: time, the store has lost them.
+NUMBERING_TIME: Final = timedelta(seconds=10)
+
+
+class Trimmed(Exception):
+    """Raised if data after an offset are no longer stored.
+
+    Args:
+        earliest: the number of entries before the first one that is stored.
+    """
+
+    def __init__(self, earliest: int) -> None:
+        super().__init__(earliest)
+        self.earliest = earliest
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Data that follow each other in a stream.
+
+    Args:
+        pieces: the data.
+        end: the number of entries before the end of the data.
+        up_to_date: whether there were no more data.
+        closed: whether the stream is closed, and has no more data.
+    """
+
+    pieces: Sequence[Piece]
+    end: int
+    up_to_date: bool
+    closed: bool
+
+
+async def read_chunk(row: DurableStream, after: int) -> Chunk:
+    """Read the data after an offset, up to a maximum size.
+
+    Args:
+        row: the row of the stream.
+        after: the number of entries before the offset.
+
+    Raises:
+        Trimmed: the data are no longer stored.
+        StoreError: the store could not be read.
+    """
+    page = await _read(row, after)
+    pieces = _pieces(page)
+    shift = next((piece.number - offset for offset, piece in pieces if piece.data or piece.values), row.shift)
+    if shift != row.shift:
+        # The store has begun a new epoch, in which offsets start at 1 again.
+        await run_handler(set_shift, row, shift)
+        page = await _read(row, after)
+        pieces = _pieces(page)
+    found = [piece for _, piece in pieces if piece.number > after]
+    if (found[0].number if found else _expected(row, page, after)) != after + 1:
+        raise Trimmed(page.low + row.shift - 1)
+    end = found[-1].number if found else after
+    reached = end >= row.count and (not page.entries or page.entries[-1].offset == page.tail)
+    return Chunk(found, end, reached, reached and (row.closed or any(piece.end for _, piece in pieces)))
+
+
+async def _read(row: DurableStream, after: int) -> StreamPage:
+    return await get_engine().streams.aread(
+        qualify_stream(row.stream, row.namespace),
+        after=max(0, after - row.shift),
+        limit=MAX_ENTRIES,
+        max_size=MAX_SIZE,
+    )
+
+
+def _pieces(page: StreamPage) -> list[tuple[int, Piece]]:
+    """Return the data of the entries of a page, with their offsets in the store."""
+    pieces = [(entry.offset, unpack(json.loads(entry.data))) for entry in page.entries]
+    return [(offset, piece) for offset, piece in pieces if piece is not None]
+
+
+def _expected(row: DurableStream, page: StreamPage, after: int) -> int:
+    """Return the number of the next entry, if a page has none after `after`: 0 if entries were lost."""
+    complete = after >= row.count
+    arriving = page.tail + row.shift < row.count and timezone.now() - row.appended_at < NUMBERING_TIME
+    return after + 1 if complete or arriving else 0
