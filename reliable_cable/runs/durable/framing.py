@@ -207,7 +207,8 @@ def join(pieces: Sequence[Piece], content_type: str) -> bytes:
 
 def event(name: str, text: str) -> bytes:
     """Return a server-sent event. A text with several lines becomes several `data` fields."""
-    lines = "".join(f"data: {line}\n" for line in _LINE_END.split(text))
+    # Readers drop a space after the colon, so a line that begins with a space needs another one.
+    lines = "".join(f"data:{' ' if line.startswith(' ') else ''}{line}\n" for line in _LINE_END.split(text))
     return f"event: {name}\n{lines}\n".encode()
 
 

@@ -22,7 +22,7 @@ from reliable_cable.stores.engine import get_engine
 
 from .access import durable_streams, is_admitted
 from .appending import Append, Outcome, WriterState, decide
-from .framing import media_type, pack
+from .framing import InvalidBody, media_type, pack
 from .offsets import new_generation
 
 #: The maximum number of expired streams that are deleted when a stream is created.
@@ -179,6 +179,8 @@ def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, D
         InvalidBody: the body cannot be appended.
     """
     entries = pack(body, row.content_type, get_settings().max_broadcast_size) if body else []
+    if body and not entries:
+        raise InvalidBody("The array in the body is empty.")
     with transaction.atomic(using=_alias()):
         # The update locks the row, on SQLite the database. A query alone would not do that on SQLite.
         if not _rows().filter(pk=row.pk, deleted=False).update(appended_at=timezone.now()):

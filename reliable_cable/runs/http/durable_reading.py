@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
@@ -12,7 +13,6 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.http.core import Refusal
-from reliable_cable.protocol.messages import dumps
 from reliable_cable.runs.durable.cable import DurableStreamChannel
 from reliable_cable.runs.durable.framing import data_event, event, is_text, join, unpack
 from reliable_cable.runs.durable.offsets import format_offset
@@ -170,7 +170,7 @@ def stream_data(
     cursor = next_cursor(request)
     encoding = {} if is_text(row.content_type) else {ENCODING: "base64"}
     return StreamingHttpResponse(
-        StreamBody(_events(row, visitor, after, chunk, seconds, cursor)), headers={**STREAM_HEADERS, **encoding}
+        StreamBody(_events(row, visitor, after, chunk, seconds, cursor)), headers={**STREAM_HEADERS, **encoding, "Content-Type": "text/event-stream"}
     )
 
 
@@ -202,4 +202,4 @@ def _encode(row: DurableStream, chunk: Chunk, cursor: str) -> bytes:
     if chunk.up_to_date:
         control["upToDate"] = True
     data = data_event(chunk.pieces, row.content_type) if chunk.pieces else b""
-    return data + event("control", dumps(control))
+    return data + event("control", json.dumps(control, separators=(",", ":")))
