@@ -11,7 +11,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from reliable_cable.protocol.commands import refuse_constant
@@ -94,6 +94,26 @@ def unpack(entry: Any) -> Piece | None:
         return None
     data = entry["text"].encode() if "text" in entry else base64.b64decode(entry.get("base64", ""))
     return Piece(entry["n"], data, tuple(entry.get("json", ())), bool(entry.get("end")))
+
+
+def repack(piece: Piece) -> dict[str, Any]:
+    """Return the entry for data that were an entry of another stream, without its number."""
+    return {"json": list(piece.values)} if piece.values else _encode(piece.data)
+
+
+def cut(piece: Piece, size: int) -> Piece:
+    """Return the first bytes or JSON values of an entry.
+
+    Args:
+        piece: the data of the entry.
+        size: the number of bytes or values.
+
+    Raises:
+        InvalidBody: the entry has fewer.
+    """
+    if size > len(piece.values or piece.data):
+        raise InvalidBody("The Stream-Fork-Sub-Offset is beyond the end of the data that follow the offset.")
+    return replace(piece, data=piece.data[:size], values=piece.values[:size])
 
 
 def _encode(data: bytes) -> dict[str, Any]:

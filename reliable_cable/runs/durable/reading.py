@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.utils import timezone
 
@@ -67,29 +67,55 @@ async def read_chunk(row: DurableStream, after: int) -> Chunk:
         Trimmed: the data are no longer stored.
         StoreError: the store could not be read.
     """
-    page = await _read(row, after)
+    page = await get_engine().streams.aread(_name(row), **_arguments(row, after))
+    if _has_shifted(row, page):
+        await run_handler(set_shift, row, _shift(row, page))
+        page = await get_engine().streams.aread(_name(row), **_arguments(row, after))
+    return _chunk(row, after, page)
+
+
+def read_chunk_in_thread(row: DurableStream, after: int) -> Chunk:
+    """Sync twin of `read_chunk`."""
+    page = get_engine().streams.read(_name(row), **_arguments(row, after))
+    if _has_shifted(row, page):
+        set_shift(row, _shift(row, page))
+        page = get_engine().streams.read(_name(row), **_arguments(row, after))
+    return _chunk(row, after, page)
+
+
+def _name(row: DurableStream) -> str:
+    return qualify_stream(row.stream, row.namespace)
+
+
+def _arguments(row: DurableStream, after: int) -> dict[str, Any]:
+    """Return the arguments of `StreamStore.read`."""
+    return {"after": max(0, after - row.shift), "limit": MAX_ENTRIES, "max_size": MAX_SIZE}
+
+
+def _has_shifted(row: DurableStream, page: StreamPage) -> bool:
+    """Return whether the store has begun a new epoch, in which offsets start at 1 again."""
+    return _shift(row, page) != row.shift
+
+
+def _shift(row: DurableStream, page: StreamPage) -> int:
+    """Return the difference between the numbers of entries and their offsets."""
     pieces = _pieces(page)
-    shift = next((piece.number - offset for offset, piece in pieces if piece.data or piece.values), row.shift)
-    if shift != row.shift:
-        # The store has begun a new epoch, in which offsets start at 1 again.
-        await run_handler(set_shift, row, shift)
-        page = await _read(row, after)
-        pieces = _pieces(page)
-    found = [piece for _, piece in pieces if piece.number > after]
+    return next((piece.number - offset for offset, piece in pieces if piece.data or piece.values), row.shift)
+
+
+def _chunk(row: DurableStream, after: int, page: StreamPage) -> Chunk:
+    """Return the data of a page of the store.
+
+    Raises:
+        Trimmed: the data are no longer stored.
+    """
+    pieces = [piece for _, piece in _pieces(page)]
+    found = [piece for piece in pieces if piece.number > after]
     if (found[0].number if found else _expected(row, page, after)) != after + 1:
         raise Trimmed(page.low + row.shift - 1)
     end = found[-1].number if found else after
     reached = end >= row.count and (not page.entries or page.entries[-1].offset == page.tail)
-    return Chunk(found, end, reached, reached and (row.closed or any(piece.end for _, piece in pieces)))
-
-
-async def _read(row: DurableStream, after: int) -> StreamPage:
-    return await get_engine().streams.aread(
-        qualify_stream(row.stream, row.namespace),
-        after=max(0, after - row.shift),
-        limit=MAX_ENTRIES,
-        max_size=MAX_SIZE,
-    )
+    return Chunk(found, end, reached, reached and (row.closed or any(piece.end for piece in pieces)))
 
 
 def _pieces(page: StreamPage) -> list[tuple[int, Piece]]:

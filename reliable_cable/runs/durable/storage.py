@@ -62,12 +62,18 @@ class Creation:
         ttl: how long, in seconds, to keep the stream without a read or write; None for no limit.
         expires_at: when the stream expires; None for never.
         close: whether the stream is complete with the body of the request.
+        fork: what a request to fork asks for (see `DurableStream.fork`).
+        source: the stream to fork.
+        inherited: the entries that a fork has from its source.
     """
 
     content_type: str
     ttl: int | None = None
     expires_at: datetime | None = None
     close: bool = False
+    fork: list[str | int] | None = None
+    source: DurableStream | None = None
+    inherited: Sequence[dict[str, Any]] = ()
 
 
 def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -> DurableStream:
@@ -104,7 +110,7 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
         user: the user who becomes the owner.
         name: the name of the stream.
         creation: what the request asks for.
-        body: the first data of the stream.
+        body: the first data of the stream, after those of the source.
 
     Raises:
         NotFound: the user may not create the stream.
@@ -113,29 +119,28 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
         InvalidBody: the body cannot be appended.
         NotDurable: the stream store is not durable.
     """
-    new = new_row(user, name, creation.content_type, creation)
-    entries = pack(body, creation.content_type, get_settings().max_broadcast_size) if body else []
-    found = _existing(user, name)
+    found = existing(user, name)
     if found is None:
+        new = _new_row(user, name, creation)
+        entries = pack(body, creation.content_type, get_settings().max_broadcast_size) if body else []
         try:
             with transaction.atomic(using=_alias()):
-                insert(new, entries, end=creation.close)
+                _add(new, [*creation.inherited, *entries], end=creation.close)
+                new.save(using=_alias(), force_insert=True)
             return new, True
         except IntegrityError:
-            found = _existing(user, name)
+            found = existing(user, name)
             if found is None:
                 raise Conflict("The stream was changed at the same time. Try again.") from None
     _compare(found, creation)
     return found, False
 
 
-def new_row(user: Any, name: str, content_type: str, creation: Creation) -> DurableStream:
+def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
     """Return the row of a new stream, which is not saved.
 
     Raises:
-        NotFound: the user may not create the stream.
-        TooManyStreams: the owner has too many streams.
-        NotDurable: the stream store is not durable.
+        NotFound, TooManyStreams, NotDurable: see `create`.
     """
     rules = durable_streams()
     if rules is None or not is_admitted(rules, user) or not rules.may_create(user, name):
@@ -145,27 +150,24 @@ def new_row(user: Any, name: str, content_type: str, creation: Creation) -> Dura
     owner = user.pk if getattr(user, "is_authenticated", False) else None
     if _rows().filter(owner=owner).count() >= rules.max_streams:
         raise TooManyStreams
-    expires_at = creation.expires_at
-    if creation.ttl is not None:
-        expires_at = timezone.now() + timedelta(seconds=creation.ttl)
+    source = creation.source
     row = DurableStream(
         name=name,
         namespace=current_namespace(),
         owner_id=owner,
-        content_type=content_type,
-        generation=new_generation(),
+        content_type=creation.content_type,
+        # A fork has the offsets of its source.
+        generation=new_generation() if source is None else source.generation,
         closed=creation.close,
         ttl=creation.ttl,
-        expires_at=expires_at,
+        expires_at=creation.expires_at,
+        source=source,
+        fork=creation.fork,
     )
-    require_durable_store(row.stream)
+    if creation.ttl is not None:
+        row.expires_at = timezone.now() + timedelta(seconds=creation.ttl)
+    _require_durable_store(row.stream)
     return row
-
-
-def insert(row: DurableStream, entries: Sequence[dict[str, Any]], *, end: bool = False) -> None:
-    """Save a new row with its first entries. Call this inside a transaction."""
-    _add(row, entries, end=end)
-    row.save(using=_alias(), force_insert=True)
 
 
 def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, DurableStream, WriterState]:
@@ -232,7 +234,7 @@ def set_shift(row: DurableStream, shift: int) -> None:
     _rows().filter(pk=row.pk).update(shift=shift)
 
 
-def require_durable_store(stream: str) -> None:
+def _require_durable_store(stream: str) -> None:
     """Check that the data of a stream are stored in the database of its row, and in the same transactions.
 
     Raises:
@@ -251,7 +253,7 @@ def _alias() -> str:
     return router.db_for_write(DurableStream)
 
 
-def _existing(user: Any, name: str) -> DurableStream | None:
+def existing(user: Any, name: str) -> DurableStream | None:
     """Return the stream with a name, if there is one. A stream that has expired is deleted.
 
     Raises:
@@ -263,7 +265,7 @@ def _existing(user: Any, name: str) -> DurableStream | None:
         return None
     if row.expired:
         delete(row)
-        return _existing(user, name) if row.deleted else None
+        return existing(user, name) if row.deleted else None
     rules = durable_streams()
     if rules is None or not rules.may_read(user, row) or not rules.may_write(user, row):
         raise NotFound
@@ -283,7 +285,7 @@ def _compare(row: DurableStream, creation: Creation) -> None:
         "Stream-TTL": (row.ttl, creation.ttl),
         "Stream-Expires-At": (None if row.ttl is not None else row.expires_at, creation.expires_at),
         "Stream-Closed": (row.closed, creation.close),
-        "Stream-Forked-From": (row.fork, None),
+        "Stream-Forked-From": (row.fork, creation.fork),
     }
     differing = [key for key, (existing, wanted) in given.items() if existing != wanted]
     if differing:

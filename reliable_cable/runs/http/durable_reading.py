@@ -164,18 +164,26 @@ async def wait_for_data(
 
 
 def stream_data(
-    request: HttpRequest, visitor: Visitor, row: DurableStream, after: int, chunk: Chunk, seconds: float
+    request: HttpRequest, visitor: Visitor, row: DurableStream, chunk: Chunk, seconds: float
 ) -> StreamingHttpResponse:
-    """Return the response to a request with `live=sse`. The arguments are as for `wait_for_data`."""
+    """Return the response to a request with `live=sse`.
+
+    Args:
+        request: the request.
+        visitor: the user who reads.
+        row: the row of the stream.
+        chunk: the data that the stream has after the offset of the request.
+        seconds: how long the response lasts.
+    """
     cursor = next_cursor(request)
-    encoding = {} if is_text(row.content_type) else {ENCODING: "base64"}
-    return StreamingHttpResponse(
-        StreamBody(_events(row, visitor, after, chunk, seconds, cursor)), headers={**STREAM_HEADERS, **encoding, "Content-Type": "text/event-stream"}
-    )
+    headers = {**STREAM_HEADERS, "Content-Type": "text/event-stream"}
+    if not is_text(row.content_type):
+        headers[ENCODING] = "base64"
+    return StreamingHttpResponse(StreamBody(_events(row, visitor, chunk, seconds, cursor)), headers=headers)
 
 
 async def _events(
-    row: DurableStream, visitor: Visitor, after: int, chunk: Chunk, seconds: float, cursor: str
+    row: DurableStream, visitor: Visitor, chunk: Chunk, seconds: float, cursor: str
 ) -> AsyncGenerator[bytes, None]:
     until = asyncio.get_running_loop().time() + seconds
     try:

@@ -8,11 +8,13 @@ import time
 from datetime import datetime
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import unquote
 
 from django.http import HttpRequest
 
 from reliable_cable.http.core import Refusal
 from reliable_cable.runs.durable.appending import Append, Producer
+from reliable_cable.runs.durable.forking import Fork
 from reliable_cable.runs.durable.framing import DEFAULT_TYPE, media_type
 from reliable_cable.runs.durable.offsets import NOW, START, ForeignOffset, InvalidOffset, parse_offset
 from reliable_cable.runs.durable.storage import Creation
@@ -30,6 +32,7 @@ RESERVED: Final = "__ds"
 #: The maximum of the numbers of producers, which JavaScript can represent exactly.
 MAX_NUMBER: Final = 2**53 - 1
 _NUMBER: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
+_SIZE: Final = re.compile(r"0|[1-9][0-9]{0,14}", re.ASCII)
 _TTL: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -53,13 +56,14 @@ def check_name(name: str) -> None:
 
 
 def parse_creation(request: HttpRequest) -> Creation:
-    """Return what a request to create a stream asks for.
+    """Return what a request to create a stream asks for. The default of the content type is that of a fork's source.
 
     Raises:
         Refusal: a header is not valid.
     """
-    content_type = request.headers.get("Content-Type", "").strip() or DEFAULT_TYPE
-    if not media_type(content_type) or len(content_type) > MAX_TYPE_LENGTH:
+    default = "" if "Stream-Forked-From" in request.headers else DEFAULT_TYPE
+    content_type = request.headers.get("Content-Type", "").strip() or default
+    if (content_type and not media_type(content_type)) or len(content_type) > MAX_TYPE_LENGTH:
         raise invalid("The header Content-Type must be a content type.")
     ttl = request.headers.get("Stream-TTL")
     expires_at = request.headers.get("Stream-Expires-At")
@@ -73,6 +77,31 @@ def parse_creation(request: HttpRequest) -> Creation:
         None if expires_at is None else _time(expires_at),
         closes(request),
     )
+
+
+def parse_fork(request: HttpRequest, name: str) -> Fork | None:
+    """Return what a request to fork a stream asks for; None if the request forks none.
+
+    Args:
+        request: the request.
+        name: the name of the new stream, which is the end of the path of the request.
+
+    Raises:
+        Refusal: a header is not valid.
+    """
+    source = request.headers.get("Stream-Forked-From", "").strip()
+    offset = request.headers.get("Stream-Fork-Offset", "").strip()
+    size = request.headers.get("Stream-Fork-Sub-Offset", "").strip()
+    if not source and (offset or size):
+        raise invalid("The headers Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From.")
+    if size and not _SIZE.fullmatch(size):
+        raise invalid("The header Stream-Fork-Sub-Offset must be a number, without a sign or leading zeros.")
+    if not source:
+        return None
+    # The path is that of the server, or begins where the names of streams begin.
+    source = unquote(source).removeprefix(request.path.removesuffix(name)).removeprefix("/")
+    check_name(source)
+    return Fork(source, offset, int(size or 0))
 
 
 def _time(text: str) -> datetime:

@@ -16,6 +16,7 @@ from reliable_cable.http.core import Refusal
 from reliable_cable.runs.durable import storage
 from reliable_cable.runs.durable.access import DurableStreams, durable_streams
 from reliable_cable.runs.durable.appending import Append, Outcome, WriterState, expected_sequence
+from reliable_cable.runs.durable.forking import ForkTooLarge, InvalidFork, create_fork
 from reliable_cable.runs.durable.framing import BodyTooLarge, InvalidBody
 from reliable_cable.runs.durable.offsets import NOW, format_offset
 from reliable_cable.runs.durable.reading import Chunk, Trimmed, read_chunk
@@ -32,7 +33,16 @@ from .durable_reading import (
     stream_data,
     wait_for_data,
 )
-from .durable_requests import SSE, check_name, offset_of, parse_append, parse_creation, parse_live, parse_position
+from .durable_requests import (
+    SSE,
+    check_name,
+    offset_of,
+    parse_append,
+    parse_creation,
+    parse_fork,
+    parse_live,
+    parse_position,
+)
 from .endpoints import endpoint
 from .requests import Visitor, invalid, read_body
 
@@ -86,6 +96,12 @@ async def durable(request: HttpRequest, visitor: Visitor, name: str) -> HttpResp
             "The streams 'durable:*' are not stored in the database of runs: in RELIABLE_CABLE['STREAMS'], they need "
             "the option 'durable', and RELIABLE_CABLE['DATABASE'] must be the database of reliable_cable.runs.",
         ) from None
+    except Trimmed:
+        raise Refusal(HTTPStatus.GONE, "The data of the stream to fork are no longer stored.") from None
+    except ForkTooLarge:
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The stream has too many data to be forked.") from None
+    except InvalidFork as error:
+        raise invalid(str(error)) from None
     except BodyTooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
     except InvalidBody as error:
@@ -104,8 +120,10 @@ async def _put(request: HttpRequest, visitor: Visitor, name: str) -> HttpRespons
 
 
 def _create(request: HttpRequest, user: Any, name: str) -> tuple[DurableStream, bool]:
-    creation = parse_creation(request)
+    creation, fork = parse_creation(request), parse_fork(request, name)
     body = read_body(request, _ADVICE)
+    if fork is not None:
+        return create_fork(user, name, creation, fork, body)
     return storage.create(user, name, creation, body)
 
 
@@ -198,7 +216,7 @@ async def _get(request: HttpRequest, visitor: Visitor, name: str) -> HttpRespons
     except Trimmed as trimmed:
         raise gone(row, trimmed) from None
     if live == SSE:
-        return stream_data(request, visitor, row, after, chunk, rules.sse_time)
+        return stream_data(request, visitor, row, chunk, rules.sse_time)
     if live:
         return await wait_for_data(request, visitor, row, after, chunk, rules.long_poll_time)
     response = data_response(request, row, after, chunk)
