@@ -26,8 +26,8 @@ from .requests import MAX_ID_LENGTH, invalid
 LONG_POLL: Final = "long-poll"
 SSE: Final = "sse"
 
-#: The first part of the names that the protocol reserves.
-RESERVED: Final = "__ds"
+#: The parts of paths that cannot be parts of names. The protocol reserves the first one.
+RESERVED: Final = frozenset(("__ds", ".", ".."))
 
 #: The maximum of the numbers of producers, which JavaScript can represent exactly.
 MAX_NUMBER: Final = 2**53 - 1
@@ -51,7 +51,7 @@ def check_name(name: str) -> None:
         Refusal: no stream can have this name.
     """
     parts = name.split("/")
-    if len(name) > MAX_NAME_LENGTH or clean_text(name) != name or parts[0] == RESERVED or {".", ".."} & set(parts):
+    if len(name) > MAX_NAME_LENGTH or clean_text(name) != name or RESERVED & set(parts):
         raise Refusal(HTTPStatus.NOT_FOUND, "There is no such stream.")
 
 
