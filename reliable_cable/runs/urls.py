@@ -14,5 +14,6 @@ urlpatterns = [
     path("ag-ui/connect", ag_ui_views.connect, name="ag_ui_connect"),
     path("durable/<path:name>", durable_views.durable, name="durable"),
     path("<str:run>", views.run, name="run"),
+    path("<str:run>/durable", durable_views.durable_run, name="durable_run"),
     path("<str:run>/stop", views.run_stop, name="run_stop"),
 ]

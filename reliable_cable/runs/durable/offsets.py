@@ -52,10 +52,22 @@ def parse_offset(text: str, generation: str) -> int:
         InvalidOffset: the text is not an offset.
         ForeignOffset: the offset belongs to another generation.
     """
+    found, count = split_offset(text)
+    if found != generation and (found != ANY_GENERATION or count):
+        raise ForeignOffset
+    return count
+
+
+def split_offset(text: str) -> tuple[str, int]:
+    """Return the generation in an offset, and the number of entries before it.
+
+    Args:
+        text: the offset as a client sent it.
+
+    Raises:
+        InvalidOffset: the text is not an offset.
+    """
     match = _OFFSET.fullmatch(text)
     if match is None:
         raise InvalidOffset
-    count = int(match[2])
-    if match[1] != generation and (match[1] != ANY_GENERATION or count):
-        raise ForeignOffset
-    return count
+    return match[1], int(match[2])

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote
 
+from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest
 
 from reliable_cable.http.core import Refusal
@@ -157,34 +158,26 @@ def _number(text: str, header: str) -> int:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def parse_live(request: HttpRequest) -> str:
-    """Return how a request wants to get new data: `LONG_POLL`, `SSE`, or `""` if it does not.
+def parse_reading(request: HttpRequest) -> str:
+    """Check the query of a request that reads a stream. Return the offset.
 
     Raises:
-        Refusal: the value is not valid, or the offset is missing.
+        Refusal: a parameter is not valid, or the server cannot stream.
     """
-    live = request.GET.get("live", "")
+    live, given = request.GET.get("live", ""), request.GET.getlist("offset")
     if live not in ("", LONG_POLL, SSE):
         raise invalid(f"The parameter live must be {LONG_POLL!r} or {SSE!r}.")
-    if live and "offset" not in request.GET:
+    if live and not given:
         raise invalid("A request with the parameter live needs the parameter offset.")
-    return live
-
-
-def offset_of(request: HttpRequest) -> str:
-    """Return the parameter `offset` of a request.
-
-    Raises:
-        Refusal: there is more than one.
-    """
-    given = request.GET.getlist("offset")
     if len(given) > 1:
         raise invalid("A request can have only one parameter offset.")
+    if live and not isinstance(request, ASGIRequest):
+        raise Refusal(HTTPStatus.NOT_IMPLEMENTED, "The parameter live needs an ASGI server. This is WSGI.")
     return given[0] if given else START
 
 
-def parse_position(offset: str, row: DurableStream) -> int:
-    """Return the number of entries before an offset.
+def parse_position(offset: str, row: DurableStream) -> int | None:
+    """Return the number of entries before an offset; None for the end of the stream.
 
     Raises:
         Refusal: the offset is not valid, or belongs to data that were deleted.
@@ -192,7 +185,7 @@ def parse_position(offset: str, row: DurableStream) -> int:
     if offset == START:
         return 0
     if offset == NOW:
-        return row.count
+        return None
     try:
         count = parse_offset(offset, row.generation)
     except InvalidOffset:

@@ -1,4 +1,4 @@
-"""The view of durable streams."""
+"""The views of durable streams, and of runs as durable streams."""
 
 from __future__ import annotations
 
@@ -7,42 +7,25 @@ from datetime import UTC
 from http import HTTPMethod, HTTPStatus
 from typing import Any, Final
 
-from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.http.core import Refusal
+from reliable_cable.runs.access import readable_run
 from reliable_cable.runs.durable import storage
 from reliable_cable.runs.durable.access import DurableStreams, durable_streams
 from reliable_cable.runs.durable.appending import Append, Outcome, WriterState, expected_sequence
 from reliable_cable.runs.durable.forking import ForkTooLarge, InvalidFork, create_fork
 from reliable_cable.runs.durable.framing import BodyTooLarge, InvalidBody
-from reliable_cable.runs.durable.offsets import NOW, format_offset
-from reliable_cable.runs.durable.reading import Chunk, Trimmed, read_chunk
+from reliable_cable.runs.durable.offsets import NOW, START, InvalidOffset, format_offset, split_offset
+from reliable_cable.runs.durable.reading import Trimmed
 from reliable_cable.runs.durable_models import DurableStream
+from reliable_cable.runs.models import Run
 
-from .durable_reading import (
-    CLOSED,
-    CURSOR,
-    ENCODING,
-    NEXT_OFFSET,
-    UP_TO_DATE,
-    data_response,
-    gone,
-    stream_data,
-    wait_for_data,
-)
-from .durable_requests import (
-    SSE,
-    check_name,
-    offset_of,
-    parse_append,
-    parse_creation,
-    parse_fork,
-    parse_live,
-    parse_position,
-)
+from .durable_reading import CLOSED, CURSOR, ENCODING, NEXT_OFFSET, UP_TO_DATE, position_headers, respond
+from .durable_requests import check_name, parse_append, parse_creation, parse_fork, parse_position, parse_reading
+from .durable_sources import BEGINNING, RunSource, StreamSource
 from .endpoints import endpoint
 from .requests import Visitor, invalid, read_body
 
@@ -206,31 +189,42 @@ def _tail(row: DurableStream) -> dict[str, str]:
 
 
 async def _get(request: HttpRequest, visitor: Visitor, name: str) -> HttpResponseBase:
-    live, offset = parse_live(request), offset_of(request)
-    if live and not isinstance(request, ASGIRequest):
-        raise Refusal(HTTPStatus.NOT_IMPLEMENTED, "The parameter live needs an ASGI server. This is WSGI.")
+    offset = parse_reading(request)
     row, rules = await run_handler(_find_to_read, visitor.user, name)
     after = parse_position(offset, row)
-    try:
-        chunk = await read_chunk(row, after) if offset != NOW else Chunk((), after, True, row.closed)
-    except Trimmed as trimmed:
-        raise gone(row, trimmed) from None
-    if live == SSE:
-        return stream_data(request, visitor, row, chunk, rules.sse_time)
-    if live:
-        return await wait_for_data(request, visitor, row, after, chunk, rules.long_poll_time)
-    response = data_response(request, row, after, chunk)
-    if offset == NOW:
-        del response.headers["ETag"]
-        response.headers["Cache-Control"] = "no-store"
-    return response
+    return await respond(request, visitor, StreamSource(row), after, rules)
 
 
 def _find_to_read(user: Any, name: str) -> tuple[DurableStream, DurableStreams]:
-    row, rules = storage.find(user, name, renew=True), durable_streams()
-    if rules is None:  # `find` would have raised
-        raise storage.NotFound
-    return row, rules
+    return storage.find(user, name, renew=True), durable_streams() or DurableStreams()
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+@endpoint(HTTPMethod.GET, HTTPMethod.HEAD, cors=_CORS, headers=_HEADERS)
+async def durable_run(request: HttpRequest, visitor: Visitor, run: str) -> HttpResponseBase:
+    """Read the events of a run as a durable stream. It is closed when the run has ended."""
+    try:
+        found, rules = await run_handler(_find_run, run, visitor.user)
+        source = RunSource(found)
+        if request.method == HTTPMethod.HEAD:
+            chunk = await source.tail()
+            return HttpResponse(headers={"Content-Type": source.content_type, **position_headers(source, chunk)})
+        offset = parse_reading(request)
+        if offset in (START, NOW):
+            position = BEGINNING if offset == START else None
+        else:
+            source.generation, position = split_offset(offset)
+        return await respond(request, visitor, source, position, rules)
+    except (Run.DoesNotExist, storage.NotFound):
+        raise Refusal(HTTPStatus.NOT_FOUND, "There is no such run.") from None
+    except InvalidOffset:
+        raise invalid("The parameter offset must be an offset of the stream, -1 or now.") from None
+
+
+def _find_run(run: str, user: Any) -> tuple[Run, DurableStreams]:
+    return readable_run(run, user), durable_streams() or DurableStreams()
 
 
 _METHODS: Final[Mapping[str, Callable[[HttpRequest, Visitor, str], Awaitable[HttpResponseBase]]]] = {

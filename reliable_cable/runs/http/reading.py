@@ -41,11 +41,11 @@ _MESSAGES: Final[Mapping[str, str]] = {
 _CONNECTION_LOST: Final = 1006
 
 
-#: An event of a stream, as it is broadcast.
+#: An event of a stream, as it is broadcast. Readers without history get the whole frame, which has its position.
 Event = dict[str, Any]
 
-#: Stands for an event if a reader without history must read the stream from the store: the subscription has begun, or
-#: events were lost.
+#: Takes the place of a frame if a reader without history must read the stream from the store: the subscription has
+#: begun, or events were lost.
 READ_STORE: Final[Event] = {}
 
 
@@ -72,8 +72,8 @@ class ReaderTransport(Transport):
     Args:
         channel: the name of the channel to which the client subscribes.
         key: the parameter `id` of the subscription.
-        history: whether to read the history of the stream, or a snapshot in its place. Otherwise, `READ_STORE` takes
-            the place of the history.
+        history: whether to read the history of the stream, or a snapshot in its place. Otherwise, the first event is
+            `READ_STORE`, and the other ones are whole frames.
     """
 
     has_sessions = False
@@ -153,7 +153,7 @@ class ReaderTransport(Transport):
 
 def _read_frame(frame: Mapping[str, Any], history: bool) -> Event | Interrupted | None:
     """Return the event in a frame. Return None for a frame that does not matter to the reader."""
-    event: Event | None = frame.get("message")
+    event: Event | None = frame.get("message") if history else dict(frame)
     match frame.get("type"):
         case None:
             return event
