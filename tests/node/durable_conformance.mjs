@@ -1,5 +1,5 @@
 // Runs the conformance suite of Durable Streams, unmodified, against a server. Prints the results as JSON.
-// node durable_conformance.mjs <url> [<pattern of the names of tests>]
+// node durable_conformance.mjs <url> <folder for a cache> [<pattern of the names of tests>]
 import {dirname} from "node:path"
 import {fileURLToPath} from "node:url"
 import {startVitest} from "vitest/node"
@@ -10,13 +10,13 @@ const vitest = await startVitest("test", [], {
   root: dirname(fileURLToPath(import.meta.url)),
   include: ["durable_conformance.test.mjs"],
   setupFiles: ["durable_setup.mjs"],
-  testNamePattern: process.argv[3],
+  testNamePattern: process.argv[4],
   reporters: [{}],
   watch: false,
   run: true,
   testTimeout: 30_000,
   pool: "threads",
-}, {configFile: false, cacheDir: process.env.CABLE_TEST_CACHE})
+}, {configFile: false, cacheDir: process.argv[3]})
 
 const results = []
 for (const module of vitest.state.getTestModules()) {
