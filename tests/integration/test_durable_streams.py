@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
     "CORS_ORIGINS": ["https://example.com"],
 }
-VARIABLES = {
+VARIABLES: dict[str, Any] = {
     "CABLE_TEST_SQLITE": json.dumps(
         {
             "CONN_MAX_AGE": 60,
@@ -105,6 +105,7 @@ async def run_suite(server: Server, tmp_path: Path, *pattern: str) -> dict[str, 
     return {result["name"]: result["error"] for result in results if result["state"] == "failed"}
 
 
+@pytest.mark.timeout(SUITE_TIME)
 async def test_the_conformance_suite_passes(sqlite_server: Server, tmp_path: Path) -> None:
     failed = await run_suite(sqlite_server, tmp_path)
     unexpected = {name: error for name, error in failed.items() if name not in EXCLUDED}

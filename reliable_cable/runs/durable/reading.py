@@ -67,19 +67,25 @@ async def read_chunk(row: DurableStream, after: int) -> Chunk:
         Trimmed: the data are no longer stored.
         StoreError: the store could not be read.
     """
-    page = await get_engine().streams.aread(_name(row), **_arguments(row, after))
-    if _has_shifted(row, page):
-        await run_handler(set_shift, row, _shift(row, page))
-        page = await get_engine().streams.aread(_name(row), **_arguments(row, after))
+    store = get_engine().streams
+    page = await store.aread(_name(row), **_arguments(row, after))
+    if _may_have_shifted(row, page):
+        first = await store.aread(_name(row), after=0, limit=1)
+        if _shift(row, first) != row.shift:
+            await run_handler(set_shift, row, _shift(row, first))
+            page = await store.aread(_name(row), **_arguments(row, after))
     return _chunk(row, after, page)
 
 
 def read_chunk_in_thread(row: DurableStream, after: int) -> Chunk:
     """Sync twin of `read_chunk`."""
-    page = get_engine().streams.read(_name(row), **_arguments(row, after))
-    if _has_shifted(row, page):
-        set_shift(row, _shift(row, page))
-        page = get_engine().streams.read(_name(row), **_arguments(row, after))
+    store = get_engine().streams
+    page = store.read(_name(row), **_arguments(row, after))
+    if _may_have_shifted(row, page):
+        first = store.read(_name(row), after=0, limit=1)
+        if _shift(row, first) != row.shift:
+            set_shift(row, _shift(row, first))
+            page = store.read(_name(row), **_arguments(row, after))
     return _chunk(row, after, page)
 
 
@@ -92,9 +98,11 @@ def _arguments(row: DurableStream, after: int) -> dict[str, Any]:
     return {"after": max(0, after - row.shift), "limit": MAX_ENTRIES, "max_size": MAX_SIZE}
 
 
-def _has_shifted(row: DurableStream, page: StreamPage) -> bool:
-    """Return whether the store has begun a new epoch, in which offsets start at 1 again."""
-    return _shift(row, page) != row.shift
+def _may_have_shifted(row: DurableStream, page: StreamPage) -> bool:
+    """Return whether the store may have begun a new epoch, in which offsets start at 1 again."""
+    if page.entries:
+        return _shift(row, page) != row.shift
+    return page.tail + row.shift < row.count
 
 
 def _shift(row: DurableStream, page: StreamPage) -> int:

@@ -49,7 +49,7 @@ _CORS: Final = {
     "Access-Control-Allow-Headers": (
         "Authorization, Content-Type, If-None-Match, Stream-Seq, Stream-TTL, Stream-Expires-At, Stream-Closed, "
         "Stream-Forked-From, Stream-Fork-Offset, Stream-Fork-Sub-Offset, Producer-Id, Producer-Epoch, Producer-Seq, "
-        "X-CSRFToken"
+        "X-CSRFToken, X-JID"
     ),
     "Access-Control-Max-Age": "600",
 }
