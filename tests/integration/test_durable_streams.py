@@ -17,6 +17,7 @@ from tests.support.client import unique
 from tests.support.redis import RedisPool, find_binaries
 from tests.support.run_servers import CSRF
 from tests.support.server import Server, ServerPool
+from tests.unit.test_docs import BLOCKS
 
 pytestmark = [pytest.mark.node]
 
@@ -124,7 +125,12 @@ async def test_the_live_modes_conform_on_daphne_with_postgres_and_redis(
 @pytest.mark.postgres
 @pytest.mark.redis
 @pytest.mark.parametrize("reads", ["daphne", "uvicorn"])
-async def test_the_npm_client_writes_and_reads(pair: dict[str, Server], reads: str) -> None:
+async def test_the_npm_client_writes_and_reads(pair: dict[str, Server], reads: str, tmp_path: Path) -> None:
+    require_node()
+    (tmp_path / "node_modules").symlink_to(await asyncio.to_thread(node_modules))
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    block = next(block for block in BLOCKS if block.text.startswith("// event_streams.js"))
+    (tmp_path / "event_streams.js").write_text(block.text)
     user = unique("user")
     reading = pair[reads]
     writing = pair["uvicorn" if reads == "daphne" else "daphne"]
@@ -132,7 +138,7 @@ async def test_the_npm_client_writes_and_reads(pair: dict[str, Server], reads: s
     run = await writing.call("make_run")
     await writing.call("begin_run", run)
     urls = [f"http://127.0.0.1:{server.port}/runs" for server in (writing, reading)]
-    script = asyncio.create_task(run_script("durable_client.mjs", *urls, run, cookie=cookie))
+    script = asyncio.create_task(run_script("durable_client.mjs", str(tmp_path), *urls, run, cookie=cookie))
     for number in range(20):
         await writing.call("add_to_run", run, [f"{number} "])
     await writing.call("end_run", run)
@@ -141,6 +147,7 @@ async def test_the_npm_client_writes_and_reads(pair: dict[str, Server], reads: s
     assert result["readers"] == [{"items": items, "closed": True}] * 3
     assert result["resumed"] == items
     assert result["image"] == list(range(256))
+    assert result["events"] == [{"a": 1}, {"a": 2}]
     events = result["run"]["items"]
     assert events[0]["event"] == "snapshot"
     assert events[0]["content"] + "".join(

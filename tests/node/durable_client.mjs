@@ -1,8 +1,11 @@
 // Writes and reads durable streams with the npm client, unmodified. Prints what it has read as JSON.
-// node durable_client.mjs <URL of the server to write to> <URL of the server to read from> <id of a run>
+// node durable_client.mjs <folder of event_streams.js> <URL to write to> <URL to read from> <id of a run>
 import {DurableStream, IdempotentProducer, stream} from "@durable-streams/client"
+import {join} from "node:path"
+import {pathToFileURL} from "node:url"
 
-const [write, read, run] = process.argv.slice(2)
+const [folder, write, read, run] = process.argv.slice(2)
+const page = await import(pathToFileURL(join(folder, "event_streams.js")))
 const headers = JSON.parse(process.env.CABLE_TEST_HEADERS)
 const name = crypto.randomUUID()
 
@@ -36,10 +39,15 @@ await bytes.append(Uint8Array.from({length: 256}, (_, byte) => byte))
 await bytes.close()
 const image = await (await stream({url: `${read}/durable/${name}/bytes`, headers, live: "sse"})).body()
 
+const events = []
+await page.write(`${write}/durable/${name}/events`, headers, [{a: 1}, {a: 2}])
+await page.read(`${read}/durable/${name}/events`, headers, items => events.push(...items))
+
 const after = (await resumed).items
 console.log(JSON.stringify({
   readers: await Promise.all(readers),
   resumed: [...before, ...after],
   image: [...image],
+  events,
   run: await run_events,
 }))
