@@ -41,7 +41,7 @@ const image = await (await stream({url: `${read}/durable/${name}/bytes`, headers
 
 const events = []
 await page.write(`${write}/durable/${name}/events`, headers, [{a: 1}, {a: 2}])
-await page.read(`${read}/durable/${name}/events`, headers, items => events.push(...items))
+await page.read(`${read}/durable/${name}/events`, headers, event => events.push(event))
 
 const after = (await resumed).items
 console.log(JSON.stringify({
