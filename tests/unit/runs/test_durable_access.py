@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
 from reliable_cable import broadcast
 from reliable_cable.auth.tokens import cable_token
 from reliable_cable.runs.durable import appending, forking, reading
+from reliable_cable.runs.durable.access import durable_streams
 from reliable_cable.runs.durable_models import DurableStream
 from tests.unit.runs import chat_client, durable_client
 from tests.unit.runs.durable_client import (
@@ -50,6 +52,13 @@ async def test_nobody_may_do_anything_without_the_setting(browser: AsyncClient, 
         await browser.delete(path("ann/open")),
     ):
         assert response.status_code == 404
+
+
+@pytest.mark.parametrize("path", ["nowhere.Streams", "django.test.Client", "django.test.override_settings"])
+def test_the_setting_must_name_a_class_of_rules(settings: Any, path: str) -> None:
+    change(settings, RUN_DURABLE_STREAMS=path)
+    with pytest.raises(ImproperlyConfigured, match="RUN_DURABLE_STREAMS"):
+        durable_streams()
 
 
 @pytest.mark.parametrize("user", ["bob", None])
