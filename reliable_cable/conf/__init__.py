@@ -149,6 +149,7 @@ class CableSettings:
     namespace: str | None = _setting(None, check_namespace)
     run_permissions: str = _setting("reliable_cable.runs.access.RunPermissions", check_path)
     run_chats: str | None = _setting(None, check_optional_path)
+    run_durable_streams: str | None = _setting(None, check_optional_path)
     run_broadcast_interval: float = _setting(0.03, number(0))
     run_broadcast_size: int = _setting(2048, number(1, whole=True))
     run_lease: float = _setting(15, number(3))

@@ -34,17 +34,20 @@ def cors_headers(scope: Mapping[str, Any]) -> dict[str, str]:
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true", "Vary": "Origin"}
 
 
-def preflight(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+def preflight(
+    scope: Mapping[str, Any], headers: Mapping[str, str], allowed: Mapping[str, str] = _PREFLIGHT
+) -> Response:
     """Return the response to a preflight request, in which a browser asks whether it may send the actual request.
 
     Args:
         scope: the scope of the request.
         headers: the result of `cors_headers`.
+        allowed: the headers that say which methods and headers the page may use.
     """
     may_read = _may_read(headers)
     if not may_read:
         _log(scope, _problems(scope, headers))
-    return Response(HTTPStatus.NO_CONTENT, headers={**headers, **(_PREFLIGHT if may_read else {})})
+    return Response(HTTPStatus.NO_CONTENT, headers={**headers, **(allowed if may_read else {})})
 
 
 def _may_read(headers: Mapping[str, str]) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 STREAM_PREFIX: Final = "run:"
+#: The prefix of the names of the streams that contain the data of durable streams.
+DURABLE_PREFIX: Final = "durable:"
 
 #: The values of the key `event`.
 SNAPSHOT: Final = "snapshot"

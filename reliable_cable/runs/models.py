@@ -19,6 +19,7 @@ from reliable_cable.broadcasting import broadcast
 from reliable_cable.namespaces import current_namespace, use_namespace
 
 from . import events
+from .durable_models import DurableStream as DurableStream
 from .parts import Content
 from .unsaved import complete_content
 

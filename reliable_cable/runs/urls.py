@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .http import ag_ui_views, views
+from .http import ag_ui_views, durable_views, views
 
 app_name = "reliable_cable_runs"
 urlpatterns = [
@@ -12,6 +12,8 @@ urlpatterns = [
     path("chat/<path:chat>/stop", views.chat_stop, name="chat_stop"),
     path("ag-ui", ag_ui_views.run, name="ag_ui"),
     path("ag-ui/connect", ag_ui_views.connect, name="ag_ui_connect"),
+    path("durable/<path:name>", durable_views.durable, name="durable"),
     path("<str:run>", views.run, name="run"),
+    path("<str:run>/durable", durable_views.durable_run, name="durable_run"),
     path("<str:run>/stop", views.run_stop, name="run_stop"),
 ]

@@ -72,6 +72,7 @@ VALID: dict[str, list[Any]] = {
     "RUN_BROADCAST_SIZE": [1, 2048],
     "RUN_PERMISSIONS": ["project.access.TeamPermissions"],
     "RUN_CHATS": [None, "project.chats.Chats"],
+    "RUN_DURABLE_STREAMS": [None, "project.streams.Streams"],
 }
 
 #: Values that are invalid for every setting with a number.
@@ -137,6 +138,7 @@ INVALID: dict[str, list[Any]] = {
     "RUN_BROADCAST_SIZE": [*NOT_INTEGERS, 0],
     "RUN_PERMISSIONS": [None, "", "TeamPermissions", len],
     "RUN_CHATS": ["", "Chats", len, 1],
+    "RUN_DURABLE_STREAMS": ["", "Streams", len, 1],
 }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from http import HTTPMethod, HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.handlers.asgi import ASGIRequest
@@ -15,38 +15,59 @@ from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from reliable_cable.concurrency.threads import run_handler
-from reliable_cable.http.core import Refusal
+from reliable_cable.http.core import Refusal, Response
+from reliable_cable.http.cors import cors_headers, preflight
 from reliable_cable.namespaces import use_namespace
 
-from .requests import authenticate, check_csrf
+from .requests import authenticate, check_csrf, scope_of
+
+Headers = Mapping[str, str]
+
+#: The methods that change nothing.
+SAFE: Final = (HTTPMethod.GET, HTTPMethod.HEAD)
 
 
-def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def endpoint(
+    *methods: str,
+    streams: bool = False,
+    cors: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an async function, which is called with the request, the visitor and the parts of the path.
 
     The view authenticates the user, and sends errors as JSON. It never runs in a transaction of `ATOMIC_REQUESTS`,
     which cannot surround an async view.
 
     Args:
-        method: the method that the endpoint allows.
+        methods: the methods that the endpoint allows.
         streams: whether the response is a stream, which needs ASGI.
+        cors: if pages of the origins in `CORS_ORIGINS` may use the endpoint, the headers of the response to a preflight
+            request.
+        headers: headers of all responses.
     """
+    allowed = ", ".join(methods)
+    sentence = f"The method must be {' or '.join(methods)}."
 
     def decorate(function: Callable[..., Awaitable[HttpResponseBase]]) -> Callable[..., Any]:
         @wraps(function)
         async def view(request: HttpRequest, **parts: str) -> HttpResponseBase:
+            own = {"Cache-Control": "no-store", **(headers or {})}
+            if cors is not None:
+                own |= cors_headers(scope_of(request))
+                if request.method == HTTPMethod.OPTIONS:
+                    return _response(preflight(scope_of(request), own, cors))
             try:
                 response = await _respond(request, parts)
             except Refusal as refusal:
-                refused = refusal.response()
-                response = HttpResponse(refused.body, status=refused.status, headers=refused.headers)
-            response.headers.setdefault("Cache-Control", "no-store")
+                response = _response(refusal.response())
+            for name, value in own.items():
+                response.headers.setdefault(name, value)
             return response
 
         async def _respond(request: HttpRequest, parts: dict[str, str]) -> HttpResponseBase:
-            if request.method != method:
-                refusal = JsonResponse({"error": f"The method must be {method}."}, status=HTTPStatus.METHOD_NOT_ALLOWED)
-                refusal.headers["Allow"] = method
+            if request.method not in methods:
+                refusal = JsonResponse({"error": sentence}, status=HTTPStatus.METHOD_NOT_ALLOWED)
+                refusal.headers["Allow"] = allowed
                 return refusal
             if streams and not isinstance(request, ASGIRequest):
                 raise Refusal(
@@ -55,7 +76,7 @@ def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., A
                 )
             visitor = await authenticate(request)
             with use_namespace(visitor.namespace):
-                if method == HTTPMethod.POST and not visitor.has_token:
+                if request.method not in SAFE and not visitor.has_token:
                     await run_handler(check_csrf, request)
                 return await function(request, visitor, **parts)
 
@@ -64,3 +85,7 @@ def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., A
         return csrf_exempt(login_not_required(view))
 
     return decorate
+
+
+def _response(response: Response) -> HttpResponse:
+    return HttpResponse(response.body, status=response.status, headers=response.headers)

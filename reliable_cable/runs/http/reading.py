@@ -1,12 +1,13 @@
-"""Reads the events of a run for one HTTP request.
+"""Reads a stream for one HTTP request, such as the events of a run.
 
-The request is served in the same way as a WebSocket client that subscribes to the run: by a connection of this process.
-So the same rules and limits apply, and the connection ends at a logout and before the server stops.
+The request is served in the same way as a WebSocket client that subscribes to a channel: by a connection of this
+process. So the same rules and limits apply, and the connection ends at a logout and before the server stops.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -40,12 +41,16 @@ _MESSAGES: Final[Mapping[str, str]] = {
 _CONNECTION_LOST: Final = 1006
 
 
-#: An event of a run, as it is broadcast.
+#: An event of a stream, as it is broadcast. Readers without history get the whole frame, which has its position.
 Event = dict[str, Any]
+
+#: Takes the place of a frame if a reader without history must read the stream from the store: the subscription has
+#: begun, or events were lost.
+READ_STORE: Final[Event] = {}
 
 
 class Interrupted(Exception):
-    """Raised if the events of a run cannot be read any more, although the run has not ended.
+    """Raised if a stream cannot be read any more, although it has not ended.
 
     Args:
         message: the reason, which the user reads.
@@ -65,18 +70,24 @@ class ReaderTransport(Transport):
     """The transport of a connection without a WebSocket. It subscribes to a run, and queues the events of the run.
 
     Args:
-        run: the id of the run to which the client subscribes.
+        channel: the name of the channel to which the client subscribes.
+        key: the parameter `id` of the subscription.
+        history: whether to read the history of the stream, or a snapshot in its place. Otherwise, the first event is
+            `READ_STORE`, and the other ones are whole frames.
     """
 
     has_sessions = False
     max_streams = 1
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, channel: str, key: str, *, history: bool) -> None:
         grace = server_grace()
         self.drainable = grace is not None
         self.grace = grace or 0.0
-        identifier = messages.dumps({"channel": RunChannel.__name__, "id": run})
-        subscribe = {"command": "subscribe", "identifier": identifier, "history": {"since": 1}}
+        self._history = history
+        identifier = messages.dumps({"channel": channel, "id": key})
+        subscribe: dict[str, Any] = {"command": "subscribe", "identifier": identifier}
+        if history:
+            subscribe["history"] = {"since": 1}
         self._commands = iter(
             [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": messages.dumps(subscribe)}]
         )
@@ -94,7 +105,7 @@ class ReaderTransport(Transport):
     async def send(self, message: Mapping[str, Any]) -> None:
         """Queue the event in an ASGI message of the consumer. Wait while the queue is full."""
         if message["type"] == "websocket.send":
-            item = _read_frame(json.loads(message["text"]))
+            item = _read_frame(json.loads(message["text"]), self._history)
         elif message["type"] == "websocket.close":
             item = Interrupted(_MESSAGES.get(message.get("reason", ""), LOST))
         else:
@@ -140,9 +151,9 @@ class ReaderTransport(Transport):
             self._left.set_result(None)
 
 
-def _read_frame(frame: Mapping[str, Any]) -> Event | Interrupted | None:
+def _read_frame(frame: Mapping[str, Any], history: bool) -> Event | Interrupted | None:
     """Return the event in a frame. Return None for a frame that does not matter to the reader."""
-    event: Event | None = frame.get("message")
+    event: Event | None = frame.get("message") if history else dict(frame)
     match frame.get("type"):
         case None:
             return event
@@ -150,9 +161,47 @@ def _read_frame(frame: Mapping[str, Any]) -> Event | Interrupted | None:
             return Interrupted(_MESSAGES.get(frame.get("reason") or "", LOST))
         case MessageType.REJECT_SUBSCRIPTION:
             return Interrupted(GONE)
+        case MessageType.CONFIRM_SUBSCRIPTION if not history:
+            return READ_STORE
         case MessageType.REJECT_HISTORY:
-            return Interrupted(LOST)  # there is no snapshot, because the run was deleted
+            # If the history was requested, there is no snapshot, because the run was deleted.
+            return Interrupted(LOST) if history else READ_STORE
     return None
+
+
+@asynccontextmanager
+async def open_reader(
+    channel: str,
+    key: str,
+    scope: Mapping[str, Any],
+    *,
+    history: bool,
+) -> AsyncGenerator[ReaderTransport, None]:
+    """Subscribe to a channel while the context is entered. Call `next` of the transport to get the events.
+
+    Args:
+        channel: the name of the channel.
+        key: the parameter `id` of the subscription.
+        scope: the ASGI scope of the request, with the keys that the authentication has added.
+        history: see `ReaderTransport`.
+    """
+    transport = ReaderTransport(channel, key, history=history)
+    inner = {
+        **scope,
+        "type": "websocket",
+        "path": scope.get("path", ""),
+        "query_string": b"",
+        "subprotocols": [str(Subprotocol.EXTENDED_JSON)],
+        "extensions": {FRAMES_EXTENSION: transport},
+    }
+    inner.pop("method", None)
+    task = get_hub().tasks.spawn(_consumer(inner, transport.receive, transport.send))
+    task.add_done_callback(partial(_finished, transport))
+    try:
+        yield transport
+    finally:
+        # The connection ends in its own task, which may take longer than the request.
+        transport.end()
 
 
 async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
@@ -168,19 +217,7 @@ async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> Asy
     Raises:
         Interrupted: the events cannot be read any more.
     """
-    transport = ReaderTransport(run)
-    inner = {
-        **scope,
-        "type": "websocket",
-        "path": scope.get("path", ""),
-        "query_string": b"",
-        "subprotocols": [str(Subprotocol.EXTENDED_JSON)],
-        "extensions": {FRAMES_EXTENSION: transport},
-    }
-    inner.pop("method", None)
-    task = get_hub().tasks.spawn(_consumer(inner, transport.receive, transport.send))
-    task.add_done_callback(partial(_finished, transport))
-    try:
+    async with open_reader(RunChannel.__name__, run, scope, history=True) as transport:
         while True:
             try:
                 async with asyncio.timeout(silence):
@@ -189,9 +226,6 @@ async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> Asy
                 yield None
             else:
                 yield event
-    finally:
-        # The connection ends in its own task, which may take longer than the request.
-        transport.end()
 
 
 _consumer: Final = RunConsumer.as_asgi()
@@ -200,6 +234,6 @@ _consumer: Final = RunConsumer.as_asgi()
 def _finished(transport: ReaderTransport, task: asyncio.Task[None]) -> None:
     """Tell the reader that its connection has ended. The reader has usually left before."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("The connection of a reader of a run has failed.", exc_info=error)
+        logger.error("The connection of a reader of a stream has failed.", exc_info=error)
     if not transport.lost:
         transport.end()

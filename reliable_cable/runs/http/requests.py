@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.functional import LazyObject, empty
 
@@ -69,7 +69,7 @@ async def authenticate(request: HttpRequest) -> Visitor:
     if get_settings().namespace is not None:
         # The middlewares may have stored the tenant on the database connection of the request's thread.
         namespace = await sync_to_async(namespaces.current_namespace)()
-    scope = {**_scope_of(request), namespaces.SCOPE_KEY: namespace}
+    scope = {**scope_of(request), namespaces.SCOPE_KEY: namespace}
     if get_settings().reads_tokens:
         scope = await with_token(scope)
     if scope.get(SCOPE_KEY) is None:
@@ -82,7 +82,8 @@ async def authenticate(request: HttpRequest) -> Visitor:
     return visitor
 
 
-def _scope_of(request: HttpRequest) -> dict[str, Any]:
+def scope_of(request: HttpRequest) -> dict[str, Any]:
+    """Return the ASGI scope of a request. For a request of a WSGI server, it has only what this package needs."""
     if isinstance(request, ASGIRequest):
         return dict(request.scope)
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
@@ -112,6 +113,8 @@ def check_csrf(request: HttpRequest) -> None:
     Raises:
         Refusal: the token is missing or wrong, or the request comes from another site.
     """
+    # The token is only in the header. The middleware must not take the body for a form, and read it.
+    cast(Any, request).POST = QueryDict()
     check = _CsrfCheck(lambda request: HttpResponse())
     check.process_request(request)
     reason: Any = check.process_view(request, lambda request: HttpResponse(), (), {})

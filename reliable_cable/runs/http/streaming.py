@@ -45,12 +45,12 @@ def stream(
         last: the bytes to send after the last message.
     """
     return StreamingHttpResponse(
-        _Body(_parts(run, visitor, translator, last)), headers={**STREAM_HEADERS, **(headers or {})}
+        StreamBody(_parts(run, visitor, translator, last)), headers={**STREAM_HEADERS, **(headers or {})}
     )
 
 
-class _Body:
-    """The body of a response that streams a run. Django calls `close` after the last part, or when the client has left.
+class StreamBody:
+    """The body of a response that streams events. Django calls `close` after the last part, or if the client has left.
 
     Nothing is opened before Django asks for the first part. So nothing is left behind if a middleware replaces the
     response.

@@ -36,6 +36,7 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ["CABLE_TEST_DATABASE"],
+        **json.loads(os.environ.get("CABLE_TEST_SQLITE", "{}")),
     }
 }
 if "CABLE_TEST_POSTGRES" in os.environ:

@@ -8,7 +8,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.test import AsyncClient
 
-from tests.unit.runs import chat_client
+from tests.unit.runs import chat_client, durable_client
 
 
 @pytest.fixture
@@ -31,3 +31,13 @@ async def browser(member: User) -> AsyncClient:
     browser = AsyncClient()
     await browser.aforce_login(member)
     return browser
+
+
+@pytest.fixture
+def durable_streams(settings: Any) -> None:
+    """Serve durable streams by the rules of durable_client.py."""
+    settings.RELIABLE_CABLE = {
+        "RUN_DURABLE_STREAMS": f"{durable_client.__name__}.Rules",
+        "STREAMS": {"durable:*": durable_client.POLICY},
+    }
+    settings.ROOT_URLCONF = chat_client.__name__

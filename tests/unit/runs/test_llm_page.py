@@ -17,6 +17,7 @@ from django.test import AsyncClient, RequestFactory
 from reliable_cable.runs import events
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.models import Run, Status
+from tests.unit.runs import chat_client
 from tests.unit.test_authentication_page import names_in, python_block
 from tests.unit.test_docs import BLOCKS, PAGES
 
@@ -102,6 +103,24 @@ async def test_a_chat_starts_a_run(settings: Any, monkeypatch: pytest.MonkeyPatc
     assert (run.input, started) == ({"prompt": "why?"}, [str(run.pk)])
     for unknown in ("0", "x"):
         assert (await client.get(f"/runs/chat/{unknown}/stream")).status_code == 404
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_rules_for_durable_streams(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = (block.text for block in BLOCKS if block.page == PAGE and "RUN_DURABLE_STREAMS" in block.text)
+    module = ModuleType("shop.streams")
+    vars(module).update(names_in(python_block(PAGE, "# streams.py"), __name__="shop.streams"))
+    monkeypatch.setitem(sys.modules, "shop", ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.streams", module)
+    settings.RELIABLE_CABLE = names_in(text)["RELIABLE_CABLE"]
+    settings.ROOT_URLCONF = chat_client.__name__
+    user = await User.objects.acreate(username="ann")
+    client = AsyncClient()
+    await client.aforce_login(user)
+    url = f"/runs/durable/{user.pk}/notes"
+    assert (await client.put(url, "a", content_type="text/plain")).status_code == 201
+    assert (await client.get(url)).content == b"a"
+    assert (await client.put("/runs/durable/notes", "a", content_type="text/plain")).status_code == 404
 
 
 def test_the_permissions() -> None:

@@ -1,0 +1,103 @@
+"""Forks durable streams: a new stream begins with a copy of the data of another one. All functions run in threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from reliable_cable.runs.durable_models import DurableStream
+
+from .framing import Piece, cut, media_type, repack
+from .offsets import ForeignOffset, InvalidOffset, parse_offset
+from .reading import MAX_ENTRIES, read_chunk_in_thread
+from .storage import Conflict, Creation, Gone, create, find
+
+#: The maximum number of entries, and the maximum size of data, in bytes, that a fork can copy.
+MAX_COPIED: Final = 10 * MAX_ENTRIES
+MAX_COPIED_SIZE: Final = 2**24
+
+
+class InvalidFork(Exception):
+    """Raised if a stream cannot be forked as a request asks for. The text of the error is for the client."""
+
+
+class ForkTooLarge(Exception):
+    """Raised if a fork would have to copy too much data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A request to fork a stream.
+
+    Args:
+        source: the name of the stream to fork.
+        offset: the offset at which to fork; `""` for the end.
+        size: the number of bytes or JSON values after the offset that the fork also has.
+    """
+
+    source: str
+    offset: str = ""
+    size: int = 0
+
+
+def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: bytes) -> tuple[DurableStream, bool]:
+    """Create a stream that begins with the data of another one. Return the stream, and whether it is new.
+
+    Args:
+        user: the user who becomes the owner, and who may read the source.
+        name: the name of the new stream.
+        creation: what the request asks for. The content type may be `""`, for that of the source.
+        fork: which data to copy.
+        body: the data that follow those of the source.
+
+    Raises:
+        NotFound: there is no source, or the user may not create the stream.
+        Trimmed: data of the source are no longer stored.
+        InvalidFork, InvalidBody: the offset or the number after it is not valid.
+        ForkTooLarge: there are too many data to copy.
+        Conflict: the source was deleted, or has another content type, or there is another stream with the name.
+        TooManyStreams, NotDurable: see `storage.create`.
+    """
+    try:
+        source = find(user, fork.source)
+    except Gone:
+        raise Conflict("The stream to fork was deleted.") from None
+    if creation.content_type and media_type(creation.content_type) != media_type(source.content_type):
+        raise Conflict("The stream to fork has another content type.")
+    creation = replace(creation, content_type=source.content_type, source=source)
+    creation = replace(creation, fork=[fork.source, fork.offset, fork.size])
+    if creation.ttl is None and creation.expires_at is None:
+        inherited = None if source.ttl is not None else source.expires_at
+        creation = replace(creation, ttl=source.ttl, expires_at=inherited)
+    count = source.count if not fork.offset else _position(fork.offset, source)
+    copied = [repack(piece) for piece in _copy(source, count, fork.size)]
+    return create(user, name, replace(creation, inherited=copied), body)
+
+
+def _position(offset: str, source: DurableStream) -> int:
+    try:
+        count = parse_offset(offset, source.generation)
+    except (InvalidOffset, ForeignOffset):
+        raise InvalidFork("The Stream-Fork-Offset must be an offset of the stream to fork.") from None
+    if count > source.count:
+        raise InvalidFork("The Stream-Fork-Offset is beyond the end of the stream to fork.")
+    return count
+
+
+def _copy(source: DurableStream, count: int, size: int) -> list[Piece]:
+    """Return the data of the first entries of a stream, and the first bytes or values of the next entry."""
+    pieces: list[Piece] = []
+    total = 0
+    wanted = count + (size > 0)
+    while len(pieces) < wanted:
+        chunk = read_chunk_in_thread(source, len(pieces))
+        if not chunk.pieces:
+            raise InvalidFork("The Stream-Fork-Sub-Offset is beyond the end of the stream to fork.")
+        pieces += chunk.pieces
+        total += sum(len(piece.data) + sum(map(len, piece.values)) for piece in chunk.pieces)
+        if len(pieces) > MAX_COPIED or total > MAX_COPIED_SIZE:
+            raise ForkTooLarge
+    pieces = pieces[:wanted]
+    if size:
+        pieces[-1] = cut(pieces[-1], size)
+    return pieces

@@ -1,0 +1,73 @@
+"""The offsets of Durable Streams: texts that clients store and compare, but do not interpret.
+
+An offset contains the generation of the stream and the number of entries before it. If a stream is deleted and created
+again, it gets another generation. So an old offset is never applied to new data.
+"""
+
+import re
+import secrets
+from typing import Final
+
+#: The offset before the first entry, and the offset after the last entry, as clients may send them.
+START: Final = "-1"
+NOW: Final = "now"
+
+#: A generation that is used in no stream. An offset with it and without entries is the beginning of every stream.
+ANY_GENERATION: Final = "0" * 16
+
+_OFFSET: Final = re.compile(r"([0-9a-f]{16})_([0-9]{16})", re.ASCII)
+
+
+class InvalidOffset(Exception):
+    """Raised for a text that is not an offset."""
+
+
+class ForeignOffset(Exception):
+    """Raised for an offset of another generation of the stream."""
+
+
+def new_generation() -> str:
+    """Return a random generation for a new stream."""
+    return f"1{secrets.token_hex(8)[1:]}"
+
+
+def format_offset(generation: str, count: int) -> str:
+    """Return the offset after some entries.
+
+    Args:
+        generation: the generation of the stream.
+        count: the number of entries before the offset.
+    """
+    return f"{generation}_{count:016d}"
+
+
+def parse_offset(text: str, generation: str) -> int:
+    """Return the number of entries before an offset.
+
+    Args:
+        text: the offset as a client sent it, which is neither `START` nor `NOW`.
+        generation: the generation of the stream.
+
+    Raises:
+        InvalidOffset: the text is not an offset.
+        ForeignOffset: the offset belongs to another generation.
+    """
+    found, count = split_offset(text)
+    if found != generation and (found != ANY_GENERATION or count):
+        raise ForeignOffset
+    return count
+
+
+def split_offset(text: str) -> tuple[str, int]:
+    """Return the generation in an offset, and the number of entries before it.
+
+    Args:
+        text: the offset as a client sent it.
+
+    Raises:
+        InvalidOffset: the text is not an offset.
+    """
+    match = _OFFSET.fullmatch(text)
+    if match is None:
+        raise InvalidOffset
+    return match[1], int(match[2])

@@ -1,0 +1,312 @@
+"""Creates, changes and deletes durable streams. All functions run in threads, because they query the database.
+
+The state of the writers and the new entries are stored in the same transaction: the row is locked, and the entries are
+added to the outbox of the stream store, which numbers them after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.db import IntegrityError, router, transaction
+from django.utils import timezone
+
+from reliable_cable.broadcasting import broadcast_batch, forget
+from reliable_cable.conf import get_settings
+from reliable_cable.namespaces import current_namespace, use_namespace
+from reliable_cable.runs.durable_models import DurableStream, DurableStreamQuerySet
+from reliable_cable.stores.engine import get_engine
+
+from .access import durable_streams, is_admitted
+from .appending import Append, Outcome, WriterState, decide
+from .framing import InvalidBody, media_type, pack
+from .offsets import new_generation
+
+#: The maximum number of expired streams that are deleted when a stream is created.
+MAX_EXPIRED: Final = 20
+
+
+class NotFound(Exception):
+    """Raised if there is no such stream, or the user may not read it."""
+
+
+class Forbidden(Exception):
+    """Raised if the user may read the stream, but not write it."""
+
+
+class Gone(Exception):
+    """Raised if the stream was deleted, but is kept for its forks."""
+
+
+class Conflict(Exception):
+    """Raised if there is another stream with this name. The text of the error says what differs."""
+
+
+class TooManyStreams(Exception):
+    """Raised if the owner has too many streams."""
+
+
+class NotDurable(Exception):
+    """Raised if the data of the stream would not be stored durably."""
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A request to create a stream.
+
+    Args:
+        content_type: the content type of the stream.
+        ttl: how long, in seconds, to keep the stream without a read or write; None for no limit.
+        expires_at: when the stream expires; None for never.
+        close: whether the stream is complete with the body of the request.
+        fork: what a request to fork asks for (see `DurableStream.fork`).
+        source: the stream to fork.
+        inherited: the entries that a fork has from its source.
+    """
+
+    content_type: str
+    ttl: int | None = None
+    expires_at: datetime | None = None
+    close: bool = False
+    fork: list[str | int] | None = None
+    source: DurableStream | None = None
+    inherited: Sequence[dict[str, Any]] = ()
+
+
+def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -> DurableStream:
+    """Return a stream.
+
+    Args:
+        user: the user who wants to use the stream.
+        name: the name of the stream, as the client sent it.
+        to_write: whether the user wants to change the stream.
+        renew: whether to move the time at which the stream expires.
+
+    Raises:
+        NotFound, Forbidden, Gone: the user may not use the stream.
+    """
+    rules = durable_streams()
+    row = None
+    if is_admitted(rules, user):
+        row = _rows().filter(namespace=current_namespace(), name=name).first()
+    if rules is None or row is None or row.expired or not rules.may_read(user, row):
+        raise NotFound
+    if to_write and not rules.may_write(user, row):
+        raise Forbidden
+    if row.deleted:
+        raise Gone
+    if renew:
+        _renew(row)
+    return row
+
+
+def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[DurableStream, bool]:
+    """Create a stream. Return the stream, and whether it is new.
+
+    Args:
+        user: the user who becomes the owner.
+        name: the name of the stream.
+        creation: what the request asks for.
+        body: the first data of the stream, after those of the source.
+
+    Raises:
+        NotFound: the user may not create the stream.
+        Conflict: there is another stream with this name.
+        TooManyStreams: the owner has too many streams.
+        InvalidBody: the body cannot be appended.
+        NotDurable: the stream store is not durable.
+    """
+    found = existing(user, name)
+    if found is None:
+        new = _new_row(user, name, creation)
+        entries = pack(body, creation.content_type, get_settings().max_broadcast_size) if body else []
+        try:
+            with transaction.atomic(using=_alias()):
+                _add(new, [*creation.inherited, *entries], end=creation.close)
+                new.save(using=_alias(), force_insert=True)
+            return new, True
+        except IntegrityError:
+            found = existing(user, name)
+            if found is None:
+                raise Conflict("The stream was changed at the same time. Try again.") from None
+    _compare(found, creation)
+    return found, False
+
+
+def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
+    """Return the row of a new stream, which is not saved.
+
+    Raises:
+        NotFound, TooManyStreams, NotDurable: see `create`.
+    """
+    rules = durable_streams()
+    if rules is None or not is_admitted(rules, user) or not rules.may_create(user, name):
+        raise NotFound
+    for old in _rows().expired()[:MAX_EXPIRED]:
+        delete(old)
+    owner = user.pk if getattr(user, "is_authenticated", False) else None
+    if _rows().filter(owner=owner).count() >= rules.max_streams:
+        raise TooManyStreams
+    source = creation.source
+    row = DurableStream(
+        name=name,
+        namespace=current_namespace(),
+        owner_id=owner,
+        content_type=creation.content_type,
+        # A fork has the offsets of its source.
+        generation=new_generation() if source is None else source.generation,
+        closed=creation.close,
+        ttl=creation.ttl,
+        expires_at=creation.expires_at,
+        source=source,
+        fork=creation.fork,
+    )
+    if creation.ttl is not None:
+        row.expires_at = timezone.now() + timedelta(seconds=creation.ttl)
+    _require_durable_store(row.stream)
+    return row
+
+
+def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, DurableStream, WriterState]:
+    """Append the body of a request to a stream, and close the stream if the request asks for it.
+
+    Returns:
+        The outcome, the current row, and the state of the writers.
+
+    Raises:
+        NotFound: the stream was deleted.
+        InvalidBody: the body cannot be appended.
+    """
+    entries = pack(body, row.content_type, get_settings().max_broadcast_size) if body else []
+    if body and not entries:
+        raise InvalidBody("The array in the body is empty.")
+    with transaction.atomic(using=_alias()):
+        # The update locks the row, on SQLite the database. A query alone would not do that on SQLite.
+        if not _rows().filter(pk=row.pk, deleted=False).update(appended_at=timezone.now()):
+            raise NotFound
+        row = _rows().get(pk=row.pk)
+        state = WriterState(row.content_type, row.closed, row.sequence, row.producers, row.closed_by)
+        outcome = decide(state, request)
+        if outcome is Outcome.ACCEPTED:
+            _add(row, entries, end=request.close)
+            row.closed, row.sequence, row.closed_by = state.closed, state.sequence, state.closed_by
+            row.producers = state.producers
+            row.expires_at = row.renewed_expiry() or row.expires_at
+            row.save(using=_alias())
+        else:
+            transaction.set_rollback(True, using=_alias())
+    return outcome, row, state
+
+
+def delete(row: DurableStream) -> None:
+    """Delete a stream and its data. If the stream has forks, its row stays until they are deleted, too."""
+    with transaction.atomic(using=_alias()):
+        source = row.source
+        if row.forks.using(_alias()).exists():
+            row.deleted, row.expires_at, row.ttl = True, None, None
+            row.save(using=_alias(), update_fields=["deleted", "expires_at", "ttl"])
+        else:
+            _rows().filter(pk=row.pk).delete()
+            if source is not None and source.deleted:
+                delete(source)
+        with use_namespace(row.namespace):
+            forget(row.stream, using=_alias())
+
+
+def reload(row: DurableStream) -> DurableStream:
+    """Return the current row of a stream.
+
+    Raises:
+        NotFound: the stream was deleted, or has expired.
+    """
+    found = _rows().alive().filter(pk=row.pk, deleted=False).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
+def set_shift(row: DurableStream, shift: int) -> None:
+    """Store the difference between the numbers of entries and their offsets, after it has changed."""
+    row.shift = shift
+    _rows().filter(pk=row.pk).update(shift=shift)
+
+
+def _require_durable_store(stream: str) -> None:
+    """Check that the data of a stream are stored in the database of its row, and in the same transactions.
+
+    Raises:
+        NotDurable: they are not.
+    """
+    settings, store = get_settings(), get_engine().streams
+    if not store.supports_durable or not settings.policy(stream).durable or settings.database != _alias():
+        raise NotDurable
+
+
+def _rows() -> DurableStreamQuerySet:
+    return DurableStream.objects.db_manager(_alias()).get_queryset().select_related("source")
+
+
+def _alias() -> str:
+    return router.db_for_write(DurableStream)
+
+
+def existing(user: Any, name: str) -> DurableStream | None:
+    """Return the stream with a name, if there is one. A stream that has expired is deleted.
+
+    Raises:
+        NotFound: the user may not read and write the stream.
+        Conflict: the stream was deleted, but has forks.
+    """
+    row: DurableStream | None = _rows().filter(namespace=current_namespace(), name=name).first()
+    if row is None:
+        return None
+    if row.expired:
+        delete(row)
+        return existing(user, name) if row.deleted else None
+    rules = durable_streams()
+    if rules is None or not rules.may_read(user, row) or not rules.may_write(user, row):
+        raise NotFound
+    if row.deleted:
+        raise Conflict("The stream was deleted, but has forks.")
+    return row
+
+
+def _compare(row: DurableStream, creation: Creation) -> None:
+    """Check that an existing stream is as a request wants to create it.
+
+    Raises:
+        Conflict: it is not.
+    """
+    given = {
+        "content type": (media_type(row.content_type), media_type(creation.content_type)),
+        "Stream-TTL": (row.ttl, creation.ttl),
+        "Stream-Expires-At": (None if row.ttl is not None else row.expires_at, creation.expires_at),
+        "Stream-Closed": (row.closed, creation.close),
+        "Stream-Forked-From": (row.fork, creation.fork),
+    }
+    differing = [key for key, (existing, wanted) in given.items() if existing != wanted]
+    if differing:
+        raise Conflict(f"There is a stream with this name, but another {differing[0]}.")
+
+
+def _add(row: DurableStream, entries: Sequence[dict[str, Any]], *, end: bool) -> None:
+    """Append entries to the data of a stream. The last one says that the stream is closed, if it is."""
+    numbered = [{"n": row.count + index, **entry} for index, entry in enumerate(entries, start=1)]
+    row.count += len(numbered)
+    row.appended_at = timezone.now()
+    if end:
+        if not numbered:
+            numbered = [{"n": row.count}]
+        numbered[-1]["end"] = True
+    if numbered:
+        broadcast_batch([(row.stream, entry) for entry in numbered], using=_alias())
+
+
+def _renew(row: DurableStream) -> None:
+    until = row.renewed_expiry()
+    if until is not None:
+        row.expires_at = until
+        _rows().filter(pk=row.pk).update(expires_at=until)

@@ -1,0 +1,231 @@
+"""The responses to requests that read durable streams: at once, with `live=long-poll`, and with `live=sse`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any, Final
+
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from reliable_cable.http.core import Refusal
+from reliable_cable.runs.durable.access import DurableStreams
+from reliable_cable.runs.durable.framing import data_event, event, is_text, join
+from reliable_cable.runs.durable.reading import Chunk, Trimmed
+from reliable_cable.runs.durable.storage import NotFound
+
+from .durable_requests import LONG_POLL, SSE, next_cursor
+from .durable_sources import Source
+from .reading import Interrupted, open_reader
+from .requests import Visitor
+from .streaming import PING, SILENCE, STREAM_HEADERS, StreamBody
+
+NEXT_OFFSET: Final = "Stream-Next-Offset"
+UP_TO_DATE: Final = "Stream-Up-To-Date"
+CLOSED: Final = "Stream-Closed"
+CURSOR: Final = "Stream-Cursor"
+ENCODING: Final = "Stream-SSE-Data-Encoding"
+
+
+def gone(source: Source, trimmed: Trimmed) -> Refusal:
+    """Return the refusal of a request for data that are no longer stored."""
+    return Refusal(
+        HTTPStatus.GONE,
+        "The data at this offset are no longer stored. Read from 'earliest', or from now.",
+        earliest=source.earliest(trimmed),
+    )
+
+
+def data_response(
+    request: HttpRequest, source: Source, after: int | None, chunk: Chunk, **headers: str
+) -> HttpResponse:
+    """Return the response with a chunk of data. If the client already has it, the status is 304.
+
+    Args:
+        request: the request.
+        source: what to read.
+        after: the position before the chunk.
+        chunk: the data.
+        headers: more headers.
+    """
+    tag = f'"{source.generation}:{after}:{chunk.end}{":u" if chunk.up_to_date else ""}{":c" if chunk.closed else ""}"'
+    response = HttpResponse(
+        headers={
+            "Content-Type": source.content_type,
+            # The data are those of a user. The browser may keep them, and asks each time whether there are more.
+            "Cache-Control": "private, no-cache",
+            "ETag": tag,
+            **position_headers(source, chunk),
+            **headers,
+        }
+    )
+    if tag in [known.strip() for known in request.headers.get("If-None-Match", "").split(",")]:
+        response.status_code = HTTPStatus.NOT_MODIFIED
+        del response.headers["Content-Type"]
+    else:
+        response.content = join(chunk.pieces, source.content_type)
+    return response
+
+
+def position_headers(source: Source, chunk: Chunk) -> dict[str, str]:
+    """Return the headers that say how far a chunk of data goes."""
+    headers = {NEXT_OFFSET: source.offset(chunk.end)}
+    if chunk.up_to_date:
+        headers[UP_TO_DATE] = "true"
+    if chunk.closed:
+        headers[CLOSED] = "true"
+    return headers
+
+
+async def respond(
+    request: HttpRequest, visitor: Visitor, source: Source, after: int | None, times: DurableStreams
+) -> HttpResponseBase:
+    """Return the response to a request that reads a stream.
+
+    Args:
+        request: the request.
+        visitor: the user who reads.
+        source: what to read.
+        after: the position before the data; None for the end of the stream.
+        times: says how long a live response lasts.
+    """
+    try:
+        chunk = await (source.tail() if after is None else source.read(after))
+    except Trimmed as trimmed:
+        raise gone(source, trimmed) from None
+    match request.GET.get("live"):
+        case str(live) if live == SSE:
+            return stream_data(request, visitor, source, chunk, times.sse_time)
+        case str(live) if live == LONG_POLL:
+            return await wait_for_data(request, visitor, source, chunk, times.long_poll_time)
+    response = data_response(request, source, after, chunk)
+    if after is None:
+        del response.headers["ETag"]
+        response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+# -- live -------------------------------------------------------------------------------------------------------------
+
+
+async def follow(
+    source: Source, scope: Mapping[str, Any], after: int, *, until: float, silence: float
+) -> AsyncGenerator[Chunk | None, None]:
+    """Yield new data of a stream. Yield None if there are none for a while. The last chunk is closed.
+
+    Args:
+        source: what to read.
+        scope: the ASGI scope of the request.
+        after: the position before the new data.
+        until: the time, by the clock of the event loop, at which to stop.
+        silence: how long, in seconds, to wait for data before None is yielded.
+
+    Raises:
+        Interrupted, NotFound, Trimmed: the data cannot be read any more.
+    """
+    loop = asyncio.get_running_loop()
+    async with open_reader(source.channel.__name__, source.key, scope, history=False) as reader:
+        while (rest := until - loop.time()) > 0:
+            try:
+                async with asyncio.timeout(min(rest, silence)):
+                    frame = await reader.next()
+            except TimeoutError:
+                yield None
+                continue
+            chunk = source.chunk_of(frame, after) or await source.read(after)
+            while chunk.pieces or chunk.closed:
+                yield chunk
+                if chunk.closed:
+                    return
+                after = chunk.end
+                if chunk.up_to_date:
+                    break
+                chunk = await source.read(after)
+
+
+async def wait_for_data(
+    request: HttpRequest, visitor: Visitor, source: Source, chunk: Chunk, seconds: float
+) -> HttpResponse:
+    """Return the response to a request with `live=long-poll`.
+
+    Args:
+        request: the request.
+        visitor: the user who reads.
+        source: what to read.
+        chunk: the data that the stream has after the offset of the request.
+        seconds: how long to wait for data if there are none.
+    """
+    begin = chunk.pieces[0].number - 1 if chunk.pieces else chunk.end
+    if not chunk.pieces and not chunk.closed:
+        until = asyncio.get_running_loop().time() + seconds
+        try:
+            async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=seconds)) as chunks:
+                async for found in chunks:
+                    chunk = found or chunk
+                    break
+        except Trimmed as trimmed:
+            raise gone(source, trimmed) from None
+        except NotFound:
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is no such stream.") from None
+        except Interrupted as interruption:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(interruption)) from None
+    cursor = {} if chunk.closed else {CURSOR: next_cursor(request)}
+    if chunk.pieces:
+        return data_response(request, source, begin, chunk, **cursor)
+    return HttpResponse(
+        status=HTTPStatus.NO_CONTENT, headers={UP_TO_DATE: "true", **position_headers(source, chunk), **cursor}
+    )
+
+
+def stream_data(
+    request: HttpRequest, visitor: Visitor, source: Source, chunk: Chunk, seconds: float
+) -> StreamingHttpResponse:
+    """Return the response to a request with `live=sse`.
+
+    Args:
+        request: the request.
+        visitor: the user who reads.
+        source: what to read.
+        chunk: the data that the stream has after the offset of the request.
+        seconds: how long the response lasts.
+    """
+    cursor = next_cursor(request)
+    headers = {**STREAM_HEADERS, "Content-Type": "text/event-stream"}
+    if not is_text(source.content_type):
+        headers[ENCODING] = "base64"
+    return StreamingHttpResponse(StreamBody(_events(source, visitor, chunk, seconds, cursor)), headers=headers)
+
+
+async def _events(
+    source: Source, visitor: Visitor, chunk: Chunk, seconds: float, cursor: str
+) -> AsyncGenerator[bytes, None]:
+    until = asyncio.get_running_loop().time() + seconds
+    try:
+        yield _encode(source, chunk, cursor)
+        while not chunk.up_to_date and chunk.pieces:
+            chunk = await source.read(chunk.end)
+            yield _encode(source, chunk, cursor)
+        if chunk.closed:
+            return
+        async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=SILENCE)) as chunks:
+            async for found in chunks:
+                yield PING if found is None else _encode(source, found, cursor)
+    except (Interrupted, NotFound, Trimmed):
+        return  # the client sends another request, whose response says why
+
+
+def _encode(source: Source, chunk: Chunk, cursor: str) -> bytes:
+    """Return the events for a chunk of data."""
+    control: dict[str, Any] = {"streamNextOffset": source.offset(chunk.end)}
+    if chunk.closed:
+        control["streamClosed"] = True
+    else:
+        control["streamCursor"] = cursor
+    if chunk.up_to_date:
+        control["upToDate"] = True
+    data = data_event(chunk.pieces, source.content_type) if chunk.pieces else b""
+    return data + event("control", json.dumps(control, separators=(",", ":")))

@@ -1,0 +1,12 @@
+// Prepares Node for the conformance suite of Durable Streams.
+import fc from "fast-check"
+
+// Enough examples of the random tests, which otherwise take half of the time.
+fc.configureGlobal({interruptAfterTimeLimit: 3000})
+
+// Sends the cookies and the CSRF token with all requests, as a browser does.
+const headers = JSON.parse(process.env.CABLE_TEST_HEADERS)
+const send = globalThis.fetch
+
+globalThis.fetch = (input, options = {}) =>
+  send(input, {...options, headers: {...Object.fromEntries(new Headers(options.headers)), ...headers}})
