@@ -32,6 +32,23 @@ def test_later_texts_are_joined_for_a_time() -> None:
     assert not coalescer.take(11.0)
 
 
+def test_long_text_becomes_several_events() -> None:
+    coalescer = Coalescer(1, event_length=3)
+    coalescer.add("abcdefg")
+    coalescer.add({"type": "reasoning", "text": "hijk"})
+    coalescer.add(CALL)
+    events = coalescer.take(10.0)
+    assert [event.get("content") or event["part"].get("text") for event in events] == [
+        "abc",
+        "def",
+        "g",
+        "hij",
+        "k",
+        None,
+    ]
+    assert events[-1]["part"] == CALL
+
+
 def test_much_text_is_due_at_once() -> None:
     coalescer = Coalescer(1, max_length=4)
     coalescer.add("a")
