@@ -21,8 +21,8 @@ class Coalescer:
         attempt: the number of the attempt, which each event contains.
         interval: the shortest time between two broadcasts, in seconds.
         max_length: the number of collected characters of text after which a broadcast does not wait for the interval.
-        event_length: the maximum number of characters of text in one event. Longer text becomes several events, because
-            the size of a broadcast is limited. There may be much text if the task writes it at once, or after an outage.
+        event_length: the maximum number of characters of text in one event. Longer text becomes several events,
+            because the size of a broadcast is limited. A task may write much at once, and more collects in an outage.
     """
 
     __slots__ = ("_attempt", "_event_length", "_interval", "_length", "_lock", "_max_length", "_taken_at", "_written")

@@ -75,9 +75,14 @@ class DaphneResponse(ResponseTransport):
             self._request.registerProducer(self._observer, True)
 
     @property
+    def _channel(self) -> Any:
+        """The connection of the request; None if the request has ended."""
+        return getattr(self._request, "channel", None)
+
+    @property
     def lost(self) -> bool:
         """Whether the client has disconnected."""
-        return self._request.channel is None or bool(self._request._disconnected)
+        return self._channel is None or bool(self._request._disconnected)
 
     def release(self) -> None:
         """Drop the callbacks, which are part of a reference cycle of the request and the connection."""
@@ -86,19 +91,19 @@ class DaphneResponse(ResponseTransport):
             self._observer.release()
 
     def _detach(self) -> None:
-        if self._request.producer is not None and self._request.channel is not None:
+        if self._request.producer is not None and self._channel is not None:
             self._request.unregisterProducer()
 
     def abort(self) -> None:
         """Drop the connection at once and discard its buffer."""
         if not self.lost:
-            self._request.channel.transport.abortConnection()
+            self._channel.transport.abortConnection()
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
         from .daphne import unsent_bytes
 
-        return None if self.lost else unsent_bytes(self._request.channel.transport)
+        return None if self.lost else unsent_bytes(self._channel.transport)
 
 
 def daphne_request(send: Any) -> Any:

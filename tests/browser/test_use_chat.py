@@ -115,7 +115,7 @@ class Window:
         await self.has(text)
         await expect(self.answers.locator("[data-part=source-url]")).to_have_attribute("href", "https://example.com/")
         usage = await self.answers.get_attribute("data-usage")
-        assert json.loads(usage or "") == {"usage": {"output_tokens": 3}}
+        assert json.loads(usage or "") == {"status": "completed", "usage": {"output_tokens": 3}}
 
 
 async def open_window(context: BrowserContext, server: Server, chat: str) -> Window:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from http import HTTPMethod, HTTPStatus
 from typing import Any
@@ -15,17 +15,18 @@ from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from reliable_cable.concurrency.threads import run_handler
-from reliable_cable.http.core import Refusal
+from reliable_cable.http.core import Refusal, Response
+from reliable_cable.http.cors import PREFLIGHT, check_origin_of_cookies, cors_headers, preflight
 from reliable_cable.namespaces import use_namespace
 
-from .requests import authenticate, check_csrf
+from .requests import authenticate, check_csrf, csrf_header, scope_of
 
 
 def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an async function, which is called with the request, the visitor and the parts of the path.
 
-    The view authenticates the user, and sends errors as JSON. It never runs in a transaction of `ATOMIC_REQUESTS`,
-    which cannot surround an async view.
+    The view authenticates the user, and sends errors as JSON. Pages of the origins in `CORS_ORIGINS` may use it. It
+    never runs in a transaction of `ATOMIC_REQUESTS`, which cannot surround an async view.
 
     Args:
         method: the method that the endpoint allows.
@@ -35,18 +36,22 @@ def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., A
     def decorate(function: Callable[..., Awaitable[HttpResponseBase]]) -> Callable[..., Any]:
         @wraps(function)
         async def view(request: HttpRequest, **parts: str) -> HttpResponseBase:
+            scope = scope_of(request)
+            own = {"Cache-Control": "no-store", **cors_headers(scope)}
+            if request.method == HTTPMethod.OPTIONS:
+                return _response(preflight(scope, own, _allowed()))
             try:
                 response = await _respond(request, parts)
             except Refusal as refusal:
-                refused = refusal.response()
-                response = HttpResponse(refused.body, status=refused.status, headers=refused.headers)
-            response.headers.setdefault("Cache-Control", "no-store")
+                response = _response(refusal.response())
+            for name, value in own.items():
+                response.headers.setdefault(name, value)
             return response
 
         async def _respond(request: HttpRequest, parts: dict[str, str]) -> HttpResponseBase:
             if request.method != method:
                 refusal = JsonResponse({"error": f"The method must be {method}."}, status=HTTPStatus.METHOD_NOT_ALLOWED)
-                refusal.headers["Allow"] = method
+                refusal.headers["Allow"] = f"{method}, {HTTPMethod.OPTIONS}"
                 return refusal
             if streams and not isinstance(request, ASGIRequest):
                 raise Refusal(
@@ -55,8 +60,12 @@ def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., A
                 )
             visitor = await authenticate(request)
             with use_namespace(visitor.namespace):
-                if method == HTTPMethod.POST and not visitor.has_token:
+                if visitor.has_token:
+                    pass  # the browser sends no token by itself, so a page of another site cannot use it
+                elif method == HTTPMethod.POST:
                     await run_handler(check_csrf, request)
+                else:
+                    check_origin_of_cookies(visitor.scope)
                 return await function(request, visitor, **parts)
 
         for alias in connections:
@@ -64,3 +73,13 @@ def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., A
         return csrf_exempt(login_not_required(view))
 
     return decorate
+
+
+def _allowed() -> Mapping[str, str]:
+    """Return the headers of the response to a preflight request of a page that may use the endpoints."""
+    name = "Access-Control-Allow-Headers"
+    return {**PREFLIGHT, name: f"{PREFLIGHT[name]}, {csrf_header()}"}
+
+
+def _response(response: Response) -> HttpResponse:
+    return HttpResponse(response.body, status=response.status, headers=response.headers)

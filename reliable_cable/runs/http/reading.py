@@ -19,9 +19,10 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.runs.cable import RunChannel
-from reliable_cable.servers import ResponseTransport, response_transport_for
+from reliable_cable.servers import response_transport_for
 from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 from reliable_cable.servers.drain import server_grace
+from reliable_cable.servers.responses import ResponseTransport
 
 #: The maximum number of queued events for a slow reader. Once the queue is full, later events come from the store.
 MAX_EVENTS: Final = 16

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.functional import LazyObject, empty
 
@@ -66,7 +66,7 @@ async def authenticate(request: HttpRequest) -> Visitor:
     if get_settings().namespace is not None:
         # The middlewares may have stored the tenant on the database connection of the request's thread.
         namespace = await sync_to_async(namespaces.current_namespace)()
-    scope = {**_scope_of(request), namespaces.SCOPE_KEY: namespace}
+    scope = {**scope_of(request), namespaces.SCOPE_KEY: namespace}
     if get_settings().reads_tokens:
         scope = await with_token(scope)
     if scope.get(SCOPE_KEY) is None:
@@ -79,12 +79,19 @@ async def authenticate(request: HttpRequest) -> Visitor:
     return visitor
 
 
-def _scope_of(request: HttpRequest) -> dict[str, Any]:
+def scope_of(request: HttpRequest) -> dict[str, Any]:
+    """Return the ASGI scope of a request. For a request of a WSGI server, it has only what this package needs."""
     if isinstance(request, ASGIRequest):
         return dict(request.scope)
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
     query = request.META.get("QUERY_STRING", "").encode("latin-1")
-    return {"type": "http", "path": request.path, "headers": headers, "query_string": query}
+    return {
+        "type": "http",
+        "scheme": request.scheme,
+        "path": request.path,
+        "headers": headers,
+        "query_string": query,
+    }
 
 
 def _user_of(request: HttpRequest) -> Any:
@@ -109,16 +116,19 @@ def check_csrf(request: HttpRequest) -> None:
     Raises:
         Refusal: the token is missing or wrong, or the request comes from another site.
     """
+    # The token is only in the header. The middleware must not take the body for a form, and read it.
+    cast(Any, request).POST = QueryDict()
     check = _CsrfCheck(lambda request: HttpResponse())
     check.process_request(request)
     reason: Any = check.process_view(request, lambda request: HttpResponse(), (), {})
     if reason is not None:
         raise Refusal(
-            HTTPStatus.FORBIDDEN, f"{reason} Send the CSRF token in the header {_csrf_header()}, as for other requests."
+            HTTPStatus.FORBIDDEN, f"{reason} Send the CSRF token in the header {csrf_header()}, as for other requests."
         )
 
 
-def _csrf_header() -> str:
+def csrf_header() -> str:
+    """Return the name of the header with the CSRF token."""
     return str(settings.CSRF_HEADER_NAME).removeprefix("HTTP_").replace("_", "-").title()
 
 
@@ -210,13 +220,18 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         message = sent[-1]
     if not isinstance(message, dict):
         raise invalid("A message must be an object.")
+    role = text_of(message.get("role"), "role") or "user"
+    if role == "assistant":
+        raise invalid(
+            "The last message must be one of the user. Results of tools that the page runs are not supported here."
+        )
     parts = objects_in(message.get("parts"), "The key 'parts' of a message must be a list of objects.")
     trigger = text_of(values.pop("trigger", None), "trigger") or "submit-message"
     return ChatRequest(
         chat,
         ChatMessage(
             id=text_of(message.get("id"), "id"),
-            role=text_of(message.get("role"), "role") or "user",
+            role=role,
             text=join_texts(parts),
             parts=parts,
             trigger=trigger,

@@ -60,6 +60,11 @@ def _start_about(project: RunChats, user: Any, subject: models.Model, asked: Cha
             f"{type(project).__qualname__}.start() must return a run about its subject: "
             "Run.objects.start(owner=user, subject=subject, …)."
         )
+    if run.namespace != current_namespace() or not permissions().may_read(user, run):
+        raise TypeError(
+            f"{type(project).__qualname__}.start() must return a run that the user may read: with owner=user, or "
+            "as RUN_PERMISSIONS allows."
+        )
     return run
 
 
@@ -85,7 +90,7 @@ def _refuse_if_active(subject: models.Model) -> None:
     """
     list(type(subject)._base_manager.select_for_update().filter(pk=subject.pk).values_list("pk"))
     # A run that is being stopped does not count. Its task may notice that late.
-    for run in Run.objects.about(subject).active().filter(stop_requested=False):
+    for run in Run.objects.about(subject).active().filter(stop_requested=False, namespace=current_namespace()):
         if not run.fail_if_abandoned():
             raise Refusal(
                 HTTPStatus.CONFLICT,
