@@ -44,6 +44,8 @@ class Chats(RunChats):
                 raise PermissionDenied
             case "other":
                 return Run.objects.start(owner=user)
+            case "nobody":
+                return Run.objects.start(subject=subject)
         return Run.objects.start(owner=user, subject=subject, input={"prompt": message.text})
 
 

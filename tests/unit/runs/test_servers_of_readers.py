@@ -45,6 +45,7 @@ async def transport_of_reader() -> tuple[Any, ResponseTransport]:
     async with asyncio.timeout(20):
         while not get_hub().connections.all():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
+    connection: Any
     (connection,) = get_hub().connections.all()
     assert isinstance(connection.transport, reading.ReaderTransport)
     response = connection.transport._response

@@ -75,6 +75,21 @@ async def test_a_chat_is_resumed_from_its_beginning(browser: AsyncClient) -> Non
     assert (await get(browser, "/runs/chat/ann/1/stream")).status_code == 204
 
 
+async def test_the_newest_run_is_read_after_its_end(browser: AsyncClient) -> None:
+    assert (await get(browser, "/runs/chat/ann/1/stream?ended")).status_code == 204
+    for text in ("Because", "For"):
+        await post(browser)
+        async with written(await Run.objects.order_by("created_at").alast()) as out:  # type: ignore[arg-type]
+            out.write(text)
+        reader = Reader(await get(browser, "/runs/chat/ann/1/stream?ended"))
+        await reader.read()
+        assert reader.text == text
+    newest = await Run.objects.order_by("created_at").alast()
+    assert newest is not None
+    assert build_message(reader.chunks) == ui_message(newest)
+    assert (await get(browser, "/runs/chat/ann/1/stream")).status_code == 204
+
+
 async def test_a_closed_request_does_not_stop_the_run(browser: AsyncClient) -> None:
     reader = Reader(await post(browser))
     run = await only_run()
