@@ -62,8 +62,8 @@ class RunChats:
             chat: the id of the chat or the thread, as the client sent it.
 
         Raises:
-            ObjectDoesNotExist, PermissionDenied, ValueError, ValidationError: the user has no such chat. The client is
-                told that there is none. Django raises the last two for texts that cannot be primary keys.
+            ObjectDoesNotExist, PermissionDenied, Http404, ValueError, ValidationError: the user has no such chat. The
+                client is told that there is none. Django raises the last two for texts that cannot be primary keys.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define subject().")
 
@@ -79,7 +79,7 @@ class RunChats:
 
         Raises:
             ValidationError: the message cannot be answered. The client is sent the text of the error.
-            ObjectDoesNotExist, PermissionDenied: the client is told that there is no such chat.
+            ObjectDoesNotExist, PermissionDenied, Http404: the client is told that there is no such chat.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define start().")
 

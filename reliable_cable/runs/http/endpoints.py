@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from reliable_cable.concurrency.threads import run_handler
-from reliable_cable.http.core import Refusal, Response
+from reliable_cable.http.core import NEVER_CACHE, Refusal, Response
 from reliable_cable.http.cors import PREFLIGHT, check_origin_of_cookies, cors_headers, preflight
 from reliable_cable.namespaces import use_namespace
 
@@ -37,7 +37,7 @@ def endpoint(method: str, *, streams: bool = False) -> Callable[[Callable[..., A
         @wraps(function)
         async def view(request: HttpRequest, **parts: str) -> HttpResponseBase:
             scope = scope_of(request)
-            own = {"Cache-Control": "no-store", **cors_headers(scope)}
+            own = {"Cache-Control": NEVER_CACHE, **cors_headers(scope)}
             if request.method == HTTPMethod.OPTIONS:
                 return _response(preflight(scope, own, _allowed()))
             try:

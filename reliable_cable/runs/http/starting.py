@@ -10,6 +10,7 @@ from typing import Any, Final
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import connections, models, router, transaction
+from django.http import Http404
 
 from reliable_cable.http.core import Refusal
 from reliable_cable.namespaces import current_namespace
@@ -52,7 +53,7 @@ def _start_about(project: RunChats, user: Any, subject: models.Model, asked: Cha
         run = project.start(user, subject, asked.message)
     except ValidationError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, " ".join(error.messages)) from None
-    except (ObjectDoesNotExist, PermissionDenied):
+    except (ObjectDoesNotExist, PermissionDenied, Http404):
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_CHAT) from None
     type_ = ContentType.objects.get_for_model(subject)
     if not isinstance(run, Run) or (run.subject_type_id, str(run.subject_id)) != (type_.pk, str(subject.pk)):
@@ -78,7 +79,7 @@ def _subject(project: RunChats, user: Any, chat: str) -> models.Model:
         if not is_storable(chat) or (project.login_required and not user.is_authenticated):
             raise ObjectDoesNotExist
         return project.subject(user, chat)
-    except (ObjectDoesNotExist, PermissionDenied, ValidationError, ValueError):
+    except (ObjectDoesNotExist, PermissionDenied, Http404, ValidationError, ValueError):
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_CHAT) from None
 
 

@@ -128,7 +128,23 @@ async def test_other_methods(browser: AsyncClient) -> None:
 
 
 async def test_a_start_that_is_forbidden(browser: AsyncClient) -> None:
-    assert (await post(browser, data=body(text="forbid"))).status_code == 404
+    for text in ("forbid", "hide"):
+        response = await post(browser, data=body(text=text))
+        assert (response.status_code, response.json()["error"]) == (404, "There is no such chat.")
+
+
+async def test_a_cache_of_the_whole_site_stores_no_runs(browser: AsyncClient, settings: Any) -> None:
+    """Django's middleware would give them to other people, because it does not know the header with the token."""
+    settings.MIDDLEWARE = [
+        "django.middleware.cache.UpdateCacheMiddleware",
+        *settings.MIDDLEWARE,
+        "django.middleware.cache.FetchFromCacheMiddleware",
+    ]
+    await post(browser)
+    run = await only_run()
+    assert (await get(browser, f"/runs/{run.pk}")).json()["status"] == "queued"
+    await post(browser, f"/runs/{run.pk}/stop")
+    assert (await get(browser, f"/runs/{run.pk}")).json()["status"] == "stopped"
 
 
 @pytest.mark.parametrize("type_", ["multipart/form-data", "application/x-www-form-urlencoded"])

@@ -141,12 +141,10 @@ async def test_a_chat_with_an_active_run_refuses_another_one(browser: AsyncClien
 
 async def test_a_chat_accepts_a_question_while_its_last_run_is_being_stopped(browser: AsyncClient) -> None:
     await post(browser)
-    async with written(await only_run()) as out:
-        out.write("a")
-        await post(browser, "/runs/chat/ann/1/stop")
-        assert (await post(browser)).status_code == 200
-        await asyncio.sleep(20)
-    assert [run.status async for run in Run.objects.order_by("created_at")] == [Status.STOPPED, Status.QUEUED]
+    await Run.objects.aupdate(status=Status.RUNNING, lease_until="2999-01-01T00:00Z")
+    await post(browser, "/runs/chat/ann/1/stop")
+    assert (await post(browser)).status_code == 200
+    assert [run.status async for run in Run.objects.order_by("created_at")] == [Status.RUNNING, Status.QUEUED]
 
 
 async def test_a_run_as_json(browser: AsyncClient) -> None:
@@ -165,7 +163,7 @@ async def test_a_run_as_json(browser: AsyncClient) -> None:
         "usage": {},
         "error": "",
     }
-    assert response.headers["cache-control"] == "no-store"
+    assert "no-store" in response.headers["cache-control"]
 
 
 async def test_a_failed_run_ends_with_an_error(browser: AsyncClient) -> None:
