@@ -59,10 +59,7 @@ class Interrupted(Exception):
 
 
 class RunConsumer(CableConsumer):
-    """The consumer that serves a request, whose user the view has authenticated.
-
-    No origin is checked, because browsers do not let pages of other origins read the response.
-    """
+    """The consumer that serves a request. The view has authenticated the user, and checked the origin of the page."""
 
     allowed_origins = "*"
 
