@@ -222,7 +222,12 @@ async def release_own_thread() -> None:
 
     Call this before a response that takes long. Otherwise, each reader of the response would occupy a thread, and a
     database connection if a middleware has used one. If sync code needs the thread later, asgiref starts a new one.
+
+    If `HANDLER_THREADS` is 0, this does nothing, because handlers run in that thread. A middleware may have prepared
+    its connections for them.
     """
+    if not get_settings().handler_threads:
+        return
     context = SyncToAsync.thread_sensitive_context.get(None)
     executor = None if context is None else SyncToAsync.context_to_thread_executor.pop(context, None)
     if executor is not None:
@@ -235,10 +240,12 @@ async def release_own_thread() -> None:
 def context_of_shared_thread() -> Context:
     """Return a copy of the context in which thread-sensitive sync code uses the shared thread of the process.
 
-    A task that a request starts needs it, if the task must not use the thread of the request.
+    A task that a request starts needs it, if the task must not use the thread of the request. If `HANDLER_THREADS` is
+    0, the task uses the thread of the request nevertheless.
     """
     context = copy_context()
-    context.run(SyncToAsync.thread_sensitive_context.set, cast(Any, None))
+    if get_settings().handler_threads:
+        context.run(SyncToAsync.thread_sensitive_context.set, cast(Any, None))
     return context
 
 

@@ -54,7 +54,15 @@ async def transport_of_reader() -> tuple[Any, ResponseTransport]:
 
 
 @pytest.fixture
-async def daphne(request_: bytes) -> AsyncIterator[DaphneRequest]:
+def threads(request: pytest.FixtureRequest, chats: None, settings: Any) -> int:
+    """The setting `HANDLER_THREADS`, which a test may choose."""
+    threads: int = getattr(request, "param", 8)
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HANDLER_THREADS": threads}
+    return threads
+
+
+@pytest.fixture
+async def daphne(threads: int, request_: bytes) -> AsyncIterator[DaphneRequest]:
     request = DaphneRequest(get_asgi_application(), request_)
     yield request
     request.lose()
@@ -123,10 +131,14 @@ async def test_a_reader_on_uvicorn_that_is_too_slow_is_disconnected(request_: by
         await asyncio.gather(*state.tasks)
 
 
-async def test_a_reader_occupies_no_thread_of_django(daphne: DaphneRequest, run: Run) -> None:
-    """Django keeps a thread for each request. Its database connection would stay open, too."""
+@pytest.mark.parametrize("threads", [8, 0], indirect=True)
+async def test_a_reader_occupies_no_thread_of_django(daphne: DaphneRequest, run: Run, threads: int) -> None:
+    """Django keeps a thread for each request, whose database connection would stay open, too.
+
+    Without handler threads, the handlers need it.
+    """
     async with written(run) as out:
         out.write("answer")
         await read(daphne, until=b"answer")
         gc.collect()
-        assert not dict(SyncToAsync.context_to_thread_executor)
+        assert bool(dict(SyncToAsync.context_to_thread_executor)) is (threads == 0)
