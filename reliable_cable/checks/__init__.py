@@ -8,6 +8,7 @@
 | `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
+| `reliable_cable.E007` | The app of runs is missing, or `RUN_CHATS` or `RUN_PERMISSIONS` names an invalid class. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 instead. |
@@ -16,9 +17,11 @@
 | `reliable_cable.W006` | Database connections are reused without health checks. Only `check --deploy` checks this. |
 | `reliable_cable.W007` | A method of a channel is never called, because of its name or the order of base classes. |
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
+| `reliable_cable.W009` | `RUN_CHATS` is set, and the URLs of runs are not included, or the other way round. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
-a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`.
+a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The
+checks of the app of runs are in `reliable_cable.runs.checks`.
 """
 
 from .channel_layers import check_channel_layers as check_channel_layers
@@ -31,6 +34,7 @@ from .databases import check_journal_mode as check_journal_mode
 from .settings import check_engine as check_engine
 from .settings import check_public_streams as check_public_streams
 from .settings import check_public_streams_of_deployments as check_public_streams_of_deployments
+from .settings import check_runs_app as check_runs_app
 from .settings import check_runserver as check_runserver
 from .settings import check_settings as check_settings
 from .settings import check_stores_in_memory as check_stores_in_memory

@@ -1,8 +1,9 @@
-"""Checks of the settings, the engine, tokens and `runserver` (E001, E003, E005, E006, W002, W003, W005, W008)."""
+"""Checks of the settings, the engine, tokens and `runserver` (E001, E003, E005 to E007, W002, W003, W005, W008)."""
 
 import sys
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's name
 from django.core.exceptions import ImproperlyConfigured
@@ -88,6 +89,21 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
             "can then make tokens for every user.",
             hint=f"Set JWT_SECRET to a random text of at least {MIN_SECRET_SIZE} bytes.",
             id="reliable_cable.W008",
+        )
+    ]
+
+
+@register(TAG)
+def check_runs_app(**kwargs: Any) -> list[CheckMessage]:
+    """Report that the app of runs is missing, although a setting needs it (E007)."""
+    settings = valid_settings()
+    if settings is None or settings.run_chats is None or apps.is_installed("reliable_cable.runs"):
+        return []
+    return [
+        Error(
+            f"{NAME}['RUN_CHATS'] is set, but 'reliable_cable.runs' is not in INSTALLED_APPS.",
+            hint="Add 'reliable_cable.runs' to INSTALLED_APPS, and run `migrate`.",
+            id="reliable_cable.E007",
         )
     ]
 

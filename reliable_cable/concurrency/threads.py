@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import lru_cache, partial, wraps
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
@@ -215,6 +215,38 @@ def has_own_thread() -> bool:
         or SyncToAsync.thread_sensitive_context.get(None) is not None
         or asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
     )
+
+
+async def release_own_thread() -> None:
+    """End the thread that Django keeps for an HTTP request, and close its database connections.
+
+    Call this before a response that takes long. Otherwise, each reader of the response would occupy a thread, and a
+    database connection if a middleware has used one. If sync code needs the thread later, asgiref starts a new one.
+
+    If `HANDLER_THREADS` is 0, this does nothing, because handlers run in that thread. A middleware may have prepared
+    its connections for them.
+    """
+    if not get_settings().handler_threads:
+        return
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    executor = None if context is None else SyncToAsync.context_to_thread_executor.pop(context, None)
+    if executor is not None:
+        # The executor runs no other job later, because asgiref cannot find it any more.
+        closing = executor.submit(_close_connections)
+        executor.shutdown(wait=False)
+        await asyncio.wrap_future(closing)
+
+
+def context_of_shared_thread() -> Context:
+    """Return a copy of the context in which thread-sensitive sync code uses the shared thread of the process.
+
+    A task that a request starts needs it, if the task must not use the thread of the request. If `HANDLER_THREADS` is
+    0, the task uses the thread of the request nevertheless.
+    """
+    context = copy_context()
+    if get_settings().handler_threads:
+        context.run(SyncToAsync.thread_sensitive_context.set, cast(Any, None))
+    return context
 
 
 def refresh_connections() -> None:

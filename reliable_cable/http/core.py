@@ -25,7 +25,7 @@ T = TypeVar("T")
 BODY_FACTOR = 8
 
 #: The value of `Cache-Control` in all responses. Django's `never_cache` sets the same value.
-_NEVER_CACHE = "max-age=0, no-cache, no-store, must-revalidate, private"
+NEVER_CACHE = "max-age=0, no-cache, no-store, must-revalidate, private"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,5 +279,5 @@ class Endpoint:
                     response = yield from self.answer(request)
         except Refusal as refusal:
             response = refusal.response()
-        response.headers.update({"Expires": formatdate(usegmt=True), "Cache-Control": _NEVER_CACHE})
+        response.headers.update({"Expires": formatdate(usegmt=True), "Cache-Control": NEVER_CACHE})
         return response

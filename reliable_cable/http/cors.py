@@ -1,4 +1,4 @@
-"""Checks whether the setting `CORS_ORIGINS` allows a web page of another origin to read server-sent events."""
+"""Checks whether the setting `CORS_ORIGINS` allows a web page of another origin to read responses."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -7,12 +7,13 @@ from typing import Any, Final
 from django.conf import settings
 
 from reliable_cable.conf import get_settings
-from reliable_cable.origins import EVERY_ORIGIN, listed_origin, log_refusal, origin_and_host
+from reliable_cable.origins import EVERY_ORIGIN, is_allowed, listed_origin, log_refusal, origin_and_host
 from reliable_cable.protocol.constants import WRONG_ORIGIN
 
 from .core import Refusal, Response
 
-_PREFLIGHT: Final = {
+#: The headers of the response to a preflight request of a page that may read.
+PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST",
     "Access-Control-Allow-Headers": "Cache-Control, Content-Type, Last-Event-ID, X-JID",
     "Access-Control-Max-Age": "600",
@@ -34,9 +35,7 @@ def cors_headers(scope: Mapping[str, Any]) -> dict[str, str]:
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true", "Vary": "Origin"}
 
 
-def preflight(
-    scope: Mapping[str, Any], headers: Mapping[str, str], allowed: Mapping[str, str] = _PREFLIGHT
-) -> Response:
+def preflight(scope: Mapping[str, Any], headers: Mapping[str, str], allowed: Mapping[str, str] = PREFLIGHT) -> Response:
     """Return the response to a preflight request, in which a browser asks whether it may send the actual request.
 
     Args:
@@ -93,6 +92,18 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         raise _refusal(scope, "A request from a page of another site was refused", problem)
 
 
+def check_origin_of_cookies(scope: Mapping[str, Any]) -> None:
+    """Check a request that changes nothing, and whose user the cookies have authenticated.
+
+    Raises:
+        Refusal: the request comes from a page of an origin that may not use the cookies of its visitor, although
+            `CORS_ORIGINS` may let it read responses.
+    """
+    if _has(scope, b"cookie") and not is_allowed(scope, None, tenants=get_settings().namespace is not None):
+        problem = "Requests with cookies need the origin in CSRF_TRUSTED_ORIGINS. Or send a token instead of cookies."
+        raise _refusal(scope, "A request from a page of this origin was refused", problem)
+
+
 def refuse_origin(scope: Mapping[str, Any], headers: Mapping[str, str]) -> Refusal:
     """Log that a request is refused because of its origin. Return the error for the response.
 
@@ -119,7 +130,9 @@ def _problems(scope: Mapping[str, Any], headers: Mapping[str, str]) -> str:
     """Return what is wrong with the origin of a request, and which settings allow it."""
     problems = []
     if not _may_read(headers):
-        problems.append("RELIABLE_CABLE['CORS_ORIGINS'] does not have this origin, so its pages may not read events.")
+        problems.append(
+            "RELIABLE_CABLE['CORS_ORIGINS'] does not have this origin, so its pages may not read responses."
+        )
     if _has(scope, b"cookie"):
         problems.append(
             "With cookies, the origin must also be allowed to open a WebSocket: by CSRF_TRUSTED_ORIGINS, or by "

@@ -64,7 +64,13 @@ class Attempt:
     def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         settings = get_settings()
-        self.coalescer = Coalescer(run.attempt, settings.run_broadcast_interval, settings.run_broadcast_size)
+        self.coalescer = Coalescer(
+            run.attempt,
+            settings.run_broadcast_interval,
+            settings.run_broadcast_size,
+            # A character has at most 6 bytes in JSON, as an escape sequence.
+            settings.max_broadcast_size // 8,
+        )
         #: The duration of the lease, in seconds. If the lease is not renewed in this time, the writer counts as dead.
         self._lease = settings.run_lease
         #: Whether the run was stopped.

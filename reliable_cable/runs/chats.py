@@ -21,6 +21,8 @@ from .models import Run
 class ChatMessage:
     """The message that a client has sent to start a run. Its content comes from the client, and is not checked.
 
+    The content is not in `repr(message)`, so that it does not get into logs.
+
     Args:
         id: the id of the message, which the client has chosen, or `""`.
         role: the role of the author, usually `"user"`. With AG-UI, `"tool"` is the result of a tool that the page ran.
@@ -35,11 +37,11 @@ class ChatMessage:
 
     id: str
     role: str
-    text: str
-    parts: Sequence[Mapping[str, Any]] = ()
+    text: str = field(repr=False)
+    parts: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     trigger: str = "submit-message"
     message_id: str = ""
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class RunChats:
@@ -60,8 +62,9 @@ class RunChats:
             chat: the id of the chat or the thread, as the client sent it.
 
         Raises:
-            ObjectDoesNotExist, PermissionDenied, ValueError, ValidationError: the user has no such chat. The client is
-                told that there is no such chat. Django raises the last two for strings that cannot be primary keys.
+            ObjectDoesNotExist, PermissionDenied, Http404, ValueError, ValidationError: the user has no such chat. The
+                client is told that there is no such chat. ValueError and ValidationError are raised by Django for
+                strings that cannot be primary keys.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define subject().")
 
@@ -77,7 +80,7 @@ class RunChats:
 
         Raises:
             ValidationError: the message cannot be answered. The client is sent the text of the error.
-            ObjectDoesNotExist, PermissionDenied: the client is told that there is no such chat.
+            ObjectDoesNotExist, PermissionDenied, Http404: the client is told that there is no such chat.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define start().")
 

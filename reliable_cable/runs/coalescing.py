@@ -5,7 +5,7 @@ This module does no I/O, and has no clock.
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import events
@@ -21,12 +21,27 @@ class Coalescer:
         attempt: the number of the attempt, which each event contains.
         interval: the shortest time between two broadcasts, in seconds.
         max_length: the number of collected characters of text after which a broadcast does not wait for the interval.
+        event_length: the maximum number of characters of text in one event. Longer text becomes several events,
+            because the size of a broadcast is limited. A task may write much at once, and more collects in an outage.
     """
 
-    __slots__ = ("_attempt", "_interval", "_is_expecting", "_length", "_lock", "_max_length", "_taken_at", "_written")
+    __slots__ = (
+        "_attempt",
+        "_event_length",
+        "_interval",
+        "_is_expecting",
+        "_length",
+        "_lock",
+        "_max_length",
+        "_taken_at",
+        "_written",
+    )
 
-    def __init__(self, attempt: int, interval: float = 0.03, max_length: int = 2048) -> None:
+    def __init__(
+        self, attempt: int, interval: float = 0.03, max_length: int = 2048, event_length: int = 32 * 1024
+    ) -> None:
         self._attempt = attempt
+        self._event_length = event_length
         self._interval = interval
         self._max_length = max_length
         #: The pieces of text and the parts that `take` has not handled yet, in the order in which they were written.
@@ -76,8 +91,21 @@ class Coalescer:
         self._taken_at = now
         return [
             events.chunk(self._attempt, item) if isinstance(item, str) else events.part(self._attempt, item)
-            for item in _joined(written)
+            for joined in _joined(written)
+            for item in self._split(joined)
         ]
+
+    def _split(self, item: str | Mapping[str, Any]) -> Iterator[str | Mapping[str, Any]]:
+        """Yield a text or reasoning in pieces that are not too long for an event. Yield another part as it is."""
+        size = self._event_length
+        if isinstance(item, str):
+            for at in range(0, len(item), size):
+                yield item[at : at + size]
+        elif item["type"] == REASONING:
+            for at in range(0, len(item["text"]), size):
+                yield {**item, "text": item["text"][at : at + size]}
+        else:
+            yield item
 
 
 def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:

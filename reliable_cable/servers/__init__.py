@@ -6,6 +6,7 @@ from typing import Any
 
 from .base import FRAMES_EXTENSION, Transport
 from .events import EventTransport
+from .responses import ResponseTransport, make_response_transport
 
 #: The maximum number of middlewares that are unwrapped to find the server's own `send`.
 _MAX_WRAPPERS = 8
@@ -44,6 +45,16 @@ def event_transport_for(send: Any, **options: Any) -> EventTransport:
 
     found = (make_event_transport(send, candidate, **options) for candidate in _candidates(send))
     return next((transport for transport in found if transport is not None), None) or EventTransport(send, **options)
+
+
+def response_transport_for(send: Any) -> ResponseTransport:
+    """Return the transport of a streamed HTTP response. The server is found in the same way as for a WebSocket.
+
+    Args:
+        send: the ASGI `send` of the request.
+    """
+    found = (make_response_transport(send, candidate) for candidate in _candidates(send))
+    return next((transport for transport in found if transport is not None), None) or ResponseTransport(send)
 
 
 def _candidates(send: Any) -> Iterator[Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from tests.browser.conftest import fixture
 from tests.browser.demo import eventually
@@ -115,7 +117,7 @@ class Window:
         await self.has(text)
         await expect(self.answers.locator("[data-part=source-url]")).to_have_attribute("href", "https://example.com/")
         usage = await self.answers.get_attribute("data-usage")
-        assert json.loads(usage or "") == {"usage": {"output_tokens": 3}}
+        assert json.loads(usage or "") == {"status": "completed", "usage": {"output_tokens": 3}}
 
 
 async def open_window(context: BrowserContext, server: Server, chat: str) -> Window:
@@ -124,7 +126,7 @@ async def open_window(context: BrowserContext, server: Server, chat: str) -> Win
     If the user asks before that, `useChat` says "ready" instead of "submitted" until the answer begins.
     """
     page = await context.new_page()
-    async with page.expect_response(lambda response: response.url.endswith(f"/{chat}/stream")):
+    async with page.expect_response(lambda response: urlsplit(response.url).path.endswith(f"/{chat}/stream")):
         await page.goto(f"http://127.0.0.1:{server.port}/chat-page/{chat}")
     return Window(page)
 
@@ -266,6 +268,48 @@ async def test_a_server_that_is_killed_and_restarted(
     await run.write("se")
     await window.has("Because")
     await run.end()
+    await window.is_complete("Because")
+
+
+async def test_an_answer_that_ends_while_the_page_is_loaded(
+    device: BrowserContext, server: Server, chat: str, run: Run
+) -> None:
+    window = await open_window(device, server, chat)
+    await window.click("ask")
+    await run.begin("Be")
+    await window.has("Be")
+    page = await device.new_page()
+    requests: asyncio.Queue[Route] = asyncio.Queue()
+    await page.route("**/stream*", requests.put)
+    await page.goto(f"http://127.0.0.1:{server.port}/chat-page/{chat}")
+    request = await requests.get()
+    late = Window(page)
+    await run.write("cause")
+    await run.end()
+    await window.is_complete("Because")
+    await request.continue_()
+    await late.is_complete("Because")
+    # A page with the whole answer does not ask for it again.
+    async with page.expect_response(lambda response: urlsplit(response.url).path.endswith("/stream")) as resumed:
+        await page.unroute("**/stream*")
+        await page.reload()
+    assert (await resumed.value).status == 204
+    await late.is_complete("Because")
+
+
+async def test_an_answer_that_ends_while_the_connection_is_lost(
+    device: BrowserContext, server: Server, chat: str, run: Run
+) -> None:
+    window = await open_window(device, server, chat)
+    await window.click("ask")
+    await run.begin("Be")
+    await window.has("Be")
+    server.kill()
+    await window.is_status("error")
+    await run.write("cause")
+    await run.end()
+    server.start()
+    await window.click("resume")
     await window.is_complete("Because")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from django.test import override_settings
 from pytest_django import DjangoDbBlocker
 
 from reliable_cable import checks
+from reliable_cable.runs import checks as runs_checks
 
 PACKAGE = "reliable_cable"
 MEMORY = {
@@ -308,11 +310,11 @@ class TestPublicStreams:
 
 
 def test_the_table_of_ids_is_complete() -> None:
-    source = "".join(path.read_text() for path in Path(checks.__file__).parent.glob("*.py"))
-    documented = set(checks.__doc__.split("`")) if checks.__doc__ else set()
+    paths = [*Path(checks.__file__).parent.glob("*.py"), Path(runs_checks.__file__)]
+    source = "".join(path.read_text() for path in paths)
     used = {part.partition('"')[0] for part in source.split('id="')[1:]}
     assert used
-    assert used == {name for name in documented if name.startswith("reliable_cable.")}
+    assert used == set(re.findall(r"`(reliable_cable\.[EW]\d+)`", checks.__doc__ or ""))
 
 
 class TestChannelLayers:

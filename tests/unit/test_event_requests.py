@@ -20,7 +20,7 @@ from reliable_cable import CableConsumer
 from reliable_cable.auth.tokens import cable_token
 from reliable_cable.http import CableHTTP
 from reliable_cable.http.core import Refusal
-from reliable_cable.http.cors import _PREFLIGHT
+from reliable_cable.http.cors import PREFLIGHT
 from reliable_cable.http.event_request import MAX_BODY_SIZE, read_request
 from reliable_cable.protocol import commands
 from reliable_cable.signing import signed_stream_name
@@ -169,6 +169,6 @@ def test_every_documented_parameter_and_header_is_generated() -> None:
     tables, _, _ = docs.partition("\n## Events\n")
     documented = re.findall(r"^\| `(\w+)", tables, re.MULTILINE)
     assert set(documented) == set(PARAMETERS) - {"sid"}, "sid is for clients with WebSockets, and has no effect here"
-    headers = {*re.findall(r"header `([\w-]+)`", docs), *_PREFLIGHT["Access-Control-Allow-Headers"].split(", ")}
+    headers = {*re.findall(r"header `([\w-]+)`", docs), *PREFLIGHT["Access-Control-Allow-Headers"].split(", ")}
     responses = {"X-Accel-Buffering", "X-Socket-ID"}
     assert {name.lower() for name in headers - responses} <= set(HEADERS)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from daphne.http_protocol import HTTPFactory
-from daphne.server import Server
-from twisted.internet import tcp
-from twisted.internet.address import IPv4Address
-from twisted.python.failure import Failure
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
@@ -20,6 +14,7 @@ from reliable_cable.protocol.events import Event
 from reliable_cable.servers import event_transport_for
 from reliable_cable.servers.events import EventTransport
 from reliable_cable.servers.server_events import DaphneEventTransport, UvicornEventTransport
+from tests.support.daphne_request import DaphneRequest
 
 REQUEST = b"GET /events?stream=a HTTP/1.1\r\nHost: x\r\n\r\n"
 EVENT = Event.make("data: 1")
@@ -56,68 +51,23 @@ async def begin(transport: EventTransport) -> None:
 # -- daphne ------------------------------------------------------------------------------------------------------------
 
 
-class Reactor:
-    """The part of Twisted's reactor that a transport uses. Tests call `doWrite` themselves."""
+class EventsOfDaphne(DaphneRequest):
+    """A request for events."""
 
-    def __init__(self) -> None:
-        self.writers: set[Any] = set()
-        self.calls: list[Callable[[], None]] = []
-
-    def addReader(self, reader: Any) -> None: ...  # noqa: N802 - Twisted's names
-
-    def removeReader(self, reader: Any) -> None: ...  # noqa: N802
-
-    def addWriter(self, writer: Any) -> None:  # noqa: N802
-        self.writers.add(writer)
-
-    def removeWriter(self, writer: Any) -> None:  # noqa: N802
-        self.writers.discard(writer)
-
-    def callLater(self, delay: float, call: Callable[..., None], *args: Any) -> None:  # noqa: N802
-        self.calls.append(lambda: call(*args))
-
-
-class DaphneRequest:
-    """A request to daphne's protocol, over a real socket with a transport of Twisted."""
+    application: Application
 
     def __init__(self, request: bytes = REQUEST) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.client = socket.create_connection(listener.getsockname())
-            self.client.settimeout(30)
-            near, address = listener.accept()
-        near.setblocking(False)
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        self.application = Application()
-        self.reactor = Reactor()
-        server = Server(application=self.application, endpoints=["tcp:0"])
-        server.connections = {}  # as `run` does
-        protocol: Any = HTTPFactory(server).buildProtocol(IPv4Address("TCP", *address))
-        self.connection: Any = tcp.Server(near, protocol, address, None, 1, self.reactor)  # type: ignore[arg-type]
-        protocol.makeConnection(self.connection)
-        protocol.dataReceived(request)
-
-    def flush(self) -> None:
-        """Write the buffer of the transport to the socket."""
-        while self.reactor.writers:
-            self.connection.doWrite()
-
-    def lose(self) -> None:
-        """Lose the connection."""
-        for call in self.reactor.calls:
-            call()
-        if self.connection.connected:
-            self.connection.connectionLost(Failure(ConnectionError()))  # type: ignore[no-untyped-call]
-        self.client.close()
+        super().__init__(Application(), request)
 
 
 @pytest.fixture
 async def daphne() -> Any:
-    request = DaphneRequest()
+    request = EventsOfDaphne()
     yield request
     request.lose()
 
 
-async def test_events_are_written_directly_to_an_idle_socket_of_daphne(daphne: DaphneRequest) -> None:
+async def test_events_are_written_directly_to_an_idle_socket_of_daphne(daphne: EventsOfDaphne) -> None:
     transport = await daphne.application.transport
     assert isinstance(transport, DaphneEventTransport)
     assert transport.drainable
@@ -134,7 +84,7 @@ async def test_events_are_written_directly_to_an_idle_socket_of_daphne(daphne: D
     assert daphne.client.recv(10_000) == b"0\r\n\r\n"
 
 
-async def test_a_full_buffer_of_daphne_is_observed_until_the_reader_is_released(daphne: DaphneRequest) -> None:
+async def test_a_full_buffer_of_daphne_is_observed_until_the_reader_is_released(daphne: EventsOfDaphne) -> None:
     transport = await daphne.application.transport
     calls: list[str] = []
     transport.attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
@@ -153,7 +103,7 @@ async def test_a_full_buffer_of_daphne_is_observed_until_the_reader_is_released(
     assert calls == ["pause"]
 
 
-async def test_an_aborted_reader_of_daphne_is_lost(daphne: DaphneRequest) -> None:
+async def test_an_aborted_reader_of_daphne_is_lost(daphne: EventsOfDaphne) -> None:
     transport = await daphne.application.transport
     await begin(transport)
     assert not transport.lost
@@ -167,7 +117,7 @@ async def test_an_aborted_reader_of_daphne_is_lost(daphne: DaphneRequest) -> Non
 
 
 async def test_events_pass_through_the_middlewares_of_daphne() -> None:
-    request = DaphneRequest(REQUEST.replace(b"Host: x", b"Host: wrapped"))
+    request = EventsOfDaphne(REQUEST.replace(b"Host: x", b"Host: wrapped"))
     try:
         transport = await request.application.transport
         assert isinstance(transport, DaphneEventTransport)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPMethod
 from typing import Any, Final
 
@@ -35,8 +35,8 @@ class RunInput:
     """
 
     thread: str
-    messages: list[Message]
-    body: dict[str, Any]
+    messages: list[Message] = field(repr=False)
+    body: dict[str, Any] = field(repr=False)
 
 
 @endpoint(HTTPMethod.POST, streams=True)

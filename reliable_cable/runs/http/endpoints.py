@@ -15,13 +15,11 @@ from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from reliable_cable.concurrency.threads import run_handler
-from reliable_cable.http.core import Refusal, Response
-from reliable_cable.http.cors import cors_headers, preflight
+from reliable_cable.http.core import NEVER_CACHE, Refusal, Response
+from reliable_cable.http.cors import PREFLIGHT, check_origin_of_cookies, cors_headers, preflight
 from reliable_cable.namespaces import use_namespace
 
-from .requests import authenticate, check_csrf, scope_of
-
-Headers = Mapping[str, str]
+from .requests import authenticate, check_csrf, csrf_header, scope_of
 
 #: The methods that change nothing.
 SAFE: Final = (HTTPMethod.GET, HTTPMethod.HEAD)
@@ -35,27 +33,25 @@ def endpoint(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an async function, which is called with the request, the visitor and the parts of the path.
 
-    The view authenticates the user, and sends errors as JSON. It never runs in a transaction of `ATOMIC_REQUESTS`,
-    which cannot surround an async view.
+    The view authenticates the user, and sends errors as JSON. Pages of the origins in `CORS_ORIGINS` may use it. It
+    never runs in a transaction of `ATOMIC_REQUESTS`, which cannot surround an async view.
 
     Args:
         methods: the methods that the endpoint allows.
         streams: whether the response is a stream, which needs ASGI.
-        cors: if pages of the origins in `CORS_ORIGINS` may use the endpoint, the headers of the response to a preflight
-            request.
+        cors: the headers of the response to a preflight request. By default, they allow GET and POST.
         headers: headers of all responses.
     """
-    allowed = ", ".join(methods)
+    allowed = ", ".join([*methods, HTTPMethod.OPTIONS])
     sentence = f"The method must be {' or '.join(methods)}."
 
     def decorate(function: Callable[..., Awaitable[HttpResponseBase]]) -> Callable[..., Any]:
         @wraps(function)
         async def view(request: HttpRequest, **parts: str) -> HttpResponseBase:
-            own = {"Cache-Control": "no-store", **(headers or {})}
-            if cors is not None:
-                own |= cors_headers(scope_of(request))
-                if request.method == HTTPMethod.OPTIONS:
-                    return _response(preflight(scope_of(request), own, cors))
+            scope = scope_of(request)
+            own = {"Cache-Control": NEVER_CACHE, **(headers or {}), **cors_headers(scope)}
+            if request.method == HTTPMethod.OPTIONS:
+                return _response(preflight(scope, own, _preflight_headers() if cors is None else cors))
             try:
                 response = await _respond(request, parts)
             except Refusal as refusal:
@@ -76,8 +72,12 @@ def endpoint(
                 )
             visitor = await authenticate(request)
             with use_namespace(visitor.namespace):
-                if request.method not in SAFE and not visitor.has_token:
+                if visitor.has_token:
+                    pass  # the browser sends no token by itself, so a page of another site cannot use it
+                elif request.method not in SAFE:
                     await run_handler(check_csrf, request)
+                else:
+                    check_origin_of_cookies(visitor.scope)
                 return await function(request, visitor, **parts)
 
         for alias in connections:
@@ -85,6 +85,12 @@ def endpoint(
         return csrf_exempt(login_not_required(view))
 
     return decorate
+
+
+def _preflight_headers() -> Mapping[str, str]:
+    """Return the headers of the response to a preflight request, for endpoints that have no others."""
+    name = "Access-Control-Allow-Headers"
+    return {**PREFLIGHT, name: f"{PREFLIGHT[name]}, {csrf_header()}"}
 
 
 def _response(response: Response) -> HttpResponse:

@@ -5,19 +5,25 @@ process. So the same rules and limits apply, and the connection ends at a logout
 """
 
 import asyncio
+import inspect
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
+from django.core.handlers.asgi import ASGIHandler
+
+from reliable_cable.concurrency.threads import context_of_shared_thread, release_own_thread
 from reliable_cable.consumer import CableConsumer, get_hub
 from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.runs.cable import RunChannel
+from reliable_cable.servers import response_transport_for
 from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 from reliable_cable.servers.drain import server_grace
+from reliable_cable.servers.responses import ResponseTransport
 
 #: The maximum number of queued events for a slow reader. Once the queue is full, later events come from the store.
 MAX_EVENTS: Final = 16
@@ -58,10 +64,7 @@ class Interrupted(Exception):
 
 
 class RunConsumer(CableConsumer):
-    """The consumer that serves a request, whose user the view has authenticated.
-
-    No origin is checked, because browsers do not let pages of other origins read the response.
-    """
+    """The consumer that serves a request. The view has authenticated the user, and checked the origin of the page."""
 
     allowed_origins = "*"
 
@@ -72,6 +75,7 @@ class ReaderTransport(Transport):
     Args:
         channel: the name of the channel to which the client subscribes.
         key: the parameter `id` of the subscription.
+        response: the transport of the response, through which a slow reader is noticed; None if it was not found.
         history: whether to read the history of the stream, or a snapshot in its place. Otherwise, the first event is
             `READ_STORE`, and the other ones are whole frames.
     """
@@ -79,7 +83,8 @@ class ReaderTransport(Transport):
     has_sessions = False
     max_streams = 1
 
-    def __init__(self, channel: str, key: str, *, history: bool) -> None:
+    def __init__(self, channel: str, key: str, response: ResponseTransport | None, *, history: bool) -> None:
+        self._response = response
         grace = server_grace()
         self.drainable = grace is not None
         self.grace = grace or 0.0
@@ -126,14 +131,25 @@ class ReaderTransport(Transport):
             raise item
         return item
 
+    def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Register two callbacks for the state of the response's buffer, see `Transport.attach`."""
+        if self._response is not None:
+            self._response.attach(pause, resume)
+
     @property
     def lost(self) -> bool:
         """Whether the connection has ended."""
-        return self._left.done()
+        return self._left.done() or (self._response is not None and self._response.lost)
+
+    def unsent(self) -> int | None:
+        """Return how many bytes of the response the client has not acknowledged; None if that is unknown."""
+        return None if self._response is None else self._response.unsent()
 
     def abort(self) -> None:
         """End the connection of a reader that is too slow, and discard the waiting events."""
         self.end(LOST)
+        if self._response is not None:
+            self._response.abort()
 
     def end(self, message: str = LOST) -> None:
         """Tell the consumer that the reader has left. Calls of `send` no longer wait.
@@ -145,6 +161,11 @@ class ReaderTransport(Transport):
         while not self._events.empty():
             self._events.get_nowait()
         self._events.put_nowait(Interrupted(message))
+
+    def release(self) -> None:
+        """Break reference cycles of the response and the connection."""
+        if self._response is not None:
+            self._response.release()
 
     def _leave(self) -> None:
         if not self._left.done():
@@ -185,7 +206,9 @@ async def open_reader(
         scope: the ASGI scope of the request, with the keys that the authentication has added.
         history: see `ReaderTransport`.
     """
-    transport = ReaderTransport(channel, key, history=history)
+    send = _find_send()
+    transport = ReaderTransport(channel, key, None if send is None else response_transport_for(send), history=history)
+    await release_own_thread()
     inner = {
         **scope,
         "type": "websocket",
@@ -195,13 +218,14 @@ async def open_reader(
         "extensions": {FRAMES_EXTENSION: transport},
     }
     inner.pop("method", None)
-    task = get_hub().tasks.spawn(_consumer(inner, transport.receive, transport.send))
+    task = get_hub().tasks.spawn(_consumer(inner, transport.receive, transport.send), context_of_shared_thread())
     task.add_done_callback(partial(_finished, transport))
     try:
         yield transport
     finally:
         # The connection ends in its own task, which may take longer than the request.
         transport.end()
+        transport.release()
 
 
 async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
@@ -226,6 +250,20 @@ async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> Asy
                 yield None
             else:
                 yield event
+
+
+def _find_send() -> Any:
+    """Return the ASGI `send` of the response that Django is sending in this task; None if it is not found.
+
+    Django does not pass it to views. But the method that sends the response has called this function, through the
+    iterator of the body.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is ASGIHandler.send_response.__code__:
+            return frame.f_locals["send"]
+        frame = frame.f_back
+    return None
 
 
 _consumer: Final = RunConsumer.as_asgi()

@@ -88,7 +88,13 @@ def scope_of(request: HttpRequest) -> dict[str, Any]:
         return dict(request.scope)
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
     query = request.META.get("QUERY_STRING", "").encode("latin-1")
-    return {"type": "http", "path": request.path, "headers": headers, "query_string": query}
+    return {
+        "type": "http",
+        "scheme": request.scheme,
+        "path": request.path,
+        "headers": headers,
+        "query_string": query,
+    }
 
 
 def _user_of(request: HttpRequest) -> Any:
@@ -120,11 +126,12 @@ def check_csrf(request: HttpRequest) -> None:
     reason: Any = check.process_view(request, lambda request: HttpResponse(), (), {})
     if reason is not None:
         raise Refusal(
-            HTTPStatus.FORBIDDEN, f"{reason} Send the CSRF token in the header {_csrf_header()}, as for other requests."
+            HTTPStatus.FORBIDDEN, f"{reason} Send the CSRF token in the header {csrf_header()}, as for other requests."
         )
 
 
-def _csrf_header() -> str:
+def csrf_header() -> str:
+    """Return the name of the header with the CSRF token."""
     return str(settings.CSRF_HEADER_NAME).removeprefix("HTTP_").replace("_", "-").title()
 
 
@@ -216,13 +223,18 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         message = sent[-1]
     if not isinstance(message, dict):
         raise invalid("A message must be an object.")
+    role = text_of(message.get("role"), "role") or "user"
+    if role == "assistant":
+        raise invalid(
+            "The last message must be one of the user. Results of tools that the page runs are not supported here."
+        )
     parts = objects_in(message.get("parts"), "The key 'parts' of a message must be a list of objects.")
     trigger = text_of(values.pop("trigger", None), "trigger") or "submit-message"
     return ChatRequest(
         chat,
         ChatMessage(
             id=text_of(message.get("id"), "id"),
-            role=text_of(message.get("role"), "role") or "user",
+            role=role,
             text=join_texts(parts),
             parts=parts,
             trigger=trigger,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import connections, models, router, transaction
+from django.http import Http404
 
 from reliable_cable.http.core import Refusal
 from reliable_cable.namespaces import current_namespace
@@ -52,13 +53,18 @@ def _start_about(project: RunChats, user: Any, subject: models.Model, asked: Cha
         run = project.start(user, subject, asked.message)
     except ValidationError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, " ".join(error.messages)) from None
-    except (ObjectDoesNotExist, PermissionDenied):
+    except (ObjectDoesNotExist, PermissionDenied, Http404):
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_CHAT) from None
     type_ = ContentType.objects.get_for_model(subject)
     if not isinstance(run, Run) or (run.subject_type_id, str(run.subject_id)) != (type_.pk, str(subject.pk)):
         raise TypeError(
             f"{type(project).__qualname__}.start() must return a run about its subject: "
             "Run.objects.start(owner=user, subject=subject, …)."
+        )
+    if run.namespace != current_namespace() or not permissions().may_read(user, run):
+        raise TypeError(
+            f"{type(project).__qualname__}.start() must return a run that the user may read: with owner=user, or "
+            "as RUN_PERMISSIONS allows."
         )
     return run
 
@@ -73,7 +79,7 @@ def _subject(project: RunChats, user: Any, chat: str) -> models.Model:
         if not is_storable(chat) or (project.login_required and not user.is_authenticated):
             raise ObjectDoesNotExist
         return project.subject(user, chat)
-    except (ObjectDoesNotExist, PermissionDenied, ValidationError, ValueError):
+    except (ObjectDoesNotExist, PermissionDenied, Http404, ValidationError, ValueError):
         raise Refusal(HTTPStatus.NOT_FOUND, _NO_CHAT) from None
 
 
@@ -85,7 +91,7 @@ def _refuse_if_active(subject: models.Model) -> None:
     """
     list(type(subject)._base_manager.select_for_update().filter(pk=subject.pk).values_list("pk"))
     # A run that is being stopped does not count. The task of such a run may notice the stop late.
-    for run in Run.objects.about(subject).active().filter(stop_requested=False):
+    for run in Run.objects.about(subject).active().filter(stop_requested=False, namespace=current_namespace()):
         if not run.fail_if_abandoned():
             raise Refusal(
                 HTTPStatus.CONFLICT,

@@ -8,6 +8,8 @@ The client needs these rules, which the protocol only implies:
 
 - A text or a piece of reasoning is a part with an id. It is opened, extended and closed by separate chunks.
 - A result of a tool must follow the call. A result without a call makes the client fail.
+- The metadata of a message has the status of the run only if the run has ended. So the client knows whether a message
+  is the whole answer.
 - A step ends after results of tools. Without steps, some clients take the last results as a reason to ask again.
 - A tool that runs on the server is marked as executed by the provider. Without this mark, the client would run the
   tool, too.
@@ -131,7 +133,9 @@ class UiMessages(Translator):
     # -- end ----------------------------------------------------------------------------------------------------------
 
     def _end(self, status: str, usage: Mapping[str, Any], error: str) -> Iterator[Chunk]:
+        metadata = {"status": str(status), **({"usage": usage} if usage else {})}
         if status == Status.FAILED:
+            yield {"type": "message-metadata", "messageMetadata": metadata}
             yield from self._fail(error)
             return
         self.ended = True
@@ -139,8 +143,7 @@ class UiMessages(Translator):
         yield {"type": "finish-step"}
         if status == Status.STOPPED:
             yield {"type": "abort", "reason": "stopped"}
-        metadata = {"messageMetadata": {"usage": usage}} if usage else {}
-        yield {"type": "finish", "finishReason": _FINISH_REASONS[Status(status)], **metadata}
+        yield {"type": "finish", "finishReason": _FINISH_REASONS[Status(status)], "messageMetadata": metadata}
 
     def _fail(self, message: str) -> Iterator[Chunk]:
         self.ended = True
@@ -151,7 +154,8 @@ class UiMessages(Translator):
 def ui_message(run: Run) -> dict[str, Any]:
     """Return the answer of a run as a message of the AI SDK, for the option `messages` of `useChat`.
 
-    It is the message that a client builds when it reads the run.
+    It is the message that a client builds when it reads the run. If the run has ended, the metadata of the message has
+    the `status` of the run.
     """
     translator = UiMessages(str(run.pk))
     return build_message([*translator.start(), *translator.translate(run.snapshot())])
@@ -186,7 +190,7 @@ def build_message(chunks: Iterable[Chunk]) -> dict[str, Any]:
                 parts.append(chunk)
             case ("data", "-", _):
                 _put_data(parts, chunk)
-            case ("finish", "", "") if "messageMetadata" in chunk:
+            case ("finish", "", "") | ("message", "-", "metadata"):
                 message["metadata"] = chunk["messageMetadata"]
     return message
 

@@ -16,7 +16,7 @@ from reliable_cable.runs.models import Run
 
 from .endpoints import endpoint
 from .requests import Visitor, read_chat_request
-from .starting import active_runs, start_run
+from .starting import active_runs, readable_runs, start_run
 from .streaming import stream
 from .ui_messages import DONE, UiMessages
 
@@ -36,8 +36,11 @@ async def chat(request: HttpRequest, visitor: Visitor) -> HttpResponseBase:
 
 @endpoint(HTTPMethod.GET, streams=True)
 async def chat_stream(request: HttpRequest, visitor: Visitor, chat: str) -> HttpResponseBase:
-    """Stream the newest active run of a chat from its beginning. Without such a run, the status is 204."""
-    run = await run_handler(_newest_active, visitor.user, chat)
+    """Stream the newest active run of a chat from its beginning. Without such a run, the status is 204.
+
+    With `ended` in the query string, stream the newest run, even if it has ended.
+    """
+    run = await run_handler(_newest, visitor.user, chat, "ended" in request.GET)
     return HttpResponse(status=HTTPStatus.NO_CONTENT) if run is None else _stream(run, visitor)
 
 
@@ -52,8 +55,9 @@ def _start(request: HttpRequest, user: Any) -> str:
     return start_run(user, read_chat_request(request))
 
 
-def _newest_active(user: Any, chat: str) -> str | None:
-    return next((str(run.pk) for run in active_runs(user, chat)), None)
+def _newest(user: Any, chat: str, ended: bool) -> str | None:
+    find = readable_runs if ended else active_runs
+    return next((str(run.pk) for run in find(user, chat)), None)
 
 
 def _stop_chat(user: Any, chat: str) -> None:

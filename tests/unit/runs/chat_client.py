@@ -13,6 +13,8 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import models
+from django.http import Http404
+from django.shortcuts import get_object_or_404
 from django.test import AsyncClient
 from django.urls import include, path
 
@@ -31,7 +33,7 @@ class Chats(RunChats):
     """The chats are groups. The name of a group is the username of its only member, a slash and a number."""
 
     def subject(self, user: Any, chat: str) -> models.Model:
-        group = Group.objects.get(name=chat)
+        group = get_object_or_404(Group, name=chat)
         if chat.partition("/")[0] != user.get_username():
             raise PermissionDenied
         return group
@@ -42,8 +44,12 @@ class Chats(RunChats):
                 raise ValidationError("Ask something else.")
             case "forbid":
                 raise PermissionDenied
+            case "hide":
+                raise Http404
             case "other":
                 return Run.objects.start(owner=user)
+            case "nobody":
+                return Run.objects.start(subject=subject)
         return Run.objects.start(owner=user, subject=subject, input={"prompt": message.text})
 
 

@@ -228,7 +228,7 @@ async def test_csrf_tokens_and_methods(member: User) -> None:
     for path in (RUN, CONNECT):
         assert (await ask(browser, path=path)).status_code == 403
         response = await browser.get(path)
-        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST, OPTIONS")
 
 
 def test_wsgi_cannot_stream(member: User) -> None:

@@ -42,6 +42,23 @@ def test_a_text_after_a_pause_is_due_at_once() -> None:
     assert coalescer.due() <= 10.04
 
 
+def test_long_text_becomes_several_events() -> None:
+    coalescer = Coalescer(1, event_length=3)
+    coalescer.add("abcdefg")
+    coalescer.add({"type": "reasoning", "text": "hijk"})
+    coalescer.add(CALL)
+    events = coalescer.take(10.0)
+    assert [event.get("content") or event["part"].get("text") for event in events] == [
+        "abc",
+        "def",
+        "g",
+        "hij",
+        "k",
+        None,
+    ]
+    assert events[-1]["part"] == CALL
+
+
 def test_much_text_is_due_at_once() -> None:
     coalescer = Coalescer(1, max_length=4)
     coalescer.add("a")

@@ -85,14 +85,14 @@ async def test_a_chat_starts_a_run(settings: Any, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, name, module)
         return module
 
-    add_module("shop")
-    add_module("shop.models", Conversation=Conversation)
-    add_module("shop.tasks", answer=SimpleNamespace(delay=started.append))
-    chats = names_in(python_block(PAGE, "# chats.py"), __name__="shop.chats", __package__="shop")
-    add_module("shop.chats", **chats)
+    add_module("assistant")
+    add_module("assistant.models", Conversation=Conversation)
+    add_module("assistant.tasks", answer=SimpleNamespace(delay=started.append))
+    chats = names_in(python_block(PAGE, "# chats.py"), __name__="assistant.chats", __package__="assistant")
+    add_module("assistant.chats", **chats)
     (text,) = (block.text for block in BLOCKS if block.page == PAGE and "RUN_CHATS" in block.text)
     settings.RELIABLE_CABLE = {"ENGINE": "memory", **names_in(text)["RELIABLE_CABLE"]}
-    settings.ROOT_URLCONF = add_module("shop.urls", **names_in(python_block(PAGE, "# urls.py")))
+    settings.ROOT_URLCONF = add_module("assistant.urls", **names_in(python_block(PAGE, "# urls.py")))
     client = AsyncClient()
     await client.aforce_login(user)
     message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "why?"}]}

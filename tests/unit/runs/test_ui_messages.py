@@ -62,7 +62,11 @@ def test_a_text() -> None:
         {"type": "text-delta", "id": "text-1", "delta": "lo"},
         {"type": "text-end", "id": "text-1"},
         {"type": "finish-step"},
-        {"type": "finish", "finishReason": "stop", "messageMetadata": {"usage": {"output_tokens": 3}}},
+        {
+            "type": "finish",
+            "finishReason": "stop",
+            "messageMetadata": {"status": "completed", "usage": {"output_tokens": 3}},
+        },
     ]
 
 
@@ -109,7 +113,7 @@ def test_all_types_of_parts() -> None:
     assert ui_message(run) == {
         "id": str(run.pk),
         "role": "assistant",
-        "metadata": {"usage": {"output_tokens": 3}},
+        "metadata": {"status": "completed", "usage": {"output_tokens": 3}},
         "parts": expected,
     }
 
@@ -135,7 +139,7 @@ def test_a_stopped_run_keeps_its_content() -> None:
     stopped = {"event": events.STOPPED, "attempt": 1, "usage": {}}
     chunks = chunks_of(snapshot_of(["a"]), stopped, event_of("late"))
     assert types(chunks)[-4:] == ["text-end", "finish-step", "abort", "finish"]
-    assert chunks[-1] == {"type": "finish", "finishReason": "other"}
+    assert chunks[-1] == {"type": "finish", "finishReason": "other", "messageMetadata": {"status": "stopped"}}
     assert chunks == chunks_of(snapshot_of(["a"], status=Status.STOPPED))
 
 
@@ -143,6 +147,7 @@ def test_a_failed_run_ends_with_its_error() -> None:
     failed = {"event": events.ERROR, "attempt": 1, "message": "Too long."}
     chunks = chunks_of(snapshot_of(["a"]), failed)
     assert chunks[-2:] == [{"type": "text-end", "id": "text-1"}, {"type": "error", "errorText": "Too long."}]
+    assert build_message(chunks)["metadata"] == {"status": "failed"}
     assert chunks == chunks_of(snapshot_of(["a"], status=Status.FAILED, error="Too long."))
 
 

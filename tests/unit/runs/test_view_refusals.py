@@ -14,6 +14,7 @@ from django.test import AsyncClient, override_settings
 
 from reliable_cable.auth.tokens import cable_token
 from reliable_cable.runs.chats import ChatMessage
+from reliable_cable.runs.http.ag_ui_views import RunInput
 from reliable_cable.runs.models import Run, Status
 from tests.unit.runs import chat_client
 from tests.unit.runs.chat_client import Chats, Reader, body, get, only_run, post, written
@@ -92,6 +93,7 @@ async def test_a_user_who_may_only_read(browser: AsyncClient, settings: Any) -> 
         (body(messages=["a"]), "must be an object"),
         (body(message={"parts": [7]}), "'parts'"),
         (body(message={"role": "user"}), "'parts'"),
+        (body(message={"role": "assistant", "parts": []}), "tools that the page runs are not supported"),
         (body(trigger=7), "'trigger'"),
         (body(messageId={}), "'messageId'"),
         (body(text="refuse"), "Ask something else."),
@@ -122,16 +124,53 @@ async def test_a_body_that_is_too_large(browser: AsyncClient) -> None:
 async def test_other_methods(browser: AsyncClient) -> None:
     for path_, allowed in (("chat", "POST"), ("chat/ann/1/stream", "GET"), ("chat/ann/1/stop", "POST"), ("x", "GET")):
         response = await browser.put(f"/runs/{path_}")
-        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+        assert (response.status_code, response.headers["allow"]) == (405, f"{allowed}, OPTIONS")
 
 
 async def test_a_start_that_is_forbidden(browser: AsyncClient) -> None:
-    assert (await post(browser, data=body(text="forbid"))).status_code == 404
+    for text in ("forbid", "hide"):
+        response = await post(browser, data=body(text=text))
+        assert (response.status_code, response.json()["error"]) == (404, "There is no such chat.")
+
+
+async def test_a_cache_of_the_whole_site_stores_no_runs(browser: AsyncClient, settings: Any) -> None:
+    """Django's middleware would give them to other people, because it does not know the header with the token."""
+    settings.MIDDLEWARE = [
+        "django.middleware.cache.UpdateCacheMiddleware",
+        *settings.MIDDLEWARE,
+        "django.middleware.cache.FetchFromCacheMiddleware",
+    ]
+    await post(browser)
+    run = await only_run()
+    assert (await get(browser, f"/runs/{run.pk}")).json()["status"] == "queued"
+    await post(browser, f"/runs/{run.pk}/stop")
+    assert (await get(browser, f"/runs/{run.pk}")).json()["status"] == "stopped"
+
+
+@pytest.mark.parametrize("type_", ["multipart/form-data", "application/x-www-form-urlencoded"])
+async def test_bodies_that_are_called_forms(browser: AsyncClient, type_: str) -> None:
+    """Django would read them as forms, to look for the CSRF token."""
+    browser.handler.enforce_csrf_checks = True
+    browser.cookies["csrftoken"] = "a" * 32
+    options: dict[str, Any] = {"content_type": type_, "headers": {"X-CSRFToken": "a" * 32}}
+    with override_settings(DATA_UPLOAD_MAX_NUMBER_FIELDS=1, DATA_UPLOAD_MAX_MEMORY_SIZE=100):
+        response = await browser.post("/runs/chat", b"a=1&b=2", **options)
+        assert (response.status_code, response.json()["error"]) == (400, "The body must be JSON.")
+        assert (await browser.post("/runs/chat", 200 * b"a", **options)).status_code == 413
+        assert (await browser.post("/runs/chat/ann/1/stop", b"a=1&b=2", **options)).status_code == 204
+
+
+async def test_the_content_of_a_message_is_not_in_its_repr() -> None:
+    message = ChatMessage("m1", "user", "secret", [{"text": "secret"}], body={"a": "secret"})
+    assert "secret" not in repr(message)
+    assert "secret" not in repr(RunInput("t", [{"content": "secret"}], {"a": "secret"}))
 
 
 async def test_mistakes_of_the_project(browser: AsyncClient, settings: Any) -> None:
     with pytest.raises(TypeError, match="must return a run about its subject"):
         await post(browser, data=body(text="other"))
+    with pytest.raises(TypeError, match="must return a run that the user may read"):
+        await post(browser, data=body(text="nobody"))
     assert await Run.objects.acount() == 0
     for name, error in (
         ("RunChats", "must define subject"),

@@ -75,6 +75,21 @@ async def test_a_chat_is_resumed_from_its_beginning(browser: AsyncClient) -> Non
     assert (await get(browser, "/runs/chat/ann/1/stream")).status_code == 204
 
 
+async def test_the_newest_run_is_read_after_its_end(browser: AsyncClient) -> None:
+    assert (await get(browser, "/runs/chat/ann/1/stream?ended")).status_code == 204
+    for text in ("Because", "For"):
+        await post(browser)
+        async with written(await Run.objects.order_by("created_at").alast()) as out:  # type: ignore[arg-type]
+            out.write(text)
+        reader = Reader(await get(browser, "/runs/chat/ann/1/stream?ended"))
+        await reader.read()
+        assert reader.text == text
+    newest = await Run.objects.order_by("created_at").alast()
+    assert newest is not None
+    assert build_message(reader.chunks) == ui_message(newest)
+    assert (await get(browser, "/runs/chat/ann/1/stream")).status_code == 204
+
+
 async def test_a_closed_request_does_not_stop_the_run(browser: AsyncClient) -> None:
     reader = Reader(await post(browser))
     run = await only_run()
@@ -126,12 +141,10 @@ async def test_a_chat_with_an_active_run_refuses_another_one(browser: AsyncClien
 
 async def test_a_chat_accepts_a_question_while_its_last_run_is_being_stopped(browser: AsyncClient) -> None:
     await post(browser)
-    async with written(await only_run()) as out:
-        out.write("a")
-        await post(browser, "/runs/chat/ann/1/stop")
-        assert (await post(browser)).status_code == 200
-        await asyncio.sleep(20)
-    assert [run.status async for run in Run.objects.order_by("created_at")] == [Status.STOPPED, Status.QUEUED]
+    await Run.objects.aupdate(status=Status.RUNNING, lease_until="2999-01-01T00:00Z")
+    await post(browser, "/runs/chat/ann/1/stop")
+    assert (await post(browser)).status_code == 200
+    assert [run.status async for run in Run.objects.order_by("created_at")] == [Status.RUNNING, Status.QUEUED]
 
 
 async def test_a_run_as_json(browser: AsyncClient) -> None:
@@ -150,7 +163,7 @@ async def test_a_run_as_json(browser: AsyncClient) -> None:
         "usage": {},
         "error": "",
     }
-    assert response.headers["cache-control"] == "no-store"
+    assert "no-store" in response.headers["cache-control"]
 
 
 async def test_a_failed_run_ends_with_an_error(browser: AsyncClient) -> None:

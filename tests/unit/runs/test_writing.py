@@ -327,3 +327,14 @@ async def test_a_project_decides_who_may_read_and_stop(run: Run, settings: Any) 
         assert (await client.receive())["message"]["event"] == "snapshot"
         assert await client.quiet()
     assert not (await Run.objects.aget(pk=run.pk)).stop_requested
+
+
+def test_a_long_text_is_written_at_once(run: Run) -> None:
+    """It is longer than a broadcast may be, also if its characters are escape sequences in JSON."""
+    text = 300_000 * "\x01"
+    with writing(run.pk) as out:
+        out.write(text)
+        out.reason(text)
+    run.refresh_from_db()
+    assert (run.text, [part["text"] for part in run.parts]) == (text, [text])
+    assert text_of(sent(run)) == text
