@@ -415,6 +415,6 @@ def test_the_glossary_is_sorted_and_has_whole_sentences() -> None:
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGES["glossary.md"], flags=re.M)
     assert rows[0] == ("term", "meaning")
     terms = [term for term, _ in rows[1:]]
-    assert terms == sorted(terms)
+    assert terms == sorted(terms, key=str.lower)
     assert len(terms) == len(set(terms)) > 30
     assert [term for term, meaning in rows[1:] if not re.fullmatch(r"[A-Z].*[.]", meaning)] == []
