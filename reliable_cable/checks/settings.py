@@ -97,14 +97,17 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
 def check_runs_app(**kwargs: Any) -> list[CheckMessage]:
     """Report that the app of runs is missing, although a setting needs it (E007)."""
     settings = valid_settings()
-    if settings is None or settings.run_chats is None or apps.is_installed("reliable_cable.runs"):
+    if settings is None or apps.is_installed("reliable_cable.runs"):
         return []
+    keys = {"RUN_CHATS": settings.run_chats, "RUN_DURABLE_STREAMS": settings.run_durable_streams}
     return [
         Error(
-            f"{NAME}['RUN_CHATS'] is set, but 'reliable_cable.runs' is not in INSTALLED_APPS.",
+            f"{NAME}[{key!r}] is set, but 'reliable_cable.runs' is not in INSTALLED_APPS.",
             hint="Add 'reliable_cable.runs' to INSTALLED_APPS, and run `migrate`.",
             id="reliable_cable.E007",
         )
+        for key, value in keys.items()
+        if value is not None
     ]
 
 

@@ -1,10 +1,11 @@
-"""The system checks of this app (E007, W009). See `reliable_cable.checks` for the table of all ids."""
+"""The system checks of this app (E007, W009, W010). See `reliable_cable.checks` for the table of all ids."""
 
 from collections.abc import Iterator
 from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's name
+from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
@@ -13,6 +14,9 @@ from reliable_cable.conf import NAME
 
 from .access import RunPermissions
 from .chats import RunChats
+from .durable.access import DurableStreams
+from .durable.storage import has_durable_store
+from .events import DURABLE_PREFIX
 
 #: The `app_name` in urls.py.
 _APP_NAME: Final = "reliable_cable_runs"
@@ -27,6 +31,8 @@ def check_classes(**kwargs: Any) -> list[CheckMessage]:
     problems = [_problem("RUN_PERMISSIONS", settings.run_permissions, RunPermissions)]
     if settings.run_chats is not None:
         problems.append(_problem("RUN_CHATS", settings.run_chats, RunChats, "subject", "start"))
+    if settings.run_durable_streams is not None:
+        problems.append(_problem("RUN_DURABLE_STREAMS", settings.run_durable_streams, DurableStreams, "may_create"))
     return [Error(f"{NAME}{problem}", id="reliable_cable.E007") for problem in problems if problem is not None]
 
 
@@ -51,7 +57,7 @@ def _problem(key: str, path: str, base: type, *required: str) -> str | None:
 
 @register(TAG)
 def check_urls(**kwargs: Any) -> list[CheckMessage]:
-    """Report that the URLs of runs are included without `RUN_CHATS`, or that only `RUN_CHATS` is set (W009)."""
+    """Report that the URLs of runs are included without a setting that needs them, or the other way round (W009)."""
     settings = valid_settings()
     if settings is None or not getattr(django_settings, "ROOT_URLCONF", None):
         return []
@@ -59,17 +65,38 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
         included = any(resolver.app_name == _APP_NAME for resolver in _resolvers(get_resolver()))
     except Exception:
         return []  # Django's own checks report what is wrong with the URLs
-    if included == (settings.run_chats is not None):
+    keys = {"RUN_CHATS": settings.run_chats, "RUN_DURABLE_STREAMS": settings.run_durable_streams}
+    used = [f"{NAME}[{key!r}]" for key, value in keys.items() if value is not None]
+    if included == bool(used):
         return []
     if included:
         problem = f"The URLs of runs are included, but {NAME}['RUN_CHATS'] is not set. So clients cannot start runs."
         hint = "Set it to a subclass of RunChats. If clients only read and stop runs by their ids, silence this check."
     else:
-        problem = f"{NAME}['RUN_CHATS'] is set, but ROOT_URLCONF does not include the URLs of runs."
+        problem = f"{used[0]} is set, but ROOT_URLCONF does not include the URLs of runs."
         hint = (
             "Add path('runs/', include('reliable_cable.runs.urls')). If another URLconf has them, silence this check."
         )
     return [Warning(problem, hint=hint, id="reliable_cable.W009")]
+
+
+@register(TAG)
+def check_durable_streams(**kwargs: Any) -> list[CheckMessage]:
+    """Report that clients cannot create durable streams, because their data would not be durable (W010)."""
+    settings = valid_settings()
+    if settings is None or settings.run_durable_streams is None:
+        return []
+    try:
+        if has_durable_store(DURABLE_PREFIX):
+            return []
+    except ImproperlyConfigured:
+        return []  # E003 reports what is wrong with the engine
+    problem = f"{NAME}['RUN_DURABLE_STREAMS'] is set, but streams of clients cannot be stored, and get the status 501."
+    hint = (
+        f"Add 'durable:*': {{'durable': True}} to {NAME}['STREAMS'], and use the database of 'reliable_cable.runs' as "
+        f"{NAME}['DATABASE'], with an engine that stores streams in the database."
+    )
+    return [Warning(problem, hint=hint, id="reliable_cable.W010")]
 
 
 def _resolvers(resolver: URLResolver) -> Iterator[URLResolver]:

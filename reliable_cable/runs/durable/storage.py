@@ -240,9 +240,14 @@ def _require_durable_store(stream: str) -> None:
     Raises:
         NotDurable: they are not.
     """
-    settings, store = get_settings(), get_engine().streams
-    if not store.supports_durable or not settings.policy(stream).durable or settings.database != _alias():
+    if not has_durable_store(stream):
         raise NotDurable
+
+
+def has_durable_store(stream: str) -> bool:
+    """Return whether the settings make the stream store keep the data of a stream in the database of its row."""
+    settings, store = get_settings(), get_engine().streams
+    return store.supports_durable and settings.policy(stream).durable and settings.database == _alias()
 
 
 def _rows() -> DurableStreamQuerySet:

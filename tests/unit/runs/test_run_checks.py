@@ -11,11 +11,12 @@ from django.test import modify_settings, override_settings
 
 from reliable_cable import checks
 from reliable_cable.runs.chats import RunChats
-from reliable_cable.runs.checks import check_classes, check_urls
-from tests.unit.runs import chat_client
+from reliable_cable.runs.checks import check_classes, check_durable_streams, check_urls
+from tests.unit.runs import chat_client, durable_client
 from tests.unit.test_checks import ids
 
 GOOD = f"{chat_client.__name__}.Chats"
+RULES = f"{durable_client.__name__}.Rules"
 
 
 class WithoutStart(RunChats):
@@ -31,6 +32,8 @@ class WithoutStart(RunChats):
         ({"RUN_CHATS": f"{chat_client.__name__}.Readable"}, "not a subclass of reliable_cable.runs.chats.RunChats."),
         ({"RUN_CHATS": f"{__name__}.WithoutStart"}, "which does not define start()."),
         ({"RUN_CHATS": f"{chat_client.__name__}.RunChats"}, "which does not define subject() and start()."),
+        ({"RUN_DURABLE_STREAMS": GOOD}, "not a subclass of reliable_cable.runs.durable.access.DurableStreams."),
+        ({"RUN_DURABLE_STREAMS": f"{durable_client.__name__}.DurableStreams"}, "which does not define may_create()."),
         ({"RUN_PERMISSIONS": GOOD}, "not a subclass of reliable_cable.runs.access.RunPermissions."),
     ],
 )
@@ -49,9 +52,16 @@ def test_classes_that_can_be_used(values: dict[str, Any]) -> None:
         assert check_classes() == []
 
 
-@pytest.mark.parametrize(("chats", "urls"), [(GOOD, "tests.urls"), (None, chat_client.__name__)])
-def test_only_one_of_the_setting_and_the_urls(chats: str | None, urls: str) -> None:
-    with override_settings(RELIABLE_CABLE={"RUN_CHATS": chats}, ROOT_URLCONF=urls):
+@pytest.mark.parametrize(
+    ("values", "urls"),
+    [
+        ({"RUN_CHATS": GOOD}, "tests.urls"),
+        ({"RUN_DURABLE_STREAMS": RULES}, "tests.urls"),
+        ({}, chat_client.__name__),
+    ],
+)
+def test_only_one_of_the_setting_and_the_urls(values: dict[str, str], urls: str) -> None:
+    with override_settings(RELIABLE_CABLE=values, ROOT_URLCONF=urls):
         (message,) = check_urls()
     assert ids([message]) == ["W009"]
     assert message.hint is not None
@@ -63,6 +73,7 @@ def test_only_one_of_the_setting_and_the_urls(chats: str | None, urls: str) -> N
     [
         ({}, "tests.urls"),
         ({"RUN_CHATS": GOOD}, chat_client.__name__),
+        ({"RUN_DURABLE_STREAMS": RULES}, chat_client.__name__),
         ({"RUN_CHATS": GOOD}, "no.such.module"),
         ({"RUN_CHATS": GOOD}, None),
         ({"MISSPELT": 1}, chat_client.__name__),
@@ -73,8 +84,25 @@ def test_urls_without_a_problem(cable: dict[str, Any], urls: str | None) -> None
         assert check_urls() == []
 
 
-def test_the_app_is_not_installed() -> None:
-    with override_settings(RELIABLE_CABLE={"RUN_CHATS": GOOD}):
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, []),
+        ({"RUN_DURABLE_STREAMS": RULES}, ["W010"]),
+        ({"RUN_DURABLE_STREAMS": RULES, "STREAMS": {"durable:*": {"durable": True}}}, []),
+        ({"RUN_DURABLE_STREAMS": RULES, "ENGINE": "memory"}, ["W010"]),
+        ({"RUN_DURABLE_STREAMS": RULES, "ENGINE": {"streams": "no.such.Store"}}, []),
+        ({"MISSPELT": 1}, []),
+    ],
+)
+def test_streams_of_clients_that_would_not_be_durable(values: dict[str, Any], expected: list[str]) -> None:
+    with override_settings(RELIABLE_CABLE=values):
+        assert ids(check_durable_streams()) == expected
+
+
+@pytest.mark.parametrize("values", [{"RUN_CHATS": GOOD}, {"RUN_DURABLE_STREAMS": RULES}])
+def test_the_app_is_not_installed(values: dict[str, str]) -> None:
+    with override_settings(RELIABLE_CABLE=values):
         assert checks.check_runs_app() == []
         with modify_settings(INSTALLED_APPS={"remove": "reliable_cable.runs"}):
             (message,) = checks.check_runs_app()
