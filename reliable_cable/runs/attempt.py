@@ -26,10 +26,10 @@ from reliable_cable.namespaces import use_namespace
 from reliable_cable.protocol.positions import PagePosition
 
 from . import events
-from .coalescing import Coalescer
+from .coalescing import MAX_CHUNK, Coalescer
 from .exceptions import RunNotQueued
 from .models import Run, Status, lease
-from .parts import Content
+from .parts import EVENT_SIZE, Content
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,13 +64,9 @@ class Attempt:
     def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         settings = get_settings()
-        self.coalescer = Coalescer(
-            run.attempt,
-            settings.run_broadcast_interval,
-            settings.run_broadcast_size,
-            # A character has at most 6 bytes in JSON, as an escape sequence.
-            settings.max_broadcast_size // 8,
-        )
+        # In JSON, a character has at most 12 bytes.
+        max_chunk = max(1, min(MAX_CHUNK, (settings.max_broadcast_size - EVENT_SIZE) // 12))
+        self.coalescer = Coalescer(run.attempt, settings.run_broadcast_interval, settings.run_broadcast_size, max_chunk)
         #: The duration of the lease, in seconds. If the lease is not renewed in this time, the writer counts as dead.
         self._lease = settings.run_lease
         #: Whether the run was stopped.

@@ -6,10 +6,13 @@ This module does no I/O, and has no clock.
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from . import events
 from .parts import REASONING
+
+#: The default maximum number of characters in an event. In JSON, a character has at most 12 bytes.
+MAX_CHUNK: Final = 16 * 1024
 
 
 class Coalescer:
@@ -21,29 +24,28 @@ class Coalescer:
         attempt: the number of the attempt, which each event contains.
         interval: the shortest time between two broadcasts, in seconds.
         max_length: the number of collected characters of text after which a broadcast does not wait for the interval.
-        event_length: the maximum number of characters of text in one event. Longer text becomes several events,
-            because the size of a broadcast is limited. A task may write much at once, and more collects in an outage.
+        max_chunk: the maximum number of characters in an event. After an outage, much more text may be collected.
     """
 
     __slots__ = (
         "_attempt",
-        "_event_length",
         "_interval",
         "_is_expecting",
         "_length",
         "_lock",
+        "_max_chunk",
         "_max_length",
         "_taken_at",
         "_written",
     )
 
     def __init__(
-        self, attempt: int, interval: float = 0.03, max_length: int = 2048, event_length: int = 32 * 1024
+        self, attempt: int, interval: float = 0.03, max_length: int = 2048, max_chunk: int = MAX_CHUNK
     ) -> None:
         self._attempt = attempt
-        self._event_length = event_length
         self._interval = interval
         self._max_length = max_length
+        self._max_chunk = max_chunk
         #: The pieces of text and the parts that `take` has not handled yet, in the order in which they were written.
         self._written: list[str | Mapping[str, Any]] = []
         self._length = 0
@@ -91,21 +93,8 @@ class Coalescer:
         self._taken_at = now
         return [
             events.chunk(self._attempt, item) if isinstance(item, str) else events.part(self._attempt, item)
-            for joined in _joined(written)
-            for item in self._split(joined)
+            for item in _split(_joined(written), self._max_chunk)
         ]
-
-    def _split(self, item: str | Mapping[str, Any]) -> Iterator[str | Mapping[str, Any]]:
-        """Yield a text or reasoning in pieces that are not too long for an event. Yield another part as it is."""
-        size = self._event_length
-        if isinstance(item, str):
-            for at in range(0, len(item), size):
-                yield item[at : at + size]
-        elif item["type"] == REASONING:
-            for at in range(0, len(item["text"]), size):
-                yield {**item, "text": item["text"][at : at + size]}
-        else:
-            yield item
 
 
 def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:
@@ -135,3 +124,15 @@ def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mappin
         texts.append(text)
     end()
     return joined
+
+
+def _split(items: Sequence[str | Mapping[str, Any]], size: int) -> Iterator[str | Mapping[str, Any]]:
+    """Yield pieces of text and parts, after splitting long text and long reasoning."""
+    for item in items:
+        if isinstance(item, str):
+            yield from (item[begin : begin + size] for begin in range(0, len(item), size))
+        elif item["type"] == REASONING:
+            text = item["text"]
+            yield from ({**item, "text": text[begin : begin + size]} for begin in range(0, len(text), size))
+        else:
+            yield item

@@ -15,12 +15,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from reliable_cable.conf import get_settings
 from reliable_cable.validation import copy_json
 
 REASONING: Final = "reasoning"
 
 #: The maximum size of a part, in bytes of JSON.
 MAX_PART_SIZE: Final = 256 * 1024
+
+#: The maximum size, in bytes, of an event without its content.
+EVENT_SIZE: Final = 100
 
 #: Characters that cannot be stored or sent: PostgreSQL stores no NUL, and UTF-8 cannot encode lone surrogates.
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
@@ -36,14 +40,15 @@ def check_part(part: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         TypeError: the part has no `type`, or is not a JSON value.
-        ValueError: the part is larger than `MAX_PART_SIZE`, or is nested too deeply.
+        ValueError: the part is larger than `MAX_PART_SIZE` or `MAX_BROADCAST_SIZE`, or is nested too deeply.
     """
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str) or not part["type"]:
         raise TypeError(f"A part must be a dict with a type, such as {{'type': 'source', …}}; not {part!r:.200}.")
     value, size = copy_json(dict(part))
     copied: dict[str, Any] = clean(value)
-    if size > MAX_PART_SIZE:
-        raise ValueError(f"A part has {size} bytes; at most {MAX_PART_SIZE} are allowed.")
+    limit = min(MAX_PART_SIZE, get_settings().max_broadcast_size) - EVENT_SIZE
+    if size > limit:
+        raise ValueError(f"A part has {size} bytes; at most {limit} are allowed.")
     return copied
 
 

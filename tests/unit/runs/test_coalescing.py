@@ -43,7 +43,7 @@ def test_a_text_after_a_pause_is_due_at_once() -> None:
 
 
 def test_long_text_becomes_several_events() -> None:
-    coalescer = Coalescer(1, event_length=3)
+    coalescer = Coalescer(1, max_chunk=3)
     coalescer.add("abcdefg")
     coalescer.add({"type": "reasoning", "text": "hijk"})
     coalescer.add(CALL)

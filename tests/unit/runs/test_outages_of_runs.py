@@ -167,3 +167,25 @@ def test_a_run_has_what_a_frozen_writer_broadcast_before_the_end(run: Run, monke
     assert (failed.text, failed.parts) == ("ab", [part])
     run.refresh_from_db()
     assert (run.status, run.text, run.parts) == (Status.FAILED, "ab", [part])
+
+
+def test_a_text_that_is_larger_than_a_broadcast_is_split(run: Run) -> None:
+    text = "\U0001f600\x01" * 100_000
+    with writing(run.pk) as out:
+        out.write(text)
+        out.reason(text)
+    run.refresh_from_db()
+    assert (run.status, run.text) == (Status.COMPLETED, text)
+    assert [part["text"] for part in run.parts] == [text]
+    assert text_of(sent(run)) == text
+
+
+def test_the_largest_part_can_be_broadcast(run: Run) -> None:
+    with writing(run.pk) as out:
+        for size in range(256 * 1024 - 160, 256 * 1024, 20):
+            with suppress(ValueError):
+                out.data("x", "y" * size)
+                largest = size
+    run.refresh_from_db()
+    assert run.status == Status.COMPLETED
+    assert len(run.parts[-1]["data"]) == largest
