@@ -41,7 +41,7 @@ class CommandLimits:
         self._whispers = _bucket(whisper)
         #: How many further commands of the types in `_CONNECTING` do not count.
         self._free = len(_CONNECTING) * subscriptions
-        #: When the uninterrupted delay of commands began, or None if no command is delayed.
+        #: The time since which each command has had to wait, or None if no command has to wait.
         self._waiting_since: float | None = None
 
     @classmethod

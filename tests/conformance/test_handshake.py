@@ -85,8 +85,8 @@ async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Serve
                 times = [await client.ping(3) for client in clients]
             spread = max(first for first, *_ in times) - min(first for first, *_ in times)
     assert all(isinstance(message, int) for client in clients for _, message in client.pings)
-    # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s. A busy machine delays pings. So no ping may be
-    # early, and the fastest client shows that they come in time.
+    # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s. No ping may be
+    # early. A busy machine may delay pings, so only the fastest client must get them in time.
     for each in times:
         assert all(moment > 0.14 + 0.29 * count for count, moment in enumerate(each)), times
     assert min(first for first, *_ in times) < 0.9, times

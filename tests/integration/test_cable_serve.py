@@ -85,7 +85,7 @@ class Site:
             self.wait_for("one")
             yield
         finally:
-            # The reloader has a child process in the same new session.
+            # The reloader has a child process, which is in the same process group.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

@@ -7,7 +7,7 @@ import sys
 
 
 def main(path: str, stream: str, epoch: str) -> None:
-    """Wait for a line on standard input, then write the message's position to standard output."""
+    """Wait for a line on standard input, append a message, and write its position to standard output."""
     from django.conf import settings
 
     settings.configure(

@@ -19,7 +19,7 @@ from .verdict import Finding
 
 #: The time, in seconds, between two joins or leaves.
 INTERVAL = 0.5
-#: How far apart, in seconds, two changes of one member may be if their signals are sent in the wrong order.
+#: The maximum time, in seconds, between two changes of one member whose signals may be sent in the wrong order.
 SIGNAL_DISORDER = 0.1
 #: Faults after which a change may not be signalled: the process that had to signal it was killed, data were lost, or
 #: the answer of Redis came too late.

@@ -1,4 +1,4 @@
-"""Faults of the stores in a storm: failovers, restored files, a suspended Redis, and bursts."""
+"""Faults of the stores in a storm: failovers, older copies of database files, a suspended Redis, bursts of messages."""
 
 from __future__ import annotations
 

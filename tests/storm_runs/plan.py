@@ -48,7 +48,7 @@ class Plan:
 
     Args:
         runs: the number of runs.
-        tokens: the number of pieces of text and parts in each answer.
+        tokens: the number of items in each answer. An item is a piece of text, or a part such as a tool call.
         seed: the seed of all random choices.
         engine: "redis" or "database".
         database: "sqlite" or "postgres".

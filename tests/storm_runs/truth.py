@@ -77,23 +77,23 @@ def snapshot_of(answer: Answer) -> dict[str, Any]:
 
 
 def as_ui_message(run: str, answer: Answer) -> Any:
-    """Return an answer as `UiReader` has it: its status and the message that the AI SDK builds."""
+    """Convert an answer to the form in which `UiReader` returns it: the status and the message of the AI SDK."""
     translator = UiMessages(run)
     message = build_message([*translator.start(), *translator.translate(snapshot_of(answer))])
     return [answer.status, message]
 
 
 def as_agent_messages(run: str, answer: Answer) -> Any:
-    """Return an answer as `AgentReader` has it: its status and the messages that an agent builds."""
+    """Convert an answer to the form in which `AgentReader` returns it: the status and the messages of an agent."""
     return [answer.status, build_messages(AgUiEvents(run, "").translate(snapshot_of(answer)))]
 
 
 def as_followed(answer: Answer) -> Any:
-    """Return an answer as `followRun` has it. Its indexes count UTF-16 code units."""
+    """Convert an answer to the form in which `followRun` returns it. Indexes count UTF-16 code units."""
     parts = [{**part, "at": len(answer.text[: part["at"]].encode("utf-16-le")) // 2} for part in answer.parts]
     return [answer.status, answer.error, answer.text, parts]
 
 
 def as_channel(answer: Answer) -> Any:
-    """Return an answer as `ChannelReader` has it."""
+    """Convert an answer to the form in which `ChannelReader` returns it."""
     return [answer.attempt, answer.status, answer.text, list(answer.parts)]

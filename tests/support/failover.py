@@ -50,7 +50,7 @@ class Pair(ABC):
         await self._stack.aclose()
 
     async def follows(self) -> bool:
-        """Wait until the replica follows the primary. Return whether it does."""
+        """Wait for the replica to follow the primary. Return False if it does not do so in time."""
         return self.replicated and await asyncio.to_thread(_wait_for, self._is_followed)
 
     async def _serve(self, port: int) -> None:
@@ -58,7 +58,11 @@ class Pair(ABC):
         self.relay = await self._stack.enter_async_context(FaultProxy(port))
 
     async def _lose(self, seconds: float) -> None:
-        """Hold back new writes to the primary for some time, so that the replica never receives them."""
+        """Keep the new writes of the primary from the replica, which never receives them.
+
+        Args:
+            seconds: how long the primary accepts such writes.
+        """
         self.relay.stall()
         await asyncio.sleep(seconds)
 

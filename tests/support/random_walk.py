@@ -1,4 +1,4 @@
-"""Random walks through a state machine of hypothesis."""
+"""Runs state machines of the library Hypothesis as random walks."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Followed(Channel, abstract=True):
 
 
 ROOM = identifier("Room")
-#: How many bytes a connection's subscriptions may use for as long as they exist.
+#: The maximum size, in bytes, of all that the subscriptions of a connection keep while they exist.
 LIMIT = 25_000
 #: How many bytes of `LIMIT` the stream of a subscription takes.
 STREAM = len("room") + STREAM_SIZE

@@ -298,7 +298,7 @@ BOTH = pytest.mark.parametrize("consumer", [Around, AsyncAround])
 
 
 class TestAroundCommand:
-    """`around_command` of the consumer surrounds each handler, together with the check before it."""
+    """`around_command` of the consumer wraps each handler and the check that precedes it, such as `before_action`."""
 
     @BOTH
     @pytest.mark.parametrize("channel", ["Sync", "Async"])

@@ -64,7 +64,7 @@ async def test_browsers_ask_first(settings: Any) -> None:
 
 @pytest.mark.parametrize("trusted", [False, True])
 async def test_a_page_of_a_listed_origin_with_cookies(member: User, settings: Any, trusted: bool) -> None:
-    """Without `CSRF_TRUSTED_ORIGINS`, the page could use the login of its visitor."""
+    """The page may use the login of its visitor only if `CSRF_TRUSTED_ORIGINS` lists its origin, too."""
     settings.CSRF_TRUSTED_ORIGINS = [LISTED] if trusted else []
     settings.ALLOWED_HOSTS = ["testserver"]
     browser = AsyncClient(enforce_csrf_checks=True)
