@@ -224,9 +224,10 @@ async def release_own_thread() -> None:
     database connection if a middleware has used one. If sync code needs the thread later, asgiref starts a new one.
 
     If `HANDLER_THREADS` is 0, this does nothing, because handlers run in that thread. A middleware may have prepared
-    its connections for them.
+    its connections for them. It also does nothing in a view below a sync middleware: the middleware blocks the thread
+    until the view returns, so waiting for the thread would never end.
     """
-    if not get_settings().handler_threads:
+    if not get_settings().handler_threads or getattr(AsyncToSync.executors, "current", None) is not None:
         return
     context = SyncToAsync.thread_sensitive_context.get(None)
     executor = None if context is None else SyncToAsync.context_to_thread_executor.pop(context, None)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from asgiref.sync import ThreadSensitiveContext
 from django.test import AsyncClient
 from django.utils import timezone
 
@@ -15,7 +16,7 @@ from reliable_cable.consumer import get_hub
 from reliable_cable.runs.durable import reading
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http import durable_reading, durable_sources
-from tests.unit.runs import durable_client
+from tests.unit.runs import chat_client, durable_client
 from tests.unit.runs.chat_client import is_left
 from tests.unit.runs.durable_client import (
     JSON,
@@ -246,6 +247,16 @@ async def test_a_long_poll_gets_what_is_appended(browser: AsyncClient, monkeypat
     assert "Stream-Cursor" not in response.headers
     response = await browser.get(path(offset="now", live="long-poll"))
     assert (response.status_code, response.headers["Stream-Closed"]) == (204, "true")
+    await is_left()
+
+
+async def test_a_long_poll_below_a_sync_middleware(browser: AsyncClient, settings: Any) -> None:
+    """The middleware blocks the thread of the request until the view returns."""
+    settings.MIDDLEWARE = [f"{chat_client.__name__}.sync_middleware", *settings.MIDDLEWARE]
+    await create(browser)
+    async with asyncio.timeout(20), ThreadSensitiveContext():  # Django's ASGI handler enters this context, too
+        response = await browser.get(path(offset="now", live="long-poll"))
+    assert response.status_code == 204
     await is_left()
 
 
