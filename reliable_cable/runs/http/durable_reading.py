@@ -30,6 +30,10 @@ CLOSED: Final = "Stream-Closed"
 CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
 
+#: How many bytes a response with `live=sse` sends while its reader is behind the end of the stream. The client then
+#: reads on with another request. Some servers, such as daphne, buffer without limit what a client does not read.
+MAX_CATCH_UP: Final = 4 * 2**20
+
 
 def gone(source: Source, trimmed: Trimmed) -> Refusal:
     """Return the refusal of a request for data that are no longer stored."""
@@ -142,7 +146,7 @@ async def follow(
                 if chunk.closed:
                     return
                 after = chunk.end
-                if chunk.up_to_date:
+                if chunk.up_to_date or loop.time() >= until:
                     break
                 chunk = await source.read(after)
 
@@ -203,17 +207,26 @@ def stream_data(
 async def _events(
     source: Source, visitor: Visitor, chunk: Chunk, seconds: float, cursor: str
 ) -> AsyncGenerator[bytes, None]:
-    until = asyncio.get_running_loop().time() + seconds
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    behind = 0  # the number of bytes that were sent before the reader had all data
     try:
-        yield _encode(source, chunk, cursor)
+        yield (part := _encode(source, chunk, cursor))
         while not chunk.up_to_date and chunk.pieces:
+            behind += len(part)
+            if behind >= MAX_CATCH_UP or loop.time() >= until:
+                return
             chunk = await source.read(chunk.end)
-            yield _encode(source, chunk, cursor)
+            yield (part := _encode(source, chunk, cursor))
         if chunk.closed:
             return
         async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=SILENCE)) as chunks:
             async for found in chunks:
-                yield PING if found is None else _encode(source, found, cursor)
+                yield (part := PING if found is None else _encode(source, found, cursor))
+                if found is not None and not found.up_to_date:
+                    behind += len(part)
+                if behind >= MAX_CATCH_UP:
+                    return
     except (Interrupted, NotFound, Trimmed):
         return  # the client sends another request, whose response says why
 

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from reliable_cable.consumer import get_hub
 from reliable_cable.runs.durable import reading
+from reliable_cable.runs.durable.framing import Piece
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http import durable_reading, durable_sources
 from tests.unit.runs import chat_client, durable_client
@@ -229,6 +230,52 @@ async def test_a_live_reader_gets_more_than_one_chunk(browser: AsyncClient, monk
     events = Events(await browser.get(path(offset="-1", live="sse")))
     assert [(await events.next())[0] for _ in range(3)] == [f"event: data\ndata:{text}" for text in ("a0", "12", "3")]
     await events.close()
+    await is_left()
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_CATCH_UP", 1), ("sse_time", 0.0)])
+async def test_a_reader_that_is_far_behind_reads_on_with_another_request(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    monkeypatch.setattr(reading, "MAX_ENTRIES", 2)
+    monkeypatch.setattr(durable_reading if limit == "MAX_CATCH_UP" else durable_client.Rules, limit, value)
+    await create(browser)
+    for number in range(3):
+        await append(browser, body=str(number))
+    offset = "-1"
+    for text in ("a0", "12"):
+        events = Events(await browser.get(path(offset=offset, live="sse")))
+        data, control = await events.next()
+        assert data == f"event: data\ndata:{text}"
+        offset = json.loads(control.partition("data:")[2])["streamNextOffset"]
+        if text == "a0":
+            assert await events.ended()
+        await events.close()
+    await is_left()
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_CATCH_UP", 1), ("sse_time", 0.3)])
+async def test_a_live_reader_that_falls_behind_reads_on_with_another_request(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    monkeypatch.setattr(durable_reading if limit == "MAX_CATCH_UP" else durable_client.Rules, limit, value)
+    await create(browser)
+
+    async def read(self: Any, after: int) -> reading.Chunk:
+        """Return a chunk of a stream that grows faster than the client reads."""
+        await asyncio.sleep(0.01)
+        return reading.Chunk([Piece(after + 1, b"x")], after + 1, False, False)
+
+    events = Events(await browser.get(path(offset="now", live="sse")))
+    assert '"upToDate":true' in (await events.next())[0]
+    monkeypatch.setattr(durable_sources.StreamSource, "read", read)
+    async with asyncio.timeout(20):
+        if limit == "MAX_CATCH_UP":
+            await events.next()
+            assert await events.ended()
+        else:
+            while not await events.ended():
+                pass
     await is_left()
 
 
