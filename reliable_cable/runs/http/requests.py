@@ -168,17 +168,19 @@ def read_body(request: HttpRequest, advice: str) -> bytes:
         advice: a sentence for the client whose body is too large.
 
     Raises:
-        Refusal: the body is too large.
+        Refusal: the body is too large, or was cut off.
     """
     limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-    if limit is None:
-        return request.read()
-    body = request.read(limit + 1)
-    if len(body) > limit:
+    body = request.read() if limit is None else request.read(limit + 1)
+    if limit is not None and len(body) > limit:
         raise Refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"The body has more than {limit} bytes (DATA_UPLOAD_MAX_MEMORY_SIZE). {advice}",
         )
+    # A WSGI server ends the body early if the client has disconnected.
+    length = request.META.get("CONTENT_LENGTH") or ""
+    if length.isdecimal() and len(body) < int(length):
+        raise invalid("The body is shorter than the header Content-Length says.")
     return body
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -246,6 +247,19 @@ def test_wsgi() -> None:
     assert client.get(path(offset="-1", live="sse")).status_code == 501
     assert client.post("/runs/durable/ann/1", "b", **TEXT).status_code == 204
     assert client.patch(path()).status_code == 405
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_a_body_that_a_wsgi_server_has_cut_off(settings: Any, limit: int | None) -> None:
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = limit
+    client = Client()
+    client.force_login(User.objects.create(username="ann"))
+    client.put(path(), "a", **TEXT)
+    cut_off: Any = {"wsgi.input": BytesIO(b"bc"), "CONTENT_LENGTH": "3"}
+    response = client.post(path(), "bcd", **TEXT, **cut_off)
+    assert response.status_code == 400
+    assert "Content-Length" in response.json()["error"]
+    assert client.get(path()).content == b"a"
 
 
 # -- lost data --------------------------------------------------------------------------------------------------------
