@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.encoding import escape_uri_path
 
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.http.core import Refusal
@@ -98,7 +99,7 @@ async def _put(request: HttpRequest, visitor: Visitor, name: str) -> HttpRespons
         headers={"Content-Type": row.content_type, **_tail(row)},
     )
     if is_new:
-        response.headers["Location"] = request.build_absolute_uri(request.path)
+        response.headers["Location"] = request.build_absolute_uri(escape_uri_path(request.path))
     return response
 
 

@@ -178,8 +178,11 @@ def read_body(request: HttpRequest, advice: str) -> bytes:
             f"The body has more than {limit} bytes (DATA_UPLOAD_MAX_MEMORY_SIZE). {advice}",
         )
     # A WSGI server ends the body early if the client has disconnected.
-    length = request.META.get("CONTENT_LENGTH") or ""
-    if length.isdecimal() and len(body) < int(length):
+    try:
+        length = int(request.META.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        length = 0
+    if len(body) < length:
         raise invalid("The body is shorter than the header Content-Length says.")
     return body
 

@@ -160,6 +160,13 @@ async def test_names_that_no_stream_can_have(browser: AsyncClient, name: str) ->
     assert (await create(browser, name)).status_code == 404
 
 
+async def test_the_location_of_a_stream_is_its_url(browser: AsyncClient) -> None:
+    for name in ("ann/1", "ann/%3Fa%23b%2525", "ann/%C3%A9"):
+        location = (await create(browser, name)).headers["Location"]
+        assert location == f"http://testserver/runs/durable/{name}"
+        assert (await browser.get(location)).content == b"a"
+
+
 async def test_an_owner_can_have_a_number_of_streams(browser: AsyncClient) -> None:
     for number in range(3):
         assert (await create(browser, f"ann/{number}")).status_code == 201
