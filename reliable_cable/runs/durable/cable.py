@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from django.db import router
+
 from reliable_cable.channel import Channel
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.namespaces import current_namespace
@@ -32,7 +34,9 @@ def _readable(id: object, user: Any) -> str:  # noqa: A002 - the name of the par
     """
     rules = durable_streams()
     try:
-        row = DurableStream.objects.get(pk=uuid.UUID(str(id)), namespace=current_namespace(), deleted=False)
+        # A read replica may not have the row of a new stream yet.
+        rows = DurableStream.objects.using(router.db_for_write(DurableStream)).select_related("source")
+        row = rows.get(pk=uuid.UUID(str(id)), namespace=current_namespace(), deleted=False)
     except ValueError:
         raise DurableStream.DoesNotExist("There is no such stream.") from None
     if rules is None or not is_admitted(rules, user) or row.expired or not rules.may_read(user, row):

@@ -161,7 +161,7 @@ async def test_names_that_no_stream_can_have(browser: AsyncClient, name: str) ->
 
 
 async def test_the_location_of_a_stream_is_its_url(browser: AsyncClient) -> None:
-    for name in ("ann/1", "ann/%3Fa%23b%2525", "ann/%C3%A9"):
+    for name in ("ann/1", "ann/%3Fa%23b%2525"):
         location = (await create(browser, name)).headers["Location"]
         assert location == f"http://testserver/runs/durable/{name}"
         assert (await browser.get(location)).content == b"a"

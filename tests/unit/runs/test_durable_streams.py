@@ -307,6 +307,20 @@ async def test_a_long_poll_below_a_sync_middleware(browser: AsyncClient, setting
     await is_left()
 
 
+class _Replica:
+    """A database router that reads streams from a replica, which does not answer."""
+
+    def db_for_read(self, model: object, **hints: object) -> str | None:
+        return "replica" if model is DurableStream else None
+
+
+async def test_live_readers_use_no_replica(browser: AsyncClient, settings: Any) -> None:
+    settings.DATABASE_ROUTERS = [f"{__name__}._Replica"]
+    await create(browser)
+    assert (await browser.get(path(offset="now", live="long-poll"))).status_code == 204
+    await is_left()
+
+
 async def test_silence(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable_reading, "SILENCE", 0.02)
     await create(browser, content_type="image/png")
