@@ -76,12 +76,14 @@ class Refusal(Exception):
     Args:
         status: the HTTP status of the response.
         message: tells the client what is wrong with the request, and what is allowed.
+        retry_after: the number of seconds in the header `Retry-After`; None for no such header.
         details: further keys of the JSON object in the response.
     """
 
-    def __init__(self, status: HTTPStatus, message: str, **details: Any) -> None:
+    def __init__(self, status: HTTPStatus, message: str, *, retry_after: int | None = None, **details: Any) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
         self.details = details
 
     def response(self) -> Response:
@@ -89,6 +91,8 @@ class Refusal(Exception):
         response = Response.json(self.status, json.dumps({"error": str(self), **self.details}))
         if self.status == HTTPStatus.UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
+        if self.retry_after is not None:
+            response.headers["Retry-After"] = str(self.retry_after)
         return response
 
 

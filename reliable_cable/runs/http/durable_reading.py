@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.http.core import Refusal
+from reliable_cable.logs import logger
 from reliable_cable.runs.durable.access import DurableStreams
 from reliable_cable.runs.durable.framing import data_event, event, is_text, join
 from reliable_cable.runs.durable.reading import Chunk, Trimmed
@@ -20,7 +22,7 @@ from reliable_cable.runs.durable.storage import NotFound
 
 from .durable_requests import LONG_POLL, SSE, next_cursor
 from .durable_sources import Source
-from .reading import Interrupted, open_reader
+from .reading import TOO_MANY, Interrupted, open_reader
 from .requests import Visitor
 from .streaming import PING, SILENCE, STREAM_HEADERS, StreamBody
 
@@ -34,6 +36,11 @@ ENCODING: Final = "Stream-SSE-Data-Encoding"
 #: reads on with another request. Some servers, such as daphne, buffer without limit what a client does not read.
 MAX_CATCH_UP: Final = 4 * 2**20
 
+#: How long, in seconds, a client should wait before it repeats a request: after an error of the store, and after it has
+#: reached a rate limit.
+RETRY_SOON: Final = 1
+RETRY_LATER: Final = 60
+
 
 def gone(source: Source, trimmed: Trimmed) -> Refusal:
     """Return the refusal of a request for data that are no longer stored."""
@@ -42,6 +49,25 @@ def gone(source: Source, trimmed: Trimmed) -> Refusal:
         "The data at this offset are no longer stored. Read from 'earliest', or from now.",
         earliest=source.earliest(trimmed),
     )
+
+
+@contextmanager
+def refuse_if_store_fails() -> Iterator[None]:
+    """Refuse a request if the store raises an error in this context.
+
+    Raises:
+        Refusal: the store has raised an error.
+    """
+    try:
+        yield
+    except (StoreError, BroadcastError) as error:
+        if isinstance(error, ValueError):
+            raise  # the arguments of a broadcast were invalid, so it would fail again
+        logger.exception("A request for a durable stream has failed, because the store has failed.")
+        message = "The store failed. Try again."
+        if isinstance(error, BroadcastUncertain):
+            message = "The store failed. It is unknown whether the data were stored."
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, retry_after=RETRY_SOON) from error
 
 
 def data_response(
@@ -176,7 +202,9 @@ async def wait_for_data(
         except NotFound:
             raise Refusal(HTTPStatus.NOT_FOUND, "There is no such stream.") from None
         except Interrupted as interruption:
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(interruption)) from None
+            if str(interruption) == TOO_MANY:
+                raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY, retry_after=RETRY_LATER) from None
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(interruption), retry_after=RETRY_SOON) from None
     cursor = {} if chunk.closed else {CURSOR: next_cursor(request)}
     if chunk.pieces:
         return data_response(request, source, begin, chunk, **cursor)
@@ -227,7 +255,7 @@ async def _events(
                     behind += len(part)
                 if behind >= MAX_CATCH_UP:
                     return
-    except (Interrupted, NotFound, Trimmed):
+    except (Interrupted, NotFound, Trimmed, StoreError, BroadcastError):
         return  # the client sends another request, whose response says why
 
 

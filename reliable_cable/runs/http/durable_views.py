@@ -24,7 +24,16 @@ from reliable_cable.runs.durable.reading import Trimmed
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.models import Run
 
-from .durable_reading import CLOSED, CURSOR, ENCODING, NEXT_OFFSET, UP_TO_DATE, position_headers, respond
+from .durable_reading import (
+    CLOSED,
+    CURSOR,
+    ENCODING,
+    NEXT_OFFSET,
+    UP_TO_DATE,
+    position_headers,
+    refuse_if_store_fails,
+    respond,
+)
 from .durable_requests import check_name, parse_append, parse_creation, parse_fork, parse_position, parse_reading
 from .durable_sources import BEGINNING, RunSource, StreamSource
 from .endpoints import endpoint
@@ -40,7 +49,8 @@ _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Access-Control-Expose-Headers": ", ".join(
         [
-            *(NEXT_OFFSET, UP_TO_DATE, CLOSED, CURSOR, ENCODING, "Stream-TTL", "Stream-Expires-At", "ETag", "Location"),
+            *(NEXT_OFFSET, UP_TO_DATE, CLOSED, CURSOR, ENCODING, "Stream-TTL", "Stream-Expires-At"),
+            *("ETag", "Location", "Retry-After"),
             *("Producer-Epoch", "Producer-Seq", "Producer-Expected-Seq", "Producer-Received-Seq"),
         ]
     ),
@@ -63,7 +73,8 @@ async def durable(request: HttpRequest, visitor: Visitor, name: str) -> HttpResp
     """Create, write, close, read or delete a durable stream."""
     check_name(name)
     try:
-        return await _METHODS[request.method or ""](request, visitor, name)
+        with refuse_if_store_fails():
+            return await _METHODS[request.method or ""](request, visitor, name)
     except storage.NotFound:
         raise Refusal(HTTPStatus.NOT_FOUND, "There is no such stream.") from None
     except storage.Forbidden:
@@ -207,21 +218,26 @@ def _find_to_read(user: Any, name: str) -> tuple[DurableStream, DurableStreams]:
 async def durable_run(request: HttpRequest, visitor: Visitor, run: str) -> HttpResponseBase:
     """Read the events of a run as a durable stream. It is closed when the run has ended."""
     try:
-        found, rules = await run_handler(_find_run, run, visitor.user)
-        source = RunSource(found)
-        if request.method == HTTPMethod.HEAD:
-            chunk = await source.tail()
-            return HttpResponse(headers={"Content-Type": source.content_type, **position_headers(source, chunk)})
-        offset = parse_reading(request)
-        if offset in (START, NOW):
-            position = BEGINNING if offset == START else None
-        else:
-            source.generation, position = split_offset(offset)
-        return await respond(request, visitor, source, position, rules)
+        with refuse_if_store_fails():
+            return await _read_run(request, visitor, run)
     except (Run.DoesNotExist, storage.NotFound):
         raise Refusal(HTTPStatus.NOT_FOUND, "There is no such run.") from None
     except InvalidOffset:
         raise invalid("The parameter offset must be an offset of the stream, -1 or now.") from None
+
+
+async def _read_run(request: HttpRequest, visitor: Visitor, run: str) -> HttpResponseBase:
+    found, rules = await run_handler(_find_run, run, visitor.user)
+    source = RunSource(found)
+    if request.method == HTTPMethod.HEAD:
+        chunk = await source.tail()
+        return HttpResponse(headers={"Content-Type": source.content_type, **position_headers(source, chunk)})
+    offset = parse_reading(request)
+    if offset in (START, NOW):
+        position = BEGINNING if offset == START else None
+    else:
+        source.generation, position = split_offset(offset)
+    return await respond(request, visitor, source, position, rules)
 
 
 def _find_run(run: str, user: Any) -> tuple[Run, DurableStreams]:

@@ -338,7 +338,7 @@ async def test_too_many_live_readers(browser: AsyncClient, settings: Any) -> Non
     await create(browser)
     assert (await browser.get(path(offset="now", live="long-poll"))).status_code == 204
     response = await browser.get(path(offset="now", live="long-poll"))
-    assert response.status_code == 503
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "60")
     events = Events(await browser.get(path(offset="now", live="sse")))
     await events.next()
     assert await events.ended()
