@@ -41,7 +41,7 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
         response.headers.update({"Cache-Control": "no-store", **headers, **response.headers})
         await send_response(response, send, with_body=True)
 
-    async def refuse(status: HTTPStatus, error: str, details: Mapping[str, str]) -> None:
+    async def refuse(status: HTTPStatus, error: str, details: Mapping[str, Any]) -> None:
         wrong_origin = details.get("reason") == WRONG_ORIGIN
         refusal = refuse_origin(scope, headers) if wrong_origin else Refusal(status, error, **details)
         await respond(refusal.response())
