@@ -1,0 +1,50 @@
+"""Durable streams: times of expiry, tenants, and changes at the same time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.test import AsyncClient
+
+from reliable_cable.runs.http.durable_requests import _time
+from tests.unit.runs.durable_client import create, row
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("durable_streams")]
+
+
+# -- times of expiry --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "0001-01-01T00:00:00+14:00",
+        "0001-01-01T00:00:00Z",
+        "1970-01-01T00:00:00+00:01",
+        "9998-12-31T23:59:59-00:01",
+        "9999-12-31T23:59:59-14:00",
+    ],
+)
+async def test_times_that_cannot_be_stored(browser: AsyncClient, time: str) -> None:
+    assert (await create(browser, headers={"Stream-Expires-At": time})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2099-01-01T00:00:00+23:59", datetime(2098, 12, 31, 0, 1, tzinfo=UTC)),
+        ("9998-12-31T23:59:59+00:00", datetime(9998, 12, 31, 23, 59, 59, tzinfo=UTC)),
+    ],
+)
+async def test_times_are_stored_in_utc(browser: AsyncClient, time: str, expected: datetime) -> None:
+    assert (await create(browser, headers={"Stream-Expires-At": time})).status_code == 201
+    stored: Any = (await row()).expires_at
+    assert stored == expected
+    assert (await create(browser, headers={"Stream-Expires-At": time})).status_code == 200
+
+
+async def test_the_parser_returns_times_in_utc() -> None:
+    # PostgreSQL does not accept all offsets that Python accepts.
+    assert _time("2099-01-01T00:00:00+23:59").utcoffset() == timedelta()
