@@ -145,15 +145,17 @@ def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
     rules = durable_streams()
     if rules is None or not is_admitted(rules, user) or not rules.may_create(user, name):
         raise NotFound
-    for old in _rows().expired()[:MAX_EXPIRED]:
+    namespace = current_namespace()
+    # Only the data of the current namespace can be deleted here.
+    for old in _rows().expired().filter(namespace=namespace)[:MAX_EXPIRED]:
         delete(old)
     owner = user.pk if getattr(user, "is_authenticated", False) else None
-    if _rows().filter(owner=owner).count() >= rules.max_streams:
+    if _rows().filter(owner=owner, namespace=namespace).count() >= rules.max_streams:
         raise TooManyStreams
     source = creation.source
     row = DurableStream(
         name=name,
-        namespace=current_namespace(),
+        namespace=namespace,
         owner_id=owner,
         content_type=creation.content_type,
         # A fork has the offsets of its source.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.test import AsyncClient
+from django.utils import timezone
 
+from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
-from tests.unit.runs.durable_client import create, row
+from tests.unit.runs import chat_client
+from tests.unit.runs.durable_client import change, create, row
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("durable_streams")]
 
@@ -48,3 +52,36 @@ async def test_times_are_stored_in_utc(browser: AsyncClient, time: str, expected
 async def test_the_parser_returns_times_in_utc() -> None:
     # PostgreSQL does not accept all offsets that Python accepts.
     assert _time("2099-01-01T00:00:00+23:59").utcoffset() == timedelta()
+
+
+# -- tenants ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tenants(settings: Any, durable_streams: None) -> Iterator[None]:
+    """Let a test set the namespace with `chat_client.tenant`."""
+    change(settings, NAMESPACE=f"{chat_client.__name__}.namespace")
+    yield
+    chat_client.tenant.set("")
+
+
+@pytest.mark.usefixtures("tenants")
+async def test_expired_streams_of_another_tenant(browser: AsyncClient) -> None:
+    chat_client.tenant.set("one")
+    await create(browser)
+    await DurableStream.objects.aupdate(expires_at=timezone.now())
+    chat_client.tenant.set("two")
+    assert (await create(browser)).status_code == 201
+    assert await DurableStream.objects.acount() == 2
+    chat_client.tenant.set("one")
+    assert (await create(browser, "ann/2")).status_code == 201
+    assert await DurableStream.objects.filter(namespace="one").acount() == 1
+
+
+@pytest.mark.usefixtures("tenants")
+async def test_the_maximum_applies_to_each_tenant(browser: AsyncClient) -> None:
+    for tenant in ("one", "two"):
+        chat_client.tenant.set(tenant)
+        for number in range(3):
+            assert (await create(browser, f"ann/{number}")).status_code == 201
+        assert (await create(browser, "ann/x")).status_code == 429
