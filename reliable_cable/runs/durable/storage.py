@@ -264,17 +264,19 @@ def existing(user: Any, name: str) -> DurableStream | None:
     """Return the stream with a name, if there is one. A stream that has expired is deleted.
 
     Raises:
-        NotFound: the user may not read and write the stream.
+        NotFound: the user may not use durable streams, or may not read and write this one.
         Conflict: the stream was deleted, but has forks.
     """
+    rules = durable_streams()
+    if rules is None or not is_admitted(rules, user):
+        raise NotFound
     row: DurableStream | None = _rows().filter(namespace=current_namespace(), name=name).first()
     if row is None:
         return None
     if row.expired:
         delete(row)
         return existing(user, name) if row.deleted else None
-    rules = durable_streams()
-    if rules is None or not rules.may_read(user, row) or not rules.may_write(user, row):
+    if not rules.may_read(user, row) or not rules.may_write(user, row):
         raise NotFound
     if row.deleted:
         raise Conflict("The stream was deleted, but has forks.")

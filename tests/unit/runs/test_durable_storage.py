@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
-from tests.unit.runs import chat_client
+from tests.unit.runs import chat_client, durable_client
 from tests.unit.runs.durable_client import change, create, row
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("durable_streams")]
@@ -85,3 +85,17 @@ async def test_the_maximum_applies_to_each_tenant(browser: AsyncClient) -> None:
         for number in range(3):
             assert (await create(browser, f"ann/{number}")).status_code == 201
         assert (await create(browser, "ann/x")).status_code == 429
+
+
+# -- users who are not logged in --------------------------------------------------------------------------------------
+
+
+async def test_a_user_who_is_not_logged_in_and_an_existing_name(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable_client.Rules, "may_write", lambda *args: True)
+    assert (await create(browser, "ann/open")).status_code == 201
+    assert (await create(AsyncClient(), "ann/open")).status_code == 404
+    await DurableStream.objects.aupdate(expires_at=timezone.now())
+    assert (await create(AsyncClient(), "ann/open")).status_code == 404
+    assert await DurableStream.objects.aexists()
