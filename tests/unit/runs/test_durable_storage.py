@@ -7,13 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 from django.utils import timezone
 
+from reliable_cable.runs.durable import storage
+from reliable_cable.runs.durable.appending import Append
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
 from tests.unit.runs import chat_client, durable_client
-from tests.unit.runs.durable_client import change, create, row
+from tests.unit.runs.durable_client import change, create, path, row
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("durable_streams")]
 
@@ -99,3 +102,82 @@ async def test_a_user_who_is_not_logged_in_and_an_existing_name(
     await DurableStream.objects.aupdate(expires_at=timezone.now())
     assert (await create(AsyncClient(), "ann/open")).status_code == 404
     assert await DurableStream.objects.aexists()
+
+
+# -- requests at the same time ----------------------------------------------------------------------------------------
+
+FORK = {"Stream-Forked-From": "ann/1"}
+
+
+async def test_a_source_and_its_last_fork_are_deleted_at_the_same_time(browser: AsyncClient) -> None:
+    await create(browser)
+    await create(browser, "ann/fork", "", headers=FORK)
+    fork = await DurableStream.objects.select_related("source").aget(name="ann/fork")
+    assert (await browser.delete(path())).status_code == 204
+    await sync_to_async(storage.delete)(fork)
+    assert not await DurableStream.objects.aexists()
+
+
+async def test_a_stream_is_forked_while_it_is_deleted(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    await create(browser)
+    source = await row()
+    calls: list[str] = []
+
+    def forget(stream: str, **options: Any) -> None:
+        calls.append(stream)
+        if len(calls) == 1:
+            DurableStream.objects.create(name="ann/fork", source_id=source.pk)
+
+    monkeypatch.setattr(storage, "forget", forget)
+    assert (await browser.delete(path())).status_code == 204
+    assert calls == [source.stream] * 2
+
+
+async def test_a_stream_that_was_renewed_is_not_deleted(browser: AsyncClient) -> None:
+    await create(browser, headers={"Stream-TTL": "100"})
+    old = await row()
+    old.expires_at = timezone.now()
+    await sync_to_async(storage.delete)(old, only_expired=True)
+    assert (await browser.get(path())).content == b"a"
+    await DurableStream.objects.aupdate(expires_at=timezone.now())
+    await sync_to_async(storage.delete)(old, only_expired=True)
+    assert not await DurableStream.objects.aexists()
+    await sync_to_async(storage.delete)(old)
+
+
+async def test_a_stream_expires_before_an_append(browser: AsyncClient) -> None:
+    await create(browser, headers={"Stream-TTL": "100"})
+    old = await row()
+    await DurableStream.objects.aupdate(expires_at=timezone.now())
+    with pytest.raises(storage.NotFound):
+        await sync_to_async(storage.append)(old, Append(True, "text/plain"), b"b")
+
+
+async def test_a_read_does_not_renew_a_stream_that_was_deleted(browser: AsyncClient) -> None:
+    await create(browser, headers={"Stream-TTL": "100"})
+    old = await row()
+    old.expires_at = timezone.now() + timedelta(seconds=1)
+    await DurableStream.objects.aupdate(deleted=True, expires_at=None, ttl=None)
+    await sync_to_async(storage._renew)(old)
+    assert (await row()).expires_at is None
+
+
+# -- deleted streams --------------------------------------------------------------------------------------------------
+
+
+async def test_deleted_streams_do_not_count(browser: AsyncClient) -> None:
+    await create(browser)
+    await create(browser, "ann/fork", "", headers=FORK)
+    assert (await browser.delete(path())).status_code == 204
+    for number in (2, 3):
+        assert (await create(browser, f"ann/{number}")).status_code == 201
+    assert (await create(browser, "ann/4")).status_code == 429
+    assert await DurableStream.objects.filter(deleted=True).acount() == 1
+
+
+@pytest.mark.parametrize("name", ["ann/1", "ann/2"])
+async def test_deleted_streams_without_forks_disappear(browser: AsyncClient, name: str) -> None:
+    await create(browser)
+    await DurableStream.objects.aupdate(deleted=True)
+    assert (await create(browser, name)).status_code == 201
+    assert (await row()).name == name
