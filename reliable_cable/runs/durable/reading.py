@@ -120,10 +120,17 @@ def _chunk(row: DurableStream, after: int, page: StreamPage) -> Chunk:
     pieces = [piece for _, piece in _pieces(page)]
     found = [piece for piece in pieces if piece.number > after]
     if (found[0].number if found else _expected(row, page, after)) != after + 1:
-        raise Trimmed(page.low + row.shift - 1)
+        raise Trimmed(_earliest(row, page, after))
     end = found[-1].number if found else after
     reached = end >= row.count and (not page.entries or page.entries[-1].offset == page.tail)
     return Chunk(found, end, reached, reached and (row.closed or any(piece.end for piece in pieces)))
+
+
+def _earliest(row: DurableStream, page: StreamPage, after: int) -> int:
+    """Return the number of entries before the first one that is stored, if the entry after `after` is not stored."""
+    if page.low > page.tail or after >= page.tail + row.shift:
+        return row.count  # the store has lost the rest of the stream
+    return page.low + row.shift - 1
 
 
 def _pieces(page: StreamPage) -> list[tuple[int, Piece]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,12 +12,12 @@ from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 from django.utils import timezone
 
-from reliable_cable.runs.durable import storage
+from reliable_cable.runs.durable import reading, storage
 from reliable_cable.runs.durable.appending import Append
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
 from tests.unit.runs import chat_client, durable_client
-from tests.unit.runs.durable_client import change, create, path, row
+from tests.unit.runs.durable_client import POLICY, append, change, create, in_store, path, row
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("durable_streams")]
 
@@ -181,3 +182,24 @@ async def test_deleted_streams_without_forks_disappear(browser: AsyncClient, nam
     await DurableStream.objects.aupdate(deleted=True)
     assert (await create(browser, name)).status_code == 201
     assert (await row()).name == name
+
+
+# -- lost data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["forgotten", "missing"])
+async def test_a_reader_can_go_on_after_all_data_were_lost(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    await create(browser)
+    end = (await append(browser)).headers["Stream-Next-Offset"]
+    if loss == "forgotten":
+        await in_store("forget")
+    else:
+        # The stream has never been in the store.
+        await DurableStream.objects.aupdate(id=uuid.uuid4())
+    monkeypatch.setattr(reading, "NUMBERING_TIME", timedelta())
+    response = await browser.get(path(offset="-1"))
+    assert response.status_code == 410
+    assert response.json()["earliest"] == end
+    assert (await browser.get(path(offset=end))).status_code == 200
