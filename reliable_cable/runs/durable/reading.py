@@ -108,7 +108,7 @@ def _may_have_shifted(row: DurableStream, page: StreamPage) -> bool:
 def _shift(row: DurableStream, page: StreamPage) -> int:
     """Return the difference between the numbers of entries and their offsets."""
     pieces = _pieces(page)
-    return next((piece.number - offset for offset, piece in pieces if piece.data or piece.values), row.shift)
+    return next((piece.number - offset for offset, piece in pieces if piece.has_data), row.shift)
 
 
 def _chunk(row: DurableStream, after: int, page: StreamPage) -> Chunk:
@@ -118,7 +118,7 @@ def _chunk(row: DurableStream, after: int, page: StreamPage) -> Chunk:
         Trimmed: the data are no longer stored.
     """
     pieces = [piece for _, piece in _pieces(page)]
-    found = [piece for piece in pieces if piece.number > after]
+    found = [piece for piece in pieces if piece.number > after and piece.has_data]
     if (found[0].number if found else _expected(row, page, after)) != after + 1:
         raise Trimmed(_earliest(row, page, after))
     end = found[-1].number if found else after

@@ -16,6 +16,7 @@ from reliable_cable.runs.durable import reading, storage
 from reliable_cable.runs.durable.appending import Append
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
+from reliable_cable.runs.http.durable_sources import StreamSource
 from tests.unit.runs import chat_client, durable_client
 from tests.unit.runs.durable_client import POLICY, append, change, create, in_store, path, row
 
@@ -203,3 +204,30 @@ async def test_a_reader_can_go_on_after_all_data_were_lost(
     assert response.status_code == 410
     assert response.json()["earliest"] == end
     assert (await browser.get(path(offset=end))).status_code == 200
+
+
+CLOSE = {"Stream-Closed": "true"}
+
+
+async def test_the_end_of_a_stream_hides_no_trimmed_data(browser: AsyncClient, settings: Any) -> None:
+    change(settings, STREAMS={"durable:*": {**POLICY, "history_size": 1}})
+    first = (await create(browser)).headers["Stream-Next-Offset"]
+    second = (await append(browser)).headers["Stream-Next-Offset"]
+    assert (await append(browser, body="", headers=CLOSE)).status_code == 204
+    response = await browser.get(path(offset=first))
+    assert response.status_code == 410
+    assert response.json()["earliest"] == second
+    response = await browser.get(path(offset=second))
+    assert (response.status_code, response.content, response.headers["Stream-Closed"]) == (200, b"", "true")
+
+
+async def test_a_live_reader_reads_what_is_missing_before_the_end(browser: AsyncClient) -> None:
+    await create(browser)
+    source = StreamSource(await row())
+    frame = {"message": {"n": 2, "end": True}}
+    assert source.chunk_of(frame, 1) is None
+    assert source.chunk_of(frame, 2) == reading.Chunk([], 2, True, True)
+    assert source.chunk_of({"message": {"n": 2, "text": "b"}}, 0) is None
+    found = source.chunk_of({"message": {"n": 2, "text": "b"}}, 1)
+    assert found is not None
+    assert (found.pieces[0].data, found.end, found.closed) == (b"b", 2, False)
