@@ -70,8 +70,11 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
         inherited = None if source.ttl is not None else source.expires_at
         creation = replace(creation, ttl=source.ttl, expires_at=inherited)
     count = source.count if not fork.offset else _position(fork.offset, source)
-    copied = [repack(piece) for piece in _copy(source, count, fork.size)]
-    return create(user, name, replace(creation, inherited=copied), body)
+
+    def copy() -> list[dict[str, Any]]:
+        return [repack(piece) for piece in _copy(source, count, fork.size)]
+
+    return create(user, name, replace(creation, inherited=copy), body)
 
 
 def _position(offset: str, source: DurableStream) -> int:

@@ -6,7 +6,7 @@ added to the outbox of the stream store, which numbers them after the commit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -66,7 +66,7 @@ class Creation:
         close: whether the stream is complete with the body of the request.
         fork: what a request to fork asks for (see `DurableStream.fork`).
         source: the stream to fork.
-        inherited: the entries that a fork has from its source.
+        inherited: returns the entries that a fork has from its source. It is called if the fork may be created.
     """
 
     content_type: str
@@ -75,7 +75,7 @@ class Creation:
     close: bool = False
     fork: list[str | int] | None = None
     source: DurableStream | None = None
-    inherited: Sequence[dict[str, Any]] = ()
+    inherited: Callable[[], Sequence[dict[str, Any]]] = tuple
 
 
 def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -> DurableStream:
@@ -125,9 +125,10 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
     if found is None:
         new = _new_row(user, name, creation)
         entries = pack(body, creation.content_type, get_settings().max_broadcast_size) if body else []
+        inherited = creation.inherited()
         try:
             with transaction.atomic(using=_alias()):
-                _add(new, [*creation.inherited, *entries], end=creation.close)
+                _add(new, [*inherited, *entries], end=creation.close)
                 new.save(using=_alias(), force_insert=True)
             return new, True
         except IntegrityError:

@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 from django.utils import timezone
 
-from reliable_cable.runs.durable import reading, storage
+from reliable_cable.runs.durable import forking, reading, storage
 from reliable_cable.runs.durable.appending import Append
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
@@ -231,3 +231,21 @@ async def test_a_live_reader_reads_what_is_missing_before_the_end(browser: Async
     found = source.chunk_of({"message": {"n": 2, "text": "b"}}, 1)
     assert found is not None
     assert (found.pieces[0].data, found.end, found.closed) == (b"b", 2, False)
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "status"), [("bob/1", 404), ("ann/2", 409), ("ann/4", 429), ("ann/3", 200)])
+async def test_data_are_copied_only_for_a_fork_that_may_be_created(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch, name: str, status: int
+) -> None:
+    await create(browser)
+    await create(browser, "ann/2")
+    await create(browser, "ann/3", "", headers=FORK)
+
+    def copy(*args: Any) -> Any:
+        raise AssertionError("The data were copied.")
+
+    monkeypatch.setattr(forking, "_copy", copy)
+    assert (await create(browser, name, "", headers=FORK)).status_code == status
