@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from reliable_cable.exceptions import StoreError
 from reliable_cable.runs.durable_models import DurableStream
 
 from .framing import Piece, cut, media_type, repack
 from .offsets import ForeignOffset, InvalidOffset, parse_offset
-from .reading import MAX_ENTRIES, read_chunk_in_thread
+from .reading import MAX_ENTRIES, number_entries, read_chunk_in_thread
 from .storage import Conflict, Creation, Gone, create, find
 
 #: The maximum number of entries, and the maximum size of data, in bytes, that a fork can copy.
@@ -56,6 +57,7 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
         InvalidFork, InvalidBody: the offset or the number after it is not valid.
         ForkTooLarge: there are too many data to copy.
         Conflict: the source was deleted, or has another content type, or there is another stream with the name.
+        StoreError: the data of the source could not be read, or not yet.
         TooManyStreams, NotDurable: see `storage.create`.
     """
     try:
@@ -88,14 +90,25 @@ def _position(offset: str, source: DurableStream) -> int:
 
 
 def _copy(source: DurableStream, count: int, size: int) -> list[Piece]:
-    """Return the data of the first entries of a stream, and the first bytes or values of the next entry."""
+    """Return the data of the first entries of a stream, and the first bytes or values of the next entry.
+
+    Raises:
+        InvalidFork: there is no next entry.
+        StoreError: the store has not numbered all entries yet.
+    """
     pieces: list[Piece] = []
     total = 0
     wanted = count + (size > 0)
+    is_numbered = False
     while len(pieces) < wanted:
         chunk = read_chunk_in_thread(source, len(pieces))
         if not chunk.pieces:
-            raise InvalidFork("The Stream-Fork-Sub-Offset is beyond the end of the stream to fork.")
+            if len(pieces) >= source.count:
+                raise InvalidFork("The Stream-Fork-Sub-Offset is beyond the end of the stream to fork.")
+            if is_numbered:
+                raise StoreError("The newest data of the stream to fork cannot be read yet. Try again.")
+            number_entries(source)
+            is_numbered = True
         pieces += chunk.pieces
         total += sum(len(piece.data) + sum(map(len, piece.values)) for piece in chunk.pieces)
         if len(pieces) > MAX_COPIED or total > MAX_COPIED_SIZE:

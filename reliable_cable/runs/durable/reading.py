@@ -11,6 +11,7 @@ from typing import Any, Final
 from django.utils import timezone
 
 from reliable_cable.concurrency.threads import run_handler
+from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.stores.engine import get_engine
@@ -87,6 +88,18 @@ def read_chunk_in_thread(row: DurableStream, after: int) -> Chunk:
             set_shift(row, _shift(row, first))
             page = store.read(_name(row), **_arguments(row, after))
     return _chunk(row, after, page)
+
+
+def number_entries(row: DurableStream) -> None:
+    """Make the store number the entries whose transactions have committed.
+
+    Raises:
+        StoreError: the store could not number them.
+    """
+    try:
+        get_engine().streams.number_outbox([_name(row)])
+    except BroadcastError as error:
+        raise StoreError(f"The entries of the stream {row.stream!r} could not be numbered: {error}") from error
 
 
 def _name(row: DurableStream) -> str:

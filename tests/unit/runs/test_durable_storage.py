@@ -12,11 +12,14 @@ from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 from django.utils import timezone
 
+from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.runs.durable import forking, reading, storage
 from reliable_cable.runs.durable.appending import Append
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
 from reliable_cable.runs.http.durable_sources import StreamSource
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.unit.runs import chat_client, durable_client
 from tests.unit.runs.durable_client import POLICY, append, change, create, in_store, path, row
 
@@ -249,3 +252,31 @@ async def test_data_are_copied_only_for_a_fork_that_may_be_created(
 
     monkeypatch.setattr(forking, "_copy", copy)
     assert (await create(browser, name, "", headers=FORK)).status_code == status
+
+
+async def test_a_fork_has_entries_that_were_not_numbered(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    await create(browser)
+    monkeypatch.setattr(ModelStreamStore, "_number_after_commit", lambda *args: None)
+    end = (await append(browser)).headers["Stream-Next-Offset"]
+    beyond = {**FORK, "Stream-Fork-Offset": end, "Stream-Fork-Sub-Offset": "1"}
+    assert (await create(browser, "ann/fork", "", headers=FORK)).status_code == 201
+    assert (await create(browser, "ann/other", "", headers=beyond)).status_code == 400
+    await sync_to_async(get_engine().streams.number_outbox)()
+    assert (await browser.get(path("ann/fork"))).content == b"ab"
+
+
+@pytest.mark.parametrize("error", [None, BroadcastError("The database is gone.")])
+async def test_entries_of_a_source_cannot_be_numbered(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch, error: BroadcastError | None
+) -> None:
+    await create(browser)
+
+    def number(*args: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(ModelStreamStore, "number_outbox", number)
+    await append(browser)
+    source = await row()
+    with pytest.raises(StoreError):
+        await sync_to_async(forking._copy)(source, 2, 0)
