@@ -6,12 +6,14 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 from django.utils import timezone
 
+from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.runs.durable import forking, reading, storage
 from reliable_cable.runs.durable.appending import Append
@@ -19,6 +21,7 @@ from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.runs.http.durable_requests import _time
 from reliable_cable.runs.http.durable_sources import StreamSource
 from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.unit.runs import chat_client, durable_client
 from tests.unit.runs.durable_client import POLICY, append, change, create, in_store, path, row
@@ -280,3 +283,11 @@ async def test_entries_of_a_source_cannot_be_numbered(
     source = await row()
     with pytest.raises(StoreError):
         await sync_to_async(forking._copy)(source, 2, 0)
+
+
+def test_the_store_with_redis_numbers_its_outbox_too() -> None:
+    store = DurableStreamStore(CableSettings(redis_url="redis://localhost:1"))
+    with mock.patch.object(ModelStreamStore, "number_outbox") as number:
+        store.number_outbox(["a"])
+    number.assert_called_once_with(["a"])
+    store.close()
