@@ -16,6 +16,8 @@ from .storage import Conflict, Creation, Gone, create, find
 #: The maximum number of entries, and the maximum size of data, in bytes, that a fork can copy.
 MAX_COPIED: Final = 10 * MAX_ENTRIES
 MAX_COPIED_SIZE: Final = 2**24
+#: The maximum number of streams whose offsets a fork accepts: its source, the source of that stream, and so on.
+MAX_ANCESTORS: Final = 100
 
 
 class InvalidFork(Exception):
@@ -73,15 +75,18 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
         creation = replace(creation, ttl=source.ttl, expires_at=inherited)
     count = source.count if not fork.offset else _position(fork.offset, source)
 
+    ancestors = {known: min(common, count) for known, common in source.ancestors.items()}
+    ancestors = dict([*ancestors.items(), (source.generation, count)][-MAX_ANCESTORS:])
+
     def copy() -> list[dict[str, Any]]:
         return [repack(piece) for piece in _copy(source, count, fork.size)]
 
-    return create(user, name, replace(creation, inherited=copy), body)
+    return create(user, name, replace(creation, ancestors=ancestors, inherited=copy), body)
 
 
 def _position(offset: str, source: DurableStream) -> int:
     try:
-        count = parse_offset(offset, source.generation)
+        count = parse_offset(offset, source.generation, source.ancestors)
     except (InvalidOffset, ForeignOffset):
         raise InvalidFork("The Stream-Fork-Offset must be an offset of the stream to fork.") from None
     if count > source.count:

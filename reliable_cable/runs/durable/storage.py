@@ -6,8 +6,8 @@ added to the outbox of the stream store, which numbers them after the commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -66,6 +66,7 @@ class Creation:
         close: whether the stream is complete with the body of the request.
         fork: what a request to fork asks for (see `DurableStream.fork`).
         source: the stream to fork.
+        ancestors: whose offsets a fork accepts (see `DurableStream.ancestors`).
         inherited: returns the entries that a fork has from its source. It is called if the fork may be created.
     """
 
@@ -75,6 +76,7 @@ class Creation:
     close: bool = False
     fork: list[str | int] | None = None
     source: DurableStream | None = None
+    ancestors: Mapping[str, int] = field(default_factory=dict)
     inherited: Callable[[], Sequence[dict[str, Any]]] = tuple
 
 
@@ -160,19 +162,18 @@ def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
         delete(old)
     if own.filter(deleted=False).count() >= rules.max_streams:
         raise TooManyStreams
-    source = creation.source
     row = DurableStream(
         name=name,
         namespace=namespace,
         owner_id=owner,
         content_type=creation.content_type,
-        # A fork has the offsets of its source.
-        generation=new_generation() if source is None else source.generation,
+        generation=new_generation(),
         closed=creation.close,
         ttl=creation.ttl,
         expires_at=creation.expires_at,
-        source=source,
+        source=creation.source,
         fork=creation.fork,
+        ancestors=dict(creation.ancestors),
     )
     if creation.ttl is not None:
         row.expires_at = timezone.now() + timedelta(seconds=creation.ttl)

@@ -192,7 +192,7 @@ def parse_position(offset: str, row: DurableStream) -> int | None:
     if offset == NOW:
         return None
     try:
-        count = parse_offset(offset, row.generation)
+        count = parse_offset(offset, row.generation, row.ancestors)
     except InvalidOffset:
         raise invalid("The parameter offset must be an offset of the stream, -1 or now.") from None
     except ForeignOffset:

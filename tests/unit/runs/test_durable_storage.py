@@ -291,3 +291,34 @@ def test_the_store_with_redis_numbers_its_outbox_too() -> None:
         store.number_outbox(["a"])
     number.assert_called_once_with(["a"])
     store.close()
+
+
+async def test_old_offsets_and_tags_of_a_fork_do_not_apply_to_new_data(browser: AsyncClient) -> None:
+    inherited = (await create(browser)).headers["Stream-Next-Offset"]
+    old = await create(browser, "ann/fork", "old", headers=FORK)
+    tag = (await browser.get(path("ann/fork"))).headers["ETag"]
+    assert (await browser.delete(path("ann/fork"))).status_code == 204
+    end = (await create(browser, "ann/fork", "new", headers=FORK)).headers["Stream-Next-Offset"]
+    assert (await browser.get(path("ann/fork", old.headers["Stream-Next-Offset"]))).status_code == 410
+    response = await browser.get(path("ann/fork"), headers={"If-None-Match": tag})
+    assert (response.status_code, response.content) == (200, b"anew")
+    assert (await browser.get(path("ann/fork", inherited))).content == b"new"
+    # This is the offset of other data in the source.
+    beyond = (await append(browser)).headers["Stream-Next-Offset"]
+    assert (await browser.get(path("ann/fork", beyond))).status_code == 410
+    at_first = {"Stream-Forked-From": "ann/fork", "Stream-Fork-Offset": inherited}
+    assert (await create(browser, "ann/fork2", "x", headers=at_first)).status_code == 201
+    assert (await browser.get(path("ann/fork2"))).content == b"ax"
+    assert (await browser.get(path("ann/fork2", inherited))).content == b"x"
+    assert (await browser.get(path("ann/fork2", end))).status_code == 410
+
+
+async def test_forks_accept_the_offsets_of_a_limited_number_of_streams(
+    browser: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forking, "MAX_ANCESTORS", 1)
+    first = (await create(browser)).headers["Stream-Next-Offset"]
+    second = (await create(browser, "ann/2", "", headers=FORK)).headers["Stream-Next-Offset"]
+    await create(browser, "ann/3", "", headers={"Stream-Forked-From": "ann/2"})
+    assert (await browser.get(path("ann/3", second))).status_code == 200
+    assert (await browser.get(path("ann/3", first))).status_code == 410
