@@ -77,6 +77,9 @@ class DurableStream(models.Model):
     #: What the request to fork has asked for: the name of the source, the offset, and the number of bytes or values
     #: after the offset.
     fork = models.JSONField(null=True, blank=True, editable=False)
+    #: The generations of the streams from which this fork has data, with the number of common entries. Up to this
+    #: number, the offsets of these streams are valid in the fork, too.
+    ancestors = models.JSONField(default=dict, blank=True, editable=False)
     #: Whether the stream was deleted, but its row is kept because there are forks of the stream.
     deleted = models.BooleanField(default=False, editable=False)
     #: When the last entry was appended.

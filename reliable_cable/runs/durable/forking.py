@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from reliable_cable.exceptions import StoreError
 from reliable_cable.runs.durable_models import DurableStream
 
 from .framing import Piece, cut, media_type, repack
 from .offsets import ForeignOffset, InvalidOffset, parse_offset
-from .reading import MAX_ENTRIES, read_chunk_in_thread
+from .reading import MAX_ENTRIES, number_entries, read_chunk_in_thread
 from .storage import Conflict, Creation, Gone, create, find
 
 #: The maximum number of entries, and the maximum size of data, in bytes, that a fork can copy.
 MAX_COPIED: Final = 10 * MAX_ENTRIES
 MAX_COPIED_SIZE: Final = 2**24
+#: The maximum number of streams whose offsets a fork accepts: its source, the source of that stream, and so on.
+MAX_ANCESTORS: Final = 100
 
 
 class InvalidFork(Exception):
@@ -56,6 +59,7 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
         InvalidFork, InvalidBody: the offset or the number after it is not valid.
         ForkTooLarge: there are too many data to copy.
         Conflict: the source was deleted, or has another content type, or there is another stream with the name.
+        StoreError: the data of the source could not be read, or not yet.
         TooManyStreams, NotDurable: see `storage.create`.
     """
     try:
@@ -70,13 +74,19 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
         inherited = None if source.ttl is not None else source.expires_at
         creation = replace(creation, ttl=source.ttl, expires_at=inherited)
     count = source.count if not fork.offset else _position(fork.offset, source)
-    copied = [repack(piece) for piece in _copy(source, count, fork.size)]
-    return create(user, name, replace(creation, inherited=copied), body)
+
+    ancestors = {known: min(common, count) for known, common in source.ancestors.items()}
+    ancestors = dict([*ancestors.items(), (source.generation, count)][-MAX_ANCESTORS:])
+
+    def copy() -> list[dict[str, Any]]:
+        return [repack(piece) for piece in _copy(source, count, fork.size)]
+
+    return create(user, name, replace(creation, ancestors=ancestors, inherited=copy), body)
 
 
 def _position(offset: str, source: DurableStream) -> int:
     try:
-        count = parse_offset(offset, source.generation)
+        count = parse_offset(offset, source.generation, source.ancestors)
     except (InvalidOffset, ForeignOffset):
         raise InvalidFork("The Stream-Fork-Offset must be an offset of the stream to fork.") from None
     if count > source.count:
@@ -85,14 +95,25 @@ def _position(offset: str, source: DurableStream) -> int:
 
 
 def _copy(source: DurableStream, count: int, size: int) -> list[Piece]:
-    """Return the data of the first entries of a stream, and the first bytes or values of the next entry."""
+    """Return the data of the first entries of a stream, and the first bytes or values of the next entry.
+
+    Raises:
+        InvalidFork: there is no next entry.
+        StoreError: the store has not numbered all entries yet.
+    """
     pieces: list[Piece] = []
     total = 0
     wanted = count + (size > 0)
+    is_numbered = False
     while len(pieces) < wanted:
         chunk = read_chunk_in_thread(source, len(pieces))
         if not chunk.pieces:
-            raise InvalidFork("The Stream-Fork-Sub-Offset is beyond the end of the stream to fork.")
+            if len(pieces) >= source.count:
+                raise InvalidFork("The Stream-Fork-Sub-Offset is beyond the end of the stream to fork.")
+            if is_numbered:
+                raise StoreError("The newest data of the stream to fork cannot be read yet. Try again.")
+            number_entries(source)
+            is_numbered = True
         pieces += chunk.pieces
         total += sum(len(piece.data) + sum(map(len, piece.values)) for piece in chunk.pieces)
         if len(pieces) > MAX_COPIED or total > MAX_COPIED_SIZE:

@@ -51,6 +51,11 @@ class Piece:
     values: tuple[str, ...] = ()
     end: bool = False
 
+    @property
+    def has_data(self) -> bool:
+        """Whether there are data or values. An entry that only closes the stream has none, and the last number."""
+        return bool(self.data or self.values)
+
 
 def media_type(content_type: str) -> str:
     """Return the type and subtype of a content type, in lower case; `""` if it is not valid."""

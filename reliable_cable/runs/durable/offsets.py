@@ -1,11 +1,13 @@
 """The offsets of Durable Streams: texts that clients store and compare, but do not interpret.
 
 An offset contains the generation of the stream and the number of entries before it. If a stream is deleted and created
-again, it gets another generation. So an old offset is never applied to new data.
+again, it gets another generation. So an old offset is never applied to new data. A fork has its own generation, too. It
+also accepts the offsets of its source, as far as the fork has the same entries.
 """
 
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Final
 
 #: The offset before the first entry, and the offset after the last entry, as clients may send them.
@@ -14,6 +16,9 @@ NOW: Final = "now"
 
 #: A generation that is used in no stream. An offset with it and without entries is the beginning of every stream.
 ANY_GENERATION: Final = "0" * 16
+
+#: The ancestors of a stream that is not a fork (see `parse_offset`).
+NO_ANCESTORS: Final[Mapping[str, int]] = {}
 
 _OFFSET: Final = re.compile(r"([0-9a-f]{16})_([0-9]{16})", re.ASCII)
 
@@ -41,19 +46,20 @@ def format_offset(generation: str, count: int) -> str:
     return f"{generation}_{count:016d}"
 
 
-def parse_offset(text: str, generation: str) -> int:
+def parse_offset(text: str, generation: str, ancestors: Mapping[str, int] = NO_ANCESTORS) -> int:
     """Return the number of entries before an offset.
 
     Args:
         text: the offset as a client sent it, which is neither `START` nor `NOW`.
         generation: the generation of the stream.
+        ancestors: for the generations of the streams from which the stream has data, the number of the common entries.
 
     Raises:
         InvalidOffset: the text is not an offset.
-        ForeignOffset: the offset belongs to another generation.
+        ForeignOffset: the offset belongs to another generation, or is beyond the common entries.
     """
     found, count = split_offset(text)
-    if found != generation and (found != ANY_GENERATION or count):
+    if found != generation and count > ancestors.get(found, 0 if found == ANY_GENERATION else -1):
         raise ForeignOffset
     return count
 

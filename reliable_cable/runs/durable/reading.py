@@ -11,6 +11,7 @@ from typing import Any, Final
 from django.utils import timezone
 
 from reliable_cable.concurrency.threads import run_handler
+from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.runs.durable_models import DurableStream
 from reliable_cable.stores.engine import get_engine
@@ -89,6 +90,18 @@ def read_chunk_in_thread(row: DurableStream, after: int) -> Chunk:
     return _chunk(row, after, page)
 
 
+def number_entries(row: DurableStream) -> None:
+    """Make the store number the entries whose transactions have committed.
+
+    Raises:
+        StoreError: the store could not number them.
+    """
+    try:
+        get_engine().streams.number_outbox([_name(row)])
+    except BroadcastError as error:
+        raise StoreError(f"The entries of the stream {row.stream!r} could not be numbered: {error}") from error
+
+
 def _name(row: DurableStream) -> str:
     return qualify_stream(row.stream, row.namespace)
 
@@ -108,7 +121,7 @@ def _may_have_shifted(row: DurableStream, page: StreamPage) -> bool:
 def _shift(row: DurableStream, page: StreamPage) -> int:
     """Return the difference between the numbers of entries and their offsets."""
     pieces = _pieces(page)
-    return next((piece.number - offset for offset, piece in pieces if piece.data or piece.values), row.shift)
+    return next((piece.number - offset for offset, piece in pieces if piece.has_data), row.shift)
 
 
 def _chunk(row: DurableStream, after: int, page: StreamPage) -> Chunk:
@@ -118,12 +131,19 @@ def _chunk(row: DurableStream, after: int, page: StreamPage) -> Chunk:
         Trimmed: the data are no longer stored.
     """
     pieces = [piece for _, piece in _pieces(page)]
-    found = [piece for piece in pieces if piece.number > after]
+    found = [piece for piece in pieces if piece.number > after and piece.has_data]
     if (found[0].number if found else _expected(row, page, after)) != after + 1:
-        raise Trimmed(page.low + row.shift - 1)
+        raise Trimmed(_earliest(row, page, after))
     end = found[-1].number if found else after
     reached = end >= row.count and (not page.entries or page.entries[-1].offset == page.tail)
     return Chunk(found, end, reached, reached and (row.closed or any(piece.end for piece in pieces)))
+
+
+def _earliest(row: DurableStream, page: StreamPage, after: int) -> int:
+    """Return the number of entries before the first one that is stored, if the entry after `after` is not stored."""
+    if page.low > page.tail or after >= page.tail + row.shift:
+        return row.count  # the store has lost the rest of the stream
+    return page.low + row.shift - 1
 
 
 def _pieces(page: StreamPage) -> list[tuple[int, Piece]]:

@@ -6,12 +6,14 @@ added to the outbox of the stream store, which numbers them after the commit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 from django.db import IntegrityError, router, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from reliable_cable.broadcasting import broadcast_batch, forget
@@ -64,7 +66,8 @@ class Creation:
         close: whether the stream is complete with the body of the request.
         fork: what a request to fork asks for (see `DurableStream.fork`).
         source: the stream to fork.
-        inherited: the entries that a fork has from its source.
+        ancestors: whose offsets a fork accepts (see `DurableStream.ancestors`).
+        inherited: returns the entries that a fork has from its source. It is called if the fork may be created.
     """
 
     content_type: str
@@ -73,7 +76,8 @@ class Creation:
     close: bool = False
     fork: list[str | int] | None = None
     source: DurableStream | None = None
-    inherited: Sequence[dict[str, Any]] = ()
+    ancestors: Mapping[str, int] = field(default_factory=dict)
+    inherited: Callable[[], Sequence[dict[str, Any]]] = tuple
 
 
 def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -> DurableStream:
@@ -123,9 +127,10 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
     if found is None:
         new = _new_row(user, name, creation)
         entries = pack(body, creation.content_type, get_settings().max_broadcast_size) if body else []
+        inherited = creation.inherited()
         try:
             with transaction.atomic(using=_alias()):
-                _add(new, [*creation.inherited, *entries], end=creation.close)
+                _add(new, [*inherited, *entries], end=creation.close)
                 new.save(using=_alias(), force_insert=True)
             return new, True
         except IntegrityError:
@@ -145,24 +150,30 @@ def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
     rules = durable_streams()
     if rules is None or not is_admitted(rules, user) or not rules.may_create(user, name):
         raise NotFound
-    for old in _rows().expired()[:MAX_EXPIRED]:
-        delete(old)
+    namespace = current_namespace()
     owner = user.pk if getattr(user, "is_authenticated", False) else None
-    if _rows().filter(owner=owner).count() >= rules.max_streams:
+    # Only the data of the current namespace can be deleted here.
+    rows = _rows().filter(namespace=namespace)
+    for old in rows.expired()[:MAX_EXPIRED]:
+        delete(old, only_expired=True)
+    own = rows.filter(owner=owner)
+    # The forks of these streams were deleted with the accounts of their owners.
+    for old in own.filter(deleted=True, forks=None)[:MAX_EXPIRED]:
+        delete(old)
+    if own.filter(deleted=False).count() >= rules.max_streams:
         raise TooManyStreams
-    source = creation.source
     row = DurableStream(
         name=name,
-        namespace=current_namespace(),
+        namespace=namespace,
         owner_id=owner,
         content_type=creation.content_type,
-        # A fork has the offsets of its source.
-        generation=new_generation() if source is None else source.generation,
+        generation=new_generation(),
         closed=creation.close,
         ttl=creation.ttl,
         expires_at=creation.expires_at,
-        source=source,
+        source=creation.source,
         fork=creation.fork,
+        ancestors=dict(creation.ancestors),
     )
     if creation.ttl is not None:
         row.expires_at = timezone.now() + timedelta(seconds=creation.ttl)
@@ -177,7 +188,7 @@ def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, D
         The outcome, the current row, and the state of the writers.
 
     Raises:
-        NotFound: the stream was deleted.
+        NotFound: the stream was deleted, or has expired.
         InvalidBody: the body cannot be appended.
     """
     entries = pack(body, row.content_type, get_settings().max_broadcast_size) if body else []
@@ -185,7 +196,7 @@ def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, D
         raise InvalidBody("The array in the body is empty.")
     with transaction.atomic(using=_alias()):
         # The update locks the row, on SQLite the database. A query alone would not do that on SQLite.
-        if not _rows().filter(pk=row.pk, deleted=False).update(appended_at=timezone.now()):
+        if not _rows().alive().filter(pk=row.pk, deleted=False).update(appended_at=timezone.now()):
             raise NotFound
         row = _rows().get(pk=row.pk)
         state = WriterState(row.content_type, row.closed, row.sequence, row.producers, row.closed_by)
@@ -201,17 +212,37 @@ def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, D
     return outcome, row, state
 
 
-def delete(row: DurableStream) -> None:
-    """Delete a stream and its data. If the stream has forks, its row stays until they are deleted, too."""
+def delete(row: DurableStream, *, only_expired: bool = False) -> None:
+    """Delete a stream and its data. If the stream has forks, its row stays until they are deleted, too.
+
+    Args:
+        row: the row, which may have changed in the database.
+        only_expired: delete the stream only if it is still expired.
+    """
+    try:
+        _delete(row.pk, only_expired=only_expired)
+    except IntegrityError:
+        # A fork was created at the same time. This time, it is found.
+        _delete(row.pk, only_expired=only_expired)
+
+
+def _delete(pk: UUID, *, only_expired: bool = False) -> None:
+    rows = _rows().filter(pk=pk)
     with transaction.atomic(using=_alias()):
-        source = row.source
+        # The update locks the row, as in `append`. Without the lock, two requests that delete a source and its last
+        # fork could each leave the source to the other.
+        if not (rows.expired() if only_expired else rows).update(deleted=F("deleted")):
+            return
+        row = rows.get()
         if row.forks.using(_alias()).exists():
-            row.deleted, row.expires_at, row.ttl = True, None, None
-            row.save(using=_alias(), update_fields=["deleted", "expires_at", "ttl"])
+            rows.update(deleted=True, expires_at=None, ttl=None)
         else:
-            _rows().filter(pk=row.pk).delete()
-            if source is not None and source.deleted:
-                delete(source)
+            rows.delete()
+            if row.source_id is not None:
+                sources = _rows().filter(pk=row.source_id)
+                sources.update(deleted=F("deleted"))
+                if sources.filter(deleted=True).exists():
+                    _delete(row.source_id)
         with use_namespace(row.namespace):
             forget(row.stream, using=_alias())
 
@@ -251,7 +282,7 @@ def has_durable_store(stream: str) -> bool:
 
 
 def _rows() -> DurableStreamQuerySet:
-    return DurableStream.objects.db_manager(_alias()).get_queryset().select_related("source")
+    return DurableStream.objects.db_manager(_alias()).get_queryset()
 
 
 def _alias() -> str:
@@ -262,20 +293,25 @@ def existing(user: Any, name: str) -> DurableStream | None:
     """Return the stream with a name, if there is one. A stream that has expired is deleted.
 
     Raises:
-        NotFound: the user may not read and write the stream.
+        NotFound: the user may not use durable streams, or may not read and write this one.
         Conflict: the stream was deleted, but has forks.
     """
+    rules = durable_streams()
+    if rules is None or not is_admitted(rules, user):
+        raise NotFound
     row: DurableStream | None = _rows().filter(namespace=current_namespace(), name=name).first()
     if row is None:
         return None
     if row.expired:
-        delete(row)
-        return existing(user, name) if row.deleted else None
-    rules = durable_streams()
-    if rules is None or not rules.may_read(user, row) or not rules.may_write(user, row):
+        delete(row, only_expired=True)
+        return existing(user, name)
+    if not rules.may_read(user, row) or not rules.may_write(user, row):
         raise NotFound
     if row.deleted:
-        raise Conflict("The stream was deleted, but has forks.")
+        if row.forks.using(_alias()).exists():
+            raise Conflict("The stream was deleted, but has forks.")
+        delete(row)
+        return None
     return row
 
 
@@ -314,4 +350,4 @@ def _renew(row: DurableStream) -> None:
     until = row.renewed_expiry()
     if until is not None:
         row.expires_at = until
-        _rows().filter(pk=row.pk).update(expires_at=until)
+        _rows().alive().filter(pk=row.pk, deleted=False).update(expires_at=until)

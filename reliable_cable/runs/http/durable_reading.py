@@ -82,7 +82,8 @@ def data_response(
         chunk: the data.
         headers: more headers.
     """
-    tag = f'"{source.generation}:{after}:{chunk.end}{":u" if chunk.up_to_date else ""}{":c" if chunk.closed else ""}"'
+    state = f"{':u' if chunk.up_to_date else ''}{':c' if chunk.closed else ''}"
+    tag = f'"{source.key}:{source.generation}:{after}:{chunk.end}{state}"'
     response = HttpResponse(
         headers={
             "Content-Type": source.content_type,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote
@@ -36,6 +36,8 @@ _NUMBER: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,14}", re.ASCII)
 _TTL: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_FIRST_YEAR: Final = 1970
+_LAST_YEAR: Final = 9998
 
 #: The cursor of a live response is the number of intervals since this time, in seconds since 1970.
 _CURSOR_EPOCH: Final = 1728432000
@@ -108,8 +110,11 @@ def parse_fork(request: HttpRequest, name: str) -> Fork | None:
 def _time(text: str) -> datetime:
     try:
         if _TIME.fullmatch(text):
-            return datetime.fromisoformat(text.upper())
-    except ValueError:
+            moment = datetime.fromisoformat(text.upper()).astimezone(UTC)
+            # Databases and time zones cannot represent the times near the limits of `datetime`.
+            if _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+                return moment
+    except (ValueError, OverflowError):
         pass
     raise invalid("The header Stream-Expires-At must be a time as in RFC 3339, such as 2027-01-31T12:00:00Z.")
 
@@ -187,7 +192,7 @@ def parse_position(offset: str, row: DurableStream) -> int | None:
     if offset == NOW:
         return None
     try:
-        count = parse_offset(offset, row.generation)
+        count = parse_offset(offset, row.generation, row.ancestors)
     except InvalidOffset:
         raise invalid("The parameter offset must be an offset of the stream, -1 or now.") from None
     except ForeignOffset:

@@ -105,7 +105,8 @@ class StreamSource(Source):
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
         """Return the data in a frame."""
         piece = unpack(frame.get("message"))
-        if piece is None or piece.number > after + 1:
+        # An entry without data has the number of the last entry with data.
+        if piece is None or piece.number > after + piece.has_data:
             return None
         return Chunk([piece] if piece.number > after else [], max(piece.number, after), True, piece.end)
 

@@ -32,6 +32,7 @@ class Migration(migrations.Migration):
                 ("producers", models.JSONField(blank=True, default=dict, editable=False)),
                 ("closed_by", models.JSONField(blank=True, editable=False, null=True)),
                 ("fork", models.JSONField(blank=True, editable=False, null=True)),
+                ("ancestors", models.JSONField(blank=True, default=dict, editable=False)),
                 ("deleted", models.BooleanField(default=False, editable=False)),
                 ("appended_at", models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ("created_at", models.DateTimeField(auto_now_add=True)),

@@ -308,6 +308,16 @@ class StreamStore(Store):
         `deliver` is never called from inside a method of the listener or of the store.
         """
 
+    def number_outbox(self, streams: Collection[str] | None = None) -> None:
+        """Number the committed messages in the transactional outbox. A store without an outbox does nothing.
+
+        Args:
+            streams: the names of the streams whose messages are numbered. None means all streams.
+
+        Raises:
+            BroadcastError: some messages could not be numbered. They remain in the outbox.
+        """
+
     def problems(self) -> list[str]:
         """Return the problems of the store's server that break guarantees of the store.
 

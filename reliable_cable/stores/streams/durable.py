@@ -189,6 +189,10 @@ class DurableStreamStore(RedisStreamStore):
         # yet are counted as streams in Redis.
         return self._model.forget_all() + super().forget_all()
 
+    def number_outbox(self, streams: Collection[str] | None = None) -> None:
+        """Number the committed messages of durable streams in the outbox."""
+        self._model.number_outbox(streams)
+
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` old database rows, and return how many were deleted."""
         return self._model.prune(limit=limit)
