@@ -16,7 +16,7 @@ const vitest = await startVitest("test", [], {
   run: true,
   testTimeout: 30_000,
   // Some tests measure times, and may fail on a busy machine.
-  retry: 2,
+  retry: 4,
   pool: "threads",
 }, {configFile: false, cacheDir: process.argv[3]})
 
