@@ -73,7 +73,7 @@ async def ended(answer: Locator, publisher: Publisher, status: str) -> dict[str,
 
 
 async def test_an_answer_is_complete_after_cuts_by_the_button(open_window: OpenWindow, publisher: Publisher) -> None:
-    window = await open_window("alice", "/assistant/")
+    window = await open_window("alice", "/assistant/", cuts=True)
     path = await new_conversation(window)
     device = await open_window("alice", path)
     await device.state("connected")

@@ -37,7 +37,7 @@ async def test_both_windows_show_a_message(open_window: OpenWindow, room: str) -
 
 
 async def test_a_message_written_while_offline_is_sent_after_the_reconnect(open_window: OpenWindow, room: str) -> None:
-    alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    alice, bob = [await open_window(user, f"/rooms/{room}/", cuts=True) for user in ("alice", "bob")]
     await alice.state("connected")
     await alice["cut"].click()
     await alice.state("offline")
@@ -57,7 +57,7 @@ async def test_a_message_written_while_offline_is_sent_after_the_reconnect(open_
 
 
 async def test_messages_of_the_robot_during_a_cut_are_replayed(open_window: OpenWindow, room: str) -> None:
-    alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    alice, bob = [await open_window(user, f"/rooms/{room}/", cuts=True) for user in ("alice", "bob")]
     await alice.state("connected")
     await alice["cut"].click()
     await alice.state("offline")

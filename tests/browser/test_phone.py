@@ -113,7 +113,7 @@ async def test_a_room_leads_to_the_other_rooms(open_window: OpenWindow, room: st
 async def test_the_notice_does_not_cover_the_last_message(
     open_window: OpenWindow, publisher: Publisher, room: str, phone: tuple[int, int]
 ) -> None:
-    window = await open_window("alice", f"/rooms/{room}/", phone=phone)
+    window = await open_window("alice", f"/rooms/{room}/", phone=phone, cuts=True)
     await window.state("connected")
     await publisher.say(room, [str(number) for number in range(30)])
     await expect(window.texts).to_have_count(30)
@@ -134,7 +134,7 @@ async def test_the_notice_does_not_cover_the_last_message(
 
 
 async def test_messages_that_wait_do_not_push_the_form_away(open_window: OpenWindow, room: str) -> None:
-    window = await open_window("alice", f"/rooms/{room}/", phone=PHONES[0])
+    window = await open_window("alice", f"/rooms/{room}/", phone=PHONES[0], cuts=True)
     await window.state("connected")
     await window["cut"].tap()
     await window.state("offline")
