@@ -137,9 +137,13 @@ class Harness:
         return Published("s", position.epoch, Entry(position.offset, data, exclude))
 
     async def wait_for_repairs(self) -> None:
-        """Wait until no repair is running."""
+        """Wait until no repair is running, and all messages that the hub has taken are written.
+
+        A stream pauses after a batch that took long, perhaps because the machine is busy.
+        """
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
+        await self.written()
 
     async def written(self) -> None:
         """Wait until all messages that the hub has taken are written."""
