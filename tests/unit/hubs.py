@@ -141,9 +141,13 @@ class Harness:
 
         A stream pauses after a batch that took long, perhaps because the machine is busy.
         """
+        await self.repaired()
+        await self.written()
+
+    async def repaired(self) -> None:
+        """Wait until no repair is running."""
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
-        await self.written()
 
     async def written(self) -> None:
         """Wait until all messages that the hub has taken are written."""
@@ -154,7 +158,7 @@ class Harness:
         """Store a message, announce it, and wait for the repairs that it causes."""
         event = self.append(data, exclude)
         self.hub.deliver(event)
-        await self.wait_for_repairs()
+        await self.repaired()
         return event
 
 
