@@ -166,13 +166,20 @@ async def test_members_are_unknown_while_the_connection_is_lost(
     proxy.cut()
     await expect(count).to_have_text("?")
     await expect(hint).to_be_visible()
-    for one, other in zip(known, await colors(), strict=True):
-        assert one != other
+
+    async def are_other_colors() -> bool:
+        return all(one != other for one, other in zip(known, await colors(), strict=True))
+
+    await eventually(are_other_colors)
     proxy.restore()
     await window.back()
     await expect(count).to_have_text("1")
     await expect(hint).to_be_hidden()
-    assert await colors() == known
+
+    async def are_known_colors() -> bool:
+        return await colors() == known
+
+    await eventually(are_known_colors)
 
 
 async def test_an_unknown_address_shows_a_page_with_a_way_back(
