@@ -229,13 +229,18 @@ async def test_an_action_calls_few_functions(room: AsgiClient) -> None:
         count += event == "call" and Path(frame.f_code.co_filename).is_relative_to(PACKAGE)
 
     await room.perform("nothing")
+    counts = []
     former = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        await room.perform("nothing", MESSAGES)
-    finally:
-        sys.setprofile(former)
-    assert MESSAGES <= count <= MAX_CALLS * MESSAGES
+    # If the machine is busy, timers run between the actions, so the least of several counts is meant.
+    for _ in range(5):
+        count = 0
+        sys.setprofile(profile)
+        try:
+            await room.perform("nothing", MESSAGES)
+        finally:
+            sys.setprofile(former)
+        counts.append(count)
+    assert MESSAGES <= min(counts) <= MAX_CALLS * MESSAGES
 
 
 async def test_the_state_is_dumped_before_and_after_an_action(
