@@ -160,17 +160,20 @@ def canonical(identity: Identity) -> str:
 
 def condition_key(condition: Identity) -> str:
     """Return the key under which a condition is stored. It is a hash, which does not reveal the identifiers."""
-    return hashlib.blake2b(canonical(condition).encode(), digest_size=16).hexdigest()
+    return _key(tuple(sorted(condition.items())))
 
 
 @lru_cache(maxsize=4096)
-def _cached_key(pairs: tuple[tuple[str, str], ...]) -> str:
-    """Return `condition_key` of a condition with these items."""
-    return condition_key(dict(pairs))
+def _key(items: tuple[tuple[str, str], ...]) -> str:
+    return hashlib.blake2b(canonical(dict(items)).encode(), digest_size=16).hexdigest()
 
 
 def condition_keys(identity: Identity) -> list[str]:
     """Return the keys (see `condition_key`) of all conditions that match an identity. Empty identifiers are omitted."""
+    namespace = identity.get(_NAMESPACE, "")
     pairs = [(name, text) for name, text in sorted(identity.items()) if text and name != _NAMESPACE]
-    namespace = tuple(in_namespace({}, identity.get(_NAMESPACE, "")).items())
-    return [_cached_key(some + namespace) for size in range(1, len(pairs) + 1) for some in combinations(pairs, size)]
+    return [
+        condition_key(in_namespace(dict(some), namespace))
+        for size in range(1, len(pairs) + 1)
+        for some in combinations(pairs, size)
+    ]

@@ -11,7 +11,7 @@ from django.core.management import get_commands
 
 from reliable_cable.auth.tokens import MIN_SECRET_SIZE, secret_of
 from reliable_cable.auth.verification import TokenVerifier
-from reliable_cable.conf import HMAC_ALGORITHMS, NAME, get_settings
+from reliable_cable.conf import HMAC_ALGORITHMS, NAME, CableSettings, get_settings
 from reliable_cable.namespaces import find_callable
 from reliable_cable.stores.engine import engine_classes, get_engine
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
@@ -99,16 +99,20 @@ def check_runs_app(**kwargs: Any) -> list[CheckMessage]:
     settings = valid_settings()
     if settings is None or apps.is_installed("reliable_cable.runs"):
         return []
-    keys = {"RUN_CHATS": settings.run_chats, "RUN_DURABLE_STREAMS": settings.run_durable_streams}
     return [
         Error(
             f"{NAME}[{key!r}] is set, but 'reliable_cable.runs' is not in INSTALLED_APPS.",
             hint="Add 'reliable_cable.runs' to INSTALLED_APPS, and run `migrate`.",
             id="reliable_cable.E007",
         )
-        for key, value in keys.items()
-        if value is not None
+        for key in keys_of_runs(settings)
     ]
+
+
+def keys_of_runs(settings: CableSettings) -> list[str]:
+    """Return the names of the given settings that need the app of runs and its URLs."""
+    keys = {"RUN_CHATS": settings.run_chats, "RUN_DURABLE_STREAMS": settings.run_durable_streams}
+    return [key for key, value in keys.items() if value is not None]
 
 
 @register(TAG)

@@ -37,7 +37,7 @@ SUBSCRIBE_TIMEOUT: Final = 8.0
 #: The time, in seconds, that every `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
 MIN_OPEN_TIME: Final = 1.0
 
-_NO_LIMIT = nullcontext()
+
 #: The commands that are useless after the connection has ended, and are then skipped. Actions, for example, still run.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
@@ -236,7 +236,7 @@ class Commands(CommandQueue):
 
     def _one_handler(self) -> AbstractAsyncContextManager[Any]:
         """Return a context manager that prevents the handlers of several `subscribe` commands from running at once."""
-        return _NO_LIMIT if self._openings is None else self._openings.handlers
+        return nullcontext() if self._openings is None else self._openings.handlers
 
     async def _wait_for_earlier(self, identifier: str) -> None:
         """Wait until all `subscribe` commands before the one with this identifier have been answered."""

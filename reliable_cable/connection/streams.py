@@ -234,11 +234,9 @@ class SubscriptionStreams:
             authorized: when the channel began to authorize the subscription, by the session store's clock. None stands
                 for the property `authorized`.
         """
-        recent = self.connection.hub.control.recent
-        if not recent:
-            return None  # usually, so that no time must be converted
-        since = self.authorized if authorized is None else authorized
-        return recent.find(self.connection.identity, self.scopes, since)
+        return self.connection.hub.control.recent.find(
+            self.connection.identity, self.scopes, lambda: self.authorized if authorized is None else authorized
+        )
 
     def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
         """Yield the stream id of each open stream, and the position of the last message that was sent to the client.

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,6 @@ from .presence import SubscriptionPresence, blank_record
 from .replay import Replay
 from .started import Started
 from .streams import SubscribedStream, SubscriptionStreams
-
-_NOTHING = nullcontext()
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -67,8 +64,7 @@ class Subscription(SubscriptionStreams):
             return
         presence_stream = self.presence_stream
         started = dict.fromkeys(operation.name for operation in reply.streams if isinstance(operation, StreamStart))
-        # A single stream is opened by `_start`.
-        with self.connection.hub.opening(started) if len(started) > 1 else _NOTHING:
+        with self.connection.hub.opening(started):
             for operation in reply.streams:
                 if isinstance(operation, StreamStart):
                     stream_id = self.connection.stream_ids.claim(operation.name, self.identifier, request)

@@ -63,28 +63,26 @@ class RecentRevocations:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
         self._latest_at = 0.0
 
-    def __bool__(self) -> bool:
-        return bool(self._by_condition)
-
     def add(self, revocation: SubscriptionRevocation) -> None:
         """Add a revocation. It replaces an earlier revocation of the same subscriptions."""
         self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
         self._latest_at = max(self._latest_at, revocation.at)
 
     def find(
-        self, identity: Identity, scopes: Callable[[], Sequence[Identity]], authorized: float
+        self, identity: Identity, scopes: Callable[[], Sequence[Identity]], authorized: Callable[[], float]
     ) -> SubscriptionRevocation | None:
         """Return a revocation that concerns a subscription; None if no revocation concerns it.
 
         Args:
             identity: the identity of the subscription's connection.
             scopes: a function that returns the channel and streams of the subscription. It is called only if necessary.
-            authorized: the time when the channel began to decide about the subscription.
+            authorized: a function that returns the time when the channel began to decide about the subscription. It
+                is called only if necessary.
         """
-        if not is_revoked(authorized, [self._latest_at]):
+        if not self._by_condition or not is_revoked(since := authorized(), [self._latest_at]):
             return None
         for revocation in self._by_condition.values():
-            if matches(revocation.condition, identity) and concerns(revocation, scopes(), authorized):
+            if matches(revocation.condition, identity) and concerns(revocation, scopes(), since):
                 return revocation
         return None
 

@@ -45,7 +45,7 @@ async def snapshot_of(stream: str) -> Snapshot | None:
     # This position is read before the row. It is used if the run is queued, because its attempt has no events before
     # this position, and if the run has ended, because readers then ignore the events after this position.
     at = await aposition(stream)
-    run = await Run.objects.filter(pk=stream.rpartition(":")[2]).afirst()
+    run = await run_handler(Run.objects.filter(pk=stream.rpartition(":")[2]).first)
     if run is None:
         return None
     saved = None if run.ended else PagePosition.parse(run.position, at.stream)

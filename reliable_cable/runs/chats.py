@@ -10,10 +10,10 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
-from django.utils.module_loading import import_string
 
 from reliable_cable.conf import NAME, get_settings
 
+from .loading import load_class
 from .models import Run
 
 
@@ -97,10 +97,4 @@ def chats() -> RunChats:
             f"{NAME}['RUN_CHATS'] is not set. Set it to the dotted path of a subclass of RunChats, so that clients can "
             "start runs over HTTP."
         )
-    try:
-        found = import_string(path)
-    except ImportError as error:
-        raise ImproperlyConfigured(f"{NAME}['RUN_CHATS'] cannot be imported: {error}.") from error
-    if not isinstance(found, type) or not issubclass(found, RunChats):
-        raise ImproperlyConfigured(f"{NAME}['RUN_CHATS'] is {path!r}, which is not a subclass of RunChats.")
-    return found()
+    return load_class("RUN_CHATS", path, RunChats)()

@@ -7,8 +7,8 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's name
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLResolver, get_resolver
-from django.utils.module_loading import import_string
 
+from reliable_cable.checks.settings import keys_of_runs
 from reliable_cable.checks.valid_settings import TAG, valid_settings
 from reliable_cable.conf import NAME
 
@@ -17,6 +17,7 @@ from .chats import RunChats
 from .durable.access import DurableStreams
 from .durable.storage import has_durable_store
 from .events import DURABLE_PREFIX
+from .loading import load_class
 
 #: The `app_name` in urls.py.
 _APP_NAME: Final = "reliable_cable_runs"
@@ -33,7 +34,7 @@ def check_classes(**kwargs: Any) -> list[CheckMessage]:
         problems.append(_problem("RUN_CHATS", settings.run_chats, RunChats, "subject", "start"))
     if settings.run_durable_streams is not None:
         problems.append(_problem("RUN_DURABLE_STREAMS", settings.run_durable_streams, DurableStreams, "may_create"))
-    return [Error(f"{NAME}{problem}", id="reliable_cable.E007") for problem in problems if problem is not None]
+    return [Error(problem, id="reliable_cable.E007") for problem in problems if problem is not None]
 
 
 def _problem(key: str, path: str, base: type, *required: str) -> str | None:
@@ -46,13 +47,11 @@ def _problem(key: str, path: str, base: type, *required: str) -> str | None:
         required: the methods that the class must define.
     """
     try:
-        found = import_string(path)
-    except ImportError as error:
-        return f"[{key!r}] cannot be imported: {error}."
-    if not isinstance(found, type) or not issubclass(found, base):
-        return f"[{key!r}] is {path!r}, which is not a subclass of {base.__module__}.{base.__qualname__}."
+        found: type = load_class(key, path, base)
+    except ImproperlyConfigured as error:
+        return str(error)
     missing = [f"{name}()" for name in required if getattr(found, name) is getattr(base, name)]
-    return f"[{key!r}] is {path!r}, which does not define {' and '.join(missing)}." if missing else None
+    return f"{NAME}[{key!r}] is {path!r}, which does not define {' and '.join(missing)}." if missing else None
 
 
 @register(TAG)
@@ -65,15 +64,14 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
         included = any(resolver.app_name == _APP_NAME for resolver in _resolvers(get_resolver()))
     except Exception:
         return []  # Django's own checks report what is wrong with the URLs
-    keys = {"RUN_CHATS": settings.run_chats, "RUN_DURABLE_STREAMS": settings.run_durable_streams}
-    used = [f"{NAME}[{key!r}]" for key, value in keys.items() if value is not None]
+    used = keys_of_runs(settings)
     if included == bool(used):
         return []
     if included:
         problem = f"The URLs of runs are included, but {NAME}['RUN_CHATS'] is not set. So clients cannot start runs."
         hint = "Set it to a subclass of RunChats. If clients only read and stop runs by their ids, silence this check."
     else:
-        problem = f"{used[0]} is set, but ROOT_URLCONF does not include the URLs of runs."
+        problem = f"{NAME}[{used[0]!r}] is set, but ROOT_URLCONF does not include the URLs of runs."
         hint = (
             "Add path('runs/', include('reliable_cable.runs.urls')). If another URLconf has them, silence this check."
         )

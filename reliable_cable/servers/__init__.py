@@ -1,12 +1,14 @@
 """Support for features of daphne and uvicorn that ASGI lacks, such as shared frames, pacing and draining."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from .base import FRAMES_EXTENSION, Transport
 from .events import EventTransport
 from .responses import ResponseTransport, make_response_transport
+
+T = TypeVar("T")
 
 #: The maximum number of middlewares that are unwrapped to find the server's own `send`.
 _MAX_WRAPPERS = 8
@@ -27,11 +29,8 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     offered = (scope.get("extensions") or {}).get(FRAMES_EXTENSION)
     if isinstance(offered, Transport):
         return offered
-    for candidate in _candidates(send):
-        transport = daphne.transport_for(candidate) or uvicorn_transport.transport_for(candidate)
-        if transport is not None:
-            return transport
-    return Transport(send)
+    found = _find(send, lambda candidate: daphne.transport_for(candidate) or uvicorn_transport.transport_for(candidate))
+    return found or Transport(send)
 
 
 def event_transport_for(send: Any, **options: Any) -> EventTransport:
@@ -43,8 +42,8 @@ def event_transport_for(send: Any, **options: Any) -> EventTransport:
     """
     from .server_events import make_event_transport
 
-    found = (make_event_transport(send, candidate, **options) for candidate in _candidates(send))
-    return next((transport for transport in found if transport is not None), None) or EventTransport(send, **options)
+    found = _find(send, lambda candidate: make_event_transport(send, candidate, **options))
+    return found or EventTransport(send, **options)
 
 
 def response_transport_for(send: Any) -> ResponseTransport:
@@ -53,8 +52,12 @@ def response_transport_for(send: Any) -> ResponseTransport:
     Args:
         send: the ASGI `send` of the request.
     """
-    found = (make_response_transport(send, candidate) for candidate in _candidates(send))
-    return next((transport for transport in found if transport is not None), None) or ResponseTransport(send)
+    return _find(send, lambda candidate: make_response_transport(send, candidate)) or ResponseTransport(send)
+
+
+def _find(send: Any, make: Callable[[Any], T | None]) -> T | None:
+    """Return the transport that `make` returns for a `send`, or for a callable that it wraps; None if there is none."""
+    return next((found for candidate in _candidates(send) if (found := make(candidate)) is not None), None)
 
 
 def _candidates(send: Any) -> Iterator[Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .base import Transport, unacknowledged_bytes
+from .base import Transport
+from .uvicorn_transport import unsent_bytes
 
 
 class ResponseTransport(Transport):
@@ -45,9 +46,7 @@ class UvicornResponse(ResponseTransport):
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
-        socket = self._transport.get_extra_info("socket")
-        pending = None if socket is None or self.lost else unacknowledged_bytes(socket.fileno())
-        return None if pending is None else self._transport.get_write_buffer_size() + pending
+        return unsent_bytes(self._transport)
 
 
 class DaphneResponse(ResponseTransport):
@@ -101,9 +100,9 @@ class DaphneResponse(ResponseTransport):
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
-        from .daphne import unsent_bytes
+        from . import daphne
 
-        return None if self.lost else unsent_bytes(self._channel.transport)
+        return None if self.lost else daphne.unsent_bytes(self._channel.transport)
 
 
 def daphne_request(send: Any) -> Any:

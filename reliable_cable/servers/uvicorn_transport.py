@@ -54,10 +54,14 @@ class UvicornTransport(Transport):
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if the number is unknown."""
-        transport = self._protocol.transport
-        socket = transport.get_extra_info("socket")
-        pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
-        return None if pending is None else transport.get_write_buffer_size() + pending
+        return unsent_bytes(self._protocol.transport)
+
+
+def unsent_bytes(transport: Any) -> int | None:
+    """Return how many bytes are in the buffers of an asyncio transport and of the kernel; None if that is unknown."""
+    socket = transport.get_extra_info("socket")
+    pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
+    return None if pending is None else transport.get_write_buffer_size() + pending
 
 
 def transport_for(send: Any) -> UvicornTransport | None:

@@ -165,11 +165,17 @@ async def run(writer: OtherProcess, chat: str) -> Run:
     return Run(writer, chat)
 
 
-async def test_an_answer_is_streamed(device: BrowserContext, server: Server, chat: str, run: Run) -> None:
+async def ask(device: BrowserContext, server: Server, chat: str, run: Run) -> Window:
+    """Open the page, ask a question, and wait until the page has the first text of the answer, "Be"."""
     window = await open_window(device, server, chat)
     await window.click("ask")
     await run.begin("Be")
     await window.has("Be")
+    return window
+
+
+async def test_an_answer_is_streamed(device: BrowserContext, server: Server, chat: str, run: Run) -> None:
+    window = await ask(device, server, chat, run)
     await window.is_status("streaming")
     await run.write("cause")
     await window.has("Because")
@@ -181,10 +187,7 @@ async def test_an_answer_is_streamed(device: BrowserContext, server: Server, cha
 
 
 async def test_a_reload_in_the_middle(device: BrowserContext, server: Server, chat: str, run: Run) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     for text in ("cau", "se"):
         await window.page.reload()
         await window.is_status("streaming")
@@ -218,10 +221,7 @@ async def test_a_second_device_and_a_second_tab(
 
 
 async def test_a_stop_after_a_resume(device: BrowserContext, server: Server, chat: str, run: Run) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     await window.page.reload()
     await window.has("Be")
     other = await open_window(device, server, chat)
@@ -251,10 +251,7 @@ async def test_a_stop_after_a_resume(device: BrowserContext, server: Server, cha
 async def test_a_server_that_is_killed_and_restarted(
     device: BrowserContext, server: Server, chat: str, run: Run, reload: bool
 ) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     server.kill()
     await window.is_status("error")
     await window.has("Be")
@@ -274,10 +271,7 @@ async def test_a_server_that_is_killed_and_restarted(
 async def test_an_answer_that_ends_while_the_page_is_loaded(
     device: BrowserContext, server: Server, chat: str, run: Run
 ) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     page = await device.new_page()
     requests: asyncio.Queue[Route] = asyncio.Queue()
     await page.route("**/stream*", requests.put)
@@ -300,10 +294,7 @@ async def test_an_answer_that_ends_while_the_page_is_loaded(
 async def test_an_answer_that_ends_while_the_connection_is_lost(
     device: BrowserContext, server: Server, chat: str, run: Run
 ) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     server.kill()
     await window.is_status("error")
     await run.write("cause")
@@ -316,10 +307,7 @@ async def test_an_answer_that_ends_while_the_connection_is_lost(
 async def test_a_server_that_is_stopped_and_restarted(
     device: BrowserContext, server: Server, chat: str, run: Run
 ) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     await server.terminate()
     await window.is_status("error")
     await run.write("cause")
@@ -331,10 +319,7 @@ async def test_a_server_that_is_stopped_and_restarted(
 
 
 async def test_a_second_question_during_an_answer(device: BrowserContext, server: Server, chat: str, run: Run) -> None:
-    window = await open_window(device, server, chat)
-    await window.click("ask")
-    await run.begin("Be")
-    await window.has("Be")
+    window = await ask(device, server, chat, run)
     other = await open_window(device, server, chat)
     await other.has("Be")
     await other.click("leave")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.node import FOLDER, node_modules, require_node
+from tests.node import node_modules, require_node
+from tests.node.running import run_script
 from tests.support.client import unique
 from tests.support.redis import RedisPool, find_binaries
 from tests.support.run_servers import CSRF
@@ -76,30 +75,19 @@ def pair(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[dict[s
         yield servers
 
 
-async def run_script(script: str, *args: str, cookie: str = "") -> Any:
+async def read_result(script: str, *args: str, cookie: str = "") -> Any:
     """Run a script of Node. Return the JSON in the last line of its output."""
-    node = require_node()
-    await asyncio.to_thread(node_modules)
     headers = {"Cookie": f"{cookie}; csrftoken={CSRF}" if cookie else f"csrftoken={CSRF}", "X-CSRFToken": CSRF}
-    environment = {**os.environ, "CABLE_TEST_HEADERS": json.dumps(headers)}
-    process = await asyncio.create_subprocess_exec(
-        node, str(FOLDER / script), *args, stdout=PIPE, stderr=PIPE, env=environment
-    )
-    try:
-        async with asyncio.timeout(SUITE_TIME):
-            output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, errors.decode()
-    return json.loads(output.decode().strip().splitlines()[-1])
+    variables = {"CABLE_TEST_HEADERS": json.dumps(headers)}
+    status, output, errors = await run_script(script, *args, patience=SUITE_TIME, variables=variables)
+    assert status == 0, errors
+    return json.loads(output.strip().splitlines()[-1])
 
 
 async def run_suite(server: Server, tmp_path: Path, *pattern: str) -> dict[str, str]:
     """Run the tests of the suite whose names match the pattern. Return the errors of those that failed."""
     url = f"http://127.0.0.1:{server.port}/runs/durable"
-    results = await run_script("durable_conformance.mjs", url, str(tmp_path), *pattern)
+    results = await read_result("durable_conformance.mjs", url, str(tmp_path), *pattern)
     states = {result["state"] for result in results} - ({"skipped"} if pattern else set())
     assert states <= {"passed", "failed"}
     assert sum(result["state"] == "passed" for result in results) >= (80 if pattern else 332)
@@ -138,7 +126,7 @@ async def test_the_npm_client_writes_and_reads(pair: dict[str, Server], reads: s
     run = await writing.call("make_run")
     await writing.call("begin_run", run)
     urls = [f"http://127.0.0.1:{server.port}/runs" for server in (writing, reading)]
-    script = asyncio.create_task(run_script("durable_client.mjs", str(tmp_path), *urls, run, cookie=cookie))
+    script = asyncio.create_task(read_result("durable_client.mjs", str(tmp_path), *urls, run, cookie=cookie))
     for number in range(20):
         await writing.call("add_to_run", run, [f"{number} "])
     await writing.call("end_run", run)

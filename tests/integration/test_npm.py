@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from reliable_cable.client.build import build
-from tests.node import FOLDER, node_modules, require_node
+from tests.node import require_node
+from tests.node.running import run_script
 from tests.support.client import unique
 from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import Kind, Server, ServerPool
@@ -67,25 +68,9 @@ async def test_an_unmodified_client_of_a_server_that_compresses(servers: ServerP
 
 async def run(server: Server, script: str, least: int) -> None:
     """Run the scenarios of a client, and check that there are at least as many as expected."""
-    node = require_node()
-    await asyncio.to_thread(node_modules)
-    process = await asyncio.create_subprocess_exec(
-        node,
-        str(FOLDER / script),
-        str(server.port),
-        server.kind,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    outcomes = {line["scenario"]: line for line in map(json.loads, output.decode().splitlines())}
+    status, output, errors = await run_script(script, str(server.port), server.kind, patience=PATIENCE)
+    outcomes = {line["scenario"]: line for line in map(json.loads, output.splitlines())}
     failed = [f"{name}: {line['error']}" for name, line in outcomes.items() if not line["ok"]]
     assert not failed, "\n".join(failed)
-    assert process.returncode == 0, errors.decode()
+    assert status == 0, errors
     assert len(outcomes) >= least, f"only {sorted(outcomes)} ran"

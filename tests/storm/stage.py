@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.support.celery import Worker
 from tests.support.clock import wrong_clock
@@ -16,13 +14,14 @@ from tests.support.faults import FaultProxy
 from tests.support.postgres import find_postgres
 from tests.support.redis import RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, environment, make_database
+from tests.support.started import Started
 
 from .plan import POSTGRES_MOVES, REDIS_MOVES, Plan
 
 KINDS: tuple[Kind, ...] = ("daphne", "uvicorn")
 
 
-class Stage:
+class Stage(Started):
     """Starts and stops the processes of a storm. Use it with `async with`.
 
     Args:
@@ -31,6 +30,7 @@ class Stage:
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
+        super().__init__()
         self.plan = plan
         self.folder = folder
         #: The file in which the processes record the presence signals that they send.
@@ -47,7 +47,6 @@ class Stage:
         self.broker: RedisServer
         self.beside: OtherProcess
         self.worker: Worker
-        self._stack = AsyncExitStack()
 
     @property
     def url(self) -> str:
@@ -64,19 +63,6 @@ class Stage:
             alive["the replica of Redis"] = self.redis.replica.alive or not self.redis.replicated
         dead = [f"{name} has ended by itself" for name in alive if not alive[name]]
         return dead + [f"a child of the worker has ended: {line}" for line in self.worker.dead_children]
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
 
     async def _start(self) -> None:
         if self.plan.database == "postgres":

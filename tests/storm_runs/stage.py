@@ -9,16 +9,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.support.faults import FaultProxy
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.process import OwnProcess
 from tests.support.redis import RedisServer
 from tests.support.server import ROOT, WITHOUT_DAPHNE, CallFailed, Kind, OtherProcess, Server, make_database
+from tests.support.started import Started
 
 from .plan import PATIENCE, Plan, now
 
@@ -76,7 +75,7 @@ class Writer(OwnProcess):
                 self._process.stdin.close()
 
 
-class Stage:
+class Stage(Started):
     """Starts and stops the processes of a storm. Use it with `async with`.
 
     Args:
@@ -85,6 +84,7 @@ class Stage:
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
+        super().__init__()
         self.plan = plan
         self.folder = folder
         self.servers: list[Server] = []
@@ -94,7 +94,6 @@ class Stage:
         self.calls: OtherProcess
         #: The headers of a browser in which the user is logged in.
         self.headers: dict[str, str] = {}
-        self._stack = AsyncExitStack()
 
     @property
     def address(self) -> str:
@@ -117,19 +116,6 @@ class Stage:
             except CallFailed as error:
                 if "database is locked" not in str(error) or now() > end:
                     raise
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
 
     async def _start(self) -> None:
         stack, variables, redis_url = self._stack, {}, None

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psycopg
 import redis
@@ -19,12 +16,13 @@ from tests.support.faults import FaultProxy
 from tests.support.postgres import PostgresServer
 from tests.support.redis import Binary, RedisServer
 from tests.support.server import free_port
+from tests.support.started import Started
 
 #: How long, in seconds, to wait until a replica follows its primary.
 PATIENCE = 20.0
 
 
-class Pair(ABC):
+class Pair(Started):
     """Two servers, the proxy that clients connect to, and the proxy through which the replica follows the primary."""
 
     #: The proxy for clients. It forwards to the primary. Open connections keep their server until they are cut.
@@ -33,21 +31,8 @@ class Pair(ABC):
     relay: FaultProxy
 
     def __init__(self, *, replicated: bool) -> None:
+        super().__init__()
         self.replicated = replicated
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
 
     async def follows(self) -> bool:
         """Wait for the replica to follow the primary. Return False if it does not do so in time."""
@@ -74,9 +59,6 @@ class Pair(ABC):
     def _lead_relay(self, port: int) -> None:
         self.relay.move(port)
         self.relay.accept()
-
-    @abstractmethod
-    async def _start(self) -> None: ...
 
     @abstractmethod
     def _is_followed(self) -> bool: ...

@@ -25,6 +25,7 @@ from reliable_cable.servers.daphne import DaphneTransport
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.servers.uvicorn_transport import UvicornTransport
 from tests.support.asyncio_transport import AsyncioTransport
+from tests.support.daphne_request import Reactor
 
 
 class TwistedTransport:
@@ -224,23 +225,6 @@ async def test_an_unknown_server_is_only_asked_to_close() -> None:
 
 
 # -- frames through daphne ---------------------------------------------------------------------------------------------
-
-
-class Reactor:
-    """The part of Twisted's reactor that a transport uses. Tests call `doWrite` themselves."""
-
-    def __init__(self) -> None:
-        self.writers: set[Any] = set()
-
-    def addReader(self, reader: Any) -> None: ...  # noqa: N802 - Twisted's names
-
-    def removeReader(self, reader: Any) -> None: ...  # noqa: N802
-
-    def addWriter(self, writer: Any) -> None:  # noqa: N802
-        self.writers.add(writer)
-
-    def removeWriter(self, writer: Any) -> None:  # noqa: N802
-        self.writers.discard(writer)
 
 
 class DaphneConnection:

@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser
-from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
-from reliable_cable.conf import NAME, get_settings
+from reliable_cable.conf import get_settings
 from reliable_cable.runs.durable_models import DurableStream
+from reliable_cable.runs.loading import load_class
 
 
 class DurableStreams:
@@ -54,17 +53,7 @@ def durable_streams() -> DurableStreams | None:
         ImproperlyConfigured: the setting names no subclass of `DurableStreams`.
     """
     path = get_settings().run_durable_streams
-    if path is None:
-        return None
-    try:
-        found = import_string(path)
-    except ImportError as error:
-        raise ImproperlyConfigured(f"{NAME}['RUN_DURABLE_STREAMS'] cannot be imported: {error}.") from error
-    if not isinstance(found, type) or not issubclass(found, DurableStreams):
-        raise ImproperlyConfigured(
-            f"{NAME}['RUN_DURABLE_STREAMS'] is {path!r}, which is not a subclass of DurableStreams."
-        )
-    return found()
+    return None if path is None else load_class("RUN_DURABLE_STREAMS", path, DurableStreams)()
 
 
 def is_admitted(rules: DurableStreams | None, user: Any) -> bool:

@@ -35,7 +35,7 @@ def _readable(id: object, user: Any) -> str:  # noqa: A002 - the name of the par
     rules = durable_streams()
     try:
         # A read replica may not have the row of a new stream yet.
-        rows = DurableStream.objects.using(router.db_for_write(DurableStream)).select_related("source")
+        rows = DurableStream.objects.using(router.db_for_write(DurableStream))
         row = rows.get(pk=uuid.UUID(str(id)), namespace=current_namespace(), deleted=False)
     except ValueError:
         raise DurableStream.DoesNotExist("There is no such stream.") from None

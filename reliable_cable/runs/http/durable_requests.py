@@ -20,9 +20,8 @@ from reliable_cable.runs.durable.framing import DEFAULT_TYPE, media_type
 from reliable_cable.runs.durable.offsets import NOW, START, ForeignOffset, InvalidOffset, parse_offset
 from reliable_cable.runs.durable.storage import Creation
 from reliable_cable.runs.durable_models import MAX_NAME_LENGTH, MAX_SEQUENCE_LENGTH, MAX_TYPE_LENGTH, DurableStream
-from reliable_cable.runs.parts import clean_text
 
-from .requests import MAX_ID_LENGTH, invalid
+from .requests import MAX_ID_LENGTH, invalid, is_storable
 
 LONG_POLL: Final = "long-poll"
 SSE: Final = "sse"
@@ -54,7 +53,7 @@ def check_name(name: str) -> None:
         Refusal: no stream can have this name.
     """
     parts = name.split("/")
-    if len(name) > MAX_NAME_LENGTH or clean_text(name) != name or RESERVED & set(parts):
+    if not is_storable(name, MAX_NAME_LENGTH) or RESERVED & set(parts):
         raise Refusal(HTTPStatus.NOT_FOUND, "There is no such stream.")
 
 
@@ -137,7 +136,7 @@ def parse_append(request: HttpRequest, body: bytes) -> Append:
         raise invalid("The body is empty.")
     if body and not media_type(content_type):
         raise invalid("The header Content-Type must be the content type of the stream.")
-    if len(sequence) > MAX_SEQUENCE_LENGTH or clean_text(sequence) != sequence:
+    if not is_storable(sequence, MAX_SEQUENCE_LENGTH):
         raise invalid(f"The header Stream-Seq must have at most {MAX_SEQUENCE_LENGTH} characters.")
     return Append(bool(body), content_type, close, sequence, _producer(request))
 
@@ -149,7 +148,7 @@ def _producer(request: HttpRequest) -> Producer | None:
     name, epoch, sequence = given
     if name is None or epoch is None or sequence is None:
         raise invalid("The headers Producer-Id, Producer-Epoch and Producer-Seq must be used together.")
-    if not name or len(name) > MAX_ID_LENGTH or clean_text(name) != name:
+    if not name or not is_storable(name):
         raise invalid(f"The header Producer-Id must have 1 to {MAX_ID_LENGTH} characters.")
     return Producer(name, _number(epoch, "Producer-Epoch"), _number(sequence, "Producer-Seq"))
 

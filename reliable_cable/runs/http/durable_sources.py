@@ -124,7 +124,6 @@ class RunSource(Source):
 
     content_type = JSON_TYPE
     channel = RunChannel
-    _ENDS: Final = (events.COMPLETE, events.STOPPED, events.ERROR)
 
     def __init__(self, run: Run) -> None:
         self._stream = run.stream
@@ -186,9 +185,9 @@ class RunSource(Source):
         last = page.entries[-1] if page.entries else None
         if last is None and end > 0:
             last = next(iter((await self._page(end - 1, limit=1)).entries), None)
-        if last is not None and json.loads(last.data).get("event") not in self._ENDS:
+        if last is not None and json.loads(last.data).get("event") not in events.ENDS:
             return False
-        run = await Run.objects.filter(pk=self.key).only("status").afirst()
+        run = await run_handler(Run.objects.filter(pk=self.key).only("status").first)
         if run is None:
             raise NotFound
         return run.ended
@@ -196,7 +195,7 @@ class RunSource(Source):
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
         """Return the event in a frame. The reader must find out whether the run has ended after the last event."""
         event, offset = frame.get("message"), frame.get("offset")
-        if event is None or offset is None or offset > after + 1 or event.get("event") in self._ENDS:
+        if event is None or offset is None or offset > after + 1 or event.get("event") in events.ENDS:
             return None
         return Chunk([Piece(offset, values=(dumps(event),))] if offset > after else [], max(offset, after), True, False)
 

@@ -13,6 +13,7 @@ from django.utils.encoding import escape_uri_path
 
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.http.core import Refusal
+from reliable_cable.http.cors import PREFLIGHT
 from reliable_cable.runs.access import readable_run
 from reliable_cable.runs.durable import storage
 from reliable_cable.runs.durable.access import DurableStreams, durable_streams
@@ -36,7 +37,7 @@ from .durable_reading import (
 )
 from .durable_requests import check_name, parse_append, parse_creation, parse_fork, parse_position, parse_reading
 from .durable_sources import BEGINNING, RunSource, StreamSource
-from .endpoints import endpoint
+from .endpoints import endpoint, to_django
 from .requests import Visitor, invalid, read_body
 
 _ADVICE: Final = "Append the data in smaller parts."
@@ -56,13 +57,13 @@ _HEADERS: Final = {
     ),
 }
 _CORS: Final = {
+    **PREFLIGHT,
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, DELETE",
     "Access-Control-Allow-Headers": (
         "Authorization, Content-Type, If-None-Match, Stream-Seq, Stream-TTL, Stream-Expires-At, Stream-Closed, "
         "Stream-Forked-From, Stream-Fork-Offset, Stream-Fork-Sub-Offset, Producer-Id, Producer-Epoch, Producer-Seq, "
-        "X-CSRFToken, X-JID"
+        "X-JID"
     ),
-    "Access-Control-Max-Age": "600",
 }
 
 
@@ -146,7 +147,7 @@ def _appended(append: Append, outcome: Outcome, row: DurableStream, state: Write
                 response.status_code = HTTPStatus.OK
         return response
     status, message = _REFUSALS[outcome]
-    response = _refused(status, message)
+    response = to_django(Refusal(status, message).response())
     if row.closed:
         for key, value in _tail(row).items():
             response.headers[key] = value
@@ -156,11 +157,6 @@ def _appended(append: Append, outcome: Outcome, row: DurableStream, state: Write
         response.headers["Producer-Expected-Seq"] = str(expected_sequence(state, producer))
         response.headers["Producer-Received-Seq"] = str(producer.sequence)
     return response
-
-
-def _refused(status: HTTPStatus, message: str) -> HttpResponse:
-    refusal = Refusal(status, message).response()
-    return HttpResponse(refusal.body, status=refusal.status, headers=refusal.headers)
 
 
 _REFUSALS: Final[Mapping[Outcome, tuple[HTTPStatus, str]]] = {

@@ -28,7 +28,7 @@ SAFE: Final = (HTTPMethod.GET, HTTPMethod.HEAD)
 def endpoint(
     *methods: str,
     streams: bool = False,
-    cors: Mapping[str, str] | None = None,
+    cors: Mapping[str, str] = PREFLIGHT,
     headers: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate an async function, which is called with the request, the visitor and the parts of the path.
@@ -39,7 +39,8 @@ def endpoint(
     Args:
         methods: the methods that the endpoint allows.
         streams: whether the response is a stream, which needs ASGI.
-        cors: the headers of the response to a preflight request. By default, they allow GET and POST.
+        cors: the headers of the response to a preflight request, without that of the CSRF token. By default, they allow
+            GET and POST.
         headers: headers of all responses.
     """
     allowed = ", ".join([*methods, HTTPMethod.OPTIONS])
@@ -51,11 +52,11 @@ def endpoint(
             scope = scope_of(request)
             own = {"Cache-Control": NEVER_CACHE, **(headers or {}), **cors_headers(scope)}
             if request.method == HTTPMethod.OPTIONS:
-                return _response(preflight(scope, own, _preflight_headers() if cors is None else cors))
+                return to_django(preflight(scope, own, _preflight_headers(cors)))
             try:
                 response = await _respond(request, parts)
             except Refusal as refusal:
-                response = _response(refusal.response())
+                response = to_django(refusal.response())
             for name, value in own.items():
                 response.headers.setdefault(name, value)
             return response
@@ -87,11 +88,12 @@ def endpoint(
     return decorate
 
 
-def _preflight_headers() -> Mapping[str, str]:
-    """Return the headers of the response to a preflight request, for endpoints that have no others."""
+def _preflight_headers(cors: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the headers of the response to a preflight request, which also allow the header with the CSRF token."""
     name = "Access-Control-Allow-Headers"
-    return {**PREFLIGHT, name: f"{PREFLIGHT[name]}, {csrf_header()}"}
+    return {**cors, name: f"{cors[name]}, {csrf_header()}"}
 
 
-def _response(response: Response) -> HttpResponse:
+def to_django(response: Response) -> HttpResponse:
+    """Return a response as an object of Django."""
     return HttpResponse(response.body, status=response.status, headers=response.headers)

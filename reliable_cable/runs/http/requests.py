@@ -265,9 +265,9 @@ def join_texts(parts: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str))
 
 
-def is_storable(chat: str) -> bool:
-    """Return whether the id of a chat can be looked up in a database. Other ids belong to no chat."""
-    return len(chat) <= MAX_ID_LENGTH and clean_text(chat) == chat
+def is_storable(text: str, max_length: int = MAX_ID_LENGTH) -> bool:
+    """Return whether an id or a name can be stored in a database, and looked up there."""
+    return len(text) <= max_length and clean_text(text) == text
 
 
 def text_of(value: Any, key: str) -> str:
