@@ -51,7 +51,7 @@ class DurableStream(models.Model):
     #: The user who has created the stream.
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, blank=True)
     content_type = models.CharField(max_length=MAX_TYPE_LENGTH)
-    #: A random text, which all offsets of the stream contain.
+    #: A random string, which all offsets of the stream contain.
     generation = models.CharField(max_length=16, editable=False)
     #: The number of entries that were appended.
     count = models.BigIntegerField(default=0, editable=False)

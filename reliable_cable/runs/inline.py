@@ -31,11 +31,11 @@ class InlinePump:
         self._stop_requests = StopRequests()
 
     def wake(self) -> None:
-        """Broadcast and save the answer, if it is time for that."""
+        """Broadcast and save the answer if this is due."""
         self._attempt.step()
 
     def check(self) -> None:
-        """Do the same as `wake`, and find out whether the run was stopped."""
+        """Broadcast and save the answer if this is due, and find out whether the run was stopped."""
         self._attempt.step()
         if not self._attempt.stopped and self._stop_requests.find([self._attempt.run.pk]):
             self._attempt.stopped = True

@@ -33,5 +33,5 @@ class StopRequests:
             self._key, self._query = (using, runs), stopped.query.get_compiler(using).as_sql()
         with connections[using].cursor() as cursor:
             cursor.execute(*self._query)
-            # Databases without a type for UUIDs return texts.
+            # Databases without a type for UUIDs return strings.
             return [uuid.UUID(str(pk)) for (pk,) in cursor.fetchall()]

@@ -148,7 +148,7 @@ class Writer:
 
 
 class InlineWriter(Writer):
-    """A writer in a transaction. Its methods also broadcast and save the answer, when it is time for that."""
+    """A writer in a transaction. Its methods also broadcast and save the answer when this is due."""
 
     _pump: InlinePump
 

@@ -43,8 +43,8 @@ VARIABLES: dict[str, Any] = {
 _SUBSCRIPTIONS = "Reserved subscription APIs > "
 _WEBHOOKS = "servers of this package never send requests to URLs that clients choose"
 _PULLING = "streams wake no workers: a project has tasks, and they can read the streams"
-#: The tests that fail, and why. The suite runs them only if it is asked to: they are about an extension of the protocol
-#: with which servers wake workers.
+#: The tests that fail, with the reasons. They are about an extension of the protocol, with which servers wake workers.
+#: The suite runs them only with the option `subscriptions`.
 EXCLUDED = {
     f"{_SUBSCRIPTIONS}creates and idempotently re-confirms a webhook subscription": _WEBHOOKS,
     f"{_SUBSCRIPTIONS}rejects unsafe webhook URLs": _WEBHOOKS,

@@ -1,4 +1,4 @@
-"""Answers that are longer than what may be pending for a connection are read in all ways."""
+"""Answers that are larger than `MAX_PENDING_SIZE` can be read in all ways."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _part(rng: random.Random, number: int) -> Item:
 
 
 def has_prefix(items: Sequence[Item], text: str, parts: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return after how many items an answer has this text and these parts; None if it never has."""
+    """Return the number of items after which an answer has this text and these parts; None if it never has them."""
     content = Content()
     for count, item in enumerate([*items, None]):
         if content.length == len(text) and len(content.parts) == len(parts):

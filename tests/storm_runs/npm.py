@@ -66,7 +66,7 @@ class FollowingReader(Reader):
         self._last: Any = None
 
     async def run(self, delay: float) -> None:
-        """Follow the run from a delay on, until its end was read."""
+        """After a delay, follow the run until its end."""
         await asyncio.sleep(delay)
         run = self.truth.run
         await self._followers.call("follow", run)

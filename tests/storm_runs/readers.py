@@ -51,7 +51,7 @@ class Reader(ABC):
         self.counts: Counter[str] = Counter()
 
     async def run(self, delay: float) -> None:
-        """Read the run, from a delay on, until its end was read. Complain if that takes too long."""
+        """After a delay, read the run until its end. Complain if that takes too long."""
         await asyncio.sleep(delay)
         closing = asyncio.ensure_future(self.truth.closing.wait())
         try:
@@ -191,7 +191,7 @@ class HttpReader(Reader):
 
 
 class UiReader(HttpReader):
-    """A reader as `useChat` is one: it resumes the active run of the chat. Once there is none, a page has the row."""
+    """A reader like `useChat`, which resumes the active run of the chat. If no run is active, it reads the row."""
 
     kind = "AI SDK"
 
@@ -228,7 +228,7 @@ class UiReader(HttpReader):
 
 
 class AgentReader(HttpReader):
-    """A reader as an agent of AG-UI is one. A visit may be that of a new agent, which has no messages."""
+    """A reader like an agent of AG-UI. A visit may be that of a new agent, which has no messages."""
 
     kind = "AG-UI"
 

@@ -126,7 +126,7 @@ class Stage(Started):
             variables["CABLE_TEST_POSTGRES"] = stack.enter_context(running_postgres(binaries, connections=200))
         database = await asyncio.to_thread(make_database, self.folder, **variables)
         if self.plan.database == "sqlite":
-            # As the system check W001 advises. Otherwise, views that read the login session wait for the writers.
+            # The system check W001 advises this. Without it, views that read the login session wait for the writers.
             with contextlib.closing(sqlite3.connect(database)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
         if self.plan.engine == "redis":

@@ -9,14 +9,14 @@ from typing import Self
 
 
 class Started(ABC):
-    """An async context manager that starts everything, and stops it in the reverse order, also if a start fails."""
+    """An async context manager that starts servers, and stops them in the reverse order, even if a start fails."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
 
     @abstractmethod
     async def _start(self) -> None:
-        """Start everything, and register it in `_stack`."""
+        """Start the servers, and register them in `_stack`."""
 
     async def __aenter__(self) -> Self:
         try:

@@ -48,7 +48,7 @@ class Append:
 
 @dataclass(slots=True)
 class WriterState:
-    """What a stream remembers of its writers.
+    """The state of the writers of a stream.
 
     Args:
         content_type: the content type of the stream.

@@ -1,8 +1,8 @@
 """Converts bodies of requests to entries of a stream, and entries to bodies of responses. It does no I/O.
 
 An entry is a dict that the store keeps as JSON. Its key `n` is its number, from 1. It has one of the keys `text`,
-`base64` and `json`, and `end` if the stream was closed. `json` is a list of the texts of JSON values. A body that is
-too large for one entry becomes several entries.
+`base64` and `json`. `json` is a list of JSON values, each as a string. The entry that closes the stream has the key
+`end`. A body that is too large for one entry becomes several entries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Piece:
     Args:
         number: the number of the entry, from 1.
         data: the bytes, or `b""` for an entry with JSON values.
-        values: the texts of the JSON values.
+        values: the JSON values, each as a string.
         end: whether the stream was closed with this entry.
     """
 
@@ -53,7 +53,7 @@ class Piece:
 
     @property
     def has_data(self) -> bool:
-        """Whether there are data or values. An entry that only closes the stream has none, and the last number."""
+        """Whether there are data or values. An entry that only closes the stream has none."""
         return bool(self.data or self.values)
 
 
@@ -114,7 +114,7 @@ def cut(piece: Piece, size: int) -> Piece:
         size: the number of bytes or values.
 
     Raises:
-        InvalidBody: the entry has fewer.
+        InvalidBody: the entry has fewer bytes or values.
     """
     if size > len(piece.values or piece.data):
         raise InvalidBody("The Stream-Fork-Sub-Offset is beyond the end of the data that follow the offset.")
@@ -172,7 +172,7 @@ _decoder: Final = json.JSONDecoder(parse_int=_no_number, parse_float=_no_number,
 
 
 def split_json(body: bytes) -> list[str]:
-    """Return the texts of the JSON values in a body: the items of an array, or the only value.
+    """Return the JSON values in a body as strings: the items of an array, or the only value.
 
     Raises:
         InvalidBody: the body is not JSON.
@@ -193,7 +193,7 @@ def split_json(body: bytes) -> list[str]:
 
 
 def _items(text: str, at: int) -> tuple[list[str], int]:
-    """Return the texts of the items of an array, and the index after the array."""
+    """Return the items of an array as strings, and the index after the array."""
     values: list[str] = []
     at = _skip(text, at)
     if text[at : at + 1] == "]":
@@ -209,7 +209,7 @@ def _items(text: str, at: int) -> tuple[list[str], int]:
 
 
 def _value(text: str, at: int) -> tuple[str, int]:
-    """Return the text of the value at an index, and the index of what follows it."""
+    """Return the value at an index as a string, and the index of the next character that is not white space."""
     _, end = _decoder.raw_decode(text, at)
     return text[at:end], _skip(text, end)
 

@@ -1,4 +1,4 @@
-"""The offsets of Durable Streams: texts that clients store and compare, but do not interpret.
+"""The offsets of Durable Streams: strings that clients store and compare, but do not interpret.
 
 An offset contains the generation of the stream and the number of entries before it. If a stream is deleted and created
 again, it gets another generation. So an old offset is never applied to new data. A fork has its own generation, too. It
@@ -24,7 +24,7 @@ _OFFSET: Final = re.compile(r"([0-9a-f]{16})_([0-9]{16})", re.ASCII)
 
 
 class InvalidOffset(Exception):
-    """Raised for a text that is not an offset."""
+    """Raised for a string that is not an offset."""
 
 
 class ForeignOffset(Exception):
@@ -37,7 +37,7 @@ def new_generation() -> str:
 
 
 def format_offset(generation: str, count: int) -> str:
-    """Return the offset after some entries.
+    """Return the offset after a number of entries.
 
     Args:
         generation: the generation of the stream.

@@ -153,7 +153,7 @@ def _pieces(page: StreamPage) -> list[tuple[int, Piece]]:
 
 
 def _expected(row: DurableStream, page: StreamPage, after: int) -> int:
-    """Return the number of the next entry, if a page has none after `after`: 0 if entries were lost."""
+    """Return the number of the next entry if a page has no entry after `after`; 0 if entries were lost."""
     complete = after >= row.count
     arriving = page.tail + row.shift < row.count and timezone.now() - row.appended_at < NUMBERING_TIME
     return after + 1 if complete or arriving else 0

@@ -63,11 +63,11 @@ class Creation:
         content_type: the content type of the stream.
         ttl: how long, in seconds, to keep the stream without a read or write; None for no limit.
         expires_at: when the stream expires; None for never.
-        close: whether the stream is complete with the body of the request.
+        close: whether to close the stream after the body of the request.
         fork: what a request to fork asks for (see `DurableStream.fork`).
         source: the stream to fork.
-        ancestors: whose offsets a fork accepts (see `DurableStream.ancestors`).
-        inherited: returns the entries that a fork has from its source. It is called if the fork may be created.
+        ancestors: the streams whose offsets a fork accepts (see `DurableStream.ancestors`).
+        inherited: returns the entries that a fork has from its source. It is called only if the fork may be created.
     """
 
     content_type: str
@@ -195,7 +195,7 @@ def append(row: DurableStream, request: Append, body: bytes) -> tuple[Outcome, D
     if body and not entries:
         raise InvalidBody("The array in the body is empty.")
     with transaction.atomic(using=_alias()):
-        # The update locks the row, on SQLite the database. A query alone would not do that on SQLite.
+        # The update locks the row, or the whole database on SQLite. A query alone would not do that on SQLite.
         if not _rows().alive().filter(pk=row.pk, deleted=False).update(appended_at=timezone.now()):
             raise NotFound
         row = _rows().get(pk=row.pk)
@@ -230,7 +230,7 @@ def _delete(pk: UUID, *, only_expired: bool = False) -> None:
     rows = _rows().filter(pk=pk)
     with transaction.atomic(using=_alias()):
         # The update locks the row, as in `append`. Without the lock, two requests that delete a source and its last
-        # fork could each leave the source to the other.
+        # fork could each leave the deletion of the source to the other.
         if not (rows.expired() if only_expired else rows).update(deleted=F("deleted")):
             return
         row = rows.get()
@@ -269,7 +269,7 @@ def _require_durable_store(stream: str) -> None:
     """Check that the data of a stream are stored in the database of its row, and in the same transactions.
 
     Raises:
-        NotDurable: they are not.
+        NotDurable: they are stored elsewhere, or not durably.
     """
     if not has_durable_store(stream):
         raise NotDurable
@@ -316,10 +316,10 @@ def existing(user: Any, name: str) -> DurableStream | None:
 
 
 def _compare(row: DurableStream, creation: Creation) -> None:
-    """Check that an existing stream is as a request wants to create it.
+    """Check that an existing stream has the properties that a request to create it asks for.
 
     Raises:
-        Conflict: it is not.
+        Conflict: a property differs.
     """
     given = {
         "content type": (media_type(row.content_type), media_type(creation.content_type)),

@@ -77,7 +77,7 @@ def data_response(
 
     Args:
         request: the request.
-        source: what to read.
+        source: the stream to read.
         after: the position before the chunk.
         chunk: the data.
         headers: more headers.
@@ -87,7 +87,7 @@ def data_response(
     response = HttpResponse(
         headers={
             "Content-Type": source.content_type,
-            # The data are those of a user. The browser may keep them, and asks each time whether there are more.
+            # The data belong to a user. The browser may keep them, and asks each time whether there are more.
             "Cache-Control": "private, no-cache",
             "ETag": tag,
             **position_headers(source, chunk),
@@ -103,7 +103,7 @@ def data_response(
 
 
 def position_headers(source: Source, chunk: Chunk) -> dict[str, str]:
-    """Return the headers that say how far a chunk of data goes."""
+    """Return the headers with the offset after a chunk of data, and with the state of the stream at this offset."""
     headers = {NEXT_OFFSET: source.offset(chunk.end)}
     if chunk.up_to_date:
         headers[UP_TO_DATE] = "true"
@@ -120,7 +120,7 @@ async def respond(
     Args:
         request: the request.
         visitor: the user who reads.
-        source: what to read.
+        source: the stream to read.
         after: the position before the data; None for the end of the stream.
         times: says how long a live response lasts.
     """
@@ -146,10 +146,10 @@ async def respond(
 async def follow(
     source: Source, scope: Mapping[str, Any], after: int, *, until: float, silence: float
 ) -> AsyncGenerator[Chunk | None, None]:
-    """Yield new data of a stream. Yield None if there are none for a while. The last chunk is closed.
+    """Yield new data of a stream. Yield None if there are none for a while. In the last chunk, `closed` is true.
 
     Args:
-        source: what to read.
+        source: the stream to read.
         scope: the ASGI scope of the request.
         after: the position before the new data.
         until: the time, by the clock of the event loop, at which to stop.
@@ -186,7 +186,7 @@ async def wait_for_data(
     Args:
         request: the request.
         visitor: the user who reads.
-        source: what to read.
+        source: the stream to read.
         chunk: the data that the stream has after the offset of the request.
         seconds: how long to wait for data if there are none.
     """
@@ -222,7 +222,7 @@ def stream_data(
     Args:
         request: the request.
         visitor: the user who reads.
-        source: what to read.
+        source: the stream to read.
         chunk: the data that the stream has after the offset of the request.
         seconds: how long the response lasts.
     """

@@ -29,7 +29,7 @@ SSE: Final = "sse"
 #: The parts of paths that cannot be parts of names. The protocol reserves the first one.
 RESERVED: Final = frozenset(("__ds", ".", ".."))
 
-#: The maximum of the numbers of producers, which JavaScript can represent exactly.
+#: The maximum epoch and sequence number of a producer. JavaScript can represent them exactly.
 MAX_NUMBER: Final = 2**53 - 1
 _NUMBER: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,14}", re.ASCII)
@@ -58,7 +58,7 @@ def check_name(name: str) -> None:
 
 
 def parse_creation(request: HttpRequest) -> Creation:
-    """Return what a request to create a stream asks for. The default of the content type is that of a fork's source.
+    """Return what a request to create a stream asks for. By default, a fork has the content type of its source.
 
     Raises:
         Refusal: a header is not valid.
@@ -100,7 +100,7 @@ def parse_fork(request: HttpRequest, name: str) -> Fork | None:
         raise invalid("The header Stream-Fork-Sub-Offset must be a number, without a sign or leading zeros.")
     if not source:
         return None
-    # The path is that of the server, or begins where the names of streams begin.
+    # The header has the path of a URL of this server, or only the name of a stream after a slash.
     source = unquote(source).removeprefix(request.path.removesuffix(name)).removeprefix("/")
     check_name(source)
     return Fork(source, offset, int(size or 0))

@@ -1,4 +1,4 @@
-"""What the readers of durable streams read: a stream that clients write, or the events of a run."""
+"""The sources of the readers of durable streams: a stream that clients write, or the events of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BEGINNING: Final = -1
 
 
 class Source(ABC):
-    """What a request reads. A position is the number of the last entry before it."""
+    """The stream that a request reads. A position is the number of the last entry before it."""
 
     #: The content type of the data.
     content_type: str
@@ -116,7 +116,7 @@ class StreamSource(Source):
 
 
 class RunSource(Source):
-    """The events of a run. What is read from the beginning starts with a snapshot.
+    """The events of a run. A reader from the beginning first gets a snapshot.
 
     Args:
         run: the run.
@@ -145,7 +145,7 @@ class RunSource(Source):
             ended = snapshot.data["status"] not in ("queued", "running")
         page = await self._page(after)
         if epoch is not None and epoch != page.epoch:
-            # The store has lost the epoch of the snapshot. All events of the new one are later.
+            # The store has lost the epoch of the snapshot. All events of the new epoch are later.
             after = 0
             page = await self._page(after)
         self._check(page, after)
@@ -168,7 +168,7 @@ class RunSource(Source):
         """Check that a page continues at a position.
 
         Raises:
-            Trimmed: it does not.
+            Trimmed: the page begins elsewhere.
         """
         before = self.generation
         self._adopt(page)
@@ -181,7 +181,7 @@ class RunSource(Source):
         self.generation = hashlib.sha256(page.epoch.encode()).hexdigest()[:16] if page.epoch else ANY_GENERATION
 
     async def _has_ended(self, page: StreamPage, end: int) -> bool:
-        """Return whether the last event of a stream says that the run has ended, and whether it has."""
+        """Return whether the run has ended, and the last event of its stream says so."""
         last = page.entries[-1] if page.entries else None
         if last is None and end > 0:
             last = next(iter((await self._page(end - 1, limit=1)).entries), None)
