@@ -150,7 +150,7 @@ async def abroadcast_batch(
 
 @sync_only("aposition")
 def position(stream: str) -> PagePosition:
-    """Return the position of a stream's newest message, or `("", 0)` if the stream never had a message.
+    """Return the position of a stream's newest message, or `("", 0)` if the store does not know the stream.
 
     A view calls this *before* it reads the data of the web page, and passes the position to the client in that page.
     The client then receives exactly the messages after this position (see Pages: The position comes first). With the

@@ -48,7 +48,7 @@ def channel_prefix(stream: str) -> str:
 
 
 class ChannelPresence:
-    """Lets a channel's handlers join and leave presence, through the attribute `presence` of the channel."""
+    """Lets handlers make the client a member of the presence stream, or remove it (see `Channel.presence`)."""
 
     __slots__ = ("_channel",)
 
@@ -56,7 +56,7 @@ class ChannelPresence:
         self._channel = channel
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
-        """Join the subscription's presence stream as a member.
+        """Make the client a member of the subscription's presence stream.
 
         Args:
             id: the id of the member. It is converted to a string, which may have up to 255 printable characters.
@@ -76,7 +76,7 @@ class ChannelPresence:
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(encoded)))
 
     def leave(self) -> None:
-        """Leave presence. Nothing happens if the subscription has not joined."""
+        """Remove the client from presence. Nothing happens if it has not joined in this subscription."""
         self._channel.reply.presence.append(PresenceLeave())
 
 
@@ -212,7 +212,7 @@ class Channel:
 
     @property
     def presence(self) -> ChannelPresence:
-        """The object by which handlers join and leave presence."""
+        """The object with which handlers make the client a member of the presence stream, or remove it."""
         return ChannelPresence(self)
 
     def stream_from(
@@ -333,7 +333,7 @@ class Channel:
 
     @classmethod
     def is_registered(cls) -> bool:
-        """Return whether clients can subscribe to a channel with this name."""
+        """Return whether clients can subscribe to a channel with the name of this class."""
         return bool(registry.get(cls.name))
 
     @classmethod

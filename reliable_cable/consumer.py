@@ -88,8 +88,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     _rejection: DisconnectReason | None = None
     #: Whether the client was accepted after `connect`.
     _accepted = False
-    #: A future that is completed after the welcome. Its result is the context in which messages from the channel layer
-    #: are handled. Earlier messages wait for it.
+    #: A future that is completed after the welcome; None without a channel layer. Its result is the context in which
+    #: messages from the channel layer are handled. Messages that arrive earlier wait for it.
     _connected: asyncio.Future[Context] | None = None
 
     def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:
@@ -113,7 +113,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     @property
     def session(self) -> Connection | None:
-        """The connection; None until the client has been welcomed."""
+        """The connection; None until the client has been welcomed, and after the connection has ended."""
         return self._session
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
@@ -142,8 +142,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
         Override this with a generator method that is decorated with `contextmanager` or `asynccontextmanager`. The
         manager is entered once for a handler and the check before it (`before_subscribe` or `before_action`). It is
-        also entered for `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer, and checks
-        of logins. `connect` runs without the manager, and may set attributes that the manager uses.
+        also entered for `snapshot`, `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer,
+        and checks of logins. `connect` runs without the manager, and may set attributes that the manager uses.
 
         For a sync handler, a sync manager runs in the thread of the handler. So it can change the thread's database
         connections and undo the change. For an async handler, a sync manager runs on the event loop. An async manager

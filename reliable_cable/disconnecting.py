@@ -91,7 +91,7 @@ class NamedChannel(Protocol):
         """The name of the channel for clients."""
 
     def is_registered(self) -> bool:
-        """Return whether clients can subscribe to a channel with this name."""
+        """Return whether clients can subscribe to a channel with the name of this class."""
 
 
 @sync_only("arevoke")
@@ -106,8 +106,9 @@ def revoke(
     """End subscriptions in all server processes, as in `revoke(user=user, channel=ChatChannel)`.
 
     This ends all subscriptions to a channel, or all subscriptions that receive a stream. If identifiers are given, only
-    subscriptions of connections with these identifiers end. Their clients receive the reason. Clients of the extended
-    protocol must then reconnect. When a client subscribes again, `subscribed` of the channel decides.
+    subscriptions of connections with these identifiers end. The clients of ended subscriptions receive the reason.
+    Clients of the extended protocol must then reconnect. When a client subscribes again, `subscribed` of the channel
+    decides.
 
     Sessions of clients that are not connected now will be restored without these subscriptions. A subscription is not
     ended if its `subscribed` was called after this function.
@@ -220,7 +221,7 @@ class _Disconnect:
         self._reconnect = reconnect
         self._engine = get_engine()
         self._at: float | None = None
-        #: The error of the last attempt in the background.
+        #: The error of the last attempt in the background that failed; None if none has failed.
         self.error: Exception | None = None
 
     def store(self) -> None:
@@ -287,7 +288,7 @@ class _Revoke(_Disconnect):
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until one fails. Return the disconnects that were not stored, the failed one as the last."""
+    """Store disconnects until a store fails. Return the disconnects to retry, the failed one as the last."""
     for number, call in enumerate(calls):
         try:
             call.store()

@@ -43,7 +43,7 @@ class PayloadTooLarge(InvalidPayload):
 
 
 class InvalidOption(BroadcastError, ValueError):
-    """Raised if the options of a call contradict each other, or cannot be used with the stream."""
+    """Raised if an option of a call is not valid, contradicts another option, or cannot be used with the stream."""
 
 
 class InvalidIdentifier(CableError, ValueError):

@@ -1,7 +1,8 @@
 """Receivers of the signals that Django sends when a login may have ended.
 
-Each receiver sends one control message after the commit. The hubs of the server processes then check the logins of the
-user, or close the connections of the Django session. Other changes are found by the regular checks (hub.login_checks).
+Each receiver sends at most one control message, after the commit. The hubs of the server processes then check the
+logins of the user, or close the connections of the Django session. Other changes are found by the regular checks
+(hub.login_checks).
 
 After a logout, `disconnecting.disconnect_logged_out` also closes all connections that are identified by the user.
 
@@ -69,7 +70,7 @@ def end_logged_out_session(sender: object, request: Any = None, **kwargs: Any) -
 def check_saved_user(
     sender: object, instance: Any, created: bool = False, update_fields: Collection[str] | None = None, **kwargs: Any
 ) -> None:
-    """Request a check of a saved user's logins, if the password has changed or the user is not active.
+    """Request a check of a saved user's logins, if the password may have changed or the user is not active.
 
     Other changes cause no message, because a project may save the user in every request.
     """

@@ -218,9 +218,10 @@ def _with_users(sessions: Iterable[tuple[str, Any]]) -> dict[str, str | Exceptio
 
 
 def _find_users(wanted: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
-    """Return the user for each pair of an authentication backend's path and a user's id. Missing users are left out.
+    """Return the user for each pair of an authentication backend's path and a user's id.
 
-    If a user could not be looked up, the value is the error.
+    A user that does not exist or may not log in is left out, or the value is None. If a user could not be looked up,
+    the value is the error.
     """
     ids: dict[str, list[str]] = {}
     for path, id_ in wanted:

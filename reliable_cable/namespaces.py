@@ -18,8 +18,8 @@ from .exceptions import BroadcastError
 #: The maximum number of characters of a namespace.
 MAX_LENGTH: Final = 100
 
-#: The key under which the scope of a connection may contain its namespace. The view of an HTTP request sets it, where
-#: the namespace is known already.
+#: The key under which an ASGI scope may contain the namespace. The HTTP endpoints of runs add this key after they have
+#: found the namespace of a request.
 SCOPE_KEY: Final = "reliable_cable.namespace"
 
 #: The namespace of the connection whose handler is running.

@@ -74,7 +74,8 @@ class TurboStreamsChannel(Channel):
 def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
     """Return the name and the position in the param `signed_stream_name` of a channel.
 
-    If the signature or the namespace is wrong, the name is None or `""`. The position is None if there is none.
+    If the signature or the namespace is wrong, the name is None or `""`. The position is None if the signed name
+    contains none.
     """
     signed = channel.params.get("signed_stream_name")
     name, at = (verify_signed_stream(signed) if isinstance(signed, str) else None) or ("", None)

@@ -4,7 +4,7 @@ Receivers of the presence signals run in a thread of the handler pool, one event
 process only: in the process whose client has joined or left, or in the process that has removed a member whose client
 disappeared.
 
-An event is not sent if this process dies, if the response of the store is lost, or if too many events are waiting for
+An event is not sent if that process dies, if the response of the store is lost, or if too many events are waiting for
 slow receivers. After Redis has lost its latest data, `presence_left` may be sent twice. So use `presence_for` to find
 out who is present.
 """

@@ -77,7 +77,7 @@ def broadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptio
         The position of the message; None if it is transient, or will be sent after a commit.
 
     Raises:
-        CableError: as for `broadcast_template`, or because the options contain no target or no content.
+        CableError: as for `broadcast_template`, or because the target or the content is missing or given twice.
     """
     return _broadcast("append", ContentOptions, streamables, options).send()
 

@@ -44,7 +44,8 @@ class CableHTTP:
 
     Raises:
         TypeError: the application or the consumer cannot be called, or a path is neither a string nor None.
-        ValueError: a path does not begin with a slash, contains a character that cannot be in it, or is used twice.
+        ValueError: a path does not begin with a slash, contains a character that cannot be in it, or is used twice; or
+            the path of `presence` does not contain `<stream>` once.
     """
 
     def __init__(

@@ -23,7 +23,10 @@ _OTHER_SITES: Final = (b"cross-site", b"same-site")
 
 
 def cors_headers(scope: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers that let a web page read the response, if `CORS_ORIGINS` allows the origin of the page."""
+    """Return the CORS headers of a response. A web page can read the response if `CORS_ORIGINS` allows its origin.
+
+    If the origin is not allowed, the result is empty or has only the header `Vary`.
+    """
     allowed = get_settings().cors_origins
     if not allowed:
         return {}
@@ -77,8 +80,8 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         headers: the result of `cors_headers`.
 
     Raises:
-        Refusal: the request has the cookies of the page's visitor, but no `Origin`, as requests for images do. The page
-            could not read the response, but the visitor would join presence as a member.
+        Refusal: the request has the cookies of the page's visitor, but no `Origin`, like a request for an image. The
+            page could not read the response, but a subscription could make the visitor a member in presence.
     """
     if dict(scope["headers"]).get(b"sec-fetch-site") not in _OTHER_SITES:
         return
@@ -93,11 +96,11 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
 
 
 def check_origin_of_cookies(scope: Mapping[str, Any]) -> None:
-    """Check a request that changes nothing, and whose user the cookies have authenticated.
+    """Check the origin of a request that changes nothing. A request without cookies needs no check.
 
     Raises:
-        Refusal: the request comes from a page of an origin that may not use the cookies of its visitor, although
-            `CORS_ORIGINS` may let it read responses.
+        Refusal: the request has cookies, and comes from a page whose origin may not use them. `CORS_ORIGINS` may
+            nevertheless let the page read responses.
     """
     if _has(scope, b"cookie") and not is_allowed(scope, None, tenants=get_settings().namespace is not None):
         problem = "Requests with cookies need the origin in CSRF_TRUSTED_ORIGINS. Or send a token instead of cookies."

@@ -117,7 +117,8 @@ class Drain:
 def server_grace() -> float | None:
     """Return how long, in seconds, the server of this process is configured to wait for requests when it stops.
 
-    The server is found by its signal handler. Return None if it is neither daphne nor uvicorn, or is being drained.
+    The server is found by its signal handler. Return None if it is neither daphne nor uvicorn, or if a `Drain` has
+    already replaced the handler.
     """
     handler = signal.getsignal(signal.SIGTERM)
     package = (getattr(handler, "__module__", None) or "").partition(".")[0]

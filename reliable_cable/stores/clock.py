@@ -38,9 +38,9 @@ IDLE_TIME: Final = 600.0
 class StoreClock:
     """Returns the time by a store's clock, without a request to the store for each call.
 
-    It measures the offset between the store's clock and this process's monotonic clock. If the measurement is at most
-    `MAX_AGE` seconds old, the returned time is never later than the store's time. It may be earlier, by at most the
-    round-trip time of the measurement, or by less if an earlier measurement had a shorter round trip.
+    It measures the difference between the store's clock and this process's monotonic clock. If the measurement is at
+    most `MAX_AGE` seconds old, the returned time is never later than the store's time. It may be earlier, by at most
+    the round-trip time of the measurement, or by less if an earlier measurement had a shorter round trip.
 
     If the measurement is older, the time is estimated from it, and `MARGIN` is subtracted. Before the first
     measurement, the time is estimated from this host's clock. If the store itself uses this host's clock, nothing is
@@ -69,7 +69,8 @@ class StoreClock:
         self._threads = threads
         self._monotonic = monotonic
         self._host = host
-        #: The offset to add to the monotonic clock, and the monotonic time at which it was measured.
+        #: The seconds to add to the monotonic clock, and the monotonic time of the measurement; None before the first
+        #: measurement.
         self._measured: tuple[float, float] | None = None
         self._used_at = 0.0
         #: The number of event loops on which `keep` is running.
@@ -114,7 +115,7 @@ class StoreClock:
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
-        """Measure the offset of the store's clock.
+        """Measure the difference between the store's clock and the monotonic clock.
 
         Raises:
             StoreError: the store could not be reached.

@@ -57,7 +57,7 @@ class Engine:
 
     @property
     def may_block(self) -> bool:
-        """Whether a store may block for seconds. If so, sync code uses a thread for calls that return no result."""
+        """Whether sync code makes calls without a result in a thread, because a remote store may block for seconds."""
         remote = self.streams.is_remote or self.sessions.is_remote
         return remote and self.streams.settings.handler_threads > 0
 

@@ -17,8 +17,9 @@ MAX_BUCKETS: Final = 10_000
 class MemoryBuckets(Buckets):
     """Stores buckets in the memory of this process.
 
-    Each call of `atake` removes the least recently used bucket as long as this bucket is full, or there are more than
-    `MAX_BUCKETS` buckets. The removal of a full bucket changes nothing, because a new bucket is full, too.
+    Each call of `atake` removes full buckets, the least recently used one first, until it finds a bucket that is not
+    full. If more than `MAX_BUCKETS` buckets remain, the least recently used ones are removed, too. The removal of a
+    full bucket changes nothing, because a new bucket is full.
 
     Args:
         clock: a function that returns the time of a monotonic clock, in seconds.

@@ -69,7 +69,10 @@ class _WriteQueue:
 
     @contextmanager
     def wait(self, timeout: float) -> Iterator[None]:
-        """Return a context that waits for the queue's lock. After `timeout` seconds, it continues without the lock."""
+        """Return a context manager that holds the queue's lock.
+
+        If the lock is not free within `timeout` seconds, the block runs without it.
+        """
         thread = threading.get_ident()
         if self._owner == thread:
             # This thread already holds the lock, because an `on_commit` hook of its last write makes this call.
@@ -320,7 +323,10 @@ def _with_short_wait(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _with_write_lock(connection: Any) -> Iterator[None]:
-    """Return a context. A transaction that begins in it takes SQLite's write lock, or fails after `LOCK_TIMEOUT`."""
+    """Return a context manager. On SQLite, a transaction that begins in its block first takes the write lock.
+
+    If the lock is not free within `LOCK_TIMEOUT` milliseconds, the transaction fails.
+    """
     if connection.vendor != "sqlite":
         yield
         return

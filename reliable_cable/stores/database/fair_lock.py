@@ -19,7 +19,10 @@ class FairLock:
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Return a context that waits up to `timeout` seconds for the lock. It yields whether the lock was granted."""
+        """Return a context manager that waits up to `timeout` seconds for the lock.
+
+        Its value is whether the lock was granted. If not, the block runs without the lock.
+        """
         granted = threading.Event()
         with self._mutex:
             self._queue[granted] = None

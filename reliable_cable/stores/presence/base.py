@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 from reliable_cable.stores.base import Listener, Store, async_twin
 
 #: How long, in seconds, a client may be unreachable before the server closes its connection. Its session can then be
-#: restored for `sessions_ttl` seconds. Leaves are remembered for both times together, so that a client whose session is
-#: restored can be sent all leaves that it missed.
+#: restored for `sessions_ttl` seconds. Leaves are remembered for the sum of both times, so that a client whose session
+#: is restored can be sent all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
 #: If no process has called `expire` for PRESENCE_TTL times this number, the store assumes an outage. The number must be
@@ -43,8 +43,8 @@ class PresenceInfo:
     Args:
         total: the number of members.
         records: the infos of the members by id, in the order of their joins; None if only the total was requested.
-        incarnation: the incarnation of the stream's presence data. If it has changed, the store has lost data. It is
-            `""` if the store has no data of the stream.
+        incarnation: the incarnation of the stream's presence data. If it has changed, the store has lost data. It may
+            be `""` if the store has no data of the stream.
     """
 
     total: int
@@ -61,7 +61,7 @@ class Member:
         session: the key of the session.
         id: the id of the member.
         info: the info of the session.
-        joined: whether the session has joined before, so that the store should already have the session.
+        joined: whether the session has joined before. If so, the store should already have it.
         replaces: the key of the client's former session; `""` if there is none. If that session has the same member id,
             the new session takes its place in the order of joins, and the former session ends.
     """

@@ -232,7 +232,7 @@ class RedisClient:
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Return a context that raises `TimeoutError` if it takes longer than `seconds`."""
+        """Return a context manager that raises `TimeoutError` if its block takes longer than `seconds`."""
         return asyncio.timeout(seconds)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
@@ -330,7 +330,7 @@ class BlockingClient(RedisClient):
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Return a context without a timeout, because each call has the timeout of its connection."""
+        """Return a context manager that does nothing, because each call has the timeout of its connection."""
         return nullcontext()
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:

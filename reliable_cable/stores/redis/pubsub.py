@@ -146,7 +146,7 @@ class PubSub:
         except TimeoutError:
             await connection.disconnect(nowait=True)
         except CONNECTION_ERRORS:
-            pass  # `_serve` receives the same error, and reconnects
+            pass  # `_serve` fails with the same error, and `_keep_connected` reconnects
         finally:
             self._fences.pop(payload, None)
 
@@ -171,7 +171,7 @@ class PubSub:
             if names:  # the list is empty if `unsubscribe` was called in the meantime
                 await cancellable(connection.send_command(command, *names, check_health=False))
         except CONNECTION_ERRORS:
-            pass  # `_serve` receives the same error, and reconnects
+            pass  # `_serve` fails with the same error, and `_keep_connected` reconnects
 
     async def _keep_connected(self) -> None:
         delay = MIN_RETRY_DELAY

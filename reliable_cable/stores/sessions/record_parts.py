@@ -54,7 +54,7 @@ class RecordParts:
 
     @classmethod
     def of(cls, record: SessionRecord, list_key: str = "") -> Self | None:
-        """Encode a record. Return None if it has no list with items.
+        """Encode a record. Return None if it has neither a list with the key `list_key` nor a list with items.
 
         Args:
             record: the record to encode.

@@ -2,7 +2,8 @@
 
 A *lineage* is the name of an unbroken data set (see stores/database/server.py). After a failover or a restore, the
 database has another lineage. The table `Lineage` contains the time at which each lineage was first seen, or at which
-`renew` was last called for it. Messages from before the time of the current lineage may be lost, even whole streams.
+`renew` was last called for it. The first lineage has the time 0 until `renew` is called. Messages from before the time
+of the current lineage may be lost, even whole streams.
 """
 
 from django.db.models import FloatField, Value
