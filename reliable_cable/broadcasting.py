@@ -117,8 +117,9 @@ def broadcast_batch(
 ) -> list[StreamPosition | None]:
     """Broadcast several messages.
 
-    First, the messages of streams with a history are stored, in the given order. Either all of them are stored, or
-    none. Then the transient messages are sent, in the given order. The options are those of `broadcast`.
+    First, the messages are stored, in the given order, except for transient messages and messages of streams without a
+    history. Either all of them are stored, or none. Then the other messages are sent, in the given order. The options
+    are those of `broadcast`.
 
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
@@ -178,7 +179,10 @@ async def aposition(stream: str) -> PagePosition:
 
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
-    """Return the position of a stream's newest message, as found by a read. The stream may not exist."""
+    """Return the position of the newest message in the state of a stream, which a read has returned.
+
+    If the stream does not exist, the position contains the beginning of its first epoch (see `beginning_of`).
+    """
     return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else beginning_of(page.lineage).epoch)
 
 
@@ -188,7 +192,7 @@ def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEnt
 
     Args:
         stream: the stream's name.
-        limit: the maximum number of messages to return.
+        limit: the maximum number of messages to return. If there are more, the oldest ones are returned.
         after: an offset. Only messages with greater offsets are returned.
 
     Raises:
@@ -224,7 +228,7 @@ def forget(stream: str, *, using: str | None = None) -> None:
         AsyncContextError: an event loop runs in this thread. Use `aforget`.
         InvalidStreamName: the name is not valid.
         InvalidOption: `using` names no database.
-        BroadcastError: autocommit is off on a database, so that Django does not call functions after a commit.
+        BroadcastError: autocommit is off on a database. Django then calls no functions after a commit.
         StoreError: the store could not be changed.
     """
     store, name, forget_on_commit = _prepare_forget(stream, using)
@@ -240,7 +244,7 @@ async def aforget(stream: str, *, using: str | None = None) -> None:
 
 
 def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, on_commit.Schedule]:
-    """Check the arguments. Return the store, the full name of the stream, and a function for `defer_to_commit`."""
+    """Check the arguments. Return the store, the stream's name with its namespace, and the function to defer."""
     on_commit.check_using(using)
     name = resolve_stream(stream)
     store = get_engine().streams

@@ -223,7 +223,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is None:
                 return
             connection = self._session = commands.connection
-            # This lets a broadcast with `to_others` in a handler exclude this client.
+            # Because of this, a broadcast with `to_others` in a handler excludes this client.
             connection.context.run(set_socket_id, connection.sid)
             if self._connected is not None:
                 self._connected.set_result(copy_context())

@@ -45,7 +45,7 @@ def row_name(instance: Any) -> str:
 def root_label(meta: Any) -> str:
     """Return the label, such as `auth.user`, of a model's topmost parent in multi-table inheritance.
 
-    A parent and its children have the same primary keys.
+    The rows of a parent and of its child that represent the same object have the same primary key.
     """
     meta = meta.concrete_model._meta
     while (link := meta.pk.remote_field) is not None and link.parent_link:
@@ -62,7 +62,7 @@ def is_row(value: Any) -> bool:
 def identify(value: Any) -> str:
     """Return the string for the value of an identifier. It is `""` for None and for anonymous users.
 
-    With multi-table inheritance, a child has the same string as its parent, because both are the same user.
+    With multi-table inheritance, a child has the same string as its parent, because both represent the same object.
     """
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""

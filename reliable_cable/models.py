@@ -12,13 +12,14 @@ class Stream(models.Model):
 
     name = models.CharField(max_length=255, unique=True)
     epoch = models.CharField(max_length=32)
-    #: The offset of the newest entry; 0 if the stream never had an entry.
+    #: The offset of the newest entry of the epoch; 0 if the epoch has had no entry.
     tail = models.BigIntegerField(default=0)
     #: The offset of the oldest stored entry; `tail + 1` if no entry is stored.
     low = models.BigIntegerField(default=1)
-    #: The time of the newest entry. The next entry never gets an earlier time.
+    #: The time of the newest entry, or of the call that began the epoch. The next entry never gets an earlier time.
     tail_at = models.FloatField(default=0)
-    #: The time of the newest entry that was trimmed. The messages since an earlier time are incomplete.
+    #: The time of the newest entry that was trimmed. Not all messages since this time, or since an earlier time, are
+    #: still stored.
     trimmed_at = models.FloatField(default=0)
     #: The lineage (see `Lineage`) that the database had when the epoch began; "" if it is unknown. The column has a
     #: default in the database, so that servers of the previous release can insert rows during a rolling upgrade.

@@ -1,4 +1,4 @@
-"""`state`, which declares attributes of channels whose values are restored with the session."""
+"""`state`, which declares attributes of channels. Their values are restored with the session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class HasState(Protocol):
 
 
 class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields do
-    """Declares an attribute of a channel whose value is restored with the session, as in `count = state(default=0)`.
+    """Declares an attribute of a channel, as in `count = state(default=0)`. Its value is restored with the session.
 
     The value must be a JSON value.
     """

@@ -12,7 +12,7 @@ from reliable_cable.protocol.constants import WRONG_ORIGIN
 
 from .core import Refusal, Response
 
-#: The headers of the response to a preflight request of a page that may read.
+#: The headers of the response to a preflight request of a page that may read responses.
 PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST",
     "Access-Control-Allow-Headers": "Cache-Control, Content-Type, Last-Event-ID, X-JID",
@@ -81,7 +81,7 @@ def check_site(scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
 
     Raises:
         Refusal: the request has the cookies of the page's visitor, but no `Origin`, like a request for an image. The
-            page could not read the response, but a subscription could make the visitor a member in presence.
+            page could not read the response, but a subscription could make the visitor a member of a stream.
     """
     if dict(scope["headers"]).get(b"sec-fetch-site") not in _OTHER_SITES:
         return

@@ -70,9 +70,9 @@ class Transport:
     def pause_reading(self) -> None:
         """Stop reading frames until `resume_reading` is called.
 
-        While reading is paused, call this method again every few seconds. Each call prevents the server from closing
-        the connection because of a missing answer to the server's own ping, which cannot be read now. This base class
-        does nothing, because most servers stop reading while `receive` is not awaited.
+        While reading is paused, call this method again every few seconds. Each call postpones the end of the server's
+        time limit for the answer to its own ping, because the answer cannot be read now. This base class does nothing,
+        because most servers stop reading while `receive` is not awaited.
         """
 
     def resume_reading(self) -> None:

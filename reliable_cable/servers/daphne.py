@@ -24,7 +24,7 @@ from .limits import READ_SIZE
 
 @implementer(IPushProducer)
 class BufferObserver:
-    """A producer that is called by Twisted's transport when its buffer is full, and when the buffer has room again."""
+    """A producer that Twisted's transport calls when the transport's buffer is full, and when it has room again."""
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.pauseProducing = pause
@@ -124,7 +124,7 @@ def write_directly(transport: Any, send: Callable[[bytes], int], frame: bytes) -
         send: the method `send` of the transport's socket.
         frame: the bytes to write.
     """
-    # Both buffers are private attributes. Tests in tests/unit/test_servers.py fail if Twisted changes them.
+    # Both buffers are internals of Twisted. Tests in tests/unit/test_servers.py fail if Twisted changes them.
     if transport._tempDataBuffer or transport.dataBuffer:
         transport.write(frame)
         return

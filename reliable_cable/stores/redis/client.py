@@ -67,10 +67,10 @@ class _Placeholder:
     """An argument of a script whose value is unknown until the script is sent."""
 
 
-#: The lineage of the connection's data (see lineage.py). It can only be the first argument.
+#: A placeholder for the lineage of the connection's data (see lineage.py). It can only be the first argument.
 LINEAGE: Final = _Placeholder()
-#: A random token. It can only be the second argument, after `LINEAGE`. Each attempt gets a new token, because a former
-#: attempt whose reply was lost may have used its token for data that a failover has replaced.
+#: A placeholder for a random token. It can only be the second argument, after `LINEAGE`. Each attempt gets a new token,
+#: because a former attempt whose reply was lost may have used its token for data that a failover has replaced.
 NEW_TOKEN: Final = _Placeholder()
 
 Argument = str | int | float | bytes | _Placeholder
@@ -97,7 +97,7 @@ class RedisUnavailable(StoreError):
 
     Args:
         message: the error message.
-        sent: whether any of the calls may have been executed.
+        sent: whether at least one of the calls may have been executed.
     """
 
     def __init__(self, message: str, *, sent: bool) -> None:

@@ -25,8 +25,8 @@ from .scripts import script_text
 MAX_CONNECTION_AGE: Final = 60.0
 #: The minimum time, in seconds, before a script checks again whether the server was demoted or promoted.
 CHECK_INTERVAL: Final = 1.0
-#: The minimum time, in seconds, before a refused command causes all connections to be reopened again. A new lineage
-#: causes this at any time.
+#: The minimum time, in seconds, between two refused commands that cause all connections to be reopened. A command that
+#: is refused because of a new lineage causes this at any time.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, Redis keeps the lineage record after its last use. This is longer than the TTL of all data that
 #: are bound to a lineage.

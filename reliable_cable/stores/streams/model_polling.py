@@ -76,7 +76,7 @@ class Poll:
 
     Args:
         tails: the positions of the streams that exist.
-        transients: the transient messages of other processes.
+        transients: the new transient messages of other processes.
         pending: the names of streams with messages in the outbox.
     """
 

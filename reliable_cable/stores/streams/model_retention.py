@@ -70,9 +70,9 @@ class Retention:
     def has_grown(self, stream: Stream, tail: int) -> bool:
         """Return whether a stream must be trimmed after an append.
 
-        A stream beyond its history size is trimmed whenever its tail reaches a multiple of a step, which is `TRIM_STEP`
-        or, for a large stream, more. If trims depended only on the number of stored entries, each append in a burst
-        would cause a trim that deletes nothing, because young entries are not deleted.
+        A stream beyond its history size is trimmed whenever its tail reaches or passes a multiple of a step. The step
+        is `TRIM_STEP`, or more for a large stream. If trims depended only on the number of stored entries, each append
+        in a burst would cause a trim that deletes nothing, because young entries are not deleted.
 
         Args:
             stream: the stream's row after the append.
