@@ -111,7 +111,8 @@ def revoke(
     decides.
 
     Sessions of clients that are not connected now will be restored without these subscriptions. A subscription is not
-    ended if its `subscribed` was called after this function.
+    ended if its `subscribed` was called more than one second after this function. Clocks are not exact, so within this
+    second, a new subscription may be ended and made again.
 
     Inside transactions, the subscriptions are ended after all of the transactions have committed. If a store fails
     after the commit, the revocation is retried in the background until it succeeds.
@@ -213,7 +214,7 @@ class _Disconnect:
     """A call to `disconnect` in the current namespace, and its retries.
 
     The time of a disconnect is the time at which the session store was first changed. Retries use the same time. So
-    they do not close connections that were opened later.
+    they do not close connections that were opened more than `CLOCK_MARGIN` seconds later.
     """
 
     def __init__(self, condition: Identity, *, reconnect: bool) -> None:

@@ -92,9 +92,10 @@ class SessionStore(Store):
 
     @abstractmethod
     def revoke(self, condition: Identity) -> float:
-        """Revoke the sessions that match a condition, if their connections were authenticated before this call.
+        """Revoke the sessions that match a condition. This includes sessions whose records are saved after this call.
 
-        This includes sessions whose records are saved after this call.
+        A session is revoked if its connection was authenticated before this call, or up to `CLOCK_MARGIN` seconds after
+        it.
 
         Args:
             condition: the identifiers that a session's identity must have. There must be at least one.
