@@ -8,7 +8,7 @@ import uuid
 from .cable import post_message
 from .models import Room
 
-#: The maximum number of messages that a page can request at once.
+#: The maximum number of messages that a page can make the robot send at once.
 MAX_LINES = 500
 
 

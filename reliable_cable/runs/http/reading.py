@@ -70,7 +70,7 @@ class RunConsumer(CableConsumer):
 
 
 class ReaderTransport(Transport):
-    """The transport of a connection without a WebSocket. It subscribes to a channel, and queues the events for the reader.
+    """The transport of a connection without a WebSocket. It subscribes to a channel, and queues the events.
 
     Args:
         channel: the name of the channel to which the client subscribes.

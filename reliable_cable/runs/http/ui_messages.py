@@ -10,7 +10,7 @@ The client works by these rules, which the protocol only implies:
 - A result of a tool must follow the call. A result without a call makes the client fail.
 - The metadata of a message has the status of the run only if the run has ended. So the client knows whether a message
   is the whole answer.
-- A step ends after results of tools. Without steps, some clients would send a request for an answer to the last results.
+- A step ends after results of tools. Without steps, some clients request another answer to the last results.
 - A tool that runs on the server is marked as executed by the provider. Without this mark, the client would run the
   tool, too.
 """
