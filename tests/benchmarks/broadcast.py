@@ -51,7 +51,7 @@ def measure(url: str) -> dict[str, float]:
     """Return how long each call takes, in microseconds: the median of rounds in which all calls are measured.
 
     Args:
-        url: the URL of the Redis, which is also in `RELIABLE_CABLE`.
+        url: the URL of the Redis server, which is also in `RELIABLE_CABLE`.
     """
     store = get_engine().streams
     assert isinstance(store, RedisStreamStore)

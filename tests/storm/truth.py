@@ -66,7 +66,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A client has reconnected."""
+    """A client has connected, for the first time or again."""
 
     at: float
 
