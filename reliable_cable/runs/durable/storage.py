@@ -90,7 +90,7 @@ def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -
         renew: whether to move the time at which the stream expires.
 
     Raises:
-        NotFound, Forbidden, Gone: the user may not use the stream.
+        NotFound, Forbidden, Gone: the user cannot use the stream (see these exceptions).
     """
     rules = durable_streams()
     row = None
@@ -142,7 +142,7 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
 
 
 def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
-    """Return the row of a new stream, which is not saved.
+    """Delete some expired streams. Then return an unsaved row for a new stream.
 
     Raises:
         NotFound, TooManyStreams, NotDurable: see `create`.
