@@ -91,7 +91,7 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
 
 
 def html_stream(room: Room, kind: str) -> str:
-    """Return the name of a room's stream whose messages are HTML.
+    """Return the name of the stream with the messages of a room as HTML.
 
     Args:
         room: the room.

@@ -1,4 +1,4 @@
-"""A robot that sends messages. If a page is offline meanwhile, it misses messages, and catches up later."""
+"""A robot that sends messages. A page that is offline at that time receives them after it has reconnected."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def begin_attempt(run: uuid.UUID | str) -> Attempt:
             attempt = attempt or Attempt(Run.objects.get(pk=run))
             attempt.begin()
         except Exception as error:
-            # A transaction cannot go on after an error.
+            # After an error, a transaction cannot execute further statements.
             in_transaction = connections[router.db_for_write(Run)].in_atomic_block
             if in_transaction or not _may_pass(error) or time.monotonic() > until:
                 raise

@@ -70,7 +70,7 @@ class DurableStream(models.Model):
     producers = models.JSONField(default=dict, blank=True, editable=False)
     #: The producer, epoch and sequence number of the request that closed the stream.
     closed_by = models.JSONField(null=True, blank=True, editable=False)
-    #: The stream from which this one was forked, as long as its row exists.
+    #: The stream from which this one was forked, as long as the row of that stream exists.
     source = models.ForeignKey(
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="forks", editable=False
     )

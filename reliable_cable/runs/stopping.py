@@ -20,7 +20,7 @@ class StopRequests:
         self._query: tuple[str, Sequence[Any]] = ("", ())
 
     def find(self, runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
-        """Return the ids of those runs that are still running although someone has requested a stop.
+        """Return the ids of the given runs that are still running although someone has requested a stop.
 
         Args:
             runs: the ids of the runs to check.

@@ -32,8 +32,8 @@ CLOSED: Final = "Stream-Closed"
 CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
 
-#: How many bytes a response with `live=sse` sends before its reader has all data of the stream. After that, the client
-#: sends another request. Some servers, such as daphne, buffer without limit what a client does not read.
+#: How many bytes a response with `live=sse` sends before its reader has all data of the stream. The response then ends,
+#: and the client sends another request. Some servers, such as daphne, buffer without limit what a client does not read.
 MAX_CATCH_UP: Final = 4 * 2**20
 
 #: How long, in seconds, a client should wait before it repeats a request: after an error of the store, and after it has
@@ -87,7 +87,7 @@ def data_response(
     response = HttpResponse(
         headers={
             "Content-Type": source.content_type,
-            # The data belong to a user. The browser may keep them, and asks each time whether there are more.
+            # The data belong to a user. Only the browser may cache them, and asks each time whether they have changed.
             "Cache-Control": "private, no-cache",
             "ETag": tag,
             **position_headers(source, chunk),
@@ -257,7 +257,7 @@ async def _events(
                 if behind >= MAX_CATCH_UP:
                     return
     except (Interrupted, NotFound, Trimmed, StoreError, BroadcastError):
-        return  # the client sends another request, whose response says why
+        return  # the response to the next request of the client says why
 
 
 def _encode(source: Source, chunk: Chunk, cursor: str) -> bytes:

@@ -61,8 +61,8 @@ class Source(ABC):
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
         """Return the data in a frame that a live reader has received, without data before a position.
 
-        None means that data between the position and the frame are missing, or that the frame is not sufficient to know
-        how the stream goes on. The reader must then call `read`.
+        None means that data between the position and the frame are missing, or that the frame does not tell how the
+        stream continues. The reader must then call `read`.
         """
 
     @abstractmethod
@@ -97,7 +97,7 @@ class StreamSource(Source):
         return Chunk((), self._row.count, True, self._row.closed)
 
     async def _refresh(self) -> None:
-        """Read the row again, unless it was read just before."""
+        """Read the row again, except at the first call, when the row is new."""
         if not self._is_new:
             self._row = await run_handler(reload, self._row)
         self._is_new = False
@@ -145,7 +145,7 @@ class RunSource(Source):
             ended = snapshot.data["status"] not in ("queued", "running")
         page = await self._page(after)
         if epoch is not None and epoch != page.epoch:
-            # The store has lost the epoch of the snapshot. All events of the new epoch are later.
+            # The store has lost the epoch of the snapshot. All events of the new epoch are later than the snapshot.
             after = 0
             page = await self._page(after)
         self._check(page, after)

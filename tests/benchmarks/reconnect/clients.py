@@ -73,7 +73,7 @@ class Client(asyncio.Protocol):
         self.retry: Callable[[], object] | None = None
         #: How often the client has called `retry`.
         self.retries = 0
-        #: The number of messages whose offset did not follow that of the message before.
+        #: The number of messages that did not directly follow the previous one, by their epoch and offset.
         self.disordered = 0
         self.latencies: list[float] = []
         self._buffer = bytearray()
