@@ -72,7 +72,7 @@ def _is_chosen(item: pytest.Item) -> bool:
 
 
 def _is_repeated(item: pytest.Item) -> bool:
-    """Return whether to leave out a test on a combination that is not in `COMBINATIONS`, with `CABLE_FEW`."""
+    """Return whether runs with `CABLE_FEW` leave out a test on a combination that is not in `COMBINATIONS`."""
     # There are two such combinations. Each test runs on only one of them.
     kind = ("daphne", "uvicorn")[crc32(item.nodeid.partition("[")[0].encode()) % 2]
     return isinstance(item, pytest.Function) and item.callspec.params["kind"] == kind

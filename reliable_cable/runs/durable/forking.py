@@ -58,7 +58,7 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
         Trimmed: data of the source are no longer stored.
         InvalidFork, InvalidBody: the offset or the number after it is not valid.
         ForkTooLarge: there are too many data to copy.
-        Conflict: the source was deleted, or has not the requested content type, or a different stream has the name.
+        Conflict: the source was deleted, its content type is not the requested one, or a different stream has the name.
         StoreError: the data of the source could not be read, or not yet.
         TooManyStreams, NotDurable: see `storage.create`.
     """

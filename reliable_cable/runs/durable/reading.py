@@ -119,7 +119,7 @@ def _may_have_shifted(row: DurableStream, page: StreamPage) -> bool:
 
 
 def _shift(row: DurableStream, page: StreamPage) -> int:
-    """Return the difference between the numbers and the offsets of a page; the stored one if the page has no data."""
+    """Return the difference between the numbers and the offsets of entries in a page; `row.shift` if none has data."""
     pieces = _pieces(page)
     return next((piece.number - offset for offset, piece in pieces if piece.has_data), row.shift)
 

@@ -238,7 +238,7 @@ def _text_of(value: Any) -> str:
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, int]:
-    """Convert the token usage that a model reported to AG-UI's counts. Return none if one is too large for clients."""
+    """Convert the token usage of a model to AG-UI's counts. Return no counts if one is too large for clients."""
     counts: dict[str, int] = {}
     for name, keys in _USAGE.items():
         found = [count for key in keys if (count := _count(usage, key)) is not None]
