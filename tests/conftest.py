@@ -25,7 +25,7 @@ __all__ = ["key_prefix", "redis_pool", "redis_server", "redis_url"]
 REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 
 # CI repeats the same examples of property tests, so that the result of a commit does not depend on chance. Elsewhere,
-# each run tries others.
+# each run tries other examples.
 # A busy machine may be slow to generate an example, and to run it.
 hypothesis.settings.register_profile(
     "cable",
@@ -72,8 +72,8 @@ def _is_chosen(item: pytest.Item) -> bool:
 
 
 def _is_repeated(item: pytest.Item) -> bool:
-    """Return whether a test is left to the other one of the two combinations that are not in `COMBINATIONS`."""
-    # Each of these two runs half of the tests.
+    """Return whether runs with `CABLE_FEW` leave out a test on a combination that is not in `COMBINATIONS`."""
+    # There are two such combinations. Each test runs on only one of them.
     kind = ("daphne", "uvicorn")[crc32(item.nodeid.partition("[")[0].encode()) % 2]
     return isinstance(item, pytest.Function) and item.callspec.params["kind"] == kind
 

@@ -40,8 +40,8 @@ class ChatChannel(Channel):
 
         Data:
             text: the message.
-            client_id: an id that the page chooses. If it sends a message again with the same id, the message is saved
-                and broadcast only once.
+            client_id: an id that the page chooses. If the page sends a message again with the same id, the message is
+                saved and broadcast only once.
         """
         room = self.room()
         text, client_id = str(data.get("text", "")).strip(), str(data.get("client_id", ""))
@@ -91,7 +91,7 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
 
 
 def html_stream(room: Room, kind: str) -> str:
-    """Return the name of a room's stream whose messages are HTML.
+    """Return the name of the stream with the messages of a room as HTML.
 
     Args:
         room: the room.
@@ -138,7 +138,7 @@ class AssistantChannel(Channel):
         return "One answer at a time: stop the other one first."
 
     def conversation(self) -> Conversation | None:
-        """Return the conversation, or None if the user has no such conversation."""
+        """Return the user's conversation with the id in the params; None if there is none."""
         pk = self.params.get("conversation")
         return Conversation.objects.filter(user=self.user, pk=pk).first() if isinstance(pk, int) else None
 

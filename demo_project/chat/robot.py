@@ -1,4 +1,4 @@
-"""A robot that sends messages. If a page is offline meanwhile, it misses messages, and catches up later."""
+"""A robot that sends messages. A page that is offline at that time receives them after it has reconnected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uuid
 from .cable import post_message
 from .models import Room
 
-#: The maximum number of messages that a page can request at once.
+#: The maximum number of messages that a page can make the robot send at once.
 MAX_LINES = 500
 
 

@@ -10,7 +10,7 @@ from django.conf import settings
 
 from reliable_cable.runs.exceptions import RunFailed
 
-#: Paragraphs of answers, by the words of a prompt to which they belong.
+#: Paragraphs of answers, by patterns of the prompts that they answer.
 PARAGRAPHS = {
     r"offset|number|position": (
         "Every message of a stream has a number, its **offset**. The first one has 1, and there are no holes. A page "
@@ -49,7 +49,7 @@ def words_of_answer(prompt: str) -> Iterator[str]:
     """Yield an answer word by word, `DEMO_TOKEN_DELAY` seconds apart. The same prompt always has the same answer.
 
     Raises:
-        RunFailed: the prompt has the word "fail".
+        RunFailed: the prompt has a word that begins with "fail".
     """
     fails = re.search(r"\bfail", prompt, re.IGNORECASE)
     found = [text for pattern, text in PARAGRAPHS.items() if re.search(pattern, prompt, re.IGNORECASE)]

@@ -36,7 +36,7 @@ class ConversationsTest(CableTestCase):
         self.addCleanup(patcher.stop)
 
     def page(self, user: User | None = None, conversation: Any = None) -> ChannelTester:
-        """Return a client of carol's conversation, or of the given user or conversation."""
+        """Return a test client for a user and a conversation: by default, carol and her conversation."""
         params = {"conversation": self.conversation.pk if conversation is None else conversation}
         return ChannelTester(AssistantChannel, user=user or self.carol, params=params)
 
@@ -124,7 +124,7 @@ class AnswersTest(CableTestMixin, TransactionTestCase):
     """Tests of answers as they are written. They need committed rows, because a thread saves the answers."""
 
     def write(self, prompt: str) -> Run:
-        """Write the answer to a prompt."""
+        """Write the answer to a prompt, and return the run."""
         run = Run.objects.start(input={"prompt": prompt})
         assistant.write(str(run.pk))
         run.refresh_from_db()

@@ -16,7 +16,7 @@ from .tests import cheap_passwords
 
 @cheap_passwords
 class HtmlRoomsTest(CableTestCase):
-    """Tests of the views and the broadcasts of these pages."""
+    """Tests of the views of pages with Turbo and htmx, and of the broadcasts to them."""
 
     def setUp(self) -> None:
         create_demo_data()

@@ -153,7 +153,7 @@ def robot(request: HttpRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 @login_required
 def assistant(request: HttpRequest, pk: int | None = None) -> HttpResponse:
-    """Show a conversation with the assistant, by default the latest one. A POST begins a new one."""
+    """Show a conversation with the assistant, by default the latest one. A POST redirects to one without prompts."""
     conversations = _user(request).conversations.all()
     latest = conversations.first()
     if latest is None or (request.method == "POST" and latest.title):

@@ -20,5 +20,5 @@ await mkdir(target, { recursive: true })
 for (const [name, source] of Object.entries(FILES)) {
   await cp(path.join(here, 'node_modules', source), path.join(target, name), { recursive: true })
 }
-// The lock file beside them, which is copied last, says of which versions they are.
+// The lock file is copied last. It tells the versions of the copied files.
 await cp(path.join(here, 'package-lock.json'), path.join(target, 'package-lock.json'))

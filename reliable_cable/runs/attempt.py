@@ -83,10 +83,11 @@ class Attempt:
         #: The idempotency keys and events that were taken from the coalescer, but have not been broadcast yet.
         self._unsent: deque[tuple[str, dict[str, Any]]] = deque()
         self._count = 0
-        #: How many events were broadcast since the answer was saved.
+        #: How many events were broadcast since the answer was last saved.
         self._unsaved = 0
         history_size = settings.policy(run.stream).history_size
-        #: The maximum of `_unsaved`. The stream keeps all of these events, in case the writer dies.
+        #: The maximum of `_unsaved`. The history of the stream keeps that many events, so that readers lack none if the
+        #: writer dies. There is no maximum if the stream has no history.
         self._max_unsaved = max(1, history_size // 2) if history_size else sys.maxsize
         self._changed = False
         self._saved_at = 0.0
@@ -103,8 +104,8 @@ class Attempt:
             RunNotQueued: another task is writing the run, or the run is completed or failed.
         """
         run, now = self.run, self._clock()
-        # The stream has no event of this attempt yet. So this position and the row, whose answer is empty, are a state
-        # from which a reader can follow the attempt.
+        # The stream has no event of this attempt yet, and the answer in the row is empty. So a reader can follow the
+        # attempt from this position.
         self._position = position(run.stream)
         queued = Run.objects.filter(pk=run.pk, status=Status.QUEUED, attempt=run.attempt)
         if not queued.update(
@@ -118,7 +119,7 @@ class Attempt:
             if run.status == Status.STOPPED:
                 self.stopped = True
                 return
-            # The update may have been made by a former call, whose response was lost.
+            # A former call of `begin` may have made the update before it failed.
             if run.writer != self._writer:
                 raise RunNotQueued(f"The run {run.pk} is {run.status}; only a queued run can be written.")
         run.refresh_from_db()
@@ -287,7 +288,7 @@ def begin_attempt(run: uuid.UUID | str) -> Attempt:
             attempt = attempt or Attempt(Run.objects.get(pk=run))
             attempt.begin()
         except Exception as error:
-            # A transaction cannot go on after an error.
+            # After an error, a transaction cannot execute further statements.
             in_transaction = connections[router.db_for_write(Run)].in_atomic_block
             if in_transaction or not _may_pass(error) or time.monotonic() > until:
                 raise

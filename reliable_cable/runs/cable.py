@@ -42,8 +42,8 @@ async def snapshot_of(stream: str) -> Snapshot | None:
     Args:
         stream: the name of the stream, which ends with the id of the run.
     """
-    # This position is read before the row. It is used if the run is queued, because its attempt has no events before
-    # this position, and if the run has ended, because readers then ignore the events after this position.
+    # Read this position before the row. It is used unless the run is being written. A queued run: the next attempt has
+    # no events before this position. An ended run: readers ignore the events after it.
     at = await aposition(stream)
     run = await run_handler(Run.objects.filter(pk=stream.rpartition(":")[2]).first)
     if run is None:

@@ -56,7 +56,7 @@ def _problem(key: str, path: str, base: type, *required: str) -> str | None:
 
 @register(TAG)
 def check_urls(**kwargs: Any) -> list[CheckMessage]:
-    """Report that the URLs of runs are included without a setting that needs them, or the other way round (W009)."""
+    """Report URLs of runs without a setting that needs them, or such a setting without the URLs (W009)."""
     settings = valid_settings()
     if settings is None or not getattr(django_settings, "ROOT_URLCONF", None):
         return []
@@ -80,7 +80,7 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_durable_streams(**kwargs: Any) -> list[CheckMessage]:
-    """Report that clients cannot create durable streams, because their data would not be durable (W010)."""
+    """Report that `RUN_DURABLE_STREAMS` is set, but the data of the streams would not be durable (W010)."""
     settings = valid_settings()
     if settings is None or settings.run_durable_streams is None:
         return []

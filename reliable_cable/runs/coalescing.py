@@ -24,7 +24,8 @@ class Coalescer:
         attempt: the number of the attempt, which each event contains.
         interval: the shortest time between two broadcasts, in seconds.
         max_length: the number of collected characters of text after which a broadcast does not wait for the interval.
-        max_chunk: the maximum number of characters in an event. After an outage, much more text may be collected.
+        max_chunk: the maximum number of characters in an event. Longer text, such as that collected during an outage,
+            is split.
     """
 
     __slots__ = (
@@ -72,7 +73,7 @@ class Coalescer:
         """Return the time at which the next broadcast is due, by the same clock as the argument `now` of `take`.
 
         The time is infinity if there is nothing to broadcast, and minus infinity if the broadcast must not wait. After
-        a broadcast, another one is expected, until `take` returns nothing.
+        a call of `take` that returned events, it is finite even if nothing has been written since then.
         """
         if not self._written and not self._is_expecting:
             return math.inf

@@ -53,7 +53,7 @@ class DurableStream(models.Model):
     content_type = models.CharField(max_length=MAX_TYPE_LENGTH)
     #: A random string, which all offsets of the stream contain.
     generation = models.CharField(max_length=16, editable=False)
-    #: The number of entries that were appended.
+    #: The number of entries with data, including those that were copied from the source.
     count = models.BigIntegerField(default=0, editable=False)
     #: The difference between the number of an entry and its offset in the store. It is not 0 after the store has begun
     #: a new epoch.
@@ -70,7 +70,7 @@ class DurableStream(models.Model):
     producers = models.JSONField(default=dict, blank=True, editable=False)
     #: The producer, epoch and sequence number of the request that closed the stream.
     closed_by = models.JSONField(null=True, blank=True, editable=False)
-    #: The stream from which this one was forked, as long as its row exists.
+    #: The stream from which this one was forked, as long as the row of that stream exists.
     source = models.ForeignKey(
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="forks", editable=False
     )
@@ -103,11 +103,11 @@ class DurableStream(models.Model):
 
     @property
     def expired(self) -> bool:
-        """Whether the stream has expired, so that it counts as deleted."""
+        """Whether the stream has expired. It then counts as deleted."""
         return self.expires_at is not None and self.expires_at <= timezone.now()
 
     def renewed_expiry(self) -> datetime | None:
-        """Return when the stream expires after a read or write; None if that does not move the time."""
+        """Return the new time of expiry after a read or write; None if `expires_at` is to be kept."""
         if self.ttl is None or self.expires_at is None:
             return None
         until = timezone.now() + timedelta(seconds=self.ttl)

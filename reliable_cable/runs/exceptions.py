@@ -19,7 +19,7 @@ class RunLost(RunError):
 
 
 class RunNotQueued(RunError):
-    """Raised if a task cannot write a run, because another task is writing it, or because it has ended."""
+    """Raised if a task cannot write a run, because another task is writing it, or because it is completed or failed."""
 
 
 class RunFailed(RunError):

@@ -211,7 +211,7 @@ class Feeder:
                     call.pieces.append(delta.partial_json)
 
     def _begin(self) -> None:
-        """Begin the next answer. Fail if the previous answer is not complete, because its content cannot be removed."""
+        """Begin the next answer. Fail if the previous one has content but no end, because content cannot be removed."""
         if self._cut_off is not None:
             self._fail(self._cut_off)
         if self._unfinished and self._has_content:
@@ -243,7 +243,7 @@ class Feeder:
 
     @property
     def _answer(self) -> Output:
-        """The output, to which the last answer adds something now."""
+        """The output. Each access records that the last answer has content."""
         self._has_content = True
         return self._out
 

@@ -1,6 +1,6 @@
 """Broadcasts and saves an answer that is written in a transaction, such as that of a `TestCase`.
 
-No other thread sees the row of the run in such a transaction. So the code that writes the answer also saves it.
+No other thread sees the uncommitted row of the run. So the code that writes the answer also saves it.
 """
 
 from __future__ import annotations

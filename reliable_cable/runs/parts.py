@@ -5,10 +5,10 @@ below are used by this package, with these keys. Parts of other types are stored
 that they do not know.
 
 - `reasoning`: `text`, to which reasoning that directly follows is appended
-- `tool-call`: `id`, `name`, `input`
+- `tool-call`: `id`, `name`, `input`; optionally `dynamic`
 - `tool-result`: `id`, `output`
 - `source`: `url`, `title`
-- `data`: `name`, `data`
+- `data`: `name`, `data`; optionally `id`
 """
 
 import re

@@ -12,7 +12,7 @@ from .models import Run, Status
 class StopRequests:
     """Finds the runs that someone wants to stop. It compiles the SQL only once for calls with the same runs.
 
-    A pump calls this five times a second. To compile the query takes ten times as long as to execute it.
+    A pump calls this five times a second. Compiling the query takes ten times as long as executing it.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class StopRequests:
         self._query: tuple[str, Sequence[Any]] = ("", ())
 
     def find(self, runs: Sequence[uuid.UUID]) -> Sequence[uuid.UUID]:
-        """Return the ids of those runs that are still running although someone has requested a stop.
+        """Return the ids of the given runs that are still running although someone has requested a stop.
 
         Args:
             runs: the ids of the runs to check.

@@ -205,7 +205,7 @@ class ChannelTester:
         return known if isinstance(known, Subscription) else None
 
     def _take_results(self) -> BaseException | None:
-        """Move the received transmissions to `transmissions`, and return the first new error of a handler."""
+        """Move the received transmissions to `transmissions`, and return the first new error of a handler, if any."""
         sent = self._client.take_all(lambda frame: is_message(frame) and "epoch" not in frame)
         for frame in sent:
             if isinstance(frame["message"], dict) and frame["message"].get("type") == REVOKED:

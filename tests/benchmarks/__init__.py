@@ -1,1 +1,1 @@
-"""Measures what the package costs, in comparison to the least that is possible: `python -m tests.benchmarks`."""
+"""Measures what the package costs, compared with code that does only the minimum: `python -m tests.benchmarks`."""

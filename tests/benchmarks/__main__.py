@@ -30,7 +30,7 @@ MIN_RATIO_OF_GROUP = 15
 
 
 def run_broadcast() -> int:
-    """Measure `broadcast()` with a new Redis, and print a table. Return 1 if a bound is exceeded, else 0."""
+    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is exceeded, else 0."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     from django.conf import settings
 
@@ -76,7 +76,7 @@ def run_logins() -> int:
 
 
 def run_runs() -> int:
-    """Measure the cost of tokens with a new Redis and a new SQLite file, and print a table."""
+    """Measure the cost of tokens with a new Redis server and a new SQLite file, and print a table."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
     from tests.benchmarks import runs

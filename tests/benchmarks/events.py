@@ -31,7 +31,7 @@ SUBJECTS = (
 MARK = b"a-message-of-the-benchmark"
 #: How long, in seconds, to wait for all clients.
 PATIENCE = 60.0
-#: The number of rounds. The least of their results counts, because other work on the machine only adds to it.
+#: The number of rounds. The lowest of their costs is the result, because other work on the machine only adds to it.
 ROUNDS = 3
 
 

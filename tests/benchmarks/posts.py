@@ -19,7 +19,7 @@ from tests.benchmarks.stage import stage
 
 #: The paths to post to.
 PATHS: Mapping[str, str] = {"bare ASGI": "/bare", "CableHTTP": "/direct", "Django view": "/_broadcast"}
-#: The number of rounds. The least of their results counts, because other work on the machine only adds to it.
+#: The number of rounds. The lowest of their costs is the result, because other work on the machine only adds to it.
 ROUNDS = 7
 SUBJECTS = (
     Subject("uvicorn", "cable_serve", PROJECT),

@@ -1,4 +1,4 @@
-"""Measures what a token costs the process that writes a run, with a new Redis and users in SQLite."""
+"""Measures what a token costs the process that writes a run, with a new Redis server and an SQLite file."""
 
 from __future__ import annotations
 

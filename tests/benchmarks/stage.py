@@ -1,4 +1,4 @@
-"""Creates the resources of servers under test: a Redis, a migrated database and a folder."""
+"""Creates the resources of servers under test: a Redis server, a migrated database and a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage:
 
     Args:
         folder: the folder for logs.
-        redis: the Redis, which is empty at first.
+        redis: the Redis server, which is empty at first.
         environment: the environment variables of servers and publishers.
         floor: the path of the compiled floor; None: it is not needed, or there is no C compiler.
     """

@@ -22,7 +22,7 @@ async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> d
     """Return what one broadcast costs Redis, by the number of subscribers of its stream.
 
     Args:
-        server: the Redis. No other process may use it.
+        server: the Redis server. No other process may use it.
         counts: the numbers of subscribers to measure.
     """
     assert get_settings().redis_url == server.url

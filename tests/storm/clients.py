@@ -49,7 +49,7 @@ class Logs:
         self.changed.set()
 
     def connect(self, key: Key) -> None:
-        """Record that a client has reconnected."""
+        """Record that a client has connected, for the first time or again."""
         self.logs[key].append(Connected(now()))
 
     def last(self, key: Key) -> tuple[str, int]:

@@ -46,7 +46,7 @@ class Faults:
 
     def __init__(self, stage: Stage, rng: random.Random, broadcaster: Broadcaster) -> None:
         self.history: list[Fault] = []
-        #: Faults that could not be made.
+        #: Descriptions of faults that failed, and of servers that ended without a fault or with a wrong exit code.
         self.complaints: list[str] = []
         self._stage = stage
         self._rng = rng
@@ -179,7 +179,7 @@ class Faults:
     async def _stall(self) -> bool:
         assert self._stage.redis is not None
         proxy = self._stage.redis.address
-        # Stalls are rare, because no other fault of Redis is possible during a stall.
+        # Stalls are rare, because nothing can be read from Redis or written to it during a stall.
         if proxy in self._busy or (len(self._kinds) > 1 and self._rng.random() < 0.75):
             return False
         with self._busy.using(proxy):

@@ -19,10 +19,10 @@ from .verdict import Finding
 
 #: The time, in seconds, between two joins or leaves.
 INTERVAL = 0.5
-#: The maximum time, in seconds, between two changes of one member whose signals may be sent in the wrong order.
+#: If two changes of a member are at most this many seconds apart, their signals may be sent in the wrong order.
 SIGNAL_DISORDER = 0.1
-#: Faults after which a change may not be signalled: the process that had to signal it was killed, data were lost, or
-#: the answer of Redis came too late.
+#: Faults after which the signal of a change may be missing: the process that had to send it was killed, data were lost,
+#: or the answer of Redis came too late.
 SIGNAL_LOSSES = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
 #: Faults after which a client may receive presence events again, because it may have missed some.
 EVENT_REPEATS = (*SIGNAL_LOSSES, "pub/sub cut", "Redis paused")

@@ -1,8 +1,8 @@
 """Judges the presence events and member lists of a storm, by pure functions.
 
 At the end, the member list of each client must be right. During the storm, each join and leave must be announced once,
-so joins and leaves of an id alternate. An announcement may be missing if its process was killed, or if Redis lost its
-data. A process that may have missed announcements may repeat them to its clients.
+so joins and leaves of an id alternate. An announcement may be missing if the process that had to make it was killed, or
+if Redis lost its data. A process that may have missed announcements may repeat them to its clients.
 """
 
 from __future__ import annotations

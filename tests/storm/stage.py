@@ -37,12 +37,12 @@ class Stage(Started):
         self.signals = folder / "signals"
         self._variables = {"CABLE_TEST_SIGNALS": str(self.signals)}
         self.servers: list[Server] = []
-        #: The proxy that clients connect to. It leads each connection to a random server.
+        #: The proxy that clients connect to. It forwards each connection to a random server.
         self.web: FaultProxy
-        #: The Redis and the PostgreSQL, if there are any. All processes connect to the proxies of these servers.
+        #: The Redis and PostgreSQL servers, if the plan has any. All processes connect to the proxies of these servers.
         self.redis: RedisPair | None = None
         self.postgres: PostgresPair | None = None
-        #: The path of the SQLite file, which is empty if there is a PostgreSQL.
+        #: The path of the SQLite file, which is empty if the database is in PostgreSQL.
         self.database: Path
         self.broker: RedisServer
         self.beside: OtherProcess

@@ -16,7 +16,7 @@ from .stage import Stage
 
 #: The name under which `Busy` knows the database.
 DATABASE = "database"
-#: The shortest and the longest time, in seconds, whose writes a failover loses.
+#: A failover loses the writes of the last seconds before it: at least and at most this many seconds.
 TAIL = (0.5, 2.0)
 #: The shortest and the longest time, in seconds, for which Redis is suspended. The longest one exceeds the timeouts of
 #: connections.

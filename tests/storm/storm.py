@@ -224,7 +224,7 @@ class Storm:
             outcome.complaints += [f"{client.name} received {frame}" for frame in client.complaints]
 
     def _write_events(self, path: Path, start: float) -> None:
-        """Write all events to a file, to find the cause of a finding. Times are seconds since the first fault."""
+        """Write all events to a file, to find the cause of a finding. Times are in seconds since faults began."""
         events: list[tuple[float, str, list[object]]] = [
             (fault.begun, "fault", [fault.kind, fault.ended - start]) for fault in self._faults.history
         ]

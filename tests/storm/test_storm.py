@@ -11,7 +11,7 @@ from tests.storm.plan import Plan
 from tests.storm.report import table, violations
 from tests.storm.storm import Outcome, Storm
 
-#: Faults that need neither a second server nor a copy of a store's data.
+#: Faults that need neither a replica nor a copy of a store.
 SIMPLE = ("client reset", "server SIGKILL", "server SIGTERM")
 SIMPLE_OF_REDIS = (
     *SIMPLE,

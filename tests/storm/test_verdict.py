@@ -319,7 +319,7 @@ FIRST_TWO = [Delivery("a", n, f"a{n}", n + 0.5) for n in (1, 2)]
 
 
 def judge_small_history(*log: Event) -> dict[str, int]:
-    """Judge the log of a stream with ten messages, whose history holds three."""
+    """Judge a log of a stream that has ten messages, and a history of three."""
     return kinds(judge_log(Truth("s", sent("a", range(1, 11)), history_size=3), "client", log))
 
 

@@ -66,7 +66,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A client has reconnected."""
+    """A client has connected, for the first time or again."""
 
     at: float
 
@@ -173,7 +173,7 @@ class Truth:
         return self.history_size is not None and stored > self.history_size
 
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:
-        """Return the offsets in an epoch whose messages were broadcast after a time."""
+        """Of the given offsets in an epoch, return those whose messages were broadcast after a time."""
         return [
             offset_of(one)
             for one in self.sent

@@ -2,11 +2,11 @@
 
 If the history of a stream cannot be lost, each client must receive exactly the messages that were broadcast, from the
 first one on. If a store loses data, the epoch changes. A client must then be told of the loss (`history_not_found`)
-between its last message of the former epoch and its first message of the new one. Within an epoch there must be no gap,
-no repeat and no disorder. No message that was broadcast after the client was told of the loss may be missing. An
-acknowledged message may be missing only for clients that were told of a loss after its broadcast.
+between its last message of the former epoch and its first message of the new one. Within an epoch, no message may be
+missing, repeated or out of order. No message that was broadcast after the client was told of the loss may be missing.
+An acknowledged message may be missing only for clients that were told of a loss after its broadcast.
 
-A stream with a small history may have one more kind of gap: a client that was disconnected, and missed more than the
+On a stream with a small history, one more loss is allowed: a client that was disconnected, and missed more than the
 history keeps, is told of a loss. A client that stayed connected must receive all messages.
 """
 
@@ -184,7 +184,7 @@ class _Step:
         return told and truth.history_size is not None and len(self.missing) > truth.history_size
 
     def was_rightly_told(self, truth: Truth) -> bool:
-        """Return whether a notice of a loss was right, even if the client received all messages after it."""
+        """Return whether a notice of a loss was right. The client may have received the missed messages afterwards."""
         if self.before is None or not self.away:
             return False
         return self.missed_history(truth) or truth.exceeded(self.before.at, self.signals[-1].at)
@@ -212,13 +212,13 @@ class _Run:
     """Consecutive deliveries of one epoch."""
 
     epoch: str
-    #: When the client last received a notice of a loss, between the delivery before these and the first of these; None:
-    #: never.
+    #: When the client last received a notice of a loss between the previous delivery and the first of these deliveries;
+    #: None if it received none there.
     signal: float | None
     offsets: list[int]
     #: The offsets that the client missed while it was disconnected and that the history no longer kept.
     excused: set[int] = field(default_factory=set)
-    #: The offsets that the client missed although their messages were broadcast after that notice.
+    #: The offsets of missed messages that were broadcast after the client was told of a loss within this epoch.
     late: list[int] = field(default_factory=list)
 
     @property
@@ -252,7 +252,7 @@ def _judge_beginning(truth: Truth, where: str, run: _Run, former: str) -> Iterat
 
 
 def _judge_run(where: str, run: _Run) -> list[Finding]:
-    """Find gaps, repeats and disorder within one epoch."""
+    """Find missing, repeated and disordered messages within one epoch."""
     findings: list[Finding] = []
     seen: set[int] = set()
     greatest = run.first - 1
@@ -294,7 +294,7 @@ def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Fin
 def _judge_untold(truth: Truth, where: str, log: Log, runs: list[_Run]) -> Iterator[Finding]:
     """Find acknowledged messages of ended epochs that were broadcast after the client was last told of a loss.
 
-    Other functions find gaps within an epoch, and changes of the epoch without a signal.
+    Other functions find missing messages within an epoch, and changes of the epoch without a signal.
     """
     told = _last_signal(log)
     if told is None:
@@ -317,5 +317,5 @@ def _judge_untold(truth: Truth, where: str, log: Log, runs: list[_Run]) -> Itera
 
 
 def _last_signal(log: Log) -> float | None:
-    """Return when a client last received a notice of a loss."""
+    """Return when a client last received a notice of a loss; None if it received none."""
     return max((event.at for event in log if isinstance(event, Signal)), default=None)

@@ -56,7 +56,7 @@ class Followers:
 
 
 class FollowingReader(Reader):
-    """A reader in Node. A visit follows the run anew."""
+    """A reader in Node. At each visit, it calls `followRun` again."""
 
     kind = "followRun"
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: How long, in seconds, a reader may take to get an answer to its end after the faults are over for its run.
+#: How long, in seconds, a reader may take to read an answer to its end after the last attempt of the run has ended.
 PATIENCE = 90.0
 #: A quarter of the runs have a history that is smaller than their events. Their ids begin with one of these digits.
 SHORT_RUNS = "run:[0-3]*"

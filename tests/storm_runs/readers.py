@@ -167,7 +167,7 @@ class HttpReader(Reader):
         self.last: Any = None
 
     async def events(self, method: str, path: str, **options: Any) -> AsyncGenerator[Any, None]:
-        """Yield the events of a response, if there are any. A broken connection ends the iteration."""
+        """Yield the events of a response, or None if the status is 204. A broken connection ends the iteration."""
         with contextlib.suppress(httpx.TransportError, httpx.StreamError):
             async with self.http.stream(method, f"http://{self.address}/runs/{path}", **options) as response:
                 self.counts[f"status {response.status_code}"] += 1
@@ -176,7 +176,7 @@ class HttpReader(Reader):
                 elif response.status_code != httpx.codes.OK:
                     self.complaints.append(f"{self.kind}: {response.status_code} {await response.aread()!r}")
                 else:
-                    # Unlike the method of httpx, this ends lines as the standard says.
+                    # The method of httpx also splits lines at characters such as U+2028, which events may contain.
                     rest = b""
                     async for data in response.aiter_bytes():
                         *lines, rest = (rest + data).split(b"\n")
@@ -191,12 +191,15 @@ class HttpReader(Reader):
 
 
 class UiReader(HttpReader):
-    """A reader like `useChat`, which resumes the active run of the chat. If no run is active, it reads the row."""
+    """A reader that, like `useChat`, resumes the active run of the chat.
+
+    If no run is active, it tries again, unless the last attempt has ended.
+    """
 
     kind = "AI SDK"
 
     async def read(self) -> None:
-        """Resume again and again, until no run is active, or until the last answer was read."""
+        """Resume repeatedly, until the last answer was read, or until no run is active after the last attempt."""
         while True:
             chunks: list[dict[str, Any]] = []
             async with contextlib.aclosing(self.events("GET", f"chat/{self.truth.chat}/stream")) as events:
@@ -237,7 +240,7 @@ class AgentReader(HttpReader):
         self._messages: list[dict[str, Any]] = []
 
     async def read(self) -> None:
-        """Connect again and again, until the last answer was read."""
+        """Connect repeatedly, until the last answer was read."""
         if self.rng.random() < 0.5:
             self._messages = []
         while True:
@@ -269,7 +272,7 @@ class AgentReader(HttpReader):
 
 
 def expected(truth: RunTruth, kind: str) -> list[Any]:
-    """Return what a reader of a kind may have read to its end: the answers of all attempts, in its form."""
+    """Return the answers of all attempts, in the form of a kind of reader. It may record no other answers."""
     answers = truth.answers.values()
     if kind == "channel":
         return [as_channel(answer) for answer in answers]

@@ -49,7 +49,7 @@ class Writer(OwnProcess):
             )  # fmt: skip
 
     def give(self, job: dict[str, Any]) -> int:
-        """Send a job. Return the id of the process. If the process has died, the job is lost."""
+        """Send a job. Return the id of the process, or 0 if it has died. The job is then lost."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -89,7 +89,7 @@ class Stage(Started):
         self.folder = folder
         self.servers: list[Server] = []
         self.writers: list[Writer] = []
-        #: The proxy to which the readers connect. It leads each connection to a random server.
+        #: The proxy to which the readers connect. It forwards each connection to a random server.
         self.web: FaultProxy
         self.calls: OtherProcess
         #: The headers of a browser in which the user is logged in.

@@ -212,7 +212,7 @@ class Storm:
                 if row["status"] not in ("queued", "running"):
                     return Answer(**row)
                 if row["status"] == "queued" and (given is None or not _is_alive(*given)):
-                    # A queue of tasks gives the task of a worker that was killed to another worker.
+                    # A task queue also gives the task of a killed worker to another worker.
                     writer = rng.choice([each for each in self._stage.writers if each not in self._busy] or [None])
                     if writer is not None:
                         given = writer, writer.give(job)

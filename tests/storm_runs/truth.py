@@ -52,9 +52,9 @@ class RunTruth:
     answers: dict[int, Answer] = field(default_factory=dict)
     #: The row at the end of the last attempt.
     final: Answer | None = None
-    #: What the readers have read to its end.
+    #: The answers that readers have read to the end.
     seen: list[Seen] = field(default_factory=list)
-    #: Whether readers may come and go no longer.
+    #: Set when the last attempt has ended. Readers then stay until they have read the answer to its end.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def end(self) -> None:
@@ -77,23 +77,23 @@ def snapshot_of(answer: Answer) -> dict[str, Any]:
 
 
 def as_ui_message(run: str, answer: Answer) -> Any:
-    """Convert an answer to the form in which `UiReader` returns it: the status and the message of the AI SDK."""
+    """Convert an answer to the form in which `UiReader` records it: the status and the message of the AI SDK."""
     translator = UiMessages(run)
     message = build_message([*translator.start(), *translator.translate(snapshot_of(answer))])
     return [answer.status, message]
 
 
 def as_agent_messages(run: str, answer: Answer) -> Any:
-    """Convert an answer to the form in which `AgentReader` returns it: the status and the messages of an agent."""
+    """Convert an answer to the form in which `AgentReader` records it: the status and the messages of an agent."""
     return [answer.status, build_messages(AgUiEvents(run, "").translate(snapshot_of(answer)))]
 
 
 def as_followed(answer: Answer) -> Any:
-    """Convert an answer to the form in which `followRun` returns it. Indexes count UTF-16 code units."""
+    """Convert an answer to the form in which `FollowingReader` records it. Indexes count UTF-16 code units."""
     parts = [{**part, "at": len(answer.text[: part["at"]].encode("utf-16-le")) // 2} for part in answer.parts]
     return [answer.status, answer.error, answer.text, parts]
 
 
 def as_channel(answer: Answer) -> Any:
-    """Convert an answer to the form in which `ChannelReader` returns it."""
+    """Convert an answer to the form in which `ChannelReader` records it."""
     return [answer.attempt, answer.status, answer.text, list(answer.parts)]

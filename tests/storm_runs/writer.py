@@ -20,7 +20,7 @@ from tests.storm_runs.content import Item, make_items
 
 
 def write(job: dict[str, Any]) -> None:
-    """Write a run. If the database is away at the start, try again, as a queue of tasks does."""
+    """Write a run. After an error of the database, try again, as a task queue does."""
     from django.db import OperationalError, connections
 
     from reliable_cable.runs.exceptions import RunError
@@ -39,7 +39,7 @@ def write(job: dict[str, Any]) -> None:
 
 
 async def awrite(job: dict[str, Any]) -> None:
-    """Write a run in an asyncio task."""
+    """Async twin of `write`."""
     from django.db import OperationalError
 
     from reliable_cable.runs.exceptions import RunError

@@ -18,8 +18,8 @@ class Producer:
 
     Args:
         id: the id that the client has chosen.
-        epoch: the number of the producer's session.
-        sequence: the number of the request in the session, from 0.
+        epoch: a number that the client increases each time it restarts. It is not the epoch of a stream.
+        sequence: the number of the request in this epoch, from 0.
     """
 
     id: str
@@ -55,7 +55,8 @@ class WriterState:
         closed: whether the stream is closed.
         sequence: the last `Stream-Seq`, or `""`.
         producers: for each producer, its epoch and the sequence number of its last request.
-        closed_by: the producer, epoch and sequence number of the request that closed the stream.
+        closed_by: the producer, epoch and sequence number of the request that closed the stream; None if the stream is
+            open, or the request had no producer.
     """
 
     content_type: str
@@ -69,7 +70,7 @@ class Outcome(Enum):
     """The result of `decide`."""
 
     ACCEPTED = "accepted"
-    #: The same request was accepted before.
+    #: The same request was accepted before, or the request only closes a stream that is already closed.
     REPEATED = "repeated"
     CLOSED = "closed"
     OTHER_TYPE = "other type"
@@ -111,7 +112,7 @@ def _check(state: WriterState, append: Append) -> Outcome:
         outcome = _check_producer(state, producer)
         if outcome is not Outcome.ACCEPTED:
             return outcome
-    # Python compares the characters, which are the bytes of the header.
+    # Django decodes headers as Latin-1, so this compares their bytes.
     if append.sequence and state.sequence and append.sequence <= state.sequence:
         return Outcome.OLD_SEQUENCE
     return Outcome.ACCEPTED

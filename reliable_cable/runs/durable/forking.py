@@ -21,7 +21,7 @@ MAX_ANCESTORS: Final = 100
 
 
 class InvalidFork(Exception):
-    """Raised if a stream cannot be forked as a request asks for. The text of the error is for the client."""
+    """Raised if the place at which to fork a stream is not valid. The text of the error is for the client."""
 
 
 class ForkTooLarge(Exception):
@@ -35,7 +35,7 @@ class Fork:
     Args:
         source: the name of the stream to fork.
         offset: the offset at which to fork; `""` for the end.
-        size: the number of bytes or JSON values after the offset that the fork also has.
+        size: how many bytes or JSON values after the offset to copy, too.
     """
 
     source: str
@@ -47,18 +47,18 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
     """Create a stream that begins with the data of another one. Return the stream, and whether it is new.
 
     Args:
-        user: the user who becomes the owner, and who may read the source.
+        user: the user, who becomes the owner.
         name: the name of the new stream.
         creation: what the request asks for. The content type may be `""`, for that of the source.
         fork: which data to copy.
         body: the data that follow those of the source.
 
     Raises:
-        NotFound: there is no source, or the user may not create the stream.
+        NotFound: there is no source that the user may read, or the user may not create the stream.
         Trimmed: data of the source are no longer stored.
         InvalidFork, InvalidBody: the offset or the number after it is not valid.
         ForkTooLarge: there are too many data to copy.
-        Conflict: the source was deleted, or has another content type, or there is another stream with the name.
+        Conflict: the source was deleted, its content type is not the requested one, or a different stream has the name.
         StoreError: the data of the source could not be read, or not yet.
         TooManyStreams, NotDurable: see `storage.create`.
     """
@@ -98,7 +98,8 @@ def _copy(source: DurableStream, count: int, size: int) -> list[Piece]:
     """Return the data of the first entries of a stream, and the first bytes or values of the next entry.
 
     Raises:
-        InvalidFork: there is no next entry.
+        InvalidFork, InvalidBody: the next entry is missing, or has fewer bytes or values.
+        ForkTooLarge, Trimmed: see `create_fork`.
         StoreError: the store has not numbered all entries yet.
     """
     pieces: list[Piece] = []

@@ -1,8 +1,8 @@
 """Converts bodies of requests to entries of a stream, and entries to bodies of responses. It does no I/O.
 
-An entry is a dict that the store keeps as JSON. Its key `n` is its number, from 1. It has one of the keys `text`,
-`base64` and `json`. `json` is a list of JSON values, each as a string. The entry that closes the stream has the key
-`end`. A body that is too large for one entry becomes several entries.
+An entry is a dict that the store keeps as JSON. Its key `n` is its number, from 1. An entry with data has one of
+the keys `text`, `base64` and `json`. `json` is a list of JSON values, each as a string. The entry that closes the
+stream has the key `end`. A body that is too large for one entry becomes several entries.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def is_json(content_type: str) -> bool:
 
 
 def is_text(content_type: str) -> bool:
-    """Return whether server-sent events contain the data of such a stream as text, not as base64."""
+    """Return whether server-sent events contain data of this content type as text, not as base64."""
     return is_json(content_type) or media_type(content_type).startswith("text/")
 
 
@@ -102,7 +102,7 @@ def unpack(entry: Any) -> Piece | None:
 
 
 def repack(piece: Piece) -> dict[str, Any]:
-    """Return the entry for data that were an entry of another stream, without its number."""
+    """Return an entry with the data of an entry of another stream, but without a number."""
     return {"json": list(piece.values)} if piece.values else _encode(piece.data)
 
 
@@ -164,7 +164,7 @@ def _batches(values: Iterable[str], limit: int) -> Iterable[list[str]]:
 
 
 def _no_number(text: str) -> int:
-    """Take the place of `int` and `float`. Numbers are only checked, so that they keep their exact form."""
+    """Replace `int` and `float` in the decoder. It only checks numbers, whose text is stored unchanged."""
     return 0
 
 
@@ -215,7 +215,7 @@ def _value(text: str, at: int) -> tuple[str, int]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Return the index of the first character that is not white space."""
+    """Return the index of the first character, from an index on, that is not white space."""
     match = _SPACE.match(text, at)
     return at if match is None else match.end()
 
@@ -232,7 +232,7 @@ def join(pieces: Sequence[Piece], content_type: str) -> bytes:
 
 def event(name: str, text: str) -> bytes:
     """Return a server-sent event. A text with several lines becomes several `data` fields."""
-    # Readers drop a space after the colon, so a line that begins with a space needs another one.
+    # Parsers remove one space after the colon, so a line that begins with a space needs another one.
     lines = "".join(f"data:{' ' if line.startswith(' ') else ''}{line}\n" for line in _LINE_END.split(text))
     return f"event: {name}\n{lines}\n".encode()
 

@@ -14,7 +14,7 @@ from typing import Final
 START: Final = "-1"
 NOW: Final = "now"
 
-#: A generation that is used in no stream. An offset with it and without entries is the beginning of every stream.
+#: A generation that no stream of a client has. An offset with it and the number 0 is the beginning of every stream.
 ANY_GENERATION: Final = "0" * 16
 
 #: The ancestors of a stream that is not a fork (see `parse_offset`).
@@ -28,7 +28,7 @@ class InvalidOffset(Exception):
 
 
 class ForeignOffset(Exception):
-    """Raised for an offset of another generation of the stream."""
+    """Raised for an offset of another generation, unless it is within the entries that a fork has copied."""
 
 
 def new_generation() -> str:
@@ -52,7 +52,7 @@ def parse_offset(text: str, generation: str, ancestors: Mapping[str, int] = NO_A
     Args:
         text: the offset as a client sent it, which is neither `START` nor `NOW`.
         generation: the generation of the stream.
-        ancestors: for the generations of the streams from which the stream has data, the number of the common entries.
+        ancestors: for the generation of each stream from which this one has copied data, the number of common entries.
 
     Raises:
         InvalidOffset: the text is not an offset.

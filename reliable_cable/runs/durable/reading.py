@@ -42,7 +42,7 @@ class Trimmed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Data that follow each other in a stream.
+    """Consecutive data of a stream.
 
     Args:
         pieces: the data.
@@ -119,7 +119,7 @@ def _may_have_shifted(row: DurableStream, page: StreamPage) -> bool:
 
 
 def _shift(row: DurableStream, page: StreamPage) -> int:
-    """Return the difference between the numbers of entries and their offsets."""
+    """Return the difference between the numbers and the offsets of entries in a page; `row.shift` if none has data."""
     pieces = _pieces(page)
     return next((piece.number - offset for offset, piece in pieces if piece.has_data), row.shift)
 

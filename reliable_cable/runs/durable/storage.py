@@ -32,7 +32,7 @@ MAX_EXPIRED: Final = 20
 
 
 class NotFound(Exception):
-    """Raised if there is no such stream, or the user may not read it."""
+    """Raised if there is no such stream, or the user may not read or create it."""
 
 
 class Forbidden(Exception):
@@ -44,7 +44,7 @@ class Gone(Exception):
 
 
 class Conflict(Exception):
-    """Raised if there is another stream with this name. The text of the error says what differs."""
+    """Raised if the state of an existing stream prevents a creation. The text of the error is for the client."""
 
 
 class TooManyStreams(Exception):
@@ -90,7 +90,7 @@ def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -
         renew: whether to move the time at which the stream expires.
 
     Raises:
-        NotFound, Forbidden, Gone: the user may not use the stream.
+        NotFound, Forbidden, Gone: the user cannot use the stream (see these exceptions).
     """
     rules = durable_streams()
     row = None
@@ -118,7 +118,7 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
 
     Raises:
         NotFound: the user may not create the stream.
-        Conflict: there is another stream with this name.
+        Conflict: a different stream has this name.
         TooManyStreams: the owner has too many streams.
         InvalidBody: the body cannot be appended.
         NotDurable: the stream store is not durable.
@@ -142,7 +142,7 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
 
 
 def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
-    """Return the row of a new stream, which is not saved.
+    """Delete some expired streams. Then return an unsaved row for a new stream.
 
     Raises:
         NotFound, TooManyStreams, NotDurable: see `create`.
@@ -222,7 +222,7 @@ def delete(row: DurableStream, *, only_expired: bool = False) -> None:
     try:
         _delete(row.pk, only_expired=only_expired)
     except IntegrityError:
-        # A fork was created at the same time. This time, it is found.
+        # A fork was created at the same time. The second call finds it.
         _delete(row.pk, only_expired=only_expired)
 
 
@@ -334,7 +334,7 @@ def _compare(row: DurableStream, creation: Creation) -> None:
 
 
 def _add(row: DurableStream, entries: Sequence[dict[str, Any]], *, end: bool) -> None:
-    """Append entries to the data of a stream. The last one says that the stream is closed, if it is."""
+    """Append entries to the data of a stream. With `end`, the last entry, which may have no data, closes the stream."""
     numbered = [{"n": row.count + index, **entry} for index, entry in enumerate(entries, start=1)]
     row.count += len(numbered)
     row.appended_at = timezone.now()

@@ -4,15 +4,15 @@ See https://docs.ag-ui.com/concepts/events. The client builds a list of messages
 messages: the assistant's text with its tool calls, reasoning, and the results of tools. The id of each message consists
 of the id of the run and a number. Every reader of a run gets the same ids.
 
-The client needs these rules, which the protocol only implies:
+The client works by these rules, which the protocol only implies:
 
-- An event with text names the id of a message. The text is appended to this message, even if an earlier stream began
-  it. So a client that reads an answer again first needs a `MESSAGES_SNAPSHOT`, which replaces its messages.
+- An event with text names the id of a message. The text is appended to this message, even if an earlier response
+  began it. So a client that reads an answer again first needs a `MESSAGES_SNAPSHOT`, which replaces its messages.
 - A snapshot removes the messages that it does not contain. So it contains the messages that the client has sent, too.
   A snapshot without reasoning does not remove reasoning. No snapshot changes the order of the messages that stay.
 - An event with arguments names the id of a tool call. The arguments are appended to the first call with this id. So the
   id of a call must not occur twice.
-- A result is moved to the message of its call. The text after the result belongs to a new message.
+- A result is inserted after the message of its call. The text after the result belongs to a new message.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _USAGE: Final = {
     ),
     "cacheWriteInputTokens": ("cache_creation_input_tokens",),
 }
-#: The counts that Anthropic reports beside the input. The protocol counts them as a part of the input.
+#: The counts that Anthropic does not include in `input_tokens`. The protocol includes them in `inputTokens`.
 _BESIDE_INPUT: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
 #: The largest integer that the clients can read.
 _MAX_COUNT: Final = 2**53 - 1
@@ -70,14 +70,14 @@ class AgUiEvents(Translator):
         self._thread = thread
         #: The messages that the client has. None once the snapshot was sent, or if none is needed.
         self._messages = messages
-        #: The events before the snapshot.
+        #: The events that were translated before the snapshot was sent.
         self._held: list[Message] = []
         #: The number of messages in the answer.
         self._count = 0
         #: The type and the id of the message to which text or reasoning is appended.
         self._kind: str | None = None
         self._id = ""
-        #: Whether the message was opened in this stream, and not closed.
+        #: Whether the message was opened in this response, and not closed.
         self._is_open = False
         #: The id of the assistant's message that takes text and tool calls, or "".
         self._assistant = ""
@@ -85,11 +85,11 @@ class AgUiEvents(Translator):
         self._pending: dict[str, str] = {}
         #: The ids of all tool calls, as they were sent to the client.
         self._calls: set[str] = set()
-        #: The number of parts, including those that are left out.
+        #: The number of parts other than reasoning, including those that are not translated.
         self._parts = 0
 
     def start(self) -> Sequence[Message]:
-        """Return the events with which the stream begins."""
+        """Return the events with which the response begins."""
         return [{"type": "RUN_STARTED", **self._ids(), "protocolVersion": VERSION}]
 
     def translate(self, event: Mapping[str, Any]) -> Sequence[Message]:
@@ -238,7 +238,7 @@ def _text_of(value: Any) -> str:
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, int]:
-    """Return the counts of tokens in a usage, as the protocol defines them."""
+    """Convert the token usage of a model to AG-UI's counts. Return no counts if one is too large for clients."""
     counts: dict[str, int] = {}
     for name, keys in _USAGE.items():
         found = [count for key in keys if (count := _count(usage, key)) is not None]

@@ -43,7 +43,7 @@ class RunInput:
 async def run(request: HttpRequest, visitor: Visitor) -> HttpResponseBase:
     """Start a run that answers the last message of a thread, and stream it.
 
-    If the last message is a part of the newest run, the client has lost its connection. The rest of this run is sent.
+    If the last message is a part of the newest run, the client has lost its connection. The run is streamed again.
     """
     return _stream(visitor, await run_handler(_run, request, visitor.user))
 

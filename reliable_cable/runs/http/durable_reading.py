@@ -1,4 +1,4 @@
-"""The responses to requests that read durable streams: at once, with `live=long-poll`, and with `live=sse`."""
+"""The responses to requests that read durable streams: without `live`, with `live=long-poll`, and with `live=sse`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CLOSED: Final = "Stream-Closed"
 CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
 
-#: How many bytes a response with `live=sse` sends while its reader is behind the end of the stream. The client then
-#: reads on with another request. Some servers, such as daphne, buffer without limit what a client does not read.
+#: How many bytes a response with `live=sse` sends before its reader has all data of the stream. The response then ends,
+#: and the client sends another request. Some servers, such as daphne, buffer without limit what a client does not read.
 MAX_CATCH_UP: Final = 4 * 2**20
 
 #: How long, in seconds, a client should wait before it repeats a request: after an error of the store, and after it has
@@ -73,7 +73,7 @@ def refuse_if_store_fails() -> Iterator[None]:
 def data_response(
     request: HttpRequest, source: Source, after: int | None, chunk: Chunk, **headers: str
 ) -> HttpResponse:
-    """Return the response with a chunk of data. If the client already has it, the status is 304.
+    """Return the response with a chunk of data. If the client already has this response, the status is 304.
 
     Args:
         request: the request.
@@ -87,7 +87,7 @@ def data_response(
     response = HttpResponse(
         headers={
             "Content-Type": source.content_type,
-            # The data belong to a user. The browser may keep them, and asks each time whether there are more.
+            # The data belong to a user. Only the browser may cache them, and asks each time whether they have changed.
             "Cache-Control": "private, no-cache",
             "ETag": tag,
             **position_headers(source, chunk),
@@ -146,7 +146,7 @@ async def respond(
 async def follow(
     source: Source, scope: Mapping[str, Any], after: int, *, until: float, silence: float
 ) -> AsyncGenerator[Chunk | None, None]:
-    """Yield new data of a stream. Yield None if there are none for a while. In the last chunk, `closed` is true.
+    """Yield new data of a stream. Yield None if there are none for a while. End after a chunk that is `closed`.
 
     Args:
         source: the stream to read.
@@ -257,7 +257,7 @@ async def _events(
                 if behind >= MAX_CATCH_UP:
                     return
     except (Interrupted, NotFound, Trimmed, StoreError, BroadcastError):
-        return  # the client sends another request, whose response says why
+        return  # the response to the next request of the client says why
 
 
 def _encode(source: Source, chunk: Chunk, cursor: str) -> bytes:

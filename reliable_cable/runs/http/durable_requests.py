@@ -26,7 +26,7 @@ from .requests import MAX_ID_LENGTH, invalid, is_storable
 LONG_POLL: Final = "long-poll"
 SSE: Final = "sse"
 
-#: The parts of paths that cannot be parts of names. The protocol reserves the first one.
+#: The parts of paths that cannot be parts of names. The protocol reserves `__ds`.
 RESERVED: Final = frozenset(("__ds", ".", ".."))
 
 #: The maximum epoch and sequence number of a producer. JavaScript can represent them exactly.
@@ -38,11 +38,11 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\
 _FIRST_YEAR: Final = 1970
 _LAST_YEAR: Final = 9998
 
-#: The cursor of a live response is the number of intervals since this time, in seconds since 1970.
+#: The value of `Stream-Cursor` is the number of intervals since this time, which is in seconds since 1970.
 _CURSOR_EPOCH: Final = 1728432000
 _CURSOR_INTERVAL: Final = 20
 _CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-#: The maximum by which a cursor is moved forward if the client already has the current one.
+#: The maximum by which the value is increased if the client has already sent the current one.
 _CURSOR_JITTER: Final = 3600 // _CURSOR_INTERVAL
 
 
@@ -202,7 +202,10 @@ def parse_position(offset: str, row: DurableStream) -> int | None:
 
 
 def next_cursor(request: HttpRequest) -> str:
-    """Return the cursor of a live response, which is greater than the cursor of the request."""
+    """Return the `Stream-Cursor` of Durable Streams for the response to a request with `live`.
+
+    It is greater than the `cursor` in the request, so that the URL of the next request is new to caches.
+    """
     current = int(time.time() - _CURSOR_EPOCH) // _CURSOR_INTERVAL
     given = request.GET.get("cursor", "")
     if _CURSOR.fullmatch(given) and int(given) >= current:

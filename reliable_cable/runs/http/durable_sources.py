@@ -24,7 +24,7 @@ from reliable_cable.runs.models import Run
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.validation import qualify_stream
 
-#: The position before the first data.
+#: The position before the snapshot of a run, which precedes its events.
 BEGINNING: Final = -1
 
 
@@ -61,8 +61,8 @@ class Source(ABC):
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
         """Return the data in a frame that a live reader has received, without data before a position.
 
-        None means that data between the position and the frame are missing, or that the frame is not sufficient to know
-        how the stream goes on. The reader must then call `read`.
+        None means that data between the position and the frame are missing, or that the frame does not tell how the
+        stream continues. The reader must then call `read`.
         """
 
     @abstractmethod
@@ -97,7 +97,7 @@ class StreamSource(Source):
         return Chunk((), self._row.count, True, self._row.closed)
 
     async def _refresh(self) -> None:
-        """Read the row again, unless it was read just before."""
+        """Read the row again, except at the first call, when the row is new."""
         if not self._is_new:
             self._row = await run_handler(reload, self._row)
         self._is_new = False
@@ -132,7 +132,7 @@ class RunSource(Source):
         self.key = str(run.pk)
 
     async def read(self, after: int) -> Chunk:
-        """Return the events after a position, or the snapshot and the events after it."""
+        """Return the events after a position. At `BEGINNING`, return the snapshot and the events after it."""
         pieces: list[Piece] = []
         ended = False
         epoch = None
@@ -145,7 +145,7 @@ class RunSource(Source):
             ended = snapshot.data["status"] not in ("queued", "running")
         page = await self._page(after)
         if epoch is not None and epoch != page.epoch:
-            # The store has lost the epoch of the snapshot. All events of the new epoch are later.
+            # The store has lost the epoch of the snapshot. All events of the new epoch are later than the snapshot.
             after = 0
             page = await self._page(after)
         self._check(page, after)
@@ -168,7 +168,7 @@ class RunSource(Source):
         """Check that a page continues at a position.
 
         Raises:
-            Trimmed: the page begins elsewhere.
+            Trimmed: the page begins elsewhere, or belongs to another epoch.
         """
         before = self.generation
         self._adopt(page)
@@ -181,7 +181,7 @@ class RunSource(Source):
         self.generation = hashlib.sha256(page.epoch.encode()).hexdigest()[:16] if page.epoch else ANY_GENERATION
 
     async def _has_ended(self, page: StreamPage, end: int) -> bool:
-        """Return whether the run has ended, and the last event of its stream says so."""
+        """Return whether the run has ended. The last event of its stream, if it is stored, must say so, too."""
         last = page.entries[-1] if page.entries else None
         if last is None and end > 0:
             last = next(iter((await self._page(end - 1, limit=1)).entries), None)
@@ -193,7 +193,7 @@ class RunSource(Source):
         return run.ended
 
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
-        """Return the event in a frame. The reader must find out whether the run has ended after the last event."""
+        """Return the event in a frame; None for the end of an attempt, after which `read` checks the run's status."""
         event, offset = frame.get("message"), frame.get("offset")
         if event is None or offset is None or offset > after + 1 or event.get("event") in events.ENDS:
             return None

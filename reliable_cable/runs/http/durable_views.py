@@ -42,7 +42,7 @@ from .requests import Visitor, invalid, read_body
 
 _ADVICE: Final = "Append the data in smaller parts."
 
-#: A browser must not show data that a user has stored as a page of this site.
+#: These keep a browser from showing the data of a stream as a page of this site.
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",

@@ -39,8 +39,8 @@ def endpoint(
     Args:
         methods: the methods that the endpoint allows.
         streams: whether the response is a stream, which needs ASGI.
-        cors: the headers of the response to a preflight request, without that of the CSRF token. By default, they allow
-            GET and POST.
+        cors: the headers of the response to a preflight request. `_preflight_headers` adds the name of the CSRF header.
+            By default, they allow GET and POST.
         headers: headers of all responses.
     """
     allowed = ", ".join([*methods, HTTPMethod.OPTIONS])

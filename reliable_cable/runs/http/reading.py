@@ -70,14 +70,14 @@ class RunConsumer(CableConsumer):
 
 
 class ReaderTransport(Transport):
-    """The transport of a connection without a WebSocket. It subscribes to a run, and queues the events of the run.
+    """The transport of a connection without a WebSocket. It subscribes to a channel, and queues the events.
 
     Args:
         channel: the name of the channel to which the client subscribes.
         key: the parameter `id` of the subscription.
         response: the transport of the response, through which a slow reader is noticed; None if it was not found.
-        history: whether to read the history of the stream, or a snapshot in its place. Otherwise, the first event is
-            `READ_STORE`, and the other ones are whole frames.
+        history: whether to read the history of the stream, or a snapshot in its place. Otherwise, the events are
+            whole frames. `READ_STORE` is the first event, and the event after a loss.
     """
 
     has_sessions = False

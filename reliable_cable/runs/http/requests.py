@@ -119,7 +119,7 @@ def check_csrf(request: HttpRequest) -> None:
     Raises:
         Refusal: the token is missing or wrong, or the request comes from another site.
     """
-    # The token is only in the header. The middleware must not take the body for a form, and read it.
+    # The token is only in the header. The middleware must not read the body as a form.
     cast(Any, request).POST = QueryDict()
     check = _CsrfCheck(lambda request: HttpResponse())
     check.process_request(request)
@@ -284,5 +284,5 @@ def text_of(value: Any, key: str) -> str:
 
 
 def invalid(message: str) -> Refusal:
-    """Return the refusal of a body that is not valid."""
+    """Return the refusal, with the status 400, of a request that is not valid."""
     return Refusal(HTTPStatus.BAD_REQUEST, message)

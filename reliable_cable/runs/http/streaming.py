@@ -23,7 +23,7 @@ PING: Final = b": ping\n\n"
 #: How long, in seconds, a client is sent nothing before it is sent a comment, so that proxies keep the connection open.
 SILENCE: Final = 15.0
 
-#: The headers of a stream. `GZipMiddleware` does not compress a response that already has a content encoding.
+#: The headers of the response. `GZipMiddleware` does not compress a response that already has a content encoding.
 STREAM_HEADERS: Final = {**EVENT_STREAM_HEADERS, "Content-Encoding": "identity"}
 
 

@@ -33,24 +33,24 @@ class Translator(ABC):
     """Translates the events of one run. Call `start`, then `translate` for each event until `ended`."""
 
     def __init__(self) -> None:
-        #: Whether the stream has ended. The last message was then returned.
+        #: Whether the last message of the response was returned.
         self.ended = False
         self._attempt = 0
         #: The content that was translated so far.
         self._sent = Content()
-        #: The content according to the latest snapshot, if it is older than `_sent`; None otherwise.
+        #: The content of the latest snapshot and of the events after it, while `_sent` has more; None otherwise.
         self._older: Content | None = None
 
     @abstractmethod
     def start(self) -> Sequence[Message]:
-        """Return the messages with which the stream begins."""
+        """Return the messages with which the response begins."""
 
     def translate(self, event: Mapping[str, Any]) -> Sequence[Message]:
         """Return the messages for an event. The list is empty if the event changes nothing for the client."""
         return [] if self.ended else list(self._translate(event))
 
     def fail(self, message: str) -> Sequence[Message]:
-        """Return the messages that end the stream with an error. The client keeps the content.
+        """Return the messages that end the response with an error. The client keeps the content.
 
         Args:
             message: the text of the error, which the user reads.
@@ -88,7 +88,7 @@ class Translator(ABC):
             for item in list(_rest(content, self._sent)):
                 yield from self._append(item)
         elif _begins_with(self._sent, content):
-            # The events after the snapshot repeat content that was sent, until the snapshot has caught up.
+            # The events after the snapshot first repeat content that was sent.
             self._older = content
         else:
             yield from self._fail(BEGUN_ANEW)

@@ -4,13 +4,13 @@ See https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol. The stream consists of JS
 client builds one message from them. The id of this message is the id of the run. So a client that reads the answer
 again replaces the message, instead of adding a second one.
 
-The client needs these rules, which the protocol only implies:
+The client works by these rules, which the protocol only implies:
 
 - A text or a piece of reasoning is a part with an id. It is opened, extended and closed by separate chunks.
 - A result of a tool must follow the call. A result without a call makes the client fail.
 - The metadata of a message has the status of the run only if the run has ended. So the client knows whether a message
   is the whole answer.
-- A step ends after results of tools. Without steps, some clients take the last results as a reason to ask again.
+- A step ends after results of tools. Without steps, some clients request another answer to the last results.
 - A tool that runs on the server is marked as executed by the provider. Without this mark, the client would run the
   tool, too.
 """

@@ -46,7 +46,7 @@ async def chat_stream(request: HttpRequest, visitor: Visitor, chat: str) -> Http
 
 @endpoint(HTTPMethod.POST)
 async def chat_stop(request: HttpRequest, visitor: Visitor, chat: str) -> HttpResponseBase:
-    """Stop the active runs of a chat."""
+    """Stop the active runs of a chat, as far as the user may stop them."""
     await run_handler(_stop_chat, visitor.user, chat)
     return HttpResponse(status=HTTPStatus.NO_CONTENT)
 

@@ -91,7 +91,7 @@ class Bench:
 
     @contextlib.contextmanager
     def over_floor(self) -> Iterator[None]:
-        """Run the server of the floor and its clients during the block."""
+        """During the block, run the server that measures the floor, with connected clients."""
         with running(FLOOR, self._environment, self._folder / "floor.log") as server, self._clients(server) as load:
             load.ask("connect", count=self.plan.connections)
             self._floor = _Target(FLOOR, server, load)

@@ -67,7 +67,10 @@ def usage(pid: int) -> Usage:
 
 
 def memory(pid: int) -> float:
-    """Return the memory of a process tree in KiB (Pss: shared memory is divided among its processes)."""
+    """Return the memory of a process tree, in KiB.
+
+    It is the sum of Pss, in which each shared page is divided by the number of processes that map it.
+    """
     total = 0.0
     for number in tree(pid):
         with contextlib.suppress(OSError):

@@ -111,7 +111,7 @@ def compressing(name: str, kind: str, *options: str) -> Subject:
 
 
 def with_pages(subject: Subject) -> Subject:
-    """Return a server whose clients have identifiers of their own."""
+    """Return a variant of a server under test, in which each client has a different identifier."""
     return replace(
         subject, name=f"{subject.name}, positions of pages", ways=(OTHER,), signed_in=False, identifier=OF_PAGE
     )

@@ -6,7 +6,7 @@ from reliable_cable import Channel, action
 
 
 class BenchChannel(Channel):
-    """Streams from the stream that the params name."""
+    """Sends the messages of the stream that the params name."""
 
     def subscribed(self) -> None:
         """Subscribe to the stream."""

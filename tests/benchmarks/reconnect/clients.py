@@ -73,7 +73,7 @@ class Client(asyncio.Protocol):
         self.retry: Callable[[], object] | None = None
         #: How often the client has called `retry`.
         self.retries = 0
-        #: The number of messages whose offset did not follow that of the message before.
+        #: The number of messages that did not directly follow the previous one, by their epoch and offset.
         self.disordered = 0
         self.latencies: list[float] = []
         self._buffer = bytearray()
@@ -85,7 +85,7 @@ class Client(asyncio.Protocol):
 
         Args:
             url: the URL of the server.
-            number: the number of the client, which chooses its address.
+            number: the number of the client, which determines its source address.
             cookie: the header `Cookie`; empty: none.
             restoring: whether to ask the server to restore the session.
         """
@@ -210,7 +210,7 @@ class Client(asyncio.Protocol):
 
 
 class Clients:
-    """All clients of the process."""
+    """The clients that this process runs. Each public method executes one command, and returns its result."""
 
     def __init__(self) -> None:
         self.clients: list[Client] = []
@@ -248,7 +248,7 @@ class Clients:
         }
 
     async def latencies(self) -> dict[str, Any]:
-        """Return the latencies of messages since the last call, in ms."""
+        """Return the number of messages since the last call, and percentiles of their latency in ms."""
         found = sorted(each / 1e6 for client in self.clients for each in client.latencies)
         for client in self.clients:
             client.latencies = []
