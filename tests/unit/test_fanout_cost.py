@@ -28,7 +28,7 @@ Write = Callable[[bytes], Any]
 
 
 class Sink:
-    """Takes frames. `list.append` is the cheapest write possible, and is not a Python function."""
+    """Records frames with `list.append`. This is the cheapest write possible, and executes no line of Python."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []

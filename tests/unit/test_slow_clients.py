@@ -117,7 +117,7 @@ async def test_a_client_that_takes_data_from_the_kernels_buffer_stays_connected(
             unsent = remaining
             end_watch(client.connection.outbox)
             assert not client.aborted
-        unsent += 6  # a ping that the server itself sends
+        unsent += 6  # as if daphne or uvicorn had sent a ping of its own
         end_watch(client.connection.outbox)
         assert client.aborted
 
