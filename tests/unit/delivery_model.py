@@ -82,7 +82,7 @@ class Stored:
     offset: int
     exclude: str
     time: float
-    #: Whether the store has lost the message later. A subscriber may have received it before the loss.
+    #: Whether the store lost the message afterwards. A subscriber may have received it before the loss.
     vanished: bool = False
 
 

@@ -35,7 +35,7 @@ Stack = Callable[[Any], Any]
 
 @pytest.fixture(autouse=True)
 def handlers_without_connections() -> Iterator[None]:
-    """Close the database connections of the handler threads and of Django's thread, for the next tests."""
+    """Close the database connections of the handler threads and of Django's thread, so that no test finds them."""
     yield
     assert threads.end_threads(30)
     SyncToAsync.single_thread_executor.submit(connections.close_all).result(30)

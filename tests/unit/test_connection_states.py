@@ -387,12 +387,7 @@ def lives(machines: list[Lives]) -> Iterator[Lives]:
 
 
 def begin_restore(lives: Lives, *, ended: bool) -> tuple[Client, Peer]:
-    """Return a client and the connection that is restoring its session.
-
-    Args:
-        lives: the state machine.
-        ended: whether the client's former connection has ended.
-    """
+    """Return a client and the connection that restores its session. `ended`: whether the former one has ended."""
     lives.open(extended=True, frames=True, then=5)
     lives.check()
     lives.subscribe(0, slow=True, then=5)

@@ -1,4 +1,4 @@
-"""`HistoryReader` reads a page once for requests that come together, and reads again if new messages are missing in it."""
+"""`HistoryReader` reads a page once for requests that come together, and again if it lacks new messages."""
 
 from __future__ import annotations
 

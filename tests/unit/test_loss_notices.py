@@ -1,4 +1,4 @@
-"""The notice of a loss is repeated at each restore until the client has shown that it read it."""
+"""The notice of a loss is repeated at each restore until the client has shown that it read the notice."""
 
 from __future__ import annotations
 

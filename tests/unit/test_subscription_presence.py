@@ -1,4 +1,4 @@
-"""A subscription shows the correct members, even if stores fail or lose data around a restore."""
+"""A subscription shows the correct members, even after failures of stores, losses of data, and restores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What results of handlers and checks mean.
 
-A false result of a check, of `subscribed` or of `connect` refuses, unless it is None. A coroutine or a generator as a
-result is an error.
+A false result of `before_subscribe`, `before_action`, `subscribed` or `connect` refuses, unless it is None. A coroutine
+or a generator as a result is an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Durable streams: times of expiry, tenants, and changes at the same time."""
+"""Durable streams: times of expiry, tenants, and concurrent changes."""
 
 from __future__ import annotations
 

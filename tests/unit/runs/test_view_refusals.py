@@ -134,7 +134,7 @@ async def test_a_start_that_is_forbidden(browser: AsyncClient) -> None:
 
 
 async def test_a_cache_of_the_whole_site_stores_no_runs(browser: AsyncClient, settings: Any) -> None:
-    """Django's cache ignores the header with the token, so it could give a cached run to another user."""
+    """Django's cache middleware ignores the header with the token, so it could give a cached run to another user."""
     settings.MIDDLEWARE = [
         "django.middleware.cache.UpdateCacheMiddleware",
         *settings.MIDDLEWARE,
