@@ -48,7 +48,7 @@ MEANINGS = {
 
 
 class Room(Channel, abstract=True):
-    """A channel whose `subscribed` and `resubscribed` wait for `gate` if the client asks for that."""
+    """A channel whose `subscribed` and `resubscribed` wait for `gate` if `slow` is in the params."""
 
     gate: ClassVar[asyncio.Event]
     begun: ClassVar[list[str]]

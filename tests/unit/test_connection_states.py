@@ -342,7 +342,7 @@ EXAMPLES, STEPS = 200, 30
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
     """Report each call of `close` to the running machine, including the calls that the package itself makes."""
-    # If another test has left a database connection open, handlers would wait for a thread now and then.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     close = Connection.close
     running: list[Lives] = []

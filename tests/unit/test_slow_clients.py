@@ -83,7 +83,7 @@ TALK = json.dumps({"command": "message", "identifier": TALKATIVE, "data": json.d
 
 @pytest.fixture(autouse=True)
 def _rooms(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would make handlers wait for a thread at times.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
     registry.update({"Room": [Room], "Actions": [Actions], "Talkative": [Talkative]})

@@ -249,7 +249,7 @@ class Delivery(DeliveryWorld):
 
 @pytest.fixture
 def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # If another test has left a database connection open, handlers would wait for a thread now and then.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 900)
