@@ -1,4 +1,4 @@
-"""Tests of recovery: messages are sent in order and without gaps, or the loss is reported."""
+"""Tests of recovery: messages are sent in order and none is left out, or the loss is reported."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ MEANINGS = {
 
 
 class Room(Channel, abstract=True):
-    """A channel whose `subscribed` and `resubscribed` wait for `gate` if the client asks for that."""
+    """A channel whose `subscribed` and `resubscribed` wait for `gate` if `slow` is in the params."""
 
     gate: ClassVar[asyncio.Event]
     begun: ClassVar[list[str]]
@@ -84,7 +84,7 @@ class Client:
         owners = [peer for peer in self.peers if peer.connection.sid == self.sid]
         successors = [peer for peer in self.peers if self.sid in peer.connection.sids[1:]]
         if any(self.sid in peer.forgotten for peer in self.peers):
-            # If several connections restored one session, the last of these connections has the session.
+            # If several connections restored one session, the last of them has it. The model cannot tell which one.
             return None if len(successors) > 1 else False
         return None if not successors and owners[0].fate != "kept" else True
 
@@ -110,7 +110,8 @@ class Peer:
         self.closed_at = 0.0
         #: What becomes of its session: "kept", "forgotten" or "handed over".
         self.fate = "kept"
-        #: The sessions that were forgotten, without a session that is about to be restored.
+        #: The ids of the sessions that this connection forgot. If a restore was still pending, its session is not among
+        #: them.
         self.forgotten: tuple[str, ...] = ()
         self.aborted = False
         self.left = False
@@ -120,7 +121,7 @@ class Peer:
 
     @property
     def due(self) -> dict[str, Any] | None:
-        """The `disconnect` frame that the client is to be sent."""
+        """The `disconnect` frame that the client is to be sent; None: no frame."""
         if not self.closes:
             return None
         meaning, reason, reconnect = self.closes[0]

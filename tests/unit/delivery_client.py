@@ -34,7 +34,8 @@ class Client:
         self.name = name
         self.commands: Commands | None = None
         self.socket: MemorySocket | None = None
-        #: The session id ("" before the welcome), and the former session id, for another attempt to restore it.
+        #: The session id ("" before the welcome), and the id of the session that the connection asked to restore. The
+        #: client asks for that session again if the connection breaks before the welcome.
         self.sid = ""
         self.last_sid = ""
         #: The session ids by which a broadcast can exclude this client, and all session ids that this client ever had.
@@ -220,7 +221,7 @@ class Client:
                 if start is not None and position[0] == message.epoch and self.skippable(stream, start, index):
                     return request
             elif request.since is not None and message.vanished:
-                # When the store looked up the time, it had lost the message, but a page that was read earlier has it.
+                # When the store looked up `since`, it had lost the message. A page that was read earlier contains it.
                 return request
             elif request.since is not None and message.time >= request.since:
                 first = index
@@ -236,7 +237,7 @@ class Client:
         return None
 
     def _fault(self, sub: Subscribed, track: Track, stream: str, index: int) -> str | None:
-        """Return what is wrong with a message that is no response to a request; None if nothing is."""
+        """Return what is wrong with a message that is not a response to a request; None if nothing is."""
         message = self.world[stream].messages[index]
         if track.due is not None and index < track.due:
             return "twice, or out of order"
@@ -244,7 +245,7 @@ class Client:
             return None
         if track.due is None:
             # A request that came with the subscribe is answered before live messages.
-            # If an epoch ends at this moment, the answer to a request with `since` may begin too early.
+            # If an epoch ends during the request, the answer may begin with messages that are older than its `since`.
             exact = not self.world[stream].damaged
             named = (
                 stream in each.streams or (exact and each.since is not None) for each in sub.requests if each.initial

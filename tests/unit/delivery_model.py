@@ -82,7 +82,7 @@ class Stored:
     offset: int
     exclude: str
     time: float
-    #: Whether the store has lost the message again. A subscriber may have received it before the loss.
+    #: Whether the store lost the message afterwards. A subscriber may have received it before the loss.
     vanished: bool = False
 
 
@@ -117,7 +117,7 @@ class History:
 
 @dataclass(slots=True)
 class Request:
-    """A request for history that has not been answered."""
+    """A history request of a client."""
 
     streams: Mapping[str, tuple[str, int]]
     since: float | None
@@ -129,7 +129,8 @@ class Request:
     restored: bool = False
     #: Whether it came with the subscribe.
     initial: bool = False
-    #: The streams that the subscription had when the request was sent.
+    #: The streams of the subscription when the request was sent. For a request that came with the subscribe, these are
+    #: the streams at the confirmation.
     tracks: dict[str, Track] = field(default_factory=dict)
     #: The streams that actions have stopped since the request was sent. The answers of these actions may come before
     #: the answer to the request.
@@ -138,7 +139,7 @@ class Request:
     begun: set[str] = field(default_factory=set)
 
     def position(self, stream: str, identifier: str, stream_id: str | None = None) -> tuple[str, int] | None:
-        """Return the position that the request names for a stream."""
+        """Return the position that the request names for a stream; None if it names none."""
         if self.restored:
             return self.streams.get(stream_id or stream)
         return self.streams.get(stream_alias(stream, identifier)) or self.streams.get(stream)
@@ -167,17 +168,19 @@ class Subscribed:
     """What a client knows of one of its identifiers."""
 
     def __init__(self) -> None:
-        #: "absent", "pending", "active", "leaving" (until the server has handled the command), or "away".
+        #: "absent", "pending", "active", "leaving" (until the server has handled an unsubscribe, or a subscribe that
+        #: replaces a restored subscription), or "away" (the connection was lost, and the session may be restored).
         self.state = "absent"
         self.confirmable = False
-        #: How many repeats of the subscribe were sent. Every second one is confirmed again.
+        #: How many repeats of the subscribe were sent, minus two for each confirmation of a repeat. The server confirms
+        #: every second repeat.
         self.repeats = 0
         self.requests: deque[Request] = deque()
         #: All requests since the subscribe. If the client has received no message, each of these requests has moved the
         #: position from which a restore starts.
         self.sent: list[Request] = []
         self.tracks: dict[str, Track] = {}
-        #: How many commands to start and to stop each stream have not been answered.
+        #: How many calls of the actions `start` and `stop` have not been answered, by stream.
         self.starting: Counter[str] = Counter()
         self.stopping: Counter[str] = Counter()
         #: Streams of which the client does not know whether the subscription has them, because an answer was lost.
@@ -190,7 +193,8 @@ class Subscribed:
         #: The request of a subscribe that replaces a restored subscription.
         self.refresh: tuple[Request | None] | None = None
         self.notice = False
-        #: Whether a request that is not `honest` was rejected after the last confirmed request.
+        #: Whether a request that is not `honest` was rejected, or was pending at a rejection, after the last confirmed
+        #: request.
         self.refusable = False
         self.last_transient: dict[str, int] = {}
         #: The request of a subscribe that was sent in the state "leaving".

@@ -20,7 +20,7 @@ SETTINGS = {"ENGINE": "memory", "SECRET": "a secret", "PUBLIC_STREAMS": True, "P
 
 
 class Anyone(CableConsumer):
-    """A consumer that lets everybody connect, from any origin of this site."""
+    """A consumer that lets everybody connect, with the default rules for origins."""
 
 
 class Reader:
@@ -29,7 +29,7 @@ class Reader:
     Args:
         query: the query.
         last_id: the header `Last-Event-ID`.
-        application: the application.
+        application: the ASGI application; by default `CableHTTP` with the consumer `Anyone`.
         headers: the other headers.
         method: the method.
         body: the parts of the body.

@@ -72,7 +72,7 @@ class Receiver:
     """The ASGI `receive` of a request.
 
     Args:
-        messages: the messages to be received. After the last of these, calls do not return.
+        messages: the messages to be received. Calls after the last message do not return.
     """
 
     messages: list[Message]
@@ -88,7 +88,7 @@ class Receiver:
 
 
 async def elsewhere(scope: Message, receive: Any, send: Any) -> None:
-    """Answer each request that `CableHTTP` passes on to the project's application with 404."""
+    """Take the place of the project's application: answer 404 to each request that `CableHTTP` passes on."""
     await send({"type": "http.response.start", "status": 404, "headers": [(b"x-from", b"elsewhere")]})
     await send({"type": "http.response.body", "body": b""})
 

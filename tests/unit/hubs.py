@@ -1,4 +1,4 @@
-"""A hub with one stream, whose store announces no messages by itself."""
+"""A hub with one stream, and a store that announces no messages by itself."""
 
 from __future__ import annotations
 

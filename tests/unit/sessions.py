@@ -74,7 +74,7 @@ class Session:
 
 
 async def number(records: SessionRecords, sid: str = "a") -> Any:
-    """Return the number in the stored record of a session, or None."""
+    """Return the number in the stored record of a session; None if there is no record."""
     (record,) = await MemorySessionStore.aload_many(records.store, [(sid, ann)])
     return record and record.data["number"]
 

@@ -35,7 +35,7 @@ Stack = Callable[[Any], Any]
 
 @pytest.fixture(autouse=True)
 def handlers_without_connections() -> Iterator[None]:
-    """Close the connections of the handler threads and of Django's thread, so that other tests find none."""
+    """Close the database connections of the handler threads and of Django's thread, so that no test finds them."""
     yield
     assert threads.end_threads(30)
     SyncToAsync.single_thread_executor.submit(connections.close_all).result(30)
@@ -55,7 +55,7 @@ def user() -> AbstractUser:
 
 
 async def in_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function in another thread, and close the connections of that thread."""
+    """Call a function in another thread, and close the database connections of that thread."""
     return await asyncio.to_thread(with_own_connection(partial(call, *args, **kwargs)))
 
 

@@ -1,4 +1,4 @@
-"""An authenticator of a project decides who may connect, and a result that is no user raises an error."""
+"""An authenticator of a project decides who may connect. A result that is neither a user nor None raises an error."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .wire import until
 
 
 class Squares:
-    """Handles batches of numbers. It waits until `open` is set, and fails for negative numbers."""
+    """Squares batches of numbers, after `open` is set. It fails for negative numbers, and for each batch with a 0."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

@@ -161,7 +161,7 @@ class TestJoins:
             await client.subscribe(ROOM)
             for number in range(allowed + 50):
                 await client.send("join", ROOM, presence={"id": f"member {number}"})
-            # Each join but the first also replaces the member before it.
+            # Each join but the first also causes the `leave` of the client's previous member.
             events = [frame["message"]["type"] for frame in await client.receive_many(2 * allowed - 1 + 40)]
             assert events.count("join") >= allowed
             assert "error" in events
@@ -258,7 +258,7 @@ async def test_what_has_ended_is_not_counted() -> None:
 
 
 class TestPagesOfHistory:
-    #: How many streams the client follows, how many messages each has, and how large these are.
+    #: How many streams the client follows, how many messages each stream has, and the size of a message.
     STREAMS, MESSAGES, SIZE = 20, 4, 2000
 
     async def test_only_some_first_pages_are_held_while_another_subscription_is_reading(self) -> None:

@@ -47,7 +47,7 @@ class Room(Channel, abstract=True):
 
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would make handlers wait for a thread at times.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
     registry["Room"] = [Room]

@@ -124,7 +124,7 @@ class TestSettings:
         assert "CableConsumer" in site["asgi.py"]
 
     def test_settings_without_a_module(self, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A project in one file calls `settings.configure()`."""
+        """A project in one file calls `settings.configure()`, and has no settings module."""
         site = make_site()
         monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
         reason = "the settings (DJANGO_SETTINGS_MODULE): the environment variable is not set."

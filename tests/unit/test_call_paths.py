@@ -26,7 +26,7 @@ ROW = re.compile(r"^\| \d+ \| `([\w.]+)` \| `([\w./]+)` \| [^|]+ \| ([^|]*)\|$",
 
 #: The maximum depth of calls for a broadcast (to the store, and from the announcement to the socket) and for a command.
 MAX_BROADCAST_DEPTH, MAX_COMMAND_DEPTH = 8, 9
-#: How many functions a command may call, besides one that is called once per connection, and in how many modules.
+#: The maximum number of steps of a command, besides the one that runs once per connection, and of their modules.
 MAX_COMMAND, MAX_COMMAND_MODULES = 10, 6
 
 
@@ -68,7 +68,7 @@ def documented(heading: str, table: int = 0) -> list[Step]:
 
 
 def documented_depth(heading: str) -> int:
-    """Return the length of the longest chain of calls, as a section gives it."""
+    """Return the maximum length of a chain of calls that a section of docs/architecture.md states."""
     (number,) = re.findall(r"No chain of calls is longer than (\d+)\.", " ".join(section(heading).split()))
     return int(number)
 
@@ -95,7 +95,7 @@ def _others(call: Call, path: Sequence[Call]) -> Iterator[Call]:
 
 
 def depth(tree: CallTree, *roots: str) -> int:
-    """Return the length of the longest chain of calls from some roots."""
+    """Return the length of the longest chain of calls that begins with one of these functions."""
     return max(len(call.chain) for call in tree.all() if call.chain[0].name in roots)
 
 

@@ -1,4 +1,4 @@
-"""What several subscribers need to catch up is read once and encoded once, and written at the pace of each socket."""
+"""Entries that several subscribers have missed are read once, encoded once, and written at the pace of each socket."""
 
 from __future__ import annotations
 

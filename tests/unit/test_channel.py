@@ -1,4 +1,4 @@
-"""Channels have names, actions and states, and record what handlers request in a reply."""
+"""Channels have names, actions and states. The requests of their handlers are recorded in a reply."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ class TestSqlite:
             assert ids(run_checks(tags=[Tags.database], databases=[alias])) == expected
 
     def test_the_journal_mode_is_read_only_from_the_used_database_with_database_checks(self, tmp_path: Path) -> None:
-        # This test has no access to databases, so that a connection would raise an error.
+        # This test has no access to databases, so a connection would raise an error.
         with database(NAME=str(tmp_path / "x.sqlite3")) as alias:
             with configured(DATABASE=alias):
                 assert checks.check_journal_mode(databases=["default"]) == []

@@ -237,7 +237,7 @@ async def test_an_action_or_handle_error_can_end_the_subscription_of_a_base_clie
 
 @pytest.mark.parametrize("name", ["kick", "trespass"])
 async def test_an_extended_client_whose_subscription_is_ended_so_has_to_subscribe_again(name: str) -> None:
-    # A client ignores a rejection without a pending `subscribe`: its channel would silently receive nothing more.
+    # A client ignores a rejection if no `subscribe` is pending, so its channel would silently receive nothing more.
     async with Client() as former:
         for each in (ROOM, PLAIN):
             await former.subscribe(each)

@@ -71,7 +71,7 @@ class Lives(RuleBasedStateMachine):
         self.sessions = MemorySessionStore(settings)
         engine = Engine(MemoryStreamStore(settings), MemoryPresenceStore(settings), self.sessions)
         self.hub = self.loop.call(lambda: Hub(engine, settings))
-        # Restores of several clients wait for one another.
+        # Only one restore proceeds in each iteration of the event loop, so restores wait for one another.
         self.hub.pacer = Pacer(1)
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -341,8 +341,8 @@ EXAMPLES, STEPS = 200, 30
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
-    """Report each call of `close` to the running machine, including the calls that the code makes by itself."""
-    # If another test has left a database connection open, handlers would wait for a thread now and then.
+    """Report each call of `close` to the running machine, including the calls that the package itself makes."""
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     close = Connection.close
     running: list[Lives] = []
@@ -387,7 +387,7 @@ def lives(machines: list[Lives]) -> Iterator[Lives]:
 
 
 def begin_restore(lives: Lives, *, ended: bool) -> tuple[Client, Peer]:
-    """Return a client and the connection that is restoring its session. `ended`: whether its former connection has."""
+    """Return a client and the connection that restores its session. `ended`: whether the former one has ended."""
     lives.open(extended=True, frames=True, then=5)
     lives.check()
     lives.subscribe(0, slow=True, then=5)

@@ -210,7 +210,8 @@ class TestRemoteDisconnect:
     async def test_allows_clients_to_reconnect_that_perhaps_connected_later(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Clocks of hosts differ, and Django deletes a login session after it has sent the signal of the logout.
+        # This client may have been authenticated before the logout or after it: clocks of hosts differ, and
+        # Django sends the signal of the logout before it deletes the login session.
         clock = StoreTime(monkeypatch)
         async with Client(scope={"user": "bob"}):
             await adisconnect(user="ann", reconnect=False)

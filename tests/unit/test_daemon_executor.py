@@ -57,7 +57,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def idle(executor: Executor, count: int) -> None:
-    """Wait until a number of threads is idle, which happens a little after their futures are done."""
+    """Wait until this number of threads is idle. A thread becomes idle shortly after its future is done."""
     wait_until(lambda: len(executor._idle) == count)
 
 

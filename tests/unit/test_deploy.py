@@ -28,7 +28,7 @@ def compose_command(service: str) -> list[str]:
 
 
 def seconds(text: str, name: str) -> float:
-    """Return the seconds in the only directive of a text that has this name."""
+    """Return the seconds in the only directive with this name in a text."""
     (number,) = re.findall(rf"\b{name}:? (\d+)s", text)
     return float(number)
 

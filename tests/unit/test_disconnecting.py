@@ -207,7 +207,7 @@ class TestRevoke:
         assert [message["subscriptions"] for message in control_messages()] == [{"@stream": "a"}]
 
     def test_servers_of_the_previous_release_reconnect_the_clients(self) -> None:
-        # Those servers know only the keys `revoke` and `reconnect`, and take the message for a disconnect.
+        # Those servers know only the keys `revoke` and `reconnect`, so they handle the message as a disconnect.
         revoke(user="ann", stream="a")
         (message,) = control_messages()
         assert message["revoke"] == {"user": "str:ann"}

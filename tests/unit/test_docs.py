@@ -52,9 +52,9 @@ PROTOCOL_HEADINGS = [
 ]
 README = ROOT / "README.md"
 LANGUAGES = {"html", "js", "json", "nginx", "python", "sh", "text", "{eval-rst}", "{toctree}"}
-#: Programs outside of the virtual environment that commands in these pages may start.
+#: The programs outside of the virtual environment that commands in README and docs/ may start.
 PROGRAMS = {".", "cd", "curl", "django-admin", "docker", "export", "git", "honcho", "python3"}
-#: The packages of programs whose names differ from the names of their packages.
+#: The names of packages whose programs have other names, by program.
 PACKAGES = {"lint-imports": "import-linter"}
 
 
@@ -107,7 +107,7 @@ def test_every_code_block_has_a_known_language() -> None:
 
 
 def decode_all(text: str) -> list[Any]:
-    """Return the JSON values in a block, which has one or several."""
+    """Return the JSON values in a block, which contains one or more."""
     decoder = json.JSONDecoder()
     values = []
     rest = text.strip()

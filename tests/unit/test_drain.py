@@ -14,7 +14,8 @@ import pytest
 from reliable_cable.servers.drain import Drain, server_grace
 from tests.support.server import ROOT
 
-#: A process that receives SIGTERM. `{drain}`, `{close}` and `{stop}` stand for code of the hub and of the handler.
+#: A program that sends SIGTERM to its own process. `{drain}` and `{close}` stand for code of the hub, and `{stop}`
+#: stands for code of the server's signal handler.
 PROGRAM = """
 import asyncio, logging, os, signal
 from reliable_cable.servers import drain
@@ -111,7 +112,7 @@ def test_a_process_that_does_not_stop_is_ended() -> None:
 
 
 class TestInstall:
-    """`install` does nothing where it can replace no signal handler of a server."""
+    """`install` does nothing if there is no signal handler of a server that it can replace."""
 
     async def test_in_another_thread(self) -> None:
         drain = Drain(no_hub, asyncio.get_running_loop())

@@ -54,7 +54,7 @@ class Outage:
         self.attempted = asyncio.Event()
 
     def begin(self, timeout: float = session_writer.SAVE_TIMEOUT) -> None:
-        """Begin the outage. Transmissions wait up to `timeout` seconds until the session is saved."""
+        """Begin the outage. Transmissions wait up to `timeout` seconds for the session to be saved."""
 
         async def fail(*args: Any) -> None:
             self.attempted.set()

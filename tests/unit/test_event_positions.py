@@ -82,7 +82,7 @@ async def test_a_catch_up_that_ends_with_an_excluding_broadcast_moves_the_positi
 
 
 async def test_the_id_of_the_next_event_does_not_count_an_event_that_was_dropped() -> None:
-    """A slow reader is sent the dropped event from the store later, unless its connection breaks before."""
+    """A slow reader is later sent the dropped event from the store, unless its connection breaks first."""
     with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_PENDING_SIZE": 100_000}):
         async with Reader("stream=a&stream=b") as reader:
             await reader.until("event: confirm_subscription", 2)

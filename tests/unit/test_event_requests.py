@@ -102,7 +102,7 @@ bodies = st.lists(lines | st.binary(max_size=60), max_size=5).map(b"\n".join)
 
 
 def bytes_of(value: bytes | str) -> bytes:
-    """Return a value of the strategy `values`."""
+    """Convert a value of the strategy `values` to bytes."""
     if isinstance(value, bytes):
         return value
     return (cable_token({"room": 7}) if value == "token" else signed_stream_name("a")).encode()

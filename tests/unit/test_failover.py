@@ -48,7 +48,7 @@ async def test_redis_fails_over_and_back_and_open_connections_stay_with_the_demo
             assert await redis_pair.follows()
             await asyncio.to_thread(redis_pair.primary.wait_for_replicas)
             await redis_pair.move(cut=True)
-        # This test does not use the cut connections again, as redis-py fails with an AttributeError on Python 3.13.
+        # This test does not use the cut connections again, because redis-py then raises AttributeError on Python 3.13.
         async with client(redis_pair) as last:
             await last.set("key", "3")
             assert await last.get("key") == "3"

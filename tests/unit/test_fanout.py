@@ -270,7 +270,8 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
     async def scenario() -> None:
         harness = Harness()
         clients: list[FrameClient] = []
-        #: The messages that were sent while each client was subscribed: offsets, and the data of transient messages.
+        #: For each client, the messages that it must receive: the offsets of stored messages, and the data of transient
+        #: ones.
         sent: dict[FrameClient, list[int | str]] = {}
         replayed: set[FrameClient] = set()
         whispers = count()

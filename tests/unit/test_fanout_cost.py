@@ -28,7 +28,7 @@ Write = Callable[[bytes], Any]
 
 
 class Sink:
-    """Takes frames. `list.append` is the cheapest write possible, and is not a Python function."""
+    """Records frames with `list.append`. This is the cheapest write possible, and executes no line of Python."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -48,7 +48,7 @@ async def make_harness(writes: list[Write | None], send: Any = no_send) -> Harne
         await subscriber.join(harness.hub, "s")
         subscriber.confirmed = True
         subscriber.resume()
-    await harness.publish()  # the first message is a special case, as it begins an epoch
+    await harness.publish()  # the first message is a special case, because it begins an epoch
     await asyncio.sleep(0)
     return harness
 

@@ -40,7 +40,7 @@ def connection_objects() -> list[Any]:
 
 
 class FleetingChannel(Channel):
-    """Uses all features of channels."""
+    """Uses a stream with whispers, presence and transmissions."""
 
     def subscribed(self) -> None:
         """Start a stream and join its presence."""

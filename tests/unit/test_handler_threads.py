@@ -1,4 +1,4 @@
-"""Handlers of two tenants, which set a tenant on their database connections, can run in two threads of a pool."""
+"""Handlers of two tenants can run in two threads of a pool. Each sets its tenant on its own database connection."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_handler_that_waits_for_a_thread_is_logged_with_the_remedy(
 class Tenants(CableConsumer):
     """Sets the tenant on the database connection of the thread, for each call."""
 
-    #: Two calls meet in their checks and in their handlers, so that they run in two threads at the same time.
+    #: If set, two calls wait for each other, in their checks and in their handlers, so that they run in two threads.
     together: ClassVar[threading.Barrier | None] = None
 
     @classmethod

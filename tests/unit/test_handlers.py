@@ -1,4 +1,4 @@
-"""Each call of a handler runs in a copy of its connection's context, so nothing that it sets reaches another call."""
+"""Each handler runs, with its check, in a copy of the connection's context: what it sets does not reach other calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _channels(settings: Any) -> Iterator[None]:
 
 
 class Events:
-    """What happened, in order, and in which thread."""
+    """The recorded events, in order, each with its tenant and its thread."""
 
     seen: ClassVar[list[tuple[str, str, int]]] = []
 
@@ -157,7 +157,10 @@ KINDS = pytest.mark.parametrize(("channel", "consumer"), [("Sync", SyncConsumer)
 
 
 class TestContext:
-    """Each call of a handler starts with what `connect` set, whatever other calls have set."""
+    """Each handler runs, together with its check, in a copy of the context that `connect` left.
+
+    It does not see context variables that other calls have set.
+    """
 
     @KINDS
     async def test_every_handler_has_a_copy_of_the_connections_context(
@@ -266,7 +269,7 @@ class TestThreads:
 
 
 class Around(CableConsumer):
-    """Records when the context of a handler begins and ends, and sets a language in between."""
+    """Records when `around_command` begins and ends, and sets a language in between."""
 
     #: The errors that `around_command` suppresses.
     suppressed: tuple[type[Exception], ...] = ()

@@ -1,4 +1,4 @@
-"""`HistoryReader` reads a page once for requests that come together, and never returns a page that is too old."""
+"""`HistoryReader` reads a page once for requests that come together, and again if it lacks new messages."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ ROOM = identifier("Room")
 
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would make handlers wait for a thread at times.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     registry["Room"] = [Room]
@@ -81,7 +81,7 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def run_event_loop() -> None:
-    """Run the event loop until it only waits for messages."""
+    """Run 10 iterations of the event loop: enough to handle one message."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -118,7 +118,7 @@ class AsgiClient:
         await asyncio.wait_for(self.answers.get(), 10)
 
     async def perform(self, name: str, count: int = 1) -> None:
-        """Call an action several times, each time after the last call has been handled."""
+        """Call an action several times, each time after the previous call has been handled."""
         for _ in range(count):
             self.put("message", data=json.dumps({"action": name}))
             await run_event_loop()
@@ -231,7 +231,7 @@ async def test_an_action_calls_few_functions(room: AsgiClient) -> None:
     await room.perform("nothing")
     counts = []
     former = sys.getprofile()
-    # If the machine is busy, timers run between the actions, so the least of several counts is meant.
+    # If the machine is busy, timers run between the actions, so only the smallest of several counts is checked.
     for _ in range(5):
         count = 0
         sys.setprofile(profile)

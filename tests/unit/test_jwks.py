@@ -121,7 +121,7 @@ class TestAServer:
         assert server.requests == 1
         server.content = key_set(entry(RSA_KEY, kid="1"), entry(OTHER_KEY, kid="2"))
         for _ in range(100):
-            # The new key is not known yet. If the client were refused for good, it could not use that key later.
+            # The new key is not known yet. A client that was refused for good would not come back with this key.
             with pytest.raises(KeysUnavailable, match="may have been added"):
                 await keys.find("2", "RS256")
         assert server.requests == 1
@@ -164,7 +164,7 @@ class TestAServer:
         server.answers.clear()
         keys = KeySet(server.url, clock)
         waiting = [asyncio.ensure_future(keys.find("1", "RS256")) for _ in range(50)]
-        # The event loop is free meanwhile, and so is Django's one shared thread.
+        # While they wait, the event loop and Django's one shared thread can run other code.
         assert await asyncio.to_thread(server.asked.wait, 10)
         assert await SyncToAsync(lambda: 7, thread_sensitive=True)() == 7
         server.answers.set()
@@ -238,7 +238,8 @@ class TestAServer:
         server.answers.clear()
         clock.now += MAX_AGE + 1
         assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
-        # Until the next attempt to load the keys, nobody waits for the pending attempt. It may find the key "2".
+        # The pending attempt counts as failed, so no client waits for it. The server may have the key "2", so a client
+        # with this key is not refused for good.
         monkeypatch.setattr(jwks, "PATIENCE", 60.0)
         assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
         with pytest.raises(KeysUnavailable):

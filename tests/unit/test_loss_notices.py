@@ -1,4 +1,4 @@
-"""The notice of a loss is repeated at each restore until the client has shown that it read it."""
+"""The notice of a loss is repeated at each restore until the client has shown that it read the notice."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class TestEpochsThatEndUnnoticed:
             async with Client() as client:
                 position = {"epoch": frame["epoch"], "offset": frame["offset"]}
                 await client.subscribe(ROOM, history={"streams": {"room": position}})
-                # The request is rejected, and then the hub tells all clients.
+                # The request is rejected, and then the hub tells all clients of the loss.
                 assert await received(client) == ["reject_history", "reject_history"]
             assert await received(other) == ["reject_history"]
 

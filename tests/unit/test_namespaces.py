@@ -310,7 +310,7 @@ class TestConnections:
     @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("name", ["a", "b", ""])
     def test_a_logout_revokes_the_sessions_of_its_tenant(self, name: str) -> None:
-        # The tenants have tables of their own, so that each of them has a user 1.
+        # The tenants have tables of their own, so each of them has a user 1.
         user = get_user_model()(pk=1)
         with within(name):
             user_logged_out.send(type(user), request=RequestFactory().get("/"), user=user)

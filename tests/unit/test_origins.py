@@ -193,7 +193,7 @@ class TestWithoutAllowedOrigins:
         assert is_allowed(handshake(origin, host=host), None) is allowed
 
     def test_the_host_of_the_request_is_refused_if_allowed_hosts_does_not_have_it(self) -> None:
-        """A name of another site may lead to this server (DNS rebinding)."""
+        """The host name of another site may resolve to the address of this server (DNS rebinding)."""
         assert not is_allowed(handshake("http://evil.com", host="evil.com"), None)
 
     def test_the_host_that_a_proxy_forwards_counts_only_if_django_uses_it(self, settings: Any) -> None:

@@ -197,7 +197,7 @@ class Recorder(Protocol, TimeoutMixin):
 
 
 class Recorders(Factory):
-    """The factory of the server, which creates recorders."""
+    """Takes the place of the server's factory, and creates recorders."""
 
     def __init__(self, counter: IterationCounter | None) -> None:
         self.created: list[Recorder] = []

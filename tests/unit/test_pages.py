@@ -1,4 +1,4 @@
-"""The first subscribe of a client is sent the messages that came after the data of its page were read."""
+"""At its first subscribe, a client is sent the messages that came after the data of its page were read."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class TestRestoring:
 
 class TestRejecting:
     async def assert_told(self, page: str) -> None:
-        """Check that a client is told of the loss once, with or without a request for history, and goes on."""
+        """Check that a client is told of the loss once, with or without a history request, and gets later messages."""
         for history in ({}, {"history": {"since": 1, "streams": {}}}):
             async with Client() as client:
                 await client.send("subscribe", page, **history)

@@ -45,7 +45,7 @@ def _app(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def frames_after(page: str) -> list[Any]:
-    """Subscribe a client of a page, and return the frames that it is sent."""
+    """Subscribe with the identifier that a page contains, and return the frames that the client is sent."""
     async with Client() as client:
         await client.send("subscribe", page)
         first = await client.receive()  # waits for the thread of a sync handler

@@ -23,7 +23,7 @@ class DeepVault(VaultChannel):
 
 
 class SharedVault(Channel, abstract=True):
-    """A base class, to whose streams an application can broadcast, too."""
+    """An abstract channel. An application can broadcast to the streams of its name, too."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pytest plugin, in a separate pytest run, as this suite turns it off. tests/integration/test_kit.py has more."""
+"""The pytest plugin, which this suite turns off, in a separate run of pytest. More in tests/integration/test_kit.py."""
 
 from __future__ import annotations
 

@@ -157,7 +157,8 @@ class TestReplays:
     async def test_a_session_whose_history_request_was_not_answered_is_not_restored(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # The session record has the position at the end of the stream. A restore from there would leave a gap.
+        # The session record has the position at the end of the stream. If it were restored, the client would never
+        # receive message 1.
         await abroadcast("room", 1)
         async with Client() as client:
             gate = Gate(monkeypatch, "aoffset_since")

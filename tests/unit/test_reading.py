@@ -58,7 +58,7 @@ def unread(client: Client) -> int:
 
 
 class TestRate:
-    """`_delay` is called after each 8 frames, with the time of the event loop."""
+    """The tests call `_delay` after any number of frames, with a time that they choose."""
 
     @staticmethod
     def read(reading: Reading, frames: int, now: float) -> float:
@@ -121,7 +121,7 @@ class TestFullQueue:
             await self.send(client, count)
             await until(lambda: connection_of(client).commands.full)
             await run_event_loop()
-            # One command is being handled, and the others are queued.
+            # One command is being handled, `MAX_QUEUED_COMMANDS` are queued, and the others are not read.
             assert unread(client) == count - MAX_QUEUED_COMMANDS - 1
             Room.gate.set()
             assert [frame["message"] for frame in await client.receive_many(count)] == [

@@ -109,7 +109,7 @@ class TestServerSentEvents:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(text=st.text(min_size=1))
     def test_a_reader_gets_the_html(self, text: str) -> None:
-        """All kinds of line breaks arrive as line feeds, as HTML treats them."""
+        """CR and CRLF arrive as LF. HTML parsers convert them in the same way."""
         html = text.replace("\r\n", "\n").replace("\r", "\n")
         for event in (None, "status"):
             payload = _template_broadcast("a", "x", None, event, None, NOW)._payload(text)

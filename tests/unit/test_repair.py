@@ -1,4 +1,4 @@
-"""A hub repairs a stream after a gap, after a missing message, and after the store has lost messages."""
+"""A hub repairs a stream after a gap, if the store lacks an announced message, and after a loss of messages."""
 
 from __future__ import annotations
 

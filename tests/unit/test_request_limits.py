@@ -181,7 +181,7 @@ class TestUvicorn:
     def test_a_websocket_handshake_that_cannot_be_parsed_is_answered(
         self, loop: VirtualLoop, header: bytes, status: bytes
     ) -> None:
-        """The package websockets refuses these headers. uvicorn's own protocol would not answer such a handshake."""
+        """The package `websockets` refuses these headers. uvicorn's own protocol would not answer the handshake."""
         config = Config(lambda scope: None, log_config=None)
         config.load()
         transport = AsyncioTransport()

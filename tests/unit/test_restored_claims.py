@@ -71,7 +71,7 @@ async def presence_event(client: Client) -> tuple[str, str]:
 
 
 async def begin(*, with_subscribe: bool = False) -> str:
-    """Return the session of a client that joined by itself, by a command or with its `subscribe`."""
+    """Return the session id of a client that joined by itself, by a command or with its `subscribe`."""
     async with Client() as client:
         await client.subscribe(OPEN, **({"presence": CLAIM} if with_subscribe else {}))
         if not with_subscribe:

@@ -105,7 +105,7 @@ async def leave(client: Client, *actions: dict[str, Any]) -> None:
 
 
 async def begin(*actions: dict[str, Any]) -> str:
-    """Return the session of a client that subscribed, called these actions, and has disconnected."""
+    """Return the session id of a client that subscribed, called these actions, and has disconnected."""
     async with Client() as client:
         await client.subscribe(ROOM)
         await leave(client, *actions)
@@ -113,7 +113,7 @@ async def begin(*actions: dict[str, Any]) -> str:
 
 
 async def received(client: Client) -> list[Any]:
-    """Request the history of the room. Return the messages, and the types and ids of presence events, until a ping."""
+    """Request the history of the room. Return the messages, and the types and ids of presence events, before a pong."""
     await client.send("history", ROOM, history={})
     for _ in range(50):
         await asyncio.sleep(0)
@@ -324,7 +324,7 @@ class TestPresence:
 
 class TestARecordOfAnOlderRelease:
     async def begin(self, *actions: dict[str, Any]) -> str:
-        """Return a session whose record does not say which streams `subscribed` started."""
+        """Return the id of a session whose record does not say which streams `subscribed` started."""
         async with Client() as client:
             await client.subscribe(ROOM)
             identity = connection_of(client).identity

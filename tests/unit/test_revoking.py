@@ -1,4 +1,4 @@
-"""`revoke` ends subscriptions at every stage. test_disconnecting.py tests its arguments."""
+"""`revoke` ends subscriptions that are active, pending or in sessions. test_disconnecting.py tests its arguments."""
 
 from __future__ import annotations
 

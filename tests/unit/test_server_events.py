@@ -42,7 +42,7 @@ class Application:
 
 
 async def begin(transport: EventTransport) -> None:
-    """Begin the response."""
+    """Begin the response, confirm the subscription, and send one event."""
     await transport.send({"type": "websocket.accept"})
     transport.answered("a", confirmed=True)
     await transport.send({"type": "websocket.send", "text": EVENT})

@@ -20,7 +20,7 @@ consumer = CableConsumer.as_asgi()
 
 
 async def logged_exception(application: Any, path: str = "/cabel", type_: str = "websocket") -> logging.LogRecord:
-    """Call an application, and return the record of a server that logs the exception."""
+    """Call an application that fails, and return the record with which a server would log the exception."""
     scope = {"type": type_, "path": path, "headers": [], "query_string": b""}
     try:
         await application(scope, None, None)

@@ -1,4 +1,4 @@
-"""Session records are written again after their store has lost data, and changed records when the process stops."""
+"""Session records are written again after their store lost data, and changed ones are written at the process's exit."""
 
 from __future__ import annotations
 

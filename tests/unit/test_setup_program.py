@@ -1,4 +1,4 @@
-"""`python -m reliable_cable.setup` has the project's own manage.py run the command `cable_setup`."""
+"""`python -m reliable_cable.setup` runs the command `cable_setup` with the project's own manage.py."""
 
 from __future__ import annotations
 

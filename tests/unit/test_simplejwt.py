@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def _settings(settings: Any) -> None:
-    # The package signs with SECRET_KEY, as this was when the package was imported.
+    # The package signs with the value that SECRET_KEY had when the package was imported.
     settings.RELIABLE_CABLE = {
         "ENGINE": "memory",
         "PING_INTERVAL": 60,
@@ -76,7 +76,7 @@ class TestSimpleJwt:
             await verify("junk")
 
     async def test_a_user_who_is_not_in_the_database(self, settings: Any, user: Any) -> None:
-        """A `TokenUser` has every attribute, and an unknown attribute is None."""
+        """An unknown attribute of a `TokenUser` is None instead of an error."""
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "AUTHENTICATORS": [f"{__name__}.stateless"]}
         async with make_client(str(AccessToken.for_user(user))) as client:
             assert isinstance(TokenConsumer.seen[0], TokenUser)

@@ -83,7 +83,7 @@ TALK = json.dumps({"command": "message", "identifier": TALKATIVE, "data": json.d
 
 @pytest.fixture(autouse=True)
 def _rooms(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would make handlers wait for a thread at times.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
     registry.update({"Room": [Room], "Actions": [Actions], "Talkative": [Talkative]})
@@ -117,7 +117,7 @@ async def test_a_client_that_takes_data_from_the_kernels_buffer_stays_connected(
             unsent = remaining
             end_watch(client.connection.outbox)
             assert not client.aborted
-        unsent += 6  # a ping that the server itself sends
+        unsent += 6  # as if daphne or uvicorn had sent a ping of its own
         end_watch(client.connection.outbox)
         assert client.aborted
 

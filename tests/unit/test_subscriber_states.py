@@ -159,7 +159,7 @@ class Delivery(DeliveryWorld):
             return
         for _ in range(repeat):
             one.request(name, self._make_request(one, name, how, back))
-        # Messages that are announced at the same moment are still queued when the request is handled.
+        # These messages are announced together with the request, so they are still queued when it is handled.
         self._flush(one, [self._append("a") for _ in range(before)])
         self.loop.iterate(then)
 
@@ -249,7 +249,7 @@ class Delivery(DeliveryWorld):
 
 @pytest.fixture
 def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # If another test has left a database connection open, handlers would wait for a thread now and then.
+    # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 900)
@@ -289,7 +289,7 @@ EXAMPLES, STEPS = 100, 40
 
 
 def check_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Check that no defect was logged. Outages may be."""
+    """Check that no errors other than outages of the store were logged."""
     for record in caplog.records:
         if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1] is not None:
             assert isinstance(record.exc_info[1], StoreError), record.getMessage()
@@ -346,7 +346,10 @@ def test_a_stream_that_an_unanswered_action_stopped_begins_afresh_after_a_restor
 
 @pytest.mark.usefixtures("_instant")
 def test_a_request_by_time_skips_no_message_that_was_not_announced() -> None:
-    """The client was subscribed when the messages were stored, so it needs them although they are older."""
+    """The client was subscribed when the messages were stored.
+
+    So it must receive them, although they are older than the time in its request.
+    """
     machine = Delivery()
     machine.begin(size=1000, start=50)
     machine.end_what_the_server_has_closed()

@@ -1,4 +1,4 @@
-"""A subscription shows the correct members, even if stores fail or lose data around a restore."""
+"""A subscription shows the correct members, even after failures of stores, losses of data, and restores."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_member_moves_with_the_presence_stream() -> None:
 
 class TestAfterARestore:
     async def watch_and_disconnect(self) -> str:
-        """Return the session of a client that was sent the members ann and bob, and has disconnected."""
+        """Return the session id of a client that was sent the members ann and bob, and has disconnected."""
         presence().join("room", "of ann", "ann")
         presence().join("room", "of bob", "bob")
         async with Client() as client:

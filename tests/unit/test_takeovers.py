@@ -147,7 +147,8 @@ async def test_a_connection_whose_own_session_was_restored_is_closed_before_its_
         pass
     async with Client(former.sid) as client:
         get_hub().control.announce_takeover(former.sid, connection_of(client))
-        # The other process restored the session after this client had been welcomed, but its message is faster.
+        # Another process restored the session after this client had been welcomed. The announcement of that restore
+        # arrives before this process has read its own announcement.
         get_hub().control.receive(json.dumps({"supersede": [[client.sid, "elsewhere"]]}))
         assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 

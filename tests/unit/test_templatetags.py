@@ -309,7 +309,7 @@ class TestMissingBundle:
     def _folder(self, tmp_path: Path) -> Iterator[None]:
         """Look for static files in a folder of this test only."""
         finder = "django.contrib.staticfiles.finders.FileSystemFinder"
-        # Django's tests clear the cache of finders when STATICFILES_DIRS changes.
+        # When a test changes STATICFILES_DIRS, Django clears the cache of finders.
         with override_settings(STATICFILES_DIRS=[tmp_path], STATICFILES_FINDERS=[finder]):
             tags._warn_if_missing.cache_clear()
             yield

@@ -97,7 +97,7 @@ def test_a_clock_that_was_set_back(rig: Rig) -> None:
 
 
 def test_a_clock_that_was_set_forward(rig: Rig) -> None:
-    """The same happens to the clock of a host that was suspended."""
+    """The clock of a host that was suspended also jumps forward, compared with the clock of the event loop."""
     connection = rig.connect(3600)
     rig.loop.run_for(10)
     rig.offset += 3600

@@ -216,7 +216,7 @@ class TestWhatIsValid:
             found = await verify(token)
         except InvalidToken:
             return
-        # As text, because NaN equals nothing.
+        # The claims are compared as text, because NaN does not even equal itself.
         assert json.dumps(dict(found.claims)) == json.dumps(claims)
 
     @given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=8) | st.just(["x"])))

@@ -73,7 +73,7 @@ def file(tmp_path: Path, settings: Any, django_db_blocker: Any) -> Iterator[File
 
 
 async def received(client: Client) -> Any:
-    """Return the next frame, after the server has read everything that it needs to read because of it."""
+    """Return the next frame, after the repairs of all streams have ended."""
     frame = await client.receive()
     await until(lambda: all(stream.repair is None for stream in get_hub()._streams.values()))
     return frame

@@ -117,7 +117,7 @@ class TestElements:
 
     @given(target=st.text(min_size=1), html=st.text())
     def test_nothing_in_a_text_leaves_its_place(self, target: str, html: str) -> None:
-        """The attributes and the content are the given strings, whatever these contain."""
+        """Texts add no element and no attribute. The target arrives unchanged, apart from line breaks."""
         for name in ("target", "targets"):
             options = {name: target, "html": html, "method": target}
             made = turbo._broadcast("append", turbo.MorphOptions, ("a",), options)

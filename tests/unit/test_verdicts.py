@@ -1,4 +1,8 @@
-"""A false result of a handler or check refuses, and a coroutine or a generator as a result is an error."""
+"""What results of handlers and checks mean.
+
+A false result of `before_subscribe`, `before_action`, `subscribed` or `connect` refuses, unless it is None. A coroutine
+or a generator as a result is an error.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def sign(key: Any = SECRET, algorithm: Any = "HS256", headers: Any = None, **cla
 
 
 def after(seconds: float) -> int:
-    """Return the time so many seconds from now, in the form of a claim."""
+    """Return the time this many seconds from now, as an integer for a claim."""
     return int(time.time() + seconds)
 
 

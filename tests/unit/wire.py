@@ -26,7 +26,7 @@ def identifier(channel: str, **params: Any) -> str:
 
 
 def connection_of(client: Client) -> Connection:
-    """Return the connection object that the hub has of a client."""
+    """Return the connection object that the hub has for a client."""
     connection = get_hub().connections.find(client.sid)
     assert isinstance(connection, Connection)
     return connection
@@ -48,7 +48,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def run_event_loop() -> None:
-    """Run the event loop until it waits for something outside of this process."""
+    """Run 50 iterations of the event loop: enough for code that waits for nothing outside of this process."""
     for _ in range(50):
         await asyncio.sleep(0)
 

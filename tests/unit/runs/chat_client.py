@@ -61,7 +61,7 @@ def namespace(scope: Any = None) -> str:
 
 
 def sync_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A sync middleware, as many projects have one."""
+    """Take the place of a sync middleware of the project. It changes nothing."""
     return lambda request: get_response(request)
 
 
@@ -91,7 +91,7 @@ async def get(client: AsyncClient, path: str, **options: Any) -> Any:
 class Reader:
     """Reads a streaming response, and collects its chunks."""
 
-    #: Whether the protocol has a mark after the last chunk.
+    #: Whether the protocol marks the end of the response, by `[DONE]`.
     has_mark = True
 
     def __init__(self, response: Any) -> None:

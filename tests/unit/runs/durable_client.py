@@ -19,7 +19,10 @@ POLICY = {"durable": True, "history_size": 100, "history_ttl": 3600}
 
 
 class Rules(DurableStreams):
-    """Users create streams below their names. Everybody may read those whose names contain "open"."""
+    """Users may create streams whose names begin with their usernames.
+
+    Everybody may read a stream whose name contains "open".
+    """
 
     max_streams = 3
     long_poll_time = 0.05
@@ -35,7 +38,7 @@ class Rules(DurableStreams):
 
 
 class Guests(Rules):
-    """Rules for people who are not logged in."""
+    """Rules that need no login, and allow everybody to create streams."""
 
     login_required = False
 
@@ -76,7 +79,7 @@ async def in_store(call: str, **values: Any) -> Any:
 
 
 class Events:
-    """Reads a response with `live=sse`."""
+    """Reads the response to a request with `live=sse`."""
 
     def __init__(self, response: Any) -> None:
         assert response.status_code == 200, response.content

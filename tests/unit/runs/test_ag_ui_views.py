@@ -95,7 +95,8 @@ async def test_late_readers(browser: AsyncClient) -> None:
     expected = [QUESTION, *ag_ui_messages(await only_run())]
     assert build_messages(second.chunks, [QUESTION]) == third.messages == expected
     assert second.text == "Because."
-    # After the end of the run, a client that lacks the end of the answer is sent it. Other clients are sent nothing.
+    # After the end of the run, a client that lacks the end of the answer is sent the whole answer. Other clients are
+    # sent nothing.
     for path, messages in ((CONNECT, [QUESTION]), (CONNECT, first.messages), (RUN, first.messages)):
         reader = Reader(await ask(browser, *messages, path=path))
         await reader.read()

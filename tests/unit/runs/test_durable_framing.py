@@ -1,4 +1,4 @@
-"""Durable streams: offsets, entries, JSON values, and the rules for writers. All of it without I/O."""
+"""Durable streams: offsets, entries, JSON values, and the rules for writers. These tests do no I/O."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, source: type[durable_sources.Source], call: str) -> None:
-    """Let the store fail whenever a source is read."""
+    """Let the store fail whenever this method of a source is called."""
 
     async def failing(*args: Any) -> None:
         raise StoreError("The database does not answer.")

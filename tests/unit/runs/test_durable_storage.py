@@ -1,4 +1,4 @@
-"""Durable streams: times of expiry, tenants, and changes at the same time."""
+"""Durable streams: times of expiry, tenants, and concurrent changes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_times_are_stored_in_utc(browser: AsyncClient, time: str, expected
 
 
 async def test_the_parser_returns_times_in_utc() -> None:
-    # PostgreSQL does not accept all offsets that Python accepts.
+    # PostgreSQL does not accept all UTC offsets that Python accepts.
     assert _time("2099-01-01T00:00:00+23:59").utcoffset() == timedelta()
 
 
@@ -203,7 +203,7 @@ async def test_a_reader_can_go_on_after_all_data_were_lost(
     if loss == "forgotten":
         await in_store("forget")
     else:
-        # The stream has never been in the store.
+        # The store has never had a stream with this new id.
         await DurableStream.objects.aupdate(id=uuid.uuid4())
     monkeypatch.setattr(reading, "NUMBERING_TIME", timedelta())
     response = await browser.get(path(offset="-1"))
@@ -303,7 +303,7 @@ async def test_old_offsets_and_tags_of_a_fork_do_not_apply_to_new_data(browser: 
     response = await browser.get(path("ann/fork"), headers={"If-None-Match": tag})
     assert (response.status_code, response.content) == (200, b"anew")
     assert (await browser.get(path("ann/fork", inherited))).content == b"new"
-    # This is the offset of other data in the source.
+    # This offset follows data that the source got after the fork, so the fork does not have it.
     beyond = (await append(browser)).headers["Stream-Next-Offset"]
     assert (await browser.get(path("ann/fork", beyond))).status_code == 410
     at_first = {"Stream-Forked-From": "ann/fork", "Stream-Fork-Offset": inherited}

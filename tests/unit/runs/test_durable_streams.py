@@ -308,7 +308,7 @@ async def test_a_long_poll_below_a_sync_middleware(browser: AsyncClient, setting
 
 
 class _Replica:
-    """A database router that reads streams from a replica, which does not answer."""
+    """A database router that reads the rows of streams from a replica, which does not exist."""
 
     def db_for_read(self, model: object, **hints: object) -> str | None:
         return "replica" if model is DurableStream else None

@@ -1,4 +1,4 @@
-"""The steps of docs/llm.md lead from an empty folder to an assistant, and on to a page for `useChat`."""
+"""The steps of docs/llm.md, taken in an empty folder, create an assistant, and then a page for `useChat`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = "llm.md"
 PATH = re.compile(r"(?:#|//|<!--) ([\w./]+)( \(add at the end\))?(?: -->)?\n")
 TAG = '{{ chat|json_script:"chat" }}'
 
-#: Asks as a browser does, waits for the answer, and renders a conversation.
+#: A script that asks a question as a browser does, waits for the answer, and renders a conversation.
 SCRIPT = """
 import json, time
 from unittest import mock

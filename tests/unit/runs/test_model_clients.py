@@ -36,7 +36,7 @@ from tests.support.model_server import (
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: The clients' time-out, in seconds, for the next bytes, in tests that wait until it is over.
+#: How long, in seconds, the clients wait for the next bytes, in the tests of time-outs.
 TIMEOUT: Final = 2.0
 
 
@@ -274,7 +274,7 @@ def test_a_stop_while_the_model_writes(api: str, answer: Callable[..., None], se
 
 
 def test_a_task_that_leaves_a_stopped_answer(run: Run) -> None:
-    """If the run was stopped, an answer without its end is no error."""
+    """If the run was stopped, an answer without its end is not an error."""
     with writing(run.pk) as out:
         out.feed(SimpleNamespace(type="response.created"))
         out.feed("Hel")

@@ -1,4 +1,4 @@
-"""The model `Run` has complete migrations, a look-up by object, and an admin that stops runs."""
+"""The model `Run` has complete migrations, finds the runs about an object, and has an admin that stops runs."""
 
 from __future__ import annotations
 

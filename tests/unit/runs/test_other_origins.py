@@ -1,4 +1,4 @@
-"""Which pages of other origins may use the HTTP endpoints of runs, by the setting `CORS_ORIGINS`."""
+"""The setting `CORS_ORIGINS` decides which pages of other origins may use the HTTP endpoints of runs."""
 
 from __future__ import annotations
 

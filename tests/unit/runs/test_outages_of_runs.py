@@ -1,4 +1,4 @@
-"""Runs whose writer dies, or whose database or store is away."""
+"""Runs whose writer dies, or whose database or store fails."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_run_whose_writer_died_has_what_was_broadcast_to_a_stream_with_a_short
     attempt = Attempt(run)
     attempt.begin()
     for number in range(10):
-        # Several events are broadcast at once.
+        # These three items are broadcast together.
         for item in (f"a{number}", {"type": "data", "name": "b", "data": number}, f"c{number}"):
             attempt.coalescer.add(item)
         attempt._flush()

@@ -1,4 +1,4 @@
-"""The system checks of the app of runs."""
+"""The system checks of the app `reliable_cable.runs`."""
 
 from __future__ import annotations
 

@@ -133,9 +133,9 @@ async def test_a_reader_on_uvicorn_that_is_too_slow_is_disconnected(request_: by
 
 @pytest.mark.parametrize("threads", [8, 0], indirect=True)
 async def test_a_reader_occupies_no_thread_of_django(daphne: DaphneRequest, run: Run, threads: int) -> None:
-    """Django keeps a thread for each request, whose database connection would stay open, too.
+    """Django would keep a thread for each request, and that thread would keep its database connection open.
 
-    Without handler threads, the handlers need it.
+    Without handler threads, the handlers need Django's thread.
     """
     async with written(run) as out:
         out.write("answer")

@@ -134,7 +134,7 @@ async def test_a_start_that_is_forbidden(browser: AsyncClient) -> None:
 
 
 async def test_a_cache_of_the_whole_site_stores_no_runs(browser: AsyncClient, settings: Any) -> None:
-    """Django's middleware would give them to other people, because it does not know the header with the token."""
+    """Django's cache middleware ignores the header with the token, so it could give a cached run to another user."""
     settings.MIDDLEWARE = [
         "django.middleware.cache.UpdateCacheMiddleware",
         *settings.MIDDLEWARE,
@@ -149,7 +149,7 @@ async def test_a_cache_of_the_whole_site_stores_no_runs(browser: AsyncClient, se
 
 @pytest.mark.parametrize("type_", ["multipart/form-data", "application/x-www-form-urlencoded"])
 async def test_bodies_that_are_called_forms(browser: AsyncClient, type_: str) -> None:
-    """Django would read them as forms, to look for the CSRF token."""
+    """Django would parse a body of these types as a form, to look for the CSRF token in it."""
     browser.handler.enforce_csrf_checks = True
     browser.cookies["csrftoken"] = "a" * 32
     options: dict[str, Any] = {"content_type": type_, "headers": {"X-CSRFToken": "a" * 32}}

@@ -331,7 +331,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(browser: AsyncClient, 
     cookie = f"sessionid={browser.cookies['sessionid'].value}; csrftoken={32 * 'a'}"
     headers = [(b"host", b"testserver"), (b"cookie", cookie.encode()), (b"x-csrftoken", 32 * b"a")]
     scope = {"type": "http", "method": "POST", "path": "/runs/chat", "query_string": b"", "headers": headers}
-    gc.disable()  # the collector would close what was left behind
+    gc.disable()  # the garbage collector could close what the request left behind
     try:
         served = asyncio.create_task(get_asgi_application()(scope, receive, send))
         while not await Run.objects.aexists():  # noqa: ASYNC110 - there is no event for it

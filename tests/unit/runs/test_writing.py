@@ -330,7 +330,7 @@ async def test_a_project_decides_who_may_read_and_stop(run: Run, settings: Any) 
 
 
 def test_a_long_text_is_written_at_once(run: Run) -> None:
-    """It is longer than a broadcast may be, also if its characters are escape sequences in JSON."""
+    """The text is longer than a broadcast may be. In JSON, each of its characters is an escape sequence."""
     text = 300_000 * "\x01"
     with writing(run.pk) as out:
         out.write(text)
