@@ -13,7 +13,10 @@ from .connection import Connection
 
 
 def make_channel(connection: Connection, identifier: str) -> Channel | None:
-    """Return a new channel object for an identifier, or None if there is no such channel."""
+    """Return a new channel object for an identifier. None if the identifier is invalid or names no channel.
+
+    A warning is logged in both cases.
+    """
     try:
         name, params = parse_identifier(identifier)
     except ProtocolError as error:

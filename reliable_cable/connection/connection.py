@@ -195,7 +195,7 @@ class Connection:
 
         Returns:
             Whether the client may see the effect. False means that the change could not be saved. The client is then
-            disconnected and forgets its session, because a restore on another server would bring back the older state.
+            disconnected and forgets its session, because a restore on another server would undo the change.
         """
         if not self.resumable:
             return True

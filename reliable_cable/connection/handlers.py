@@ -23,7 +23,7 @@ from reliable_cable.reply import Reply
 
 T = TypeVar("T")
 
-#: The reply of a handler that was not called, because its check refused the client.
+#: The reply if a handler or its check has refused the client.
 REFUSED = Reply(rejected=True, refused=True)
 
 #: The errors by which a handler refuses a request of its client. They are logged without a traceback.

@@ -110,7 +110,7 @@ class Replay:
         if request is None and any(each.begins_elsewhere for each in subscription.streams.values()):
             request = HistoryRequest()
         if request is not None:
-            self._suspend()  # the request before this one marked the streams live
+            self._suspend()  # a request before this one may have marked the streams live
             await subscription.connection.hub.pacer.wait()
             await self._send_history(request, answers)
         await self._before_live()
@@ -214,7 +214,7 @@ class Replay:
         self._held = 0
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
-        """Return the position that the client named for a stream, or else that of its web page or session."""
+        """Return the position that the client named for a stream, or else that of its web page or session, if any."""
         name = subscribed.stream.name
         if self._subscription.left_at is None:
             position = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
