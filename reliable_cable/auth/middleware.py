@@ -108,6 +108,8 @@ class TokenAuthMiddleware:
 async def with_token(scope: dict[str, Any]) -> dict[str, Any]:
     """Verify the token of a handshake. Return a copy of the scope with the result, or with None if there is no token.
 
+    A scope that already has a result is returned unchanged.
+
     Raises:
         Exception: the user or the keys could not be looked up, or an authenticator failed.
     """

@@ -34,7 +34,7 @@ from .subscription import Subscription
 #: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-#: The time, in seconds, that every `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
+#: The minimum time, in seconds, that a `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
 MIN_OPEN_TIME: Final = 1.0
 
 

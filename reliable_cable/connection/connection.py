@@ -52,7 +52,7 @@ CLOSE_TIMEOUT: Final = 2.0
 class ConnectionState(Enum):
     """The states of a connection, in the order in which they follow each other."""
 
-    #: The client has not yet been sent the welcome.
+    #: The client has not yet been sent the welcome or, after a restore, the transmissions of the handlers.
     OPENING = "opening"
     #: Commands are read and handled.
     OPEN = "open"

@@ -263,7 +263,7 @@ class Replay:
         return (position, page) if recoverable(position, page) else None
 
     async def _read(self, stream: HubStream, position: StreamPosition, *, following: bool = False) -> StreamPage:
-        """Read the first page of entries after a position. If the hub has another epoch, request a repair."""
+        """Read the first page of entries after a position. If its epoch is not that of the hub, request a repair."""
         hub = self._subscription.connection.hub
         page = await hub.history.read(stream.name, position, stream.position, following=following)
         if page.epoch != stream.position.epoch:

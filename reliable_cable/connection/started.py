@@ -1,4 +1,4 @@
-"""Compares what `subscribed` started and joined before a restore with what it starts and joins during the restore.
+"""Compares the streams and the member that `subscribed` chose before a restore with those that it chooses now.
 
 See Protocol: Restore.
 """

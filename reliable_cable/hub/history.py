@@ -180,7 +180,7 @@ class HistoryReader:
     # -- the cache ----------------------------------------------------------------------------------------------------
 
     def _cached(self, group: SubscriberGroup, stream: str, epoch: str) -> _CachedPage | None:
-        """Return the page that caches the frames of a group; None if there is none, or if the group has one subscriber."""
+        """Return the page with a group's cached frames; None if there is none, or if the group has one subscriber."""
         if len(group.subscribers) < 2:
             return None
         cached = self._pages.get((stream, True)) or self._pages.get((stream, False))

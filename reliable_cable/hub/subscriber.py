@@ -101,7 +101,7 @@ class Subscriber:
     sids: Collection[str]
     #: Whether the client receives the join and leave events of this stream.
     presence: bool = False
-    #: Whether the subscription was confirmed, so that presence events and held messages can be sent.
+    #: Whether the subscription was confirmed, so that presence events and transient messages can be sent.
     confirmed: bool = False
     state: SubscriberState = SubscriberState.OPENING
     #: The serial (see `HubStream`) of the last stored message that was written to the outbox or that excluded the

@@ -130,7 +130,7 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
 
 def presence_error() -> str:
-    """Return the answer to a `presence` command if the members cannot be read."""
+    """Return the message that the members cannot be read, or that a join was refused."""
     return dumps({"type": "error"})
 
 

@@ -163,8 +163,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
 def went_back(asked: StreamPosition, page: StreamPage) -> bool:
     """Return whether the store has lost messages of the current epoch.
 
-    In an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to an older
-    copy.
+    In an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to a copy
+    that lacked the newest messages.
 
     Args:
         asked: the position of the stream's newest known message when the read began.
