@@ -26,7 +26,7 @@ class CableAuthMiddlewareStack:
     It replaces Channels' `AuthMiddlewareStack`, and differs from that stack as follows:
 
     * A client without a Django session needs no thread and no query.
-    * If many clients connect at the same time, a thread looks up many users at once, over one database connection.
+    * If many clients connect at the same time, a thread looks up many users, one by one, over one database connection.
     * For each connection, it keeps one copy of the scope and one suspended coroutine in memory. Channels' stack keeps
       three of each.
     * It accepts a Django session whose hash was made with one of `SECRET_KEY_FALLBACKS`, as Django does. Channels'

@@ -17,7 +17,7 @@
 | `reliable_cable.W006` | Database connections are reused without health checks. Only `check --deploy` checks this. |
 | `reliable_cable.W007` | A method of a channel is never called, because of its name or the order of base classes. |
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
-| `reliable_cable.W009` | A setting needs the URLs of runs, which are not included. Or no setting needs them. |
+| `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs

@@ -73,9 +73,10 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that no command is queued. The measured time of uninterrupted delays then ends.
+        """Record that no command is queued, which ends an uninterrupted delay (see `WAITING_TIME`).
 
-        It does not end if a bucket still lacks tokens, because commands were handled before the limits allowed them.
+        The delay does not end if a bucket still lacks tokens, because commands were handled before the limits allowed
+        them.
         """
         buckets = (self._commands, self._whispers)
         if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):

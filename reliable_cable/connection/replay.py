@@ -243,7 +243,7 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            # If the position is that of a web page, the client has just loaded the page. So, like a follower, it is
+            # If the position is that of a web page, the client has just loaded the web page. So, like a follower, it is
             # also sent the entries beyond the history size that are at most `YOUNG_TIME` seconds old.
             page = await self._read(stream, position, following=position is subscribed.page)
         else:

@@ -248,7 +248,7 @@ class SubscriptionStreams:
                 yield subscribed.stream_id, subscribed.named_position if self.restorable else None
 
     def mark_confirmed(self) -> None:
-        """Record that the client knows the subscription. From now on, it may receive presence events, for example."""
+        """Record that the client knows the subscription. From now on, the client may be sent presence events."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True

@@ -127,8 +127,8 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # In a record of the previous release, subscriptions have no time of authorization. They count as older than all
-    # revocations.
+    # In a record of the previous release, subscriptions have no time of authorization. They count as authorized before
+    # all revocations.
     kept = [
         item
         for item, at in zip(items, times, strict=False)

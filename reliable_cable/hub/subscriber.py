@@ -141,7 +141,7 @@ class Subscriber:
         self._release_held()
 
     def hold(self, frame: Frame) -> None:
-        """Hold a transient message until the subscriber is live. If too many are held already, drop the message."""
+        """Hold a transient message until the subscriber is live. Drop it if too many messages or bytes are held."""
         if self.state is SubscriberState.CLOSED or not self.outbox.can_hold(len(frame)):
             return
         if self._held is None:

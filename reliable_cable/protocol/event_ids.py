@@ -129,6 +129,7 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id. The empty string has no positions.
+
     If the string is not a valid id, every stream has an unknown position. The reader is then told that messages were
     lost.
     """

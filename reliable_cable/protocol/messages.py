@@ -130,7 +130,7 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
 
 def presence_error() -> str:
-    """Return the message that the members cannot be read, or that a join was refused."""
+    """Return the message for a client whose list of members cannot be read, or whose join was refused."""
     return dumps({"type": "error"})
 
 
