@@ -35,7 +35,10 @@ _SUPPRESSED: Final = "around_command suppressed an error of a handler or its che
 
 
 def cancelled(error: BaseException) -> bool:
-    """Return whether an error means that the current task was cancelled, and not only something that it awaited."""
+    """Return whether an error means that the current task itself was cancelled.
+
+    The cancellation of a task or future that the current task awaits does not count.
+    """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 

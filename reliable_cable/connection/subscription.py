@@ -287,7 +287,7 @@ class Subscription(SubscriptionStreams):
         *,
         until: float | None = None,
     ) -> None:
-        """Start the streams of a restored subscription. They go live when the client has requested its history.
+        """Start the streams of a restored subscription. They go live when the client has requested the history.
 
         Args:
             record: the record of the subscription in the former session (see the method `record`).

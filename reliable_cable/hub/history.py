@@ -41,7 +41,7 @@ def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPos
         hub: the position of the hub in the stream.
     """
     if page.epoch != hub.epoch or start.epoch not in (page.epoch, ""):
-        return False  # the hub or the client may have a newer epoch
+        return False  # the hub or the client may have a newer epoch than the page
     if page.tail < hub.offset or not max(after, page.low - 1) <= start.offset <= page.tail:
         return False
     return page.is_last or start.offset < page.entries[-1].offset

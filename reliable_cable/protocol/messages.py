@@ -33,7 +33,7 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
 
 
 def ping(now: float) -> str:
-    """Return a ping with the server's time, in whole seconds since 1970."""
+    """Return a ping that contains the time `now`, in whole seconds since 1970."""
     return f'{{"type":"ping","message":{int(now)}}}'
 
 

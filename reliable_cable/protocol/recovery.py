@@ -5,7 +5,7 @@ its *offset*. A stream starts a new epoch if its numbers cannot be continued, fo
 The store trims old messages, so that only those from `low` to `tail` can still be read.
 
 A subscriber has a *position*, which is the epoch and offset of the last message that it has received. Two functions
-change the position:
+decide how the position changes:
 
 * `judge` compares a live message with the position. The message may be the next one, and is then sent. It may be a
   repeat, and is then skipped. Or there is a gap before it, and the history after the position must be read.
