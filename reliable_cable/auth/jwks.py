@@ -155,7 +155,7 @@ def is_url(source: str) -> bool:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """A handler that refuses all redirects, because a redirect could lead from https to http."""
+    """A handler that refuses all redirects, because an https URL could redirect to an http URL."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         """Return None, which refuses the redirect."""

@@ -26,7 +26,7 @@ class CableAuthMiddlewareStack:
     It replaces Channels' `AuthMiddlewareStack`, and differs from that stack as follows:
 
     * A client without a Django session needs no thread and no query.
-    * If many clients connect at the same time, a thread looks up many users at once, over one database connection.
+    * If many clients connect at the same time, a thread looks up many users, one by one, over one database connection.
     * For each connection, it keeps one copy of the scope and one suspended coroutine in memory. Channels' stack keeps
       three of each.
     * It accepts a Django session whose hash was made with one of `SECRET_KEY_FALLBACKS`, as Django does. Channels'
@@ -107,6 +107,8 @@ class TokenAuthMiddleware:
 
 async def with_token(scope: dict[str, Any]) -> dict[str, Any]:
     """Verify the token of a handshake. Return a copy of the scope with the result, or with None if there is no token.
+
+    A scope that already has a result is returned unchanged.
 
     Raises:
         Exception: the user or the keys could not be looked up, or an authenticator failed.

@@ -118,7 +118,11 @@ class TokenVerifier:
         )
 
     def _namespace(self, claims: Mapping[str, Any]) -> str:
-        """Return the namespace in which a token is valid, or `""` if the claim is missing or null."""
+        """Return the namespace in which a token is valid, or `""` if the claim has none.
+
+        Raises:
+            InvalidToken: the claim is neither a string nor null, and the setting `NAMESPACE` is used.
+        """
         namespace = claims.get(NAMESPACE_CLAIM)
         if isinstance(namespace, str):
             return namespace

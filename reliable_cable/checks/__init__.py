@@ -8,7 +8,7 @@
 | `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
-| `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names an invalid class of it. |
+| `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names a class that cannot be used. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 instead. |
@@ -17,7 +17,7 @@
 | `reliable_cable.W006` | Database connections are reused without health checks. Only `check --deploy` checks this. |
 | `reliable_cable.W007` | A method of a channel is never called, because of its name or the order of base classes. |
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
-| `reliable_cable.W009` | A setting needs the URLs of runs, which are not included, or the other way round. |
+| `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs

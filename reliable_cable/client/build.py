@@ -29,7 +29,7 @@ OUTPUTS = ("LICENSES.txt", "anycable.d.ts", "cable.d.mts", "cable.mjs", "cable.j
 
 
 class ClientBuildError(Exception):
-    """Raised if the bundle could not be created. The message says what to do."""
+    """Raised if the bundle could not be created. The message contains the reason."""
 
 
 def is_built() -> bool:

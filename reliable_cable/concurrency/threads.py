@@ -118,7 +118,7 @@ def _report_wait(size: int, waited: float) -> None:
 
 
 def end_threads(timeout: float = 0.0) -> bool:
-    """End the threads of this process, and close their database connections. Later calls start new threads.
+    """End the threads of all pools, and close their database connections. Later calls start new threads.
 
     Idle threads end now, and busy threads after their last job.
 

@@ -177,7 +177,11 @@ class CableSettings:
         return RateLimit.parse(self.rate_limits[name]) if name in self.rate_limits else None
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy for a pattern in `STREAMS`. Missing options are taken from the general settings."""
+        """Return the policy for a pattern in `STREAMS`.
+
+        Missing options are taken from `HISTORY_SIZE`, `HISTORY_TTL` and `HISTORY_META_TTL`. The last of them is raised
+        to the pattern's `history_ttl` if it is lower. By default, `durable` is False.
+        """
         options = self.streams[pattern]
         history_ttl = options.get("history_ttl", self.history_ttl)
         return StreamPolicy(

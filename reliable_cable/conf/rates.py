@@ -13,7 +13,7 @@ class RateLimit:
     """The limit of a token bucket.
 
     Args:
-        count: the number of events that may happen in each period. All of them may happen at the same time.
+        count: the maximum number of tokens in the bucket. The same number of tokens is added in each period.
         period: the period, in seconds.
     """
 

@@ -23,7 +23,7 @@ class Account:
     """Counts the bytes that the server stores in memory for one client, and the joins and faults of the client.
 
     A string counts one byte for each character, because counting the bytes of each string would take too long. So a
-    string that is not ASCII may use up to four times as many bytes.
+    string that is not ASCII may use up to four times as many bytes as are counted.
 
     A fault is a violation of the protocol or an error of a handler (see `connection.FRAME_FAULT`).
 

@@ -20,7 +20,7 @@ def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Call
     """Return a handler that runs an action, and then transmits the result as the answer to a call.
 
     The answer becomes the last transmission in the reply of the action. So the client gets no answer if the reply
-    cannot be applied. A result that cannot be encoded counts as an error of the action.
+    cannot be applied. A result that cannot be encoded or is too large counts as an error of the action.
 
     Args:
         handler: a function without arguments that runs the action.

@@ -13,14 +13,17 @@ from .connection import Connection
 
 
 def make_channel(connection: Connection, identifier: str) -> Channel | None:
-    """Return a new channel object for an identifier, or None if there is no such channel."""
+    """Return a new channel object for an identifier. None if the identifier is invalid or names no channel.
+
+    A warning is logged in both cases.
+    """
     try:
         name, params = parse_identifier(identifier)
     except ProtocolError as error:
         connection.bad_frame(error)
         return None
     if (cls := find_channel(name)) is None:
-        # An unknown channel is not a bad frame, because the web page may be older or newer than this server.
+        # An unknown channel is not a bad frame, because the web page may come from another release than this server.
         known = ", ".join(sorted(known for known in registry if not known.startswith("$"))) or "none"
         connection.log.warning("There is no channel %.80r. The modules `cable` of the apps define: %s.", name, known)
         return None
@@ -39,7 +42,7 @@ def find_action(
     name = command.data.get("action", "receive")
     method = channel.find_action(name) if isinstance(name, str) else None
     if method is None:
-        # An unknown action is not a bad frame, because the web page may be older or newer than this server.
+        # An unknown action is not a bad frame, because the web page may come from another release than this server.
         known = ", ".join(channel.action_names()) or "none"
         connection.log.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
         return None

@@ -11,8 +11,8 @@ from reliable_cable.protocol import commands
 
 #: How long, in seconds, commands may be delayed without interruption. After that, the client is disconnected.
 WAITING_TIME: Final = 10.0
-#: How long, in seconds, commands may be delayed while a `subscribe` is unanswered. Clients repeat a `subscribe` after 5
-#: seconds, and give up after 10.
+#: How long, in seconds after the arrival of an unanswered `subscribe`, commands may be delayed. Clients repeat a
+#: `subscribe` after 5 seconds, and give up after 10.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
 #: A delay that is shorter than this, in seconds, counts as a rounding error.
@@ -73,7 +73,11 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that the queue is empty. This ends the delay, unless commands were handled too early."""
+        """Record that no command is queued, which ends an uninterrupted delay (see `WAITING_TIME`).
+
+        The delay does not end if a bucket still lacks tokens, because commands were handled before the limits allowed
+        them.
+        """
         buckets = (self._commands, self._whispers)
         if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):
             self._waiting_since = None

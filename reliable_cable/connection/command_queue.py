@@ -43,7 +43,7 @@ class _Backlog:
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands when the queue is empty. False once `finished` has been called.
+    #: Whether the task may wait for more commands when the queue is empty. False once `finished` has been called.
     lingers: bool = True
     #: Whether the rate limits delay commands. False once `finished` has been called.
     limited: bool = True
@@ -81,7 +81,7 @@ class CommandQueue(ABC):
         self._account = account
         self._context = context
         self._limits = limits
-        #: Whether reading must stop until about half of the queued commands have been handled.
+        #: Whether reading must stop until the queue has room again (see `has_room`).
         self.full = False
         #: The future that `has_room` awaits. It is done when the queue is no longer full.
         self._room: asyncio.Future[None] | None = None
@@ -162,7 +162,7 @@ class CommandQueue(ABC):
             self._make_room()
 
     def end_if_idle(self) -> None:
-        """End the task if no command is queued."""
+        """End the task if it is only waiting for more commands."""
         if self._backlog is not None:
             self._backlog.wake()
 
@@ -230,7 +230,7 @@ class CommandQueue(ABC):
         if limits.exceeded(now) and not backlog.exceeded:
             self.full = backlog.exceeded = True
             self.limits_exceeded()
-        # The task is woken by new commands, by calls that the server queues, and by `finished`.
+        # The task is woken by new commands, by calls that the server queues, by `end_if_idle` and by `finished`.
         while backlog.limited and backlog.commands and backlog.commands[0][0] is command:
             oldest = next(iter(backlog.subscribing.values()), math.inf)
             delay = min(until, oldest + SUBSCRIBE_WAITING_TIME) - loop.time()

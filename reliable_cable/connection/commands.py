@@ -34,7 +34,7 @@ from .subscription import Subscription
 #: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-#: The time, in seconds, that every `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
+#: The minimum time, in seconds, that a `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
 MIN_OPEN_TIME: Final = 1.0
 
 
@@ -114,7 +114,7 @@ class Commands(CommandQueue):
     # -- subscribing --------------------------------------------------------------------------------------------------
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
-        """Handle a `subscribe`. If another one is queued, return before the streams are open (see `openings.py`)."""
+        """Handle a `subscribe`. If another one follows, this may return before the streams are open (`openings.py`)."""
         running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
@@ -351,11 +351,11 @@ class Commands(CommandQueue):
             check: a function that runs `before_subscribe` or `before_action`. If it refuses, the handler is not called.
             retried: whether the caller retries after an outage. If so, an error that an outage caused is raised, and
                 `handle_error` is not called.
-            decides: whether the handler rejects the subscription by returning a false value other than None.
+            decides: whether a false result of the handler, other than None, rejects the subscription.
 
         Returns:
-            The reply. `REFUSED` if the handler or the check refused the client. If the check called `reject()`, the
-            result is an equal reply, which the caller also applies. None if the handler or the check failed.
+            The reply. `REFUSED` if the handler or the check refused the client. If the check called `reject()`, another
+            reply that is equal to it, and that ends the subscription. None if the handler or the check failed.
         """
         saved = channel.begin()
         try:

@@ -52,7 +52,7 @@ CLOSE_TIMEOUT: Final = 2.0
 class ConnectionState(Enum):
     """The states of a connection, in the order in which they follow each other."""
 
-    #: The client has not yet been sent the welcome.
+    #: The client has not yet been sent the welcome or, after a restore, the transmissions of the handlers.
     OPENING = "opening"
     #: Commands are read and handled.
     OPEN = "open"
@@ -195,7 +195,7 @@ class Connection:
 
         Returns:
             Whether the client may see the effect. False means that the change could not be saved. The client is then
-            disconnected and forgets its session, because a restore on another server would bring back the older state.
+            disconnected and forgets its session, because a restore on another server would undo the change.
         """
         if not self.resumable:
             return True

@@ -23,7 +23,7 @@ from reliable_cable.reply import Reply
 
 T = TypeVar("T")
 
-#: The reply of a handler that was not called, because its check refused the client.
+#: The reply if a handler or its check has refused the client.
 REFUSED = Reply(rejected=True, refused=True)
 
 #: The errors by which a handler refuses a request of its client. They are logged without a traceback.
@@ -35,7 +35,10 @@ _SUPPRESSED: Final = "around_command suppressed an error of a handler or its che
 
 
 def cancelled(error: BaseException) -> bool:
-    """Return whether an error means that the current task was cancelled, and not only something that it awaited."""
+    """Return whether an error means that the current task itself was cancelled.
+
+    The cancellation of a task or future that the current task awaits does not count.
+    """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -120,7 +123,8 @@ async def run_calls(
     Args:
         around: a function that returns the sync or async context manager in which the functions run.
         calls: the functions to run, in order.
-        check: the check. `calls` may lack the check. If the check refuses the client, the handler is not called.
+        check: the check, or None. `calls` lacks a check that the channel does not override. If the check refuses the
+            client, the handler is not called.
         channel: the channel that the check belongs to. The check can also refuse by calling the channel's `reject()`.
 
     Returns:

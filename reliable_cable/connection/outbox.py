@@ -292,7 +292,7 @@ class Outbox:
             timeout: how long, in seconds, sending and closing may take together.
 
         Returns:
-            False if the connection could not be closed in time, and has to be aborted.
+            False if the close frame could not be sent in time. The connection then has to be aborted.
         """
         try:
             async with asyncio.timeout(timeout):

@@ -68,7 +68,7 @@ class SubscriptionPresence:
         self._former_key: str | None = None
         #: The presence stream of the member in the former session.
         self._former_stream = ""
-        #: The roster that the client's list belongs to, or None before the client has requested the members.
+        #: The roster that the client's list belongs to. None without a list, and until a restored list was corrected.
         self._roster: Roster | None = None
         #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
         self._restored_incarnation: str | None = None

@@ -110,7 +110,7 @@ class Replay:
         if request is None and any(each.begins_elsewhere for each in subscription.streams.values()):
             request = HistoryRequest()
         if request is not None:
-            self._suspend()  # the request before this one marked the streams live
+            self._suspend()  # a request before this one may have marked the streams live
             await subscription.connection.hub.pacer.wait()
             await self._send_history(request, answers)
         await self._before_live()
@@ -214,7 +214,7 @@ class Replay:
         self._held = 0
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
-        """Return the position that the client named for a stream, or else that of its web page or session."""
+        """Return the position that the client named for a stream, or else that of its web page or session, if any."""
         name = subscribed.stream.name
         if self._subscription.left_at is None:
             position = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
@@ -243,7 +243,7 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            # If the position is that of a web page, the client has just loaded the page. So, like a follower, it is
+            # If the position is that of a web page, the client has just loaded the web page. So, like a follower, it is
             # also sent the entries beyond the history size that are at most `YOUNG_TIME` seconds old.
             page = await self._read(stream, position, following=position is subscribed.page)
         else:
@@ -263,7 +263,7 @@ class Replay:
         return (position, page) if recoverable(position, page) else None
 
     async def _read(self, stream: HubStream, position: StreamPosition, *, following: bool = False) -> StreamPage:
-        """Read the first page of entries after a position. If the hub has another epoch, request a repair."""
+        """Read the first page of entries after a position. If its epoch is not that of the hub, request a repair."""
         hub = self._subscription.connection.hub
         page = await hub.history.read(stream.name, position, stream.position, following=following)
         if page.epoch != stream.position.epoch:

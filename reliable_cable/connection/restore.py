@@ -54,7 +54,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         sid: the id of the session that the client names.
 
     Returns:
-        The result. None if no session of this user has that id, or if the session cannot be restored.
+        The result. None if no session with the connection's identity has that id, or if it cannot be restored.
     """
     connection = commands.connection
     hub = connection.hub

@@ -1,4 +1,4 @@
-"""Compares what `subscribed` started and joined before a restore with what it starts and joins during the restore.
+"""Compares the streams and the member from `subscribed` before a restore with those from its run during the restore.
 
 See Protocol: Restore.
 """
@@ -87,8 +87,8 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
     """Return the member of a restored subscription, after `subscribed` has run again; None if there is no member.
 
-    The member stays as it is if `subscribed` joins with the same id and info as last time. If an action has removed the
-    member, and only the info differs from last time, the member is not added again.
+    The recorded member is kept if `subscribed` joins with the same id and info as last time. If an action has removed
+    the member, and only the info differs from last time, the member is not added again.
     """
     recorded = tuple(record["member"]) if record["member"] is not None else None
     started, member = Started.load(record), _member(reply)

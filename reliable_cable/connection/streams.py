@@ -89,7 +89,7 @@ class SubscribedStream(Subscriber):
 
     @property
     def named_position(self) -> StreamPosition:
-        """The position of the last message that was sent to the client, in the form that the client can name later.
+        """The position of the last message that was sent to the client, in the form that clients send.
 
         If the stream has no message yet, the position names the store's data set, its lineage, in place of an epoch. If
         the lineage has changed when the client returns, messages may have been stored and lost while it was away.
@@ -248,7 +248,7 @@ class SubscriptionStreams:
                 yield subscribed.stream_id, subscribed.named_position if self.restorable else None
 
     def mark_confirmed(self) -> None:
-        """Record that the client knows the subscription. From now on, it may receive presence events, for example."""
+        """Record that the client knows the subscription. From now on, the client may be sent presence events."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True

@@ -140,7 +140,7 @@ class Subscription(SubscriptionStreams):
         self.mark_confirmed()
 
     def repeat(self) -> None:
-        """Handle a repeated `subscribe`: ignore the first repeat, and confirm the second one.
+        """Handle a repeated `subscribe`: ignore the first repeat, confirm the second one, and so on.
 
         `@anycable/core` unsubscribes at a second confirmation, and repeats a `subscribe` at most once.
         `@rails/actioncable` repeats the `subscribe` of a second subscription object until it is confirmed. See
@@ -287,7 +287,7 @@ class Subscription(SubscriptionStreams):
         *,
         until: float | None = None,
     ) -> None:
-        """Start the streams of a restored subscription. They go live when the client has requested its history.
+        """Start the streams of a restored subscription. They go live when the client has requested the history.
 
         Args:
             record: the record of the subscription in the former session (see the method `record`).

@@ -70,8 +70,9 @@ class CatchUp:
     ) -> StreamPage | None:
         """Return a page that continues at the cursor; None if several attempts find no such page.
 
-        The hub may not yet know about a new epoch, or about messages that the client has received from another server.
-        So the stream is repaired before each further attempt.
+        The result is also None if the subscriber is no longer catching up. The hub may not yet know about a new epoch,
+        or about messages that the client has received from another server. So the stream is repaired before each
+        further attempt.
         """
         for delay in (None, *RETRY_DELAYS):
             if delay is not None:

@@ -42,7 +42,7 @@ class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
         """
 
     async def drain(self, delay: float) -> None:
-        """Wait for `delay` seconds and for the pending commands, then close the connection before the server stops."""
+        """Wait for `delay` seconds and for the pending commands, then close the connection. Its client reconnects."""
 
 
 class Connections:

@@ -177,7 +177,7 @@ class ControlBus:
         self._unconfirmed.discard(takeover.successor)
         connection = self._connections.find(takeover.sid)
         if connection is None or takeover.successor in connection.sids:
-            return  # the connection has restored the successor's session
+            return  # the connection is the successor, or has restored its session
         # If both connections have restored the same former session, the connection that was announced later stays open.
         # If the announcement of `connection` has not come back yet, it is later than the announcement of `takeover`.
         if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:

@@ -152,7 +152,7 @@ class EncodedBatch:
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
 
     def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
-        """For each message of the batch, return the serial before it, the message itself, and its frame.
+        """For each message of the batch, return the serial that precedes it, the message itself, and its frame.
 
         For a transient message, `_TRANSIENT` is returned in place of the serial.
         """

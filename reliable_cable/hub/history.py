@@ -41,7 +41,7 @@ def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPos
         hub: the position of the hub in the stream.
     """
     if page.epoch != hub.epoch or start.epoch not in (page.epoch, ""):
-        return False  # the hub or the client may have a newer epoch
+        return False  # the hub or the client may have a newer epoch than the page
     if page.tail < hub.offset or not max(after, page.low - 1) <= start.offset <= page.tail:
         return False
     return page.is_last or start.offset < page.entries[-1].offset
@@ -142,11 +142,11 @@ class HistoryReader:
             stream: the name of the stream.
             epoch: the epoch of the entries.
             entries: successive entries.
-            limit: the maximum size of the frames, in characters.
+            limit: the maximum total size of the frames, in characters.
 
         Returns:
-            The bytes. None at the first request, because most subscribers are the only ones that need these entries.
-            Also None if the frames exceed the limit, or differ for each client.
+            The bytes. None at the first request for these entries, because usually only one subscriber needs them.
+            Also None if no page of the epoch is cached, or if the frames exceed the limit or differ for each client.
         """
         cached = self._cached(group, stream, epoch)
         if cached is None or not entries or group.form.added:
@@ -180,7 +180,7 @@ class HistoryReader:
     # -- the cache ----------------------------------------------------------------------------------------------------
 
     def _cached(self, group: SubscriberGroup, stream: str, epoch: str) -> _CachedPage | None:
-        """Return the page that caches the frames of a group; None if nothing is cached for it."""
+        """Return the page with a group's cached frames; None if there is none, or if the group has one subscriber."""
         if len(group.subscribers) < 2:
             return None
         cached = self._pages.get((stream, True)) or self._pages.get((stream, False))

@@ -65,8 +65,8 @@ class Hub:
         self.connections = Connections()
         self.connect_limit = ConnectLimit(settings.rate_limit("connect"), engine.buckets, self.tasks)
         self.sessions = SessionRecords(engine.sessions, engine.session_clock)
-        # Pings contain the time by the stream store's clock, because clients send this time back in history requests,
-        # as `since`.
+        # Pings contain the time by the stream store's clock, so that clients can send this time back as `since` in
+        # history requests.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.logins = LoginChecks(settings.reauthenticate_interval)
         self.token_expiry = TokenExpiry(self.tasks)

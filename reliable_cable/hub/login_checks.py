@@ -57,9 +57,9 @@ class LoginChecks:
     The first check of a login is at a random time in the interval. Logins that are due are looked up in batches. All
     logins of a batch have the same namespace. The look-up of a batch runs like a handler of one of its connections,
     which is chosen at random. If the setting `NAMESPACE` is not used, some of the logins may belong to other tenants
-    than this connection. So if a login seems to be invalid, it is looked up again, like a handler of its own
-    connection. The connection is closed only if this look-up finds the login invalid, too. If a look-up fails with an
-    error, it is repeated later, and no connection is closed.
+    than this connection. So if a login seems to be invalid, it is looked up again. This look-up runs like a handler of
+    the login's own connection. The connection is closed only if this look-up finds the login invalid, too. If a look-up
+    fails with an error, it is repeated later, and no connection is closed.
 
     Args:
         interval: the maximum time, in seconds, between two checks of a login. If it is None or 0, a login is

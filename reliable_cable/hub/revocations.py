@@ -44,7 +44,7 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 class LatestByCondition(OrderedDict[str, V]):
     """A mapping with the latest value for each condition. The keys are hashes of the conditions (see `condition_key`).
 
-    If there are more values than the control bus stores messages, the oldest value is removed.
+    If there are more than `CONTROL_POLICY.history_size` values, the oldest value is removed.
     """
 
     def put(self, condition: Identity, value: V) -> None:
@@ -127,8 +127,8 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # In a record of the previous release, subscriptions have no time of authorization. They count as older than all
-    # revocations.
+    # In a record of the previous release, subscriptions have no time of authorization. They count as authorized before
+    # all revocations.
     kept = [
         item
         for item, at in zip(items, times, strict=False)

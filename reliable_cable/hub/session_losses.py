@@ -33,8 +33,8 @@ class LossDetector:
 
     The records of live sessions cannot prove that nothing was lost, because a record may have been written again after
     the loss. So the detector also writes a *witness*, which is a record that is written only once. If the witness is
-    missing, the store has lost data. Each check writes a new witness, because a store that returns to an older state
-    may still have the former one.
+    missing, the store has lost data. Each check writes a new witness, because a store that was recovered from a backup
+    may still have the former witness.
 
     Args:
         writer: the session writer, which has the live sessions and writes lost records again.

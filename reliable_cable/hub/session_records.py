@@ -78,8 +78,8 @@ class SessionRecords(SessionWriter):
             identity: the identity that the record must have.
 
         Returns:
-            The record; None if there is no such record, or if the store did not respond in time. The client then
-            subscribes again, with its own positions.
+            The record; None if there is no such record, or if the store failed or did not respond in time. The client
+            then subscribes again, with its own positions.
         """
         if not self.enabled:
             return None

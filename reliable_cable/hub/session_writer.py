@@ -150,7 +150,7 @@ class SessionWriter:
         """
         self.changed(session)
         if session.sid not in self.live or (self._failing and session.sid not in self._attempted):
-            # The store has no older record of this session. So no restore can return to an older state.
+            # The store has no record of this session. So no restore can return to the state before the change.
             return True
         loop = asyncio.get_running_loop()
         until = loop.time() + SAVE_TIMEOUT
@@ -291,7 +291,7 @@ class SessionWriter:
         """
         if self._failing:
             # If the store does not work yet, this call fails, and no record is written. `save` relies on this: while
-            # the store fails, it returns True for new sessions, because they have no record in the store.
+            # the store fails, `save` returns True for new sessions, because they have no record in the store.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
         for records in _batches(pending):

@@ -21,7 +21,7 @@ from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, 
 MAX_FORMER_EPOCHS: Final = 8
 
 #: The maximum total size, in characters, of the messages that are queued for the subscribers of a stream. If it is
-#: exceeded, the queued messages are dropped, and the subscribers read them from the store.
+#: exceeded, the queued messages are dropped, and live subscribers read the stored messages from the store.
 MAX_QUEUED: Final = 8 * 2**20
 
 #: The maximum total size, in characters, of early messages. A stream keeps them while the messages before them are
@@ -193,7 +193,7 @@ class HubStream:
                     subscriber.cursor = position
 
     def start_over(self, position: StreamPosition) -> None:
-        """Continue at another position. Report a loss of messages to the observer and all live subscribers."""
+        """Continue at a position after a loss of messages. Report the loss to the observer and all live subscribers."""
         if self.position.epoch not in ("", position.epoch):
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position

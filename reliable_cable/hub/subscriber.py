@@ -101,7 +101,7 @@ class Subscriber:
     sids: Collection[str]
     #: Whether the client receives the join and leave events of this stream.
     presence: bool = False
-    #: Whether the subscription was confirmed, so that presence events and held messages can be sent.
+    #: Whether the subscription was confirmed, so that presence events and transient messages can be sent.
     confirmed: bool = False
     state: SubscriberState = SubscriberState.OPENING
     #: The serial (see `HubStream`) of the last stored message that was written to the outbox or that excluded the
@@ -141,7 +141,7 @@ class Subscriber:
         self._release_held()
 
     def hold(self, frame: Frame) -> None:
-        """Hold a transient message until the subscriber is live. If too many are held already, drop the message."""
+        """Hold a transient message until the subscriber is live. Drop it if too many messages or bytes are held."""
         if self.state is SubscriberState.CLOSED or not self.outbox.can_hold(len(frame)):
             return
         if self._held is None:

@@ -56,7 +56,7 @@ class UnsharedPresenceNotice:
 
     def receive(self, message: UnsharedPresence) -> None:
         """Handle an announcement, which this process or another one has sent."""
-        # An older announcement may come from a process that this process has replaced.
+        # An announcement from before the start of this process may come from a process that this one has replaced.
         if (
             self._reported
             or self._own in (None, message.incarnation)

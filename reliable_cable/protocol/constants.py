@@ -97,7 +97,7 @@ MAX_MEMBER_ID_LENGTH: Final = 255
 #: The maximum size of a member's info as JSON, in bytes.
 MAX_MEMBER_INFO_SIZE: Final = 4096
 
-#: The header of a handshake that contains the id of the session to restore.
+#: The name of the handshake's header with the id of the session to restore.
 SESSION_HEADER: Final = b"x-anycable-restore-sid"
 #: The query parameter for the id of the session to restore, for clients that cannot set headers, such as browsers.
 SESSION_PARAMETER: Final = "sid"

@@ -125,7 +125,7 @@ def encode_unshared_presence(message: UnsharedPresence) -> str:
 def decode(text: str) -> Sequence[ControlMessage]:
     """Return the objects in a control message.
 
-    A message contains one or more takeovers, or one object of another kind. For an unknown kind, nothing is returned.
+    A message contains one or more takeovers, or one object of another kind. For an unknown kind, the result is empty.
 
     Raises:
         ValueError, KeyError, TypeError: the message is not valid.

@@ -121,14 +121,14 @@ def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, Stream
 
 
 def one_stream_id(name: str, position: StreamPosition) -> str:
-    """Return the id of a reader with one stream."""
+    """Return the event id for a reader with one stream, which contains its position in that stream."""
     if name.endswith(" "):  # a browser sends the id in a header, which cannot end with spaces
         return f"{_SEVERAL}{position.offset}/{position.epoch}/{digest(name)}"
     return f"{position.offset}/{position.epoch}/{name}"
 
 
 def parse_id(text: str) -> EventPositions:
-    """Return the positions in an id.
+    """Return the positions in an id. The empty string has no positions.
 
     If the string is not a valid id, every stream has an unknown position. The reader is then told that messages were
     lost.

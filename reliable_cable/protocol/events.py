@@ -88,7 +88,7 @@ class Event(Frame):
         return head + (f"id: {id_}\n\n" if id_ else "\n").encode(errors="replace")
 
     def with_id(self, id_: str) -> Self:
-        """Return a copy of the event with an id. The text is not encoded again."""
+        """Return an event with the same text and with an id. The text is not encoded again."""
         event = self.make(self, kind=self.kind, identifier=self.identifier)
         event._wire = self._encode_with(id_)
         event.has_id = bool(id_)

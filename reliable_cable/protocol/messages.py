@@ -33,7 +33,7 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
 
 
 def ping(now: float) -> str:
-    """Return a ping with the server's time, in whole seconds since 1970."""
+    """Return a ping that contains the time `now`, in whole seconds since 1970."""
     return f'{{"type":"ping","message":{int(now)}}}'
 
 
@@ -130,7 +130,7 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
 
 def presence_error() -> str:
-    """Return the answer to a `presence` command if the members cannot be read."""
+    """Return the message for a client whose list of members cannot be read, or whose join was refused."""
     return dumps({"type": "error"})
 
 

@@ -131,8 +131,8 @@ class HistoryRequest:
     """The messages that a client requests with `subscribe` or `history`, see Protocol: History.
 
     Args:
-        since: a time, in seconds since 1970 by the client's clock; None if the client has sent no time. The client
-            requests the messages since this time for streams that are not in `streams`.
+        since: a time, in seconds since 1970, by the client's clock or from its web page; None if the client has sent no
+            time. The client requests the messages since this time for streams that are not in `streams`.
         streams: the position of the last message that the client received, by stream id. The client requests the
             messages after it.
     """

@@ -5,7 +5,7 @@ its *offset*. A stream starts a new epoch if its numbers cannot be continued, fo
 The store trims old messages, so that only those from `low` to `tail` can still be read.
 
 A subscriber has a *position*, which is the epoch and offset of the last message that it has received. Two functions
-change the position:
+decide how the position changes:
 
 * `judge` compares a live message with the position. The message may be the next one, and is then sent. It may be a
   repeat, and is then skipped. Or there is a gap before it, and the history after the position must be read.
@@ -163,8 +163,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
 def went_back(asked: StreamPosition, page: StreamPage) -> bool:
     """Return whether the store has lost messages of the current epoch.
 
-    In an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to an older
-    copy.
+    In an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to a copy
+    that lacked the newest messages.
 
     Args:
         asked: the position of the stream's newest known message when the read began.

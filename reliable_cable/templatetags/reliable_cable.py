@@ -40,8 +40,8 @@ def cable_meta_tags(
     has no variable `request`, the tags contain the time at which they are rendered. The time is rounded down to a whole
     second. So the client may receive a message whose data is already in the web page.
 
-    The time is that of the stream store's clock. Rendering never waits for the store. Until the process has measured
-    the difference between the store's clock and its own, the time is 5 seconds earlier.
+    The time is that of the stream store's clock. Rendering never waits for the store. While the process has no recent
+    measurement of this clock, it subtracts 5 seconds from the estimated time.
 
     Args:
         context: the context of the template.
@@ -63,7 +63,10 @@ def cable_meta_tags(
 
 
 def _absolute(context: template.Context, url: str) -> str:
-    """Return the ws:// or wss:// URL of a path on the host of the request. Return other URLs unchanged."""
+    """Return the ws:// or wss:// URL of a path on the host of the request.
+
+    Other URLs are returned unchanged. So is a path if there is no request.
+    """
     request: Any = context.get("request")
     if request is None or not url.startswith("/") or url.startswith("//"):
         return url
