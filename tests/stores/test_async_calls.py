@@ -148,7 +148,10 @@ class TestWhoseThreadIsAsked:
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Return whether the task has its own thread, and whether its thread-sensitive code avoids `other`."""
+        """Return whether the task has a thread of its own, and whether its code runs in another thread than `other`.
+
+        This is about thread-sensitive code.
+        """
         return has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:

@@ -28,7 +28,7 @@ postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
-    """The threads in which a connection was opened."""
+    """For each connection that is opened, the name of the thread that opens it."""
     found: list[str] = []
 
     def remember(**kwargs: Any) -> None:
@@ -204,7 +204,7 @@ async def test_the_query_of_a_handler_delays_no_other_async_handler(monkeypatch:
 
 
 def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
-    """Run a call in a new thread, and close the connections that it opened."""
+    """Make a call, and then close the database connections of the current thread."""
     try:
         return call(alias)
     finally:

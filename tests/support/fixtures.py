@@ -99,5 +99,5 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def key_prefix() -> str:
-    """A `KEY_PREFIX` that no other test of this test run uses."""
+    """A `KEY_PREFIX` that no other test of this test process uses."""
     return unique("cable-test-")
