@@ -270,7 +270,10 @@ class Client:
         ]
 
     async def ping(self, count: int, timeout: float = PATIENCE) -> list[float]:  # noqa: ASYNC109 - as above
-        """Wait until `count` pings have arrived since the handshake. Return the times of all pings, in seconds since it."""
+        """Wait until `count` pings have arrived since the handshake.
+
+        Return the times of all pings, in seconds since the handshake.
+        """
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: len(self.pings) >= count or self._ended)
         return [at - self.opened_at for at, _ in self.pings]

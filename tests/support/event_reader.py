@@ -162,8 +162,8 @@ class EventReader:
             self._response = response
             self.connects += 1
             self._changed.set()
-            # Unlike `aiter_lines` of httpx, this does not split lines at characters such as U+2028. The server ends each
-            # line with a line feed.
+            # Unlike `aiter_lines` of httpx, this does not split lines at characters such as U+2028. The server ends
+            # each line with a line feed.
             rest = b""
             async for part in response.aiter_bytes():
                 *lines, rest = (rest + part).split(b"\n")

@@ -252,7 +252,7 @@ class Server(OwnProcess):
 
 
 class OtherProcess:
-    """A process besides a server, with its database, like `manage.py shell` or a task worker.
+    """A process that uses the database of a server, like `manage.py shell` or a task worker.
 
     Args:
         server: the server whose database the process uses.

@@ -83,7 +83,7 @@ class StreamChannel(Channel):
 
 
 class AsyncStreamChannel(Channel):
-    """Like `StreamChannel`, with async handlers."""
+    """Starts the streams of the param `streams` in an async handler."""
 
     async def subscribed(self) -> None:
         """Start the streams."""
@@ -106,7 +106,7 @@ class QueryChannel(Channel):
 
 
 class AsyncQueryChannel(Channel):
-    """Like `QueryChannel`, with an async query."""
+    """Accepts the same subscriptions as `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
         """Start the stream if a query finds the user. If not, reject the subscription."""

@@ -67,7 +67,7 @@ def make_chat(chat: str) -> None:
 
 
 def messages_of(chat: str) -> list[dict[str, Any]]:
-    """Return the messages of a chat as the AI SDK defines them. The answers of runs that have not ended are left out."""
+    """Return the messages of a chat as the AI SDK defines them. An answer is left out until its run has ended."""
     messages: list[dict[str, Any]] = []
     for run in Run.objects.about(Group.objects.get(name=chat)).order_by("created_at"):
         question = run.input["question"]
