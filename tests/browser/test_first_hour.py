@@ -1,4 +1,4 @@
-"""A newcomer follows README literally: from an empty folder to a live page, its tests and its deployment."""
+"""A newcomer follows README literally: from an empty folder to a working page, its tests and its deployment."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Attacker:
                         await writer.drain()
                         self.sent += len(block[:16_384])
                         block = block[16_384:]
-                        # Without this, an attacker that is never blocked would block the test.
+                        # Let the test run, too, even if no write has to wait.
                         await asyncio.sleep(0)
         except TimeoutError:
             pass

@@ -36,7 +36,7 @@ VARIABLES: dict[str, Any] = {
             },
         }
     ),
-    # The suite may block Node for several seconds, and then uses connections that uvicorn would have closed.
+    # The suite may block Node for several seconds, and then uses connections that uvicorn would close by default.
     "UVICORN_TIMEOUT_KEEP_ALIVE": "60",
 }
 

@@ -88,7 +88,7 @@ def made_stores() -> list[StreamStore]:
 
 @pytest.fixture(autouse=True)
 async def released(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """After the test, release what its stores hold on its event loop, such as connections."""
+    """After the test, call `aclose` of its stores on the event loop of the test."""
     made = request.getfixturevalue("made_stores") if "made_stores" in request.fixturenames else []
     yield
     for store in made:

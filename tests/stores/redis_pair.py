@@ -41,7 +41,7 @@ class RedisPair:
 
     @pytest.fixture
     def make_store(self, address: FaultProxy, made_stores: list[Any]) -> MakeStore:
-        """A function that makes stores on the port of the proxy, or on another port.
+        """A function that makes stores, which connect to the proxy or to another port.
 
         The stores act like those of separate processes.
         """

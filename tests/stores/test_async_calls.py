@@ -148,10 +148,7 @@ class TestWhoseThreadIsAsked:
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Return whether the task has a thread of its own, and whether its code runs in another thread than `other`.
-
-        This is about thread-sensitive code.
-        """
+        """Return `has_own_thread()`, and whether thread-sensitive code runs in a thread other than `other`."""
         return has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:

@@ -318,8 +318,8 @@ class TestListening:
 async def test_the_time_is_ahead_of_neither_clock(
     store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
 ) -> None:
-    # If the time were ahead of one of the clocks, a history since that time could lack messages: those whose time comes
-    # from this clock.
+    # If the time were ahead of one of the clocks, a history since that time could lack messages that were stored with
+    # the time of this clock.
     monkeypatch.setattr(store, "_clock", lambda: in_redis)
     monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
     assert await asyncio.to_thread(store.time) == await store.atime() == 5.0

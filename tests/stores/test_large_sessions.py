@@ -171,7 +171,7 @@ def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
 @pytest.mark.parametrize("method", ["touch", "delete"])
 def test_a_record_is_locked_after_those_before_it(alias: str, clock: Clock, method: str) -> None:
-    """The call waits for the lock of the first record before it locks the second one.
+    """`touch` and `delete` wait for the lock of the first record before they lock the second one.
 
     Thus a process that has locked the first record can also lock the second one without a deadlock.
     """

@@ -1,6 +1,6 @@
 """Pages that are loaded during writes: each message must be in the data of a page, or be sent after its position.
 
-These tests call a message that is in neither a gap, and one that is in both a repeat.
+These tests call a message "gap" if it is in neither place, and "repeat" if it is in both.
 
 A page shows the counter of each writer. A writer commits its next value, and broadcasts it in the same transaction.
 """
@@ -47,7 +47,7 @@ def autocommit(database: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def deferred(database: str) -> Iterator[None]:
-    """Load a page in a transaction of SQLite that begins without a lock, as by Django's defaults."""
+    """Load a page in a transaction of SQLite that begins without a lock, as with Django's defaults."""
     connection: Any = connections[database]
     connection.ensure_connection()
     former, connection.transaction_mode = connection.transaction_mode, "DEFERRED"
