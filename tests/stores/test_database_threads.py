@@ -132,7 +132,8 @@ class TestStoreThreads:
     def test_an_idle_thread_closes_its_connection_before_postgresql_gives_up_dropping_the_database(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        # All threads of earlier tests must have ended, because they would close their connections before a new one does.
+        # All threads of earlier tests must have ended, because they would close their connections sooner than a new
+        # thread does.
         assert threads.end_threads(30)
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
         wait_until(lambda: connected(alias) == 0, timeout=30)
