@@ -32,7 +32,7 @@ ARGUMENTS = (
 
 
 def missing(what: str) -> Any:
-    """Skip the test, or fail it if no dependency may be missing."""
+    """Skip the test, or fail it if `CABLE_REQUIRE` says that no dependency may be missing."""
     if os.environ.get("CABLE_REQUIRE") == "1":
         pytest.fail(f"{what} is missing, and CABLE_REQUIRE=1 wants it.")
     pytest.skip(f"{what} is missing.")
@@ -103,7 +103,10 @@ async def proxy(server: DemoServer) -> AsyncIterator[TcpProxy]:
 
 @session_fixture
 async def log_in(chromium: Browser, shared_server: DemoServer) -> Callable[[str], Awaitable[StorageState]]:
-    """Log a user in with the buttons of the login page, unless the user is logged in already."""
+    """Return a function that logs a user in with a button of the login page, and returns the browser's storage.
+
+    It logs each user in only once.
+    """
     states: dict[str, StorageState] = {}
 
     async def log_in(user: str) -> StorageState:

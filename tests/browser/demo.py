@@ -192,7 +192,7 @@ class Window:
                 await asyncio.sleep(0.05)
 
     async def state(self, state: str) -> None:
-        """Wait until the page shows a state of its connection."""
+        """Wait until the page shows this state of its connection."""
         await expect(self["connection"]).to_have_attribute("data-state", state)
 
     async def subscribed(self) -> None:

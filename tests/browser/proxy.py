@@ -33,7 +33,7 @@ class TcpProxy:
 
     def __init__(self, target: int) -> None:
         self.port = 0
-        #: Set when `withhold` has held data back.
+        #: Set when data were discarded because of `withhold`.
         self.withheld = asyncio.Event()
         self._target = target
         self._links: set[_Link] = set()
@@ -64,15 +64,16 @@ class TcpProxy:
         return len(links)
 
     def withhold(self) -> None:
-        """Hold back the data that clients send over new WebSockets, until `restore` is called.
+        """From now on, discard the data that clients send over new WebSockets, until `restore` is called.
 
-        The handshakes are forwarded. The server receives no commands, so they stay unanswered.
+        The data of WebSockets that were opened before `restore` are discarded even after it. Their handshakes are
+        forwarded. The server receives no commands, so these stay unanswered.
         """
         self.withheld.clear()
         self._withholding = True
 
     def restore(self) -> None:
-        """Accept new connections again, and forward all data."""
+        """Accept new connections again, and forward all of their data."""
         self._refusing = self._withholding = False
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,7 +14,7 @@ from tests.browser.proxy import TcpProxy
 #: The setting PRESENCE_GRACE of the server (tests/browser/project/settings.py).
 GRACE = 2.0
 
-#: Records each text that a list has from now on.
+#: A JavaScript function that, from its call on, appends the text of a list element to `list.texts` at each change.
 RECORD_TEXTS = """(list) => {
   list.texts = [];
   const record = () => list.texts.push(list.textContent);
@@ -162,7 +162,7 @@ async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, roo
     await alice.disconnected()
     carol = await open_window("carol", f"/rooms/{room}/")
     await bob.page.close()
-    # Alice and Bob were both disconnected for longer than the expiry of a member.
+    # Wait until Alice and Bob, who are both disconnected, have expired as members.
     await expect(carol["members"].locator("li")).to_have_text(["carol (you)"])
     proxy.restore()
     await alice.back()

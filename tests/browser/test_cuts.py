@@ -23,7 +23,7 @@ Step = Callable[[], Awaitable[object]]
 
 
 async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
-    """Send the messages, and cut and restore the connection at the same time.
+    """Send the messages while the connections of the windows are cut and restored.
 
     Of every forty messages, twenty are sent before or during the cut of the connection, ten while it is cut, and ten
     while it is being restored.
@@ -108,7 +108,10 @@ async def test_cut_by_a_reset_of_the_network(
 
 
 async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
-    """The page closes and opens a second cable, as a page may do while it needs no connection."""
+    """Each page disconnects a second cable by the client's own method, as a page may do while it needs no connection.
+
+    Later, the page connects this cable again.
+    """
     windows = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     for window in windows:
         await window.page.evaluate(
@@ -135,7 +138,8 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
             assert len(await window.page.evaluate("own.texts")) <= start + 20
         talking = asyncio.create_task(publisher.say(room, lines[30:]))
         for window in windows:
-            # The client closes a channel permanently if the connection ends while its subscribe is unanswered.
+            # Wait for the subscription, because the client closes a channel permanently if the connection ends while
+            # its subscribe is unanswered.
             await window.page.evaluate("own.cable.connect().then(() => own.channel.ensureSubscribed())")
         await talking
 

@@ -20,7 +20,7 @@ from tests.support.server import OtherProcess, Server, make_database
 
 pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.asyncio(loop_scope="session")]
 
-#: Reads a URL with an `EventSource`, and keeps the data of its events by their types.
+#: A JavaScript function that reads a URL with an `EventSource`, and collects the data of its events by their types.
 READ = """url => {
     window.seen = {message: [], price: [], reject_history: [], confirm_subscription: [], opens: 0, closed: false}
     seen.id = ""
@@ -37,7 +37,7 @@ READ = """url => {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    """A daphne and a uvicorn with the same database."""
+    """A daphne server and a uvicorn server with the same database."""
     folder = tmp_path_factory.mktemp("events")
     database = make_database(folder)
     settings = {"PUBLIC_STREAMS": True}

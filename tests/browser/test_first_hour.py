@@ -1,4 +1,4 @@
-"""A newcomer follows README literally: from an empty folder to a live page, its tests and its deployment."""
+"""A newcomer follows README literally: from an empty folder to a working page, its tests and its deployment."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Newcomer:
             timeout=240,
         )
         if "check --deploy" in line:
-            # Django finds errors in the settings that `startproject` has written.
+            # Django reports problems of the settings that `startproject` has written, but none of this package.
             assert "reliable_cable" not in done.stdout, done.stdout
         else:
             assert done.returncode == 0, f"{line}\n{done.stdout}"
@@ -206,7 +206,7 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) -> Iterator[Newcomer]:
-    """A newcomer who uses a version of Django."""
+    """A newcomer who uses the version `django` of Django."""
     constraints = tmp_path / "constraints.txt"
     constraints.write_text(f"reliable_cable=={__version__}\ndjango~={django}.0\n")
     folder = tmp_path / "folder"
@@ -217,7 +217,7 @@ def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) ->
         wheel,
         constraints,
         redis_pool.get(find_binaries()[0].name).url,
-        # For the other version of Django, pip installs all packages.
+        # If these tests run with another version of Django, pip installs all packages.
         dependencies=Path(sysconfig.get_path("purelib")) if get_version().startswith(f"{django}.") else None,
     )
     yield newcomer
@@ -274,7 +274,7 @@ async def check_first_server(newcomer: Newcomer, first: Page, second: Page) -> N
 
 
 async def check_stranger(chromium: Browser, newcomer: Newcomer, page: Page) -> None:
-    """Check that the channel refuses a page without a login, even if somebody sends it the markup."""
+    """Check that the channel refuses a page without a login, even if it shows the markup of a logged-in user's page."""
     markup = await page.content()
     context = await chromium.new_context()
     stranger = await context.new_page()

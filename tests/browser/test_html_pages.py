@@ -22,7 +22,11 @@ Step = Callable[[], Awaitable[object]]
 
 
 async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
-    """Send the messages; for each twenty, cut the connection after five and restore it after fifteen."""
+    """Send the messages while the connection is cut and restored.
+
+    Of every twenty messages, ten are sent before or during the cut, five while the connection is cut, and five while it
+    is being restored.
+    """
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]
         talking = asyncio.create_task(publisher.say(room, lines[:10]))
@@ -79,7 +83,7 @@ async def test_turbo_drive_shows_what_arrived_during_a_visit(
     window = await open_window("alice", f"/rooms/{room}/turbo/", cuts=True)
     connected = window.page.locator("turbo-cable-stream-source[connected]")
     await expect(connected).to_have_count(1)
-    # The demo does not use Turbo Drive.
+    # The demo does not use Turbo Drive, so enable it.
     await window.page.evaluate(
         """async () => {
           const Turbo = await import("@hotwired/turbo")
@@ -108,7 +112,7 @@ async def test_turbo_drive_shows_what_arrived_during_a_visit(
         await window.page.evaluate("visit", f"/rooms/{room}/turbo/?visit={number}")
         await expect(window.texts).to_have_text(LINES[:shown])
         await expect(connected).to_have_count(1)
-    # Turbo has kept the former page as it was.
+    # `history.back()` shows Turbo's cached copy of the previous page, which lacks the messages that are sent now.
     await publisher.say(room, LINES[shown : shown + 2])
     await expect(window.texts).to_have_text(LINES[: shown + 2])
     await window.page.evaluate("rendered(() => history.back())")

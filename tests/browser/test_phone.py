@@ -20,12 +20,13 @@ PAGES = ("/", "/rooms/lobby/", "/rooms/lobby/turbo/", "/rooms/lobby/htmx/", "/as
 #: The least width and height of what can be tapped, in CSS pixels.
 TARGET = 44
 
-#: Returns the visible elements that can be tapped, with their sizes.
+#: A JavaScript function that returns the visible elements that can be tapped, with their sizes.
 TARGETS = """() => [...document.querySelectorAll("a, button, input, select, textarea, summary")]
   .filter((each) => each.type !== "hidden" && !each.matches(".skip") && each.checkVisibility())
   .map((each) => [each.outerHTML.slice(0, 80), each.offsetWidth, each.offsetHeight])"""
 
-#: Returns the visible elements that are wider than the screen, or than the visible part of themselves.
+#: A JavaScript function that returns the visible elements that extend beyond the sides of the screen, or whose content
+#: is wider than they are.
 CUT_OFF = """(width) => [...document.querySelectorAll("body, body *:not(.hidden, .skip, .hidden *)")]
   .filter((each) => each.checkVisibility())
   .filter((each) => {
@@ -83,7 +84,7 @@ async def test_a_room_fits_and_can_be_tapped(
     for control in ("text", "send", "cut", "logout"):
         await expect(window[control]).to_be_in_viewport(ratio=1)
 
-    # Above the end of the messages, a button leads to new ones.
+    # While the log is not scrolled to its end, new messages are announced by a button that scrolls to them.
     await window["log"].evaluate("(log) => log.scrollTo(0, 0)")
     await publisher.say(room, ["new"])
     await window["latest"].wait_for()

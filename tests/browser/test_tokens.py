@@ -48,5 +48,5 @@ async def test_a_page_whose_tokens_expire_loses_nothing(
         await expect(messages).to_have_text(sent)
         assert set(reasons) == {"token_expired"}
         await expect(page).to_have_attribute("data-state", "connected")
-        # The page is closed before its server is stopped, because it could then not refresh its token.
+        # Close the page before its server stops, because the page could not refresh its token after that.
         await window.page.close()

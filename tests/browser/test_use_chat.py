@@ -283,7 +283,8 @@ async def test_an_answer_that_ends_while_the_page_is_loaded(
     await window.is_complete("Because")
     await request.continue_()
     await late.is_complete("Because")
-    # A page with the whole answer does not ask for it again.
+    # A page that is loaded with the whole answer requests the stream without `?ended`. No run is active, so the
+    # response is 204.
     async with page.expect_response(lambda response: urlsplit(response.url).path.endswith("/stream")) as resumed:
         await page.unroute("**/stream*")
         await page.reload()

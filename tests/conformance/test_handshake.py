@@ -79,7 +79,7 @@ async def test_a_client_whose_token_has_expired_is_told_so(server: Server) -> No
 async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Server) -> None:
     spread = 0.0
     async with asyncio.timeout(20):
-        while spread < 0.02:  # repeat if the machine was blocked, so that all pings were sent at once
+        while spread < 0.02:  # repeat if all pings came at once, because the machine was blocked
             async with AsyncExitStack() as stack:
                 clients = [await stack.enter_async_context(Client(strict.url)) for _ in range(6)]
                 times = [await client.ping(3) for client in clients]

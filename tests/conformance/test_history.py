@@ -92,7 +92,7 @@ async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, 
 async def test_a_client_whose_clock_is_fast_gets_the_messages_of_the_last_seconds(
     connect: Connect, server: Server
 ) -> None:
-    # If `since` lies in the future, the server uses its own time less one ping interval.
+    # If `since` lies in the future, the server uses its own time minus one ping interval.
     stream = unique("history")
     await fill(server, stream, 2)
     client = await connect()

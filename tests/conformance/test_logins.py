@@ -1,7 +1,7 @@
 """Connections end when the Django login that authenticated them has ended. See Rights: When a login ends otherwise.
 
-Servers have the default interval unless a test sets another one. No test waits that long, so a
-connection that ends was closed because of a signal.
+Unless a test sets another interval, servers check logins at the default interval. No test waits
+that long, so a connection that ends was closed because of a signal.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ async def pair(started: Pair, redis: RedisServer) -> AsyncIterator[Pair]:
 
 
 async def restored(stack: AsyncExitStack, server: Server, sid: str) -> Client:
-    """Return a client that has restored a session. A busy server may not load the record in time, so it tries again."""
+    """Connect until a session is restored, and return the client. A busy server may not load a record in time."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             client = await stack.enter_async_context(Client(server.url, sid=sid))
@@ -104,7 +104,7 @@ Watch = Callable[..., Awaitable[Watcher]]
 
 @pytest.fixture
 async def watch() -> AsyncIterator[Watch]:
-    """Return a function that connects a watcher to a server."""
+    """Return a function that connects a watcher to a server, and makes it enter a room."""
     async with AsyncExitStack() as stack:
 
         async def watch(server: Server, room: str, id_: str | None = None) -> Watcher:

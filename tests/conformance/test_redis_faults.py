@@ -84,7 +84,7 @@ async def test_while_redis_is_down_clients_get_new_sessions_and_subscribes_wait(
     await client.expect({"type": "confirm_history", "identifier": identifier})
     await first.call("broadcast", stream, {"n": 1})
     assert await client.messages(identifier, 1) == [{"n": 1}]
-    # The new session is stored.
+    # Kill the server only after it has stored the new session.
     await wait_until(lambda: stream in stored_session(redis, client))
     second.kill()
     reconnected = await connect_to(first, sid=client.sid)

@@ -86,7 +86,7 @@ async def test_a_session_can_be_restored_repeatedly(connect: Connect, server: Se
 
 
 async def test_live_messages_wait_for_the_history_of_their_identifier(connect: Connect, server: Server) -> None:
-    # An earlier live message would move the client's position past the messages that it missed.
+    # If a live message were sent before the history, the client's position would move past the missed messages.
     stream, other = unique("restored"), unique("restored")
     former = await connect()
     first = await former.subscribe(identify("StreamChannel", streams=[stream]))

@@ -26,7 +26,7 @@ async def allowed(pair: Pair) -> str:
 
 
 async def subscribe(client: Client, stream: str, id_: str = "member") -> str:
-    """Subscribe to a stream, and wait until the client is live."""
+    """Subscribe to a stream, and wait until the subscription has answered an action."""
     identifier = identify("RightsChannel", streams=[stream], id=id_)
     await client.send("subscribe", identifier)
     await client.until({"type": "confirm_subscription", "identifier": identifier})

@@ -35,7 +35,8 @@ async def test_a_graceful_stop_answers_pending_subscribes_and_spreads_the_closin
         await pending.send("subscribe", identify("GatedChannel", gate=gate))
         await server.call("wait_at_gate", gate, 1)
         server.signal()
-        # The process has handled the signal when it refuses new connections. It still answers HTTP.
+        # Once the process refuses new WebSocket connections, it has begun to handle the signal. It still answers other
+        # HTTP requests, such as those of `server.call`.
         await wait_until_refused(server)
         await server.call("open_gate", gate)
         await pending.expect({"type": "confirm_subscription"})

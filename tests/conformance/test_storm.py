@@ -84,7 +84,7 @@ async def test_no_message_is_lost_when_the_server_is_killed_repeatedly(servers: 
 async def test_no_message_is_lost_when_a_connection_is_lost_during_a_subscribe(
     servers: ServerPool, kind: Kind, restoring: bool
 ) -> None:
-    # The npm client closes the channel. When the application creates it again, it continues from its position.
+    # The npm client closes the channel. The application creates a new channel, which continues from the same position.
     server = servers.get(kind)
     stream, gate = unique("large:"), unique("gate")
     await server.call("count_up", stream, 1, 1)

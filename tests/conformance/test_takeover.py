@@ -10,8 +10,8 @@ from reliable_cable.connection.lifecycle import HISTORY_TIMEOUT
 from tests.conformance.conftest import Connect, Pair, suspend
 from tests.support.client import Client, Frame, identify, unique
 
-#: How long, in seconds, a server may take to close a superseded connection. After `HISTORY_TIMEOUT`, it would close one
-#: for another reason.
+#: How long, in seconds, a server may take to close a superseded connection. After `HISTORY_TIMEOUT`, it would close the
+#: connection for another reason.
 SOON = HISTORY_TIMEOUT / 2
 
 

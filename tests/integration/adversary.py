@@ -14,9 +14,9 @@ from typing import Any
 from tests.support.client import EXTENDED, identify
 from tests.support.server import Server
 
-#: How many frames are sent in one write.
+#: How many frames are encoded at a time.
 BLOCK = 200
-#: The size of the buffer, in bytes, in which the kernel of the attacker keeps what the server sends.
+#: The limit, in bytes, of the attacker's `StreamReader`, which stops receiving when it holds more than twice as much.
 READ_BUFFER = 4096
 
 Frames = Iterator[str]
@@ -127,7 +127,7 @@ class Attacker:
                         await writer.drain()
                         self.sent += len(block[:16_384])
                         block = block[16_384:]
-                        # Without this, an attacker that is never blocked would block the test.
+                        # Let the test run, too, even if no write has to wait.
                         await asyncio.sleep(0)
         except TimeoutError:
             pass

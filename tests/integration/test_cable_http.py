@@ -14,7 +14,7 @@ from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisServer
 from tests.support.server import LOCAL, Kind, Server, ServerPool
 
-#: How long, in seconds, to wait until a server reports another state.
+#: How long, in seconds, to wait until the health of a server changes.
 PATIENCE = 30.0
 
 
@@ -23,7 +23,7 @@ def health_client(server: Server) -> httpx.AsyncClient:
 
 
 async def until_status(http: httpx.AsyncClient, status: int) -> httpx.Response:
-    """Ask for the health of a server until it has a status."""
+    """Ask for the health of a server until the response has this status. Return the response."""
     async with asyncio.timeout(PATIENCE):
         while (response := await http.get("/health")).status_code != status:  # noqa: ASYNC110 - it is another process
             await asyncio.sleep(0.05)
@@ -116,7 +116,7 @@ async def test_a_client_that_disconnects_while_it_sends_costs_nothing(servers: S
 
 
 async def test_an_endless_body_is_answered_before_its_end(servers: ServerPool) -> None:
-    # daphne receives the whole body before it calls the application.
+    # Only uvicorn is tested, because daphne receives the whole body before it calls the application.
     server = servers.get("uvicorn")
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(

@@ -98,7 +98,7 @@ async def test_a_broadcast_from_another_process_wakes_the_server(layered: Server
 
 
 async def idle(client: Client) -> None:
-    """Wait for more than 5 seconds, measured by pings, in which the channel layer has no messages."""
+    """Wait for more than 5 seconds, measured by pings. The channel layer has no messages in this time."""
     count = len(client.pings) + 7
     assert len(await client.ping(count, timeout=PATIENCE * 2)) >= count
 

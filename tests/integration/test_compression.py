@@ -35,7 +35,7 @@ def compressing(servers: ServerPool) -> Server:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Open a connection to a server, with options of `Client`."""
+    """Return a function that opens a connection to a server, with options of `Client`."""
     async with AsyncExitStack() as stack:
 
         async def connect(server: Server, *extensions: DeflateOffer, **options: Any) -> Client:
@@ -115,7 +115,7 @@ async def test_commands_may_be_compressed(compressing: Server, connect: Connect)
 async def test_a_small_message_that_would_decompress_to_a_large_one_is_refused(
     compressing: Server, connect: Connect, size: int, fragments: int
 ) -> None:
-    """The server closes the connection at four times MAX_MESSAGE_SIZE (256 KiB), before it uses the memory."""
+    """The server closes the connection at 256 KiB, four times MAX_MESSAGE_SIZE, before it has decompressed the rest."""
     client = await connect(compressing, DeflateOffer())
     other = await connect(compressing)
     before = compressing.rss

@@ -38,7 +38,10 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def template(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A placeholder for an SQLite file. The migrated database is in PostgreSQL."""
+    """The path of an empty SQLite file, which `Server` needs as its template.
+
+    The migrated database is in PostgreSQL.
+    """
     return make_database(tmp_path_factory.mktemp("migrated"), CABLE_TEST_POSTGRES=postgres)
 
 
@@ -47,7 +50,7 @@ class Stage:
 
     Args:
         postgres: the HOST of the PostgreSQL.
-        template: the placeholder that `make_database` returned.
+        template: the path of the empty file that `make_database` returned.
         folder: the folder for logs.
     """
 
@@ -74,7 +77,7 @@ def stage(postgres: str, template: Path, tmp_path: Path) -> Stage:
 
 
 async def try_to_connect(server: Server, cookie: str) -> None:
-    """Connect as a logged-in user, and disconnect after a while. The connection may fail."""
+    """Try for a second to connect as a logged-in user, and disconnect. The connection may fail."""
     client = Client(server.url, cookie=cookie)
     with suppress(OSError, InvalidHandshake, EOFError, TimeoutError):
         async with asyncio.timeout(1):
@@ -83,7 +86,7 @@ async def try_to_connect(server: Server, cookie: str) -> None:
 
 
 async def ask_for_a_position(server: Server) -> None:
-    """Request a view that queries the database. The query may fail."""
+    """Request a view that queries the database. The server may stop before it answers."""
     with suppress(httpx.TransportError):
         await server.call("position", "any")
 
@@ -122,7 +125,7 @@ async def test_a_client_that_left_before_it_was_accepted_causes_no_error(stage: 
         with outage.hanging(stage.postgres):
             await asyncio.gather(*(try_to_connect(server, cookie) for _ in range(5)))
         async with Client(server.url, cookie=cookie) as client:
-            # The first ping arrives after at least 1.5 seconds. daphne logs errors of applications once per second.
+            # Wait for at least 1.5 seconds, because daphne logs errors of applications only once per second.
             await client.ping(1)
         assert "Traceback" not in server.log
 

@@ -36,7 +36,7 @@ VARIABLES: dict[str, Any] = {
             },
         }
     ),
-    # The suite may block Node for several seconds, and then uses connections that uvicorn would have closed.
+    # The suite may block Node for several seconds, and then uses connections that uvicorn would close by default.
     "UVICORN_TIMEOUT_KEEP_ALIVE": "60",
 }
 
@@ -59,7 +59,7 @@ SUITE_TIME = 600.0
 
 @pytest.fixture(scope="module")
 def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A uvicorn with SQLite."""
+    """A uvicorn server with SQLite."""
     pool = ServerPool(tmp_path_factory.mktemp("durable"), **VARIABLES)
     with pool.make("uvicorn", **SETTINGS) as server:
         yield server
@@ -67,7 +67,7 @@ def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def pair(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[dict[str, Server]]:
-    """A daphne and a uvicorn with the same PostgreSQL and Redis."""
+    """A daphne server and a uvicorn server with the same PostgreSQL and Redis."""
     redis = redis_pool.get(find_binaries()[0].name)
     settings = {**SETTINGS, "REDIS_URL": redis.url, "KEY_PREFIX": unique("durable-")}
     servers = {kind: postgres_servers.make(kind, **settings) for kind in ("daphne", "uvicorn")}

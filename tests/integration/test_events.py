@@ -1,4 +1,4 @@
-"""Tests of `GET /events` on real servers: readers that are cut, killed, restarted, slow or refused."""
+"""Tests of `GET /events` on real servers: lost connections, killed servers, and slow, rejected and refused readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 def reading(servers: ServerPool, kind: Kind) -> Server:
-    """A server whose streams are public. It pings fast."""
+    """A server whose streams are public. It sends pings often."""
     return servers.get(kind, PUBLIC_STREAMS=True, PING_INTERVAL=0.5, CORS_ORIGINS=["https://app.example.com"])
 
 
@@ -359,8 +359,8 @@ async def test_a_reader_is_a_member_and_stays_one_while_it_reconnects(reading: S
 
 
 async def test_a_reader_that_reads_nothing_is_bounded_and_cut(servers: ServerPool, kind: Kind) -> None:
-    """The history is much larger than what the server may keep for one client."""
-    stream = unique("cursor:")  # transient, so that nothing can be read again
+    """The broadcasts are much larger than what the server may keep for one client."""
+    stream = unique("cursor:")  # its history size is 0, so missed messages cannot be read later
     server = servers.get(kind, PUBLIC_STREAMS=True, MAX_PENDING_SIZE=64 * 1024)
     text = "x" * 100_000
     with socket.socket() as slow:

@@ -81,7 +81,7 @@ def frame(rng: random.Random) -> dict[str, Any]:
 
 
 def with_odd_value(rng: random.Random) -> str:
-    """Replace one value, at any depth, by an unexpected one."""
+    """Return a frame as text. One of its values, at any depth, is replaced by an unexpected value, or is missing."""
     value: Any = frame(rng)
     place = value
     while True:
@@ -97,7 +97,7 @@ def with_odd_value(rng: random.Random) -> str:
 
 
 def with_odd_text(rng: random.Random) -> str:
-    """Remove, repeat or replace a part of the text of a frame."""
+    """Return the text of a frame, with a part removed, repeated or replaced."""
     text = json.dumps(frame(rng))
     start, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
     middle = rng.choice(["", text[start:end] * 3, "".join(chr(rng.randrange(1, 0xD7FF)) for _ in range(9)), "[" * 9999])
@@ -116,7 +116,7 @@ WEIGHTS = [6, 4, 2, 1, 1, 0.2]
 
 
 async def fuzz(server: Server, rng: random.Random, deadline: float) -> int:
-    """Send invalid frames until the time is over, and reconnect when necessary. Return the number of sent frames."""
+    """Send valid and invalid frames until the deadline, and reconnect when necessary. Return how many were sent."""
     sent, sid = 0, ""
     while time.monotonic() < deadline:
         client = Client(server.url, protocols=[rng.choice([EXTENDED, BASE])], sid=sid, query=rng.choice(["", "pi=x"]))
@@ -135,7 +135,7 @@ async def fuzz(server: Server, rng: random.Random, deadline: float) -> int:
 
 
 async def knock(server: Server, rng: random.Random, deadline: float) -> None:
-    """Send data that is neither HTTP nor WebSocket."""
+    """Send random bytes until the deadline: on new connections, inside a request, and after a handshake."""
     while time.monotonic() < deadline:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         try:

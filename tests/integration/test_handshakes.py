@@ -33,7 +33,7 @@ class ReadmeUvicorn(Server):
 
 @pytest.fixture
 def cable_serve(servers: ServerPool, kind: Kind) -> Server:
-    """A server that was started by `cable_serve`, and not by its own command."""
+    """A server that is not started. `cable_serve` will start it, instead of its own command."""
     server = servers.make(kind)
     server.by_cable_serve = True
     return server

@@ -1,4 +1,4 @@
-"""Tests of the HTTP endpoints on real servers, which other programs than Django use to broadcast."""
+"""Tests on real servers of the HTTP endpoints with which programs other than Django broadcast."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def behind_proxy(request: pytest.FixtureRequest, servers: ServerPool) -> Iterato
     kind, trusting = request.param
     server = servers.make(kind, RATE_LIMITS={"connect": "3/h"})
     server.by_cable_serve = True
-    # Without this, uvicorn trusts clients on its own host, such as the clients of these tests.
+    # By default, uvicorn trusts clients on its own host, such as the clients of these tests.
     server.environment["FORWARDED_ALLOW_IPS"] = "*" if trusting else ("192.0.2.1" if kind == "uvicorn" else "")
     with ExitStack() as stack:
         yield stack.enter_context(server), trusting

@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest) -> Mapping[str, Any]:
 
 @pytest.fixture
 def pair(tmp_path: Path, engine: Mapping[str, Any]) -> Iterator[list[Server]]:
-    """A daphne and a uvicorn with the same database."""
+    """A daphne server and a uvicorn server with the same database."""
     database = make_database(tmp_path)
     with (
         DeployedServer("daphne", tmp_path, database, engine, shared=True) as daphne,
@@ -100,7 +100,7 @@ async def test_servers_restart_one_after_the_other_under_load(
             await server.restart()
             at = load.last
             for client, identifiers in wanted.items():
-                # Each client has reconnected and receives new messages.
+                # Wait until the client has reconnected and received a new message.
                 await client.wait_for_messages(identifiers[0], at + 1)
         total = await load.stop()
     for client, identifiers in wanted.items():

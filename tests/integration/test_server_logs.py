@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs/deployment.md").read_text()
 SECRET = "0SECRET0"
 QUERY = f"jid={SECRET}jid&access_token={SECRET}token"
 
-#: Requests that are no proper handshakes. Some of them are answered by the servers themselves.
+#: Requests that are not valid handshakes. The servers answer some of them without calling the application.
 BROKEN = {
     "no handshake": "GET /cable?sid={sid}&jid={sid} HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a wrong version": "GET /cable?sid={sid} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"

@@ -17,7 +17,7 @@ from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import PATIENCE, ROOT, Kind, Server, ServerPool
 
-#: Functions that return the settings of each engine, with the URL of a Redis for all processes.
+#: Functions that return the settings of an engine. Their argument is a Redis that all processes can use.
 ENGINES: Mapping[str, Callable[[RedisServer], dict[str, Any]]] = {
     "embedded": lambda redis: {},
     "redis": lambda redis: {"REDIS_URL": redis.url, "KEY_PREFIX": unique("tasks-")},

@@ -1,4 +1,4 @@
-"""Tenants with django-tenants, which has a schema of PostgreSQL for each of them: two tenants, each with a user 1."""
+"""Tenants with django-tenants, which gives each tenant a schema of PostgreSQL: two tenants, each with a user 1."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
 
 def built(folder: str, names: list[str]) -> set[str]:
-    """Return the names in a folder that are not in git, so that `shutil.copytree` leaves these out."""
+    """Return the names that `shutil.copytree` must leave out of a copy of this folder, because git ignores them."""
     return {"node_modules", "__pycache__", *(["static"] if Path(folder).name == "reliable_cable" else [])}
 
 

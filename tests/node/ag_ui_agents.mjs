@@ -3,11 +3,11 @@
 import { createInterface } from 'node:readline'
 import { pathToFileURL } from 'node:url'
 
-/** The class of docs/llm.md. */
+// The scripts of docs/llm.md, one of which has the class `ConversationAgent`.
 const folder = pathToFileURL(`${process.argv[2]}/`)
 const { ConversationAgent } = await import(new URL('conversation_agent.js', folder))
 
-// What a page has: cookies, and an origin for the paths of requests.
+// Unlike Node, a page has cookies, and an origin for the paths of requests.
 const cookie = process.argv[3]
 const elements = new Map()
 const element = selector => {
@@ -24,7 +24,8 @@ const agents = new Map()
 const warnings = []
 console.warn = (...values) => warnings.push(values.join(' '))
 console.error = () => {} // errors of runs, which the commands return
-// After a lost connection, the client cancels the body and does not handle the error of that. Browsers only log it.
+// After a lost connection, the client cancels the body, and does not handle the error of the cancellation. Browsers
+// only log this error.
 process.on('unhandledRejection', error => {
   if (error.message !== 'terminated') throw error
 })

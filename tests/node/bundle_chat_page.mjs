@@ -1,4 +1,5 @@
-// Makes one file of chat_page.mjs and the packages that it imports: `node bundle_chat_page.mjs <output> <use_conversation.js>`.
+// Bundles chat_page.mjs and the packages that it imports into one file:
+// `node bundle_chat_page.mjs <output> <use_conversation.js>`.
 import { build } from 'esbuild'
 
 await build({

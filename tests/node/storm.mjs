@@ -1,7 +1,7 @@
 // Clients of the unmodified @anycable/core for the storm tests (tests/storm/). They print messages as JSON lines.
 // Arguments: the URL of the cable; the names of the clients; their subscriptions, as pairs [channel, params];
 // and whether they join the presence of the last one.
-// For each line `members` on the standard input, each client prints the members of the last subscription that it knows.
+// For each line `members` on the standard input, each client prints the members that it knows of its last subscription.
 import { createInterface } from 'node:readline'
 import { createCable } from '@anycable/core'
 import WebSocket from 'ws'

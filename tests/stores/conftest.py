@@ -68,7 +68,7 @@ def alias(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[str, Any]:
-    """The settings by which a store finds its Redis; none if it needs no Redis."""
+    """The URL and the key prefix of a Redis, as settings of a store; empty if the backend has no Redis."""
     if alias in ("memory", *connections.settings):
         return {}
     server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
@@ -88,7 +88,7 @@ def made_stores() -> list[StreamStore]:
 
 @pytest.fixture(autouse=True)
 async def released(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Release the resources of the stores on the test's event loop."""
+    """After the test, call `aclose` of its stores on the event loop of the test."""
     made = request.getfixturevalue("made_stores") if "made_stores" in request.fixturenames else []
     yield
     for store in made:
@@ -167,7 +167,7 @@ def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_store
 
 
 def finish_store_threads() -> None:
-    """Wait until the store threads have finished their trims, before the tables are emptied."""
+    """End the store threads, so that none of them trims a stream while the tables are emptied."""
     assert end_threads(30)
 
 
@@ -193,7 +193,7 @@ async def until(condition: Callable[[], object], timeout: float = 30) -> None:  
 
 
 def with_own_connection(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function to run in a thread. It makes the call, and then closes the thread's database connections."""
+    """Return a function to run in a thread. It calls `call`, and then closes the thread's database connections."""
 
     def run() -> Any:
         try:

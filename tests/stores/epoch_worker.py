@@ -7,7 +7,10 @@ import sys
 
 
 def main(path: str, stream: str, epoch: str) -> None:
-    """Wait for a line on standard input, append a message, and write its position to standard output."""
+    """Write "ready", and wait for a line on standard input. Then end the epoch, and append a message.
+
+    Write the position of the message to standard output.
+    """
     from django.conf import settings
 
     settings.configure(

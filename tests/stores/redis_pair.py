@@ -1,4 +1,4 @@
-"""A Redis and its replica behind an address that can be redirected, for tests of failovers."""
+"""A Redis, its replica, and a proxy that can forward clients to either of them, for tests of failovers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MakeStore = Callable[..., RedisStreamStore]
 
 
 class RedisPair:
-    """A Redis primary, its replica, and an address that leads to the primary until it is redirected."""
+    """A Redis primary, its replica, and a proxy for clients, which forwards to the primary until `fail_over`."""
 
     @pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
     def primary(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
@@ -35,13 +35,16 @@ class RedisPair:
 
     @pytest.fixture
     async def address(self, primary: RedisServer) -> AsyncIterator[FaultProxy]:
-        """An address that leads to `primary` until it is redirected."""
+        """A proxy that forwards new connections to `primary`, until its method `move` is called."""
         async with FaultProxy(primary.port) as proxy:
             yield proxy
 
     @pytest.fixture
     def make_store(self, address: FaultProxy, made_stores: list[Any]) -> MakeStore:
-        """A function that makes stores that use the address. They act like the stores of separate processes."""
+        """A function that makes stores, which connect to the proxy or to another port.
+
+        The stores act like those of separate processes.
+        """
 
         def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
             store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))
@@ -52,7 +55,10 @@ class RedisPair:
 
 
 def fail_over(address: FaultProxy, old: RedisServer, new: RedisServer) -> None:
-    """Promote an up-to-date replica, demote the primary, and redirect the address. Open connections stay open."""
+    """Promote an up-to-date replica, demote the primary, and make the proxy forward to the new primary.
+
+    Open connections stay open.
+    """
     old.wait_for_replicas()
     new.promote()
     old.follow(new)

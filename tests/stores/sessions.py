@@ -35,7 +35,7 @@ BOB = SessionRecord(bob, THEN, {})
 
 
 def large_record(number: int) -> SessionRecord:
-    """Return a record with 100 long identifiers. The number changes `left_at` and the state of one subscription."""
+    """Return a record with 100 long identifiers. `left_at` and the state of one subscription depend on `number`."""
     subscriptions = [{"identifier": f"{at} {'i' * 2000}", "state": {"at": at}} for at in range(100)]
     subscriptions[50]["state"] = {"text": "x" * number}
     return SessionRecord(ann, THEN, {"sids": [], "subscriptions": subscriptions, "alive": True, "left_at": number})

@@ -1,6 +1,6 @@
 """A separate process that broadcasts from several threads, on a database as `startproject` configures it.
 
-The argument is JSON with the parameters of `main`. The errors of the broadcasts are printed, a JSON list.
+The argument is JSON with the parameters of `main`. The process prints the errors of its broadcasts as a JSON list.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def test_a_disconnect_does_not_join_a_transaction_that_it_does_not_wait_for(
 
 @pytest.fixture
 def failures() -> Iterator[list[tuple[type, str, Exception]]]:
-    """The arguments of each `broadcast_failed` signal."""
+    """The arguments of each `broadcast_failed` signal. Its receiver raises an error, which the caller must not get."""
     heard: list[tuple[type, str, Exception]] = []
 
     def receive(sender: type, stream: str, error: Exception, **kwargs: Any) -> None:

@@ -148,7 +148,7 @@ class TestWhoseThreadIsAsked:
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Return whether the task has its own thread, and whether its thread-sensitive code avoids `other`."""
+        """Return `has_own_thread()`, and whether thread-sensitive code runs in a thread other than `other`."""
         return has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:

@@ -63,7 +63,10 @@ class TestBuckets:
         limit: RateLimit,
         steps: list[tuple[str, int]],
     ) -> None:
-        """Pauses are whole quarters of the time for a token. The extra eighth of a token hides rounding errors."""
+        """Each step advances the clock by whole quarters of the time in which a bucket gets one token.
+
+        The expected buckets hold an eighth of a token more, so that rounding errors change no answer.
+        """
         prefix, expected = unique("bucket"), {name: TokenBucket(limit.rate, limit.count + 0.125) for name in "ab"}
 
         async def run() -> None:

@@ -28,7 +28,7 @@ postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
-    """The threads in which a connection was opened."""
+    """For each connection that is opened, the name of the thread that opens it."""
     found: list[str] = []
 
     def remember(**kwargs: Any) -> None:
@@ -132,7 +132,8 @@ class TestStoreThreads:
     def test_an_idle_thread_closes_its_connection_before_postgresql_gives_up_dropping_the_database(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        # All threads of earlier tests must have ended, because an older thread closes its connection sooner.
+        # All threads of earlier tests must have ended, because they would close their connections sooner than a new
+        # thread does.
         assert threads.end_threads(30)
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
         wait_until(lambda: connected(alias) == 0, timeout=30)
@@ -204,7 +205,7 @@ async def test_the_query_of_a_handler_delays_no_other_async_handler(monkeypatch:
 
 
 def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
-    """Run a call in a new thread, and close the connections that it opened."""
+    """Make a call, and then close the database connections of the current thread."""
     try:
         return call(alias)
     finally:

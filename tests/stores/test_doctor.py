@@ -31,7 +31,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def doctor(**settings: Any) -> str:
-    """Return the output of the command."""
+    """Return the output of `cable_doctor` with these settings."""
     out = io.StringIO()
     with override_settings(RELIABLE_CABLE=settings):
         call_command("cable_doctor", stdout=out, no_color=True)

@@ -68,7 +68,7 @@ def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
 
 
 def read_hot(store: DurableStreamStore, after: int, known: StreamPosition) -> StreamPage:
-    """Read from the hot tail only."""
+    """Read from the hot tail. A read of the tables fails."""
     assert store._pusher.flush(30)
     with mock.patch.object(ModelStreamStore, "read", side_effect=AssertionError("the models were asked")):
         return store.read("a", after=after, limit=10, known=known)
@@ -288,7 +288,8 @@ class TestListening:
         await until(lambda: Advanced("a") in heard)
         heard.clear()
         await store.aappend([("a", Message("2"))])
-        # The store announces messages of its own process directly. A poll that saw the commit may come before that.
+        # The store announces a message of its own process directly, as `Published`. Before that, a poll may find the
+        # message, and announce `Advanced`.
         await until(lambda: [event for event in heard if isinstance(event, Published)])
         await listener.close()
         await asyncio.to_thread(redis.start)
@@ -317,7 +318,8 @@ class TestListening:
 async def test_the_time_is_ahead_of_neither_clock(
     store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
 ) -> None:
-    # If the time were ahead of a clock, a history since that time could lack messages of the store with that clock.
+    # If the time were ahead of one of the clocks, a history since that time could lack messages that were stored with
+    # the time of this clock.
     monkeypatch.setattr(store, "_clock", lambda: in_redis)
     monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
     assert await asyncio.to_thread(store.time) == await store.atime() == 5.0

@@ -74,7 +74,7 @@ class TestStores:
 
     @pytest.mark.parametrize("given", [False, True])
     def test_an_epoch_ends_even_without_a_message(self, store: StreamStore, given: bool) -> None:
-        """A backup may have been restored, so that all messages of the stream were lost."""
+        """A stream without a message may have lost all of its messages, for example when a backup was restored."""
         broadcast(store)
         store.forget("a")
         empty = store.position("a")

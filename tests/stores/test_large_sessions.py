@@ -21,7 +21,7 @@ __all__ = ["alias", "clock"]
 
 
 def changing_record(number: int) -> SessionRecord:
-    """Return a large record. Some of its items, and how many it has, depend on the number."""
+    """Return a large record. The number of its items, and the content of some of them, depend on `number`."""
     items = [{"identifier": f"{at} {'i' * 200}", "state": number if at % 9 == 0 else None} for at in range(20 + number)]
     return SessionRecord(ann, THEN, {"subscriptions": items, "left_at": number})
 
@@ -171,7 +171,10 @@ def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
 @pytest.mark.parametrize("method", ["touch", "delete"])
 def test_a_record_is_locked_after_those_before_it(alias: str, clock: Clock, method: str) -> None:
-    """While another process holds the lock of the first record, it can also lock the second one without a deadlock."""
+    """`touch` and `delete` wait for the lock of the first record before they lock the second one.
+
+    Thus a process that has locked the first record can also lock the second one without a deadlock.
+    """
     store, other = model_store(alias, clock), model_store(alias, clock)
     for sid in "ba":
         store.save({sid: ANN})  # the row of "b" is inserted before that of "a"

@@ -56,7 +56,7 @@ def short_timeout(alias: str) -> Iterator[None]:
 
 @contextmanager
 def lock_of_another(alias: str) -> Iterator[threading.Event]:
-    """Hold the write lock in another thread until the block ends, or until the event is set."""
+    """Hold the write lock in another thread until the block ends, or until the yielded event is set."""
     locked, release = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -205,7 +205,7 @@ class TestForgettingAllRows:
 
 
 def doctor(*arguments: str, **settings: Any) -> str:
-    """Return the output of the command."""
+    """Return the output of `cable_doctor`."""
     out = io.StringIO()
     with override_settings(RELIABLE_CABLE=settings):
         call_command("cable_doctor", *arguments, stdout=out, no_color=True)

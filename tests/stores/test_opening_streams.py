@@ -72,7 +72,7 @@ class TestManyStreams:
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 class TestModelStore:
     async def test_the_number_of_queries(self, hub: Hub, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        lineages = int(alias == "postgres")  # one query reads the lineage; SQLite has none
+        lineages = int(alias == "postgres")  # one query reads the lineage, which an SQLite database does not have
         queries: list[str] = []
         execute = CursorWrapper.execute
 

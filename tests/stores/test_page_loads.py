@@ -1,4 +1,6 @@
-"""A page that is loaded during writes: a message that is neither in its data nor sent after its position is a gap.
+"""Pages that are loaded during writes: each message must be in the data of a page, or be sent after its position.
+
+These tests call a message "gap" if it is in neither place, and "repeat" if it is in both.
 
 A page shows the counter of each writer. A writer commits its next value, and broadcasts it in the same transaction.
 """
@@ -28,7 +30,7 @@ from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import DURABLE, EVERY_STORE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
 from tests.support.examples import examples
 
-#: The number of page loads in each test, the number of page loads for each commit, and the names of the writers.
+#: The minimum number of page loads in a test, the number of page loads for each commit, and the names of the writers.
 LOADS = examples(500)
 LOADS_PER_COMMIT = 4
 WRITERS = ("a", "b")
@@ -45,7 +47,7 @@ def autocommit(database: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def deferred(database: str) -> Iterator[None]:
-    """Load a page in a transaction of SQLite that begins without a lock, as by Django's defaults."""
+    """Load a page in a transaction of SQLite that begins without a lock, as with Django's defaults."""
     connection: Any = connections[database]
     connection.ensure_connection()
     former, connection.transaction_mode = connection.transaction_mode, "DEFERRED"
@@ -58,7 +60,7 @@ def deferred(database: str) -> Iterator[None]:
 
 @contextmanager
 def isolated(level: str, database: str) -> Iterator[None]:
-    """Load a page in a transaction of PostgreSQL."""
+    """Load a page in a transaction of PostgreSQL with this isolation level."""
     with transaction.atomic(using=database):
         execute(database, f"SET TRANSACTION ISOLATION LEVEL {level}")
         yield
@@ -278,7 +280,7 @@ def test_thousands_of_page_loads_beside_writers_have_no_gap(database: str, way: 
         gaps, repeats = gaps_and_repeats(page, numbers)
         assert gaps == set()
         if one_snapshot:
-            # A message is in both only if it was committed and not yet numbered when the page was loaded.
+            # A message may be a repeat only if it was committed and not yet numbered when the page was loaded.
             assert repeats <= {"{}:{}".format(*data) for data in map(parse, page.waiting)}
 
 

@@ -31,7 +31,7 @@ END = Transient("a", "end")
 
 @pytest.fixture(autouse=True)
 def _no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevent the regular checks of the listeners, so that these announce only events that they receive."""
+    """Keep the listeners from checking positions regularly, so that they announce only the events that they receive."""
     monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 3600.0)
 
 

@@ -123,8 +123,9 @@ class TestFailover(RedisPair):
         await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
         replica.promote()
-        # The former primary has had a write of its own, so as a replica it loads a full copy of the data. Meanwhile,
-        # it sometimes responds between two keys.
+        # Write to the former primary, so that its data differ from the replica's. When it becomes a replica, it must
+        # then load a full copy of the data. While it loads, it answers commands only now and then, after it has loaded
+        # a key.
         primary.cli("SET", "own", "")
         replica.cli("CONFIG", "SET", "rdbcompression", "no")
         replica.cli("EVAL", "for key = 1, 100 do redis.call('SET', key, string.rep('x', 200000)) end", 0)

@@ -12,7 +12,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.stores.redis.client import Call, RedisClient
 from tests.support.redis import RedisServer
 
-#: A call that keeps its connection in use until a timeout.
+#: A call that keeps its connection in use for 0.2 seconds.
 WAIT = Call("BLPOP", ["a list that does not exist"], [0.2])
 
 

@@ -86,8 +86,8 @@ class TestLineage(RedisPair):
     async def test_data_that_return_begin_new_epochs(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
-        # The address led to the replica and back again. The old primary did not notice, because no client was connected
-        # to it in between.
+        # The proxy forwards to the replica for a while, and then to the old primary again. The old primary does not
+        # notice, because no client is connected to it meanwhile.
         store = make_store()
         (first,) = await append(store, "1")
         replica.promote()
@@ -169,7 +169,7 @@ class TestLineage(RedisPair):
         store = make_store()
         await append(store, "1")
         await asyncio.to_thread(fail_over, address, primary, replica)
-        # A second connection requests the lineage, which is a new one, but the server delays the reply.
+        # After the failover, there is a new lineage. A second connection requests it, and the server delays the reply.
         replica.cli("CLIENT", "PAUSE", 60_000, "WRITE")
         second = store.client.new_connection()
         opening = asyncio.create_task(second.connect())
@@ -215,7 +215,7 @@ class TestLineage(RedisPair):
     async def test_a_server_of_the_previous_release_agrees_about_the_epochs(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:
-        # That release binds epochs to the run_id, has no lineage record, and adds entries with fewer fields.
+        # The previous release binds epochs to the run_id, has no lineage record, and adds entries with fewer fields.
         store = make_store()
         meta, log, _ = store.keys("a")
         run_id = primary.cli("INFO", "server")["run_id"]

@@ -26,7 +26,10 @@ __all__ = ["alias"]
 
 
 def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> list[Call]:
-    """Lose the replies to the next calls after Redis has executed them; return the calls."""
+    """Lose the replies to the next `count` calls after Redis has executed them.
+
+    Return a list to which all calls are added, even those whose replies arrive.
+    """
     called: list[Call] = []
     run = store.client._attempt
 
@@ -83,7 +86,7 @@ class TestLostAnswers:
     def test_a_retry_begins_another_epoch_if_that_of_the_first_attempt_is_lost(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # For example, Redis fails over to a replica without the entry. Other messages may have followed the entry.
+        # An epoch is lost, for example, if Redis fails over to a replica that lacks the entry of the first attempt.
         store, other = make_store(), make_store()
         run, epochs = store.client._attempt, list[str]()
 
@@ -100,7 +103,7 @@ class TestLostAnswers:
         assert len(set(epochs)) == 2
 
     def test_a_first_attempt_after_its_retry_does_nothing(self, make_store: MakeStore) -> None:
-        # If Redis hung for longer than the timeout, it executes both attempts in any order.
+        # If Redis hangs for longer than the timeout, it later executes both attempts, in either order.
         store = make_store()
         attempt = store._append_attempts([("a", Message("1")), ("b", Message("2"))])
         first = attempt("")

@@ -315,7 +315,8 @@ class TestLostEvents:
         listener = store.listen(heard.append)
         for stream in ("s", "t"):
             await listener.subscribe(stream)
-        # The event loop does not run between the two calls, so the next announcement is lost.
+        # The event loop does not run between the next two calls. So the listener cannot reconnect in time, and the
+        # announcement of the join is lost.
         own.cli("CLIENT", "KILL", "TYPE", "pubsub")
         store.join("s", "phone", "1")
         await until(lambda: len(heard) == 2)

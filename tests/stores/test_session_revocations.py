@@ -125,10 +125,10 @@ class TestEveryStore:
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 class TestHostsWhoseClocksDiffer:
-    """If the sessions are on a server, only the clock of that server matters."""
+    """If a server (PostgreSQL or Redis) stores the sessions, only the clock of that server matters."""
 
     def authenticated(self, store: SessionStore) -> float:
-        """Return the time at which a connection was authenticated, as the host of `store` estimates it."""
+        """Return the time of an authentication that happens now, as the host of `store` estimates it."""
         clock = StoreClock(store, host=store.clock)
         clock.measure()
         return clock.now()

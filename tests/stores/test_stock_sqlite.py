@@ -33,7 +33,7 @@ call_command("migrate", verbosity=0)
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """A database with the app's tables."""
+    """The path of a database with the app's tables."""
     file = str(tmp_path / "db.sqlite3")
     subprocess.run([sys.executable, "-c", MIGRATE, file], check=True, cwd=ROOT)
     return file
@@ -48,7 +48,7 @@ def run(path: str, writers: int, count: int, **options: Any) -> subprocess.Popen
 
 
 def refused(*processes: subprocess.Popen[str]) -> list[str]:
-    """Return the errors of all broadcasts."""
+    """Wait for the end of the processes, and return the errors of all their broadcasts."""
     return [error for process in processes for error in json.loads(process.communicate()[0])]
 
 

@@ -27,7 +27,7 @@ Listen = Callable[..., Any]
 
 @pytest.fixture
 async def listen() -> AsyncIterator[Listen]:
-    """Return a function that makes listeners with lists of their events."""
+    """Return a function that makes a listener, and returns it with a list to which its events are added."""
     listeners = []
 
     async def start(store: StreamStore, *streams: str) -> tuple[Any, list[StreamEvent]]:

@@ -36,7 +36,10 @@ class Entry:
 
 @dataclass
 class Model:
-    """A simple model of a stream: a list of all its messages. `kept` returns the messages that have not expired."""
+    """A simple model of a stream: a list of all messages of its epoch.
+
+    `kept` returns those of the last `SIZE` messages that have not expired.
+    """
 
     epoch: int = 0
     #: The time of the newest message of the epochs before this one.
@@ -47,7 +50,7 @@ class Model:
         return [entry for entry in self.entries[-SIZE:] if entry.created > now - TTL]
 
     def append(self, items: list[tuple[str, str]], now: float) -> list[int]:
-        """Append a batch, without the items whose key a kept entry or an earlier item has."""
+        """Append a batch, without the items whose key a kept entry or an earlier item has. Return all offsets."""
         keys = {entry.key: entry.offset for entry in self.kept(now) if entry.key}
         offsets = []
         for data, key in items:
@@ -94,7 +97,7 @@ def run(make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]) 
     epochs: dict[tuple[str, int], str] = {}
     for stream in NAMES:
         store.forget(stream)
-    # The streams still have the epochs that the previous example began, except in the memory store.
+    # Earlier examples have used the same streams, except in the memory store. So the streams may have epochs already.
     streams = {stream: Model(epoch=int(store.position(stream).epoch != "")) for stream in NAMES}
     clock.advance(TTL + 2)
     number = 0

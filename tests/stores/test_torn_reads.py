@@ -22,9 +22,9 @@ pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 
 
 def between_queries(changes: list[Callable[[], object]]) -> Callable[..., Any]:
-    """Return a wrapper of queries that calls `changes` between the query for a stream's row and that for its entries.
+    """Return a wrapper of queries that makes a change between the query for a stream's row and that for its entries.
 
-    Each read makes the next change, which is then removed from the list.
+    Each read calls the first function in `changes`, and then removes it from the list.
     """
 
     def run(execute: Callable[..., Any], sql: str, *args: Any) -> Any:

@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, data
 
 @contextmanager
 def manual(database: str) -> Iterator[None]:
-    """Turn autocommit off."""
+    """Turn autocommit off inside the block. At its end, roll back what the block has not committed."""
     transaction.set_autocommit(False, using=database)
     try:
         yield

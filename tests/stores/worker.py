@@ -8,7 +8,10 @@ from typing import Any
 
 
 def main(databases: dict[str, Any], alias: str, streams: list[str], count: int, on_commit: bool) -> None:
-    """Broadcast `count` messages with a mark of this process to each stream, every other one in a transaction."""
+    """Broadcast `count` messages with the id of this process to each stream.
+
+    If `on_commit` is true, every other message is broadcast in a transaction.
+    """
     from django.conf import settings
 
     settings.configure(DATABASES=databases, INSTALLED_APPS=["reliable_cable"], SECRET_KEY="worker", USE_TZ=True)

@@ -22,7 +22,7 @@ class Call:
     Args:
         name: the qualified name of the function. A nested function has the name of the function around it.
         module: the path of its module in the package: `hub/stream.py`.
-        caller: the next function of the package up the stack; None if there is none.
+        caller: the call of the next function of the package up the stack; None if there is none.
     """
 
     name: str
@@ -53,7 +53,7 @@ class CallTree:
     """The recorded calls. Frames that are not functions (comprehensions) count as a part of their function."""
 
     roots: list[Call] = field(default_factory=list)
-    #: The calls by their frames. The frames are kept, so that no new frame can be taken for one of them.
+    #: The calls by their frames. The frames are kept alive, so that no new frame gets the identity of a recorded one.
     _known: dict[FrameType, Call] = field(default_factory=dict)
 
     def all(self) -> Iterator[Call]:
@@ -93,7 +93,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 @contextmanager
 def recorded_calls() -> Iterator[CallTree]:
-    """Record the calls of this thread."""
+    """Record the calls that this thread makes inside the block."""
     tree = CallTree()
     former = sys.getprofile()
     sys.setprofile(tree.record)

@@ -41,7 +41,7 @@ class Worker(OwnProcess):
 
     @property
     def dead_children(self) -> list[str]:
-        """The lines of the log about children that have ended by themselves."""
+        """The lines of the log about children that have ended unexpectedly, for example by SIGKILL."""
         return [line for line in self.log.splitlines() if " exited with " in line]
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class Worker(OwnProcess):
         self._end()
 
     def kill(self) -> None:
-        """Kill the worker and its children, as a host does that loses its power."""
+        """Kill the worker and its children, as if their host lost its power."""
         assert self._process is not None
         # The children of the worker are in the same process group.
         os.killpg(self._process.pid, signal.SIGKILL)

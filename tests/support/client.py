@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 
 def unique(prefix: str) -> str:
-    """Return a name that no other scenario of this test run uses."""
+    """Return a name that no other call in this test process returns."""
     return f"{prefix}{next(_numbers)}"
 
 
@@ -41,7 +41,10 @@ def identify(channel: str, **params: Any) -> str:
 
 
 def matches(frame: Frame, match: Match) -> bool:
-    """Return whether a frame satisfies a function, or has all items of a mapping, at any depth."""
+    """Return whether a frame satisfies a function, or has all items of a mapping.
+
+    Mappings inside the mapping are matched in the same way.
+    """
     if callable(match):
         return match(frame)
     return all(
@@ -56,7 +59,7 @@ def matches(frame: Frame, match: Match) -> bool:
 
 
 class Client:
-    """One connection. Use it with `async with`: the server has sent the welcome when the block begins.
+    """One connection. Use it with `async with`. When the block begins, a client that reads has received the welcome.
 
     Args:
         url: the URL of the cable.
@@ -142,7 +145,10 @@ class Client:
             self._reader = asyncio.create_task(self._read())
 
     async def close(self, code: int = 1000) -> None:
-        """Close the connection with a closing handshake. Browsers send the code 1001 when a page is closed."""
+        """Close the connection with a closing handshake. A client that does not read aborts the connection.
+
+        Browsers send the code 1001 when a page is closed.
+        """
         if self._socket is not None:
             if not self.reading:
                 self._socket.transport.abort()
@@ -264,7 +270,10 @@ class Client:
         ]
 
     async def ping(self, count: int, timeout: float = PATIENCE) -> list[float]:  # noqa: ASYNC109 - as above
-        """Wait for `count` pings. Return their times, in seconds since the handshake."""
+        """Wait until `count` pings have arrived since the handshake.
+
+        Return the times of all pings, in seconds since the handshake.
+        """
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: len(self.pings) >= count or self._ended)
         return [at - self.opened_at for at, _ in self.pings]

@@ -18,7 +18,7 @@ def wrong_clock(seconds: float) -> dict[str, str]:
     """Return the environment of a process whose wall clock is ahead. Its other clocks are correct.
 
     Args:
-        seconds: how far, in seconds, the wall clock is ahead.
+        seconds: how far, in seconds, the wall clock is ahead. If the number is negative, the wall clock is behind.
 
     Raises:
         RuntimeError: libfaketime is not installed.

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 
 class Reactor:
-    """The part of Twisted's reactor that a transport uses. Tests call `doWrite` themselves."""
+    """The part of Twisted's reactor that a transport uses. It never calls `doWrite`: tests make the transport write."""
 
     def __init__(self) -> None:
         self.writers: set[Any] = set()
@@ -64,7 +64,7 @@ class DaphneRequest:
             self.connection.doWrite()
 
     def lose(self) -> None:
-        """Lose the connection."""
+        """Make all delayed calls, as if their time had come, and lose the connection."""
         for call in self.reactor.calls:
             call()
         if self.connection.connected:

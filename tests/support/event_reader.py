@@ -84,7 +84,7 @@ class EventReader:
         self.parser = EventParser()
         self.events: list[ServerEvent] = []
         self.connects = 0
-        #: The status of the response that ended the reader, if it was not 200.
+        #: The status of the response after which the reader does not reconnect; None if there was no such response.
         self.status: int | None = None
         self.error: Any = None
         self.response_headers: httpx.Headers = httpx.Headers()
@@ -114,7 +114,7 @@ class EventReader:
         return [event for event in self.events if event.type == type_]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition is true. It is checked after each line and after each connection."""
+        """Wait until a condition is true. It is checked when data arrive, and when a connection begins or ends."""
         try:
             async with asyncio.timeout(PATIENCE):
                 while not condition():
@@ -133,7 +133,7 @@ class EventReader:
         await self.until(lambda: self.status is not None)
 
     async def cut(self) -> None:
-        """Break the connection. The reader reconnects."""
+        """Close the connection, and wait until the reader has reconnected."""
         assert self._response is not None
         connects = self.connects
         await self._response.aclose()
@@ -162,7 +162,8 @@ class EventReader:
             self._response = response
             self.connects += 1
             self._changed.set()
-            # Unlike `aiter_lines` of httpx, this splits lines as the HTML standard says.
+            # Unlike `aiter_lines` of httpx, this does not split lines at characters such as U+2028. The server ends
+            # each line with a line feed.
             rest = b""
             async for part in response.aiter_bytes():
                 *lines, rest = (rest + part).split(b"\n")

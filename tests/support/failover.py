@@ -1,4 +1,4 @@
-"""A primary and its replica behind a proxy that can forward to either. Use them with `async with`."""
+"""A primary and its replica behind a proxy that can forward to either. Use a pair with `async with`."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ class RedisPair(Pair):
         self.replica = RedisServer(folder / "replica", binary, options)
 
     async def move(self, *, losing: float = 0.0, cut: bool = False) -> None:
-        """Promote the replica, demote the primary, and lead the proxy to the new primary.
+        """Demote the primary, promote the replica, and make both proxies forward to the new primary.
 
-        The demoted server accepts no writes from the time of the promotion on, or earlier.
+        The former primary accepts no more writes when the replica is promoted.
 
         Args:
             losing: how many seconds of writes to lose.
@@ -91,7 +91,7 @@ class RedisPair(Pair):
         """
         if losing:
             await self._lose(losing)
-        # Without this, the relay would connect the new primary to itself.
+        # If the relay stayed open, it would connect the new primary to itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)
@@ -132,7 +132,9 @@ class PostgresPair(Pair):
         self.standby: PostgresServer
 
     async def move(self, *, losing: float = 0.0) -> None:
-        """Stop the primary, promote the standby, and lead the proxy to it. The stopped server becomes the standby.
+        """Stop the primary, promote the standby, and make both proxies forward to the new primary.
+
+        The stopped server becomes the standby.
 
         Args:
             losing: how many seconds of commits to lose; 0: none.

@@ -109,7 +109,7 @@ class FaultProxy:
         return tuple(self._links)
 
     def cut(self, links: Iterable[Link] | None = None) -> int:
-        """Reset the given connections, or all open ones. Return their number."""
+        """Reset the given connections, or all connections. Return how many of them were open."""
         chosen = [link for link in (self.links if links is None else links) if link in self._links]
         for link in chosen:
             del self._links[link]
@@ -133,13 +133,13 @@ class FaultProxy:
         self._flowing.set()
 
     def lose_reply(self, pattern: bytes) -> asyncio.Event:
-        """Forward one request to the server, and reset its connection when the server answers.
+        """Forward the next request that contains `pattern`, and reset its connection when the server answers.
 
         This works with clients that wait for each answer. If the answer is a Redis error, it is forwarded, and the
         answer to the next such request is lost.
 
         Args:
-            pattern: at most 64 bytes that the request contains.
+            pattern: at most 64 bytes of the request.
 
         Returns:
             An event that is set when an answer was lost.

@@ -12,7 +12,7 @@ from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 KINDS: list[Kind] = ["daphne", "uvicorn"]
-#: All Redis and Valkey programs that were found. Without one, tests that need it are skipped or fail, see
+#: All Redis and Valkey programs that were found. If there is none, tests that need one are skipped or fail, see
 #: tests/conftest.py.
 REDIS = [pytest.param(name, marks=pytest.mark.redis) for name in [b.name for b in find_binaries()] or ["no redis"]]
 
@@ -99,5 +99,5 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def key_prefix() -> str:
-    """A `KEY_PREFIX` that no other test of this test run uses."""
+    """A `KEY_PREFIX` that no other test of this test process uses."""
     return unique("cable-test-")

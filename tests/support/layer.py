@@ -21,7 +21,7 @@ class CrossLoopLayer:
 
     @classmethod
     def reset(cls) -> None:
-        """Remove all groups and messages."""
+        """Remove all groups, channels and messages, and end a simulated outage (`broken`)."""
         cls.groups.clear()
         cls.queues.clear()
         cls.sent.clear()

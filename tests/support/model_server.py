@@ -1,4 +1,4 @@
-"""A local server that speaks the event formats of the APIs of language models."""
+"""A local server that sends answers in the event formats of the APIs of language models."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def close(handler: ModelHandler) -> None:
 
 
 def reset(handler: ModelHandler) -> None:
-    """Break the connection."""
+    """Reset the connection in the middle of the body."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.close_connection = True
 
 
 def hold(handler: ModelHandler) -> None:
-    """Send nothing more, until the client closes the connection."""
+    """Send nothing more. Wait for up to a minute until the client closes the connection."""
     handler.close_connection = True
     if select.select([handler.connection], [], [], 60)[0]:
         handler.server.left.set()

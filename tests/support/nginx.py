@@ -52,7 +52,7 @@ class DeployedServer(Server):
 
 
 class Nginx:
-    """nginx with the configuration of the demo. Use it as a context manager, which starts and kills it.
+    """nginx with the configuration of the demo. Use it as a context manager, which starts and stops it.
 
     Args:
         servers: the servers that nginx forwards to. They must be running, because their ports are needed.
@@ -99,7 +99,10 @@ class Nginx:
         return self._run / "static"
 
     def requests(self, path: str) -> list[tuple[str, str]]:
-        """Return for each request of a path its status, and those of the servers tried, for example `"403, 101"`."""
+        """Return the status of each request of a path, and the statuses of the servers that nginx tried for it.
+
+        The latter are a string, for example `"403, 101"`, or `"-"` if nginx tried no server.
+        """
         line = rf'"GET {re.escape(path)}" (\d+) \S+(?:, \S+)* (\d+(?:, \d+)*|-) [\d.]+$'
         return re.findall(line, self._log.read_text(), re.MULTILINE)
 

@@ -17,7 +17,7 @@ def stop(host: str, *, mode: str = "immediate") -> None:
 
     Args:
         host: the HOST of the server.
-        mode: the shutdown mode. With "immediate", the latest commits are lost, and with "fast", none.
+        mode: the shutdown mode. With "immediate", the latest commits may be lost. With "fast", none is lost.
     """
     _pg_ctl(host, "-m", mode, "stop")
 

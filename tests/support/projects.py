@@ -25,7 +25,7 @@ PYTHONS = (
 
 
 def missing(what: str) -> None:
-    """Skip the test, or fail it if no dependency may be missing."""
+    """Skip the test, or fail it if `CABLE_REQUIRE` says that no dependency may be missing."""
     (pytest.fail if os.environ.get("CABLE_REQUIRE") == "1" else pytest.skip)(f"{what} is missing")
 
 
@@ -38,13 +38,13 @@ def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str
 
 
 def interpreter_for(django: str) -> str:
-    """Return a Python that a version of Django, for example "5.2", supports."""
+    """Return the program of a Python that can run this version of Django, for example "5.2"."""
     return sys.executable if sys.version_info >= (3, 12) or django == "5.2" else _newer_python()
 
 
 @cache
 def _newer_python() -> str:
-    """Return a Python that Django 6 supports."""
+    """Return the program of a Python that can run Django 6."""
     for candidate in map(str, PYTHONS):
         program = shutil.which(candidate)
         if program and subprocess.run([program, "-c", "import ssl, sqlite3"], capture_output=True).returncode == 0:
@@ -54,7 +54,7 @@ def _newer_python() -> str:
 
 
 class Environments:
-    """Environments with this package, its dependencies and one version of Django. Each is made on first use.
+    """Virtual environments, each with this package, its dependencies and one version of Django, made on first use.
 
     Args:
         folder: the folder for the environments.
@@ -64,7 +64,10 @@ class Environments:
         self._folder = folder
 
     def get(self, django: str) -> Path:
-        """Return the Python of the environment with a version of Django, for example "5.2"."""
+        """Return the Python of the environment with a version of Django, for example "5.2".
+
+        If the environment of these tests has that version, return its Python.
+        """
         if get_version().startswith(f"{django}."):
             return Path(sys.executable)
         folder = self._folder / django

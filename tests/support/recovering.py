@@ -115,7 +115,7 @@ class RecoveringClient:
         await self._say("leave", identifier)
 
     async def cut(self) -> bool:
-        """Reset the connection if it is open."""
+        """Reset the connection if the server has sent its welcome. Return whether it was reset."""
         client = self._client
         if client is None or not self.connected:
             return False
@@ -155,7 +155,8 @@ class RecoveringClient:
 
     async def _serve(self, client: Client) -> None:
         while True:
-            # `Client` filters out the pings. As in the npm client, each ping updates `since`.
+            # In the npm client, each ping updates `since`. `Client` does not return pings, so here, each message after
+            # the first ping updates it.
             frame = await client.next(timeout=120)
             if client.pings:
                 self.since = int(time.time())
@@ -231,7 +232,7 @@ class RecoveringClient:
         return {"history": self._history(identifier), **({"presence": joined} if joined else {})}
 
     async def _say(self, command: str, identifier: str, **body: Any) -> None:
-        """Send a command if the connection is open. Important commands are sent again after a reconnect."""
+        """Send a command if its channel is connected. Other methods repeat important commands after a reconnect."""
         if self._client is not None and self.channels.get(identifier) == "connected":
             with contextlib.suppress(WebSocketException):
                 await self._client.send(command, identifier, **body)

@@ -54,7 +54,10 @@ class Binary:
 
 
 def _places(program: str, package: str) -> list[Path]:
-    """Return possible paths of a program: on the PATH, and in its package, which is not imported."""
+    """Return the paths of the executables of a program: on the PATH, and in the Python package that contains it.
+
+    The package is found without importing it.
+    """
     found = shutil.which(program)
     places = [Path(found)] if found else []
     spec = importlib.util.find_spec(package)
@@ -67,8 +70,8 @@ def _places(program: str, package: str) -> list[Path]:
 def find_binaries() -> tuple[Binary, ...]:
     """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
 
-    With `CABLE_FEW`, return only one program: the one on the PATH, if any. In this way, `.ci/run` also tests a Redis
-    that is newer than the one in the package.
+    With `CABLE_FEW`, return only one program: the Redis on the PATH, or the next one that is found. In this way,
+    `.ci/run` also tests a Redis that is newer than the one in the package.
     """
     found: list[Binary] = []
     for program, package in PROGRAMS.items():
@@ -199,7 +202,7 @@ class RedisServer(OwnProcess):
         self.cli("REPLICAOF", "NO", "ONE")
 
     def wait_for_replicas(self, count: int = 1) -> None:
-        """Wait until the replicas have all data that was written before."""
+        """Wait until `count` replicas have all data that was written before."""
         with self._connect() as client:
             # WAIT waits for the last write of its own connection.
             client.set("replicated", 1)

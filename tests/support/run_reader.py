@@ -14,7 +14,7 @@ ENDED = {events.COMPLETE: Status.COMPLETED, events.STOPPED: Status.STOPPED, even
 
 
 class RunReader:
-    """What a reader knows of a run.
+    """The state of a run, as a reader computes it from the events.
 
     Attributes:
         attempt: the number of the newest attempt.

@@ -27,7 +27,7 @@ PROJECT = "tests.integration.project"
 #: The kinds of servers. "compressing" is uvicorn, started by `cable_serve --compress`.
 Kind = Literal["daphne", "uvicorn", "compressing"]
 
-#: Options of httpx for servers on this machine. Without `verify`, each client would read all certificates, which takes
+#: Options of httpx for servers on this machine. With `verify`, each client would read all certificates, which takes
 #: 17 ms of CPU time.
 LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False}
 #: How long, in seconds, a server may take to start or to stop.
@@ -252,7 +252,7 @@ class Server(OwnProcess):
 
 
 class OtherProcess:
-    """A process besides a server, with its database, like `manage.py shell` or a task worker.
+    """A process that uses the database of a server, like `manage.py shell` or a task worker.
 
     Args:
         server: the server whose database the process uses.
@@ -306,7 +306,7 @@ def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
 
 
 class CallFailed(Exception):
-    """A call raised an error in the other process."""
+    """A call raised an error in the server or in another process."""
 
 
 def _result(answer: Mapping[str, Any]) -> Any:

@@ -55,7 +55,7 @@ class LoneSubscriber(Subscriber):
         hub.unsubscribe(self.stream, self)
 
     def resume(self) -> None:
-        """Start live delivery if the subscriber is not live."""
+        """Start live delivery if the subscriber is catching up."""
         if self.state is SubscriberState.CATCHING_UP:
             self.stream.go_live(self)
 

@@ -1,4 +1,4 @@
-"""The demo with another page, whose client connects with short tokens: its URLs and its ASGI application."""
+"""The demo with another page, whose client connects with short-lived tokens: its URLs and its ASGI application."""
 
 from __future__ import annotations
 

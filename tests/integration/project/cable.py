@@ -51,7 +51,7 @@ class EchoChannel(Channel):
 
 
 class StreamChannel(Channel):
-    """Streams from all streams that the params name, in this order, after the page position that they may have."""
+    """Starts the streams of the param `streams`, in this order, after the page position in `after`, if any."""
 
     def subscribed(self) -> None:
         """Start the streams."""
@@ -83,7 +83,7 @@ class StreamChannel(Channel):
 
 
 class AsyncStreamChannel(Channel):
-    """Like `StreamChannel`, with async handlers."""
+    """Starts the streams of the param `streams` in an async handler."""
 
     async def subscribed(self) -> None:
         """Start the streams."""
@@ -95,7 +95,7 @@ class QueryChannel(Channel):
     """Accepts subscriptions of users whom a database query finds."""
 
     def subscribed(self) -> None:
-        """Stream from the stream if a query finds the user. If not, reject the subscription."""
+        """Start the stream if a query finds the user. If not, reject the subscription."""
         if get_user_model().objects.filter(pk=self.user.pk).exists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -106,10 +106,10 @@ class QueryChannel(Channel):
 
 
 class AsyncQueryChannel(Channel):
-    """Like `QueryChannel`, with an async query."""
+    """Accepts the same subscriptions as `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
-        """Stream from the stream if a query finds the user. If not, reject the subscription."""
+        """Start the stream if a query finds the user. If not, reject the subscription."""
         if await get_user_model().objects.filter(pk=self.user.pk).aexists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -143,7 +143,7 @@ class GuardedChannel(Channel):
         return "stranger" not in self.params
 
     async def before_action(self, action: str, data: Mapping[str, Any]) -> bool:
-        """Reject actions whose data does not have a true `allowed`."""
+        """Reject actions unless `allowed` is true in their data."""
         return bool(data.get("allowed"))
 
     def subscribed(self) -> None:
@@ -193,7 +193,7 @@ class RaisingChannel(Channel):
 
 
 class GatedChannel(Channel):
-    """Waits in `subscribed` for the gate that its params name."""
+    """Waits in `subscribed` at the gate that its params name, and then starts its streams."""
 
     def subscribed(self) -> None:
         """Wait in a thread of the handler pool."""
@@ -248,12 +248,12 @@ class AuditedChannel(Channel):
 
 
 class RightsChannel(Channel):
-    """Streams from the streams in its params that the database allows (see `calls.allow`)."""
+    """Starts those streams of its params for which the database has a row (see `calls.allow`)."""
 
     count = state(default=0)
 
     def subscribed(self) -> None:
-        """Stream from the allowed streams and join presence, or reject if no stream is allowed."""
+        """Start the allowed streams and join presence, or reject if no stream is allowed."""
         allowed = set(Group.objects.filter(name__in=self.params["streams"]).values_list("name", flat=True))
         if not allowed:
             return self.reject()
@@ -279,7 +279,7 @@ class RoomChannel(Channel):
     """Has whispers, and presence that clients may join by themselves."""
 
     def subscribed(self) -> None:
-        """Stream from the room."""
+        """Start the stream of the room, with whispers and presence."""
         self.stream_from(self.params["room"], whisper=True, presence=True)
 
     def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
@@ -316,7 +316,7 @@ class SilentChannel(Channel):
 
 
 class LobbyChannel(Channel):
-    """Has presence on the second of two streams, which only a handler can join."""
+    """Has presence on the second of its two streams. Clients cannot join by themselves."""
 
     def subscribed(self) -> None:
         """Start the streams, and join as the member that the params name."""
@@ -329,7 +329,7 @@ class AnswerChannel(Channel):
     """Has actions that return something."""
 
     def subscribed(self) -> None:
-        """Stream from the stream that the params name, if any."""
+        """Start the stream that the params name, if any."""
         if "stream" in self.params:
             self.stream_from(self.params["stream"], whisper=True)
 

@@ -108,7 +108,7 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
 
 
 def broadcast_without_await(stream: str) -> None:
-    """Call `abroadcast` without `await`, as by mistake."""
+    """Call `abroadcast` without `await`, as an application might do by mistake."""
     reliable_cable.abroadcast(stream, 1)  # type: ignore[unused-coroutine]
 
 
@@ -309,7 +309,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 def perform(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the call that a request names. Positions in the result are converted to dicts."""
+    """Make the call that a request names. Return its result (a position as a dict), or its error as a string."""
     try:
         result = CALLS[request["call"]](*request.get("args", ()), **request.get("kwargs", {}))
     except Exception as error:

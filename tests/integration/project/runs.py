@@ -67,7 +67,7 @@ def make_chat(chat: str) -> None:
 
 
 def messages_of(chat: str) -> list[dict[str, Any]]:
-    """Return the messages of a chat as the AI SDK defines them. An answer that is not complete is left out."""
+    """Return the messages of a chat as the AI SDK defines them. An answer is left out until its run has ended."""
     messages: list[dict[str, Any]] = []
     for run in Run.objects.about(Group.objects.get(name=chat)).order_by("created_at"):
         question = run.input["question"]
@@ -108,7 +108,7 @@ def write_to_run(run: str, text: str) -> None:
 
 
 def close_run(run: str) -> None:
-    """Complete a run that `open_run` has returned."""
+    """End a run that `open_run` has returned. Unless it was stopped, first add a source and a usage."""
     stack, writer = _open.pop(run)
     if not writer.stopped:
         writer.source("https://example.com/", "Example")
@@ -117,7 +117,10 @@ def close_run(run: str) -> None:
 
 
 def write(run: str) -> None:
-    """Write the words of a run's input, one after another, after a part with the id of this process."""
+    """Write a part with the id of this process, then each word of the run's input.
+
+    Fail afterwards if the input asks for it.
+    """
     with writing(run) as out:
         out.data("pid", os.getpid())
         for word in out.run.input["words"]:
@@ -136,7 +139,7 @@ def start_run(words: list[str], pause: float) -> str:
 
 
 def start_chat_run(user: str, chat: str) -> str:
-    """Create a chat, and a queued run that belongs to it. Return the id of the run."""
+    """Create a chat if it does not exist, and a queued run that belongs to it. Return the id of the run."""
     group, _ = Group.objects.get_or_create(name=chat)
     return str(Run.objects.start(owner=get_user_model().objects.get(username=user), subject=group).pk)
 
@@ -175,7 +178,7 @@ def retry_run(run: str) -> None:
 
 
 def read_run(run: str) -> dict[str, Any]:
-    """Return the row of a run."""
+    """Return the status, text, attempt and error of a run."""
     return dict(Run.objects.filter(pk=run).values("status", "text", "attempt", "error").get())
 
 

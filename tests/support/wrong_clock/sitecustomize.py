@@ -14,7 +14,10 @@ def _sleep(seconds: float) -> None:
 
 
 def _unlink_shared_memory() -> None:
-    """Delete the files in /dev/shm now, so that none remain if the process is killed. Mapped memory stays usable."""
+    """Delete the library's files in /dev/shm now, so that none remain if the process is killed.
+
+    Mapped memory stays usable.
+    """
     semaphore, _, memory = os.environ.pop("FAKETIME_SHARED", "").partition(" ")
     for name in (f"sem.{semaphore.strip('/')}", memory.strip("/")):
         Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - that is its place
