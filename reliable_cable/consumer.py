@@ -25,7 +25,7 @@ from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import REFUSALS, invoke, invoke_isolated, refuses, run_in_context
+from .connection.handlers import REFUSALS, invoke, invoke_isolated, overridden, refuses, run_in_context
 from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.current import close_hub as close_hub
@@ -264,9 +264,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             _drains.get(partial(_install_drain, transport))
         handshake_log.report()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
-                if self._rejection is None and refuses(await invoke(self.connect, CableConsumer)):
-                    self._rejection = self._rejection or DisconnectReason.UNAUTHORIZED
+            if self._rejection is None and overridden(CableConsumer, self.connect):
+                async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
+                    if refuses(await invoke(self.connect, CableConsumer)):
+                        self._rejection = self._rejection or DisconnectReason.UNAUTHORIZED
         except REFUSALS as error:
             handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
@@ -294,8 +295,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         self._accepted = True
-        query_string = self.scope.get("query_string")
-        query = parse_qs(query_string.decode("latin1")) if query_string else {}
+        query = parse_qs(self.scope["query_string"].decode("latin1")) if self.scope.get("query_string") else {}
         connection = Connection(
             hub,
             self,

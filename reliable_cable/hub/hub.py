@@ -6,8 +6,8 @@ repairs of gaps.
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 from reliable_cable.client_log import handshake_log
@@ -116,12 +116,16 @@ class Hub:
             self.repairs.request(stream)  # an event has arrived while the stream was being opened
         return stream
 
-    @contextmanager
-    def opening(self, names: Iterable[str]) -> Iterator[None]:
+    def opening(self, names: Collection[str]) -> AbstractContextManager[None]:
         """Begin to open streams together, and keep them open until the end of the context.
 
         Entering the context does not wait for the streams. A call to `subscribe` in the context waits for its stream.
+        A single stream is opened by that call only, because there is nothing to open together with it.
         """
+        return self._opening(names) if len(names) > 1 else nullcontext()
+
+    @contextmanager
+    def _opening(self, names: Iterable[str]) -> Iterator[None]:
         streams = [self._use(name) for name in names]
         try:
             yield

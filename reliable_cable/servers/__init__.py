@@ -1,7 +1,7 @@
 """Support for features of daphne and uvicorn that ASGI lacks, such as shared frames, pacing and draining."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from .base import FRAMES_EXTENSION, Transport
@@ -57,15 +57,16 @@ def response_transport_for(send: Any) -> ResponseTransport:
 
 def _find(send: Any, make: Callable[[Any], T | None]) -> T | None:
     """Return the transport that `make` returns for a `send`, or for a callable that it wraps; None if there is none."""
-    return next((found for candidate in _candidates(send) if (found := make(candidate)) is not None), None)
-
-
-def _candidates(send: Any) -> Iterator[Any]:
-    """Yield a `send`, and the callables that it wraps."""
     candidates = [send]
     for _ in range(_MAX_WRAPPERS):
-        yield from candidates
-        candidates = [wrapped for candidate in candidates for wrapped in _wrapped(candidate)]
+        wrapped: list[Any] = []
+        for candidate in candidates:
+            found = make(candidate)
+            if found is not None:
+                return found
+            wrapped += _wrapped(candidate)
+        candidates = wrapped
+    return None
 
 
 def _wrapped(send: Any) -> list[Any]:

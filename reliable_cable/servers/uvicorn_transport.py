@@ -4,6 +4,7 @@ uvicorn's `send` waits while the transport's buffer is full. So this transport n
 This module does not import uvicorn.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from .base import Transport, unacknowledged_bytes
@@ -67,5 +68,12 @@ def unsent_bytes(transport: Any) -> int | None:
 def transport_for(send: Any) -> UvicornTransport | None:
     """Return the transport for a `send` of uvicorn; None if the `send` does not belong to uvicorn."""
     protocol = getattr(send, "__self__", None)
-    is_uvicorn = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
-    return UvicornTransport(protocol) if is_uvicorn and hasattr(protocol, "transport") else None
+    if protocol is None or not _is_protocol(protocol.__class__) or not hasattr(protocol, "transport"):
+        return None
+    return UvicornTransport(protocol)
+
+
+@lru_cache(maxsize=128)
+def _is_protocol(cls: type) -> bool:
+    """Return whether a class is a WebSocket protocol of uvicorn. A server has only a few classes, so this is cached."""
+    return any(base.__module__.startswith("uvicorn.protocols.websockets.") for base in cls.__mro__)

@@ -101,11 +101,11 @@ class StoreClock:
         """
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
-        self._used_at = self._monotonic()
-        offset = self._host() - self._monotonic() if self._measured is None else self._measured[0]
-        if self._fresh:
-            return moment + offset
+        self._used_at = now = self._monotonic()
+        if self._measured is not None and now - self._measured[1] <= MAX_AGE:
+            return moment + self._measured[0]
         self._measure_soon()
+        offset = self._host() - now if self._measured is None else self._measured[0]
         return moment + offset - MARGIN
 
     def of_host(self, host_time: float) -> float:
