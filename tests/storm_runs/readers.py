@@ -159,7 +159,7 @@ class ChannelReader(Reader):
 
 
 class HttpReader(Reader):
-    """A reader that reads responses of server-sent events."""
+    """A reader that receives the run over HTTP, as server-sent events."""
 
     def __init__(self, truth: RunTruth, address: str, rng: random.Random, http: httpx.AsyncClient) -> None:
         super().__init__(truth, address, rng)

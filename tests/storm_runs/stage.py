@@ -49,7 +49,7 @@ class Writer(OwnProcess):
             )  # fmt: skip
 
     def give(self, job: dict[str, Any]) -> int:
-        """Send a job. Return the id of the process, or 0 if it has died. The job is then lost."""
+        """Send a job, and return the id of the process. If the process has died, the job is lost: return 0."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:

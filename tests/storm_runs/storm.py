@@ -1,4 +1,4 @@
-"""Runs one storm of runs, from its first run to the verdict."""
+"""Executes one storm (see Contributing: The storm of runs): starts runs, causes faults, and checks the results."""
 
 from __future__ import annotations
 

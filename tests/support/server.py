@@ -141,7 +141,7 @@ class Server(OwnProcess):
 
     @property
     def url(self) -> str:
-        """The URL of the cable."""
+        """The WebSocket URL of the server."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     def start(self) -> None:

@@ -315,7 +315,10 @@ class ChannelListener(Listener):
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:
-        """Announce the event that a message contains. The message is None if messages may have been missed."""
+        """Deliver the event that a message contains.
+
+        If the message is None, deliver an event which says that messages may have been missed.
+        """
 
 
 def pubsub_of(client: RedisClient) -> PubSub:
