@@ -191,26 +191,28 @@ class HttpReader(Reader):
 
 
 class UiReader(HttpReader):
-    """A reader that, like `useChat`, resumes the active run of the chat.
+    """A reader like `useChat` on a page that has the answer of the chat, or has none.
 
-    If no run is active, it tries again, unless the last attempt has ended.
+    A page with a complete answer asks for the active run. Another page asks for the newest run, even if it has ended.
     """
 
     kind = "AI SDK"
 
     async def read(self) -> None:
-        """Resume repeatedly, until the last answer was read, or until no run is active after the last attempt."""
+        """Resume repeatedly, until the last answer was read."""
+        is_complete = False
         while True:
             chunks: list[dict[str, Any]] = []
-            async with contextlib.aclosing(self.events("GET", f"chat/{self.truth.chat}/stream")) as events:
+            path = f"chat/{self.truth.chat}/stream{'' if is_complete else '?ended'}"
+            async with contextlib.aclosing(self.events("GET", path)) as events:
                 async for chunk in events:
-                    if chunk is None:
-                        if self.truth.final is not None:
-                            return
-                    else:
+                    if chunk is not None:
                         chunks.append(chunk)
+                    elif self.truth.final is not None:
+                        is_complete = False  # the page is loaded again, with the question only
             answer = self._ended(chunks)
             if answer is not None:
+                is_complete = True
                 self.see(answer)
                 final = self.truth.final
                 if final is not None and answer == as_ui_message(self.truth.run, final):
