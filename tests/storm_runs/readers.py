@@ -27,6 +27,8 @@ from .truth import RunTruth, Seen, as_agent_messages, as_channel, as_ui_message
 
 #: The shortest and the longest time, in seconds, for which a reader stays.
 STAY = (0.2, 2.5)
+#: The kinds of the readers that read a run as a durable stream.
+DURABLE_KINDS = ("durable SSE", "durable long-poll")
 #: The errors after which a client loads the answer again.
 AGAIN = (RESTARTING, LOST, BEGUN_ANEW)
 
@@ -276,7 +278,7 @@ class AgentReader(HttpReader):
 def expected(truth: RunTruth, kind: str) -> list[Any]:
     """Return the answers of all attempts, in the form of a kind of reader. It may record no other answers."""
     answers = truth.answers.values()
-    if kind == "channel":
+    if kind in ("channel", *DURABLE_KINDS):
         return [as_channel(answer) for answer in answers]
     if kind == "AI SDK":
         return [as_ui_message(truth.run, answer) for answer in answers]
