@@ -54,6 +54,7 @@ async function produce({ key, url, count, pause }) {
   const target = new DurableStream({ url, headers, contentType: 'application/json', backoffOptions })
   const onError = error => state.errors.push(String(error))
   const producer = new IdempotentProducer(target, 'npm', { lingerMs: 20, headers, fetch: send, onError })
+  Object.defineProperty(state, 'offset', { enumerable: true, get: () => producer.lastSuccessfulOffset })
   for (let number = 0; number < count; number += 1) {
     producer.append(JSON.stringify(['npm', number]))
     await sleep(1000 * pause)
