@@ -153,6 +153,7 @@ class CableSettings:
     run_broadcast_interval: float = _setting(0.03, number(0))
     run_broadcast_size: int = _setting(2048, number(1, whole=True))
     run_lease: float = _setting(15, number(3))
+    run_max_readers: int | None = _setting(100, number(1, whole=True, optional=True))
     database: str = _setting("default", instance(str, "the alias of a database", not_empty=True))
     handler_threads: int = _setting(8, number(0, whole=True))
     #: Whether `RELIABLE_CABLE` contains a setting for tokens, which is `AUTHENTICATORS` or begins with `JWT_`. This

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Final
@@ -20,6 +20,7 @@ from reliable_cable.runs.durable.storage import NotFound
 
 from .durable_requests import LONG_POLL, SSE, next_cursor
 from .durable_sources import Source
+from .limits import open_readers
 from .outages import RETRY_SOON, is_temporary, log_outage
 from .reading import TOO_MANY, Interrupted, open_reader
 from .requests import Visitor
@@ -108,6 +109,7 @@ async def respond(
         raise gone(source, trimmed) from None
     match request.GET.get("live"):
         case str(live) if live == SSE:
+            open_readers().check(visitor)
             return stream_data(request, visitor, source, chunk, times.sse_time)
         case str(live) if live == LONG_POLL:
             return await wait_for_data(request, visitor, source, chunk, times.long_poll_time)
@@ -122,22 +124,23 @@ async def respond(
 
 
 async def follow(
-    source: Source, scope: Mapping[str, Any], after: int, *, until: float, silence: float
+    source: Source, visitor: Visitor, after: int, *, until: float, silence: float
 ) -> AsyncGenerator[Chunk | None, None]:
     """Yield new data of a stream. Yield None if there are none for a while. End after a chunk that is `closed`.
 
     Args:
         source: the stream to read.
-        scope: the ASGI scope of the request.
+        visitor: the user who reads.
         after: the position before the new data.
         until: the time, by the clock of the event loop, at which to stop.
         silence: how long, in seconds, to wait for data before None is yielded.
 
     Raises:
         Interrupted, NotFound, Trimmed: the data cannot be read any more.
+        Refusal: the user has too many open readers.
     """
     loop = asyncio.get_running_loop()
-    async with open_reader(source.channel.__name__, source.key, scope, history=False) as reader:
+    async with open_reader(source.channel.__name__, source.key, visitor, history=False) as reader:
         while (rest := until - loop.time()) > 0:
             try:
                 async with asyncio.timeout(min(rest, silence)):
@@ -172,7 +175,7 @@ async def wait_for_data(
     if not chunk.pieces and not chunk.closed:
         until = asyncio.get_running_loop().time() + seconds
         try:
-            async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=seconds)) as chunks:
+            async with aclosing(follow(source, visitor, chunk.end, until=until, silence=seconds)) as chunks:
                 async for found in chunks:
                     chunk = found or chunk
                     break
@@ -227,14 +230,14 @@ async def _events(
             yield (part := _encode(source, chunk, cursor))
         if chunk.closed:
             return
-        async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=SILENCE)) as chunks:
+        async with aclosing(follow(source, visitor, chunk.end, until=until, silence=SILENCE)) as chunks:
             async for found in chunks:
                 yield (part := PING if found is None else _encode(source, found, cursor))
                 if found is not None and not found.up_to_date:
                     behind += len(part)
                 if behind >= MAX_CATCH_UP:
                     return
-    except (Interrupted, NotFound, Trimmed):
+    except (Interrupted, NotFound, Trimmed, Refusal):
         return  # the response to the next request of the client says why
     except Exception as error:
         if not is_temporary(error):

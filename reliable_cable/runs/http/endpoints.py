@@ -19,6 +19,7 @@ from reliable_cable.http.core import NEVER_CACHE, Refusal, Response
 from reliable_cable.http.cors import PREFLIGHT, check_origin_of_cookies, cors_headers, preflight
 from reliable_cable.namespaces import use_namespace
 
+from .limits import open_readers
 from .outages import Outage, refuse_outages
 from .requests import authenticate, check_csrf, csrf_header, scope_of
 
@@ -40,7 +41,7 @@ def endpoint(
 
     Args:
         methods: the methods that the endpoint allows.
-        streams: whether the response is a stream, which needs ASGI.
+        streams: whether the response is a stream, which needs ASGI. A client may read only a number of them at once.
         cors: the headers of the response to a preflight request. `_preflight_headers` adds the name of the CSRF header.
             By default, they allow GET and POST.
         headers: headers of all responses.
@@ -85,6 +86,8 @@ def endpoint(
                     await run_handler(check_csrf, request)
                 else:
                     check_origin_of_cookies(visitor.scope)
+                if streams:
+                    open_readers().check(visitor)
                 return await function(request, visitor, **parts)
 
         for alias in connections:
