@@ -9,7 +9,11 @@ from zlib import crc32
 
 import hypothesis
 import pytest
+from django.contrib.contenttypes.management import create_contenttypes
+from django.core.management import call_command
 from django.db import connections
+from django.db.models.signals import post_migrate
+from pytest_django import DjangoDbBlocker
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
@@ -120,3 +124,17 @@ def django_db_modify_db_settings(
     del connections["postgres"]
     connections.settings.pop("postgres")
     yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> None:
+    """Keep the tables of permissions and of content types empty.
+
+    Django fills them again after each test that commits, because it has emptied all tables. This takes most of the CPU
+    time of such a test, and no test reads these tables.
+    """
+    post_migrate.disconnect(create_contenttypes)
+    post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
+    with django_db_blocker.unblock():
+        for alias in connections:
+            call_command("flush", database=alias, interactive=False, inhibit_post_migrate=True, verbosity=0)
