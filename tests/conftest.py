@@ -108,6 +108,14 @@ def _whole_handshake_log() -> None:
     handshake_log.report(ended=True)
 
 
+@pytest.fixture(autouse=True)
+def _no_cached_content_types() -> None:
+    """Forget the content types of earlier tests, whose rows are gone."""
+    from django.contrib.contenttypes.models import ContentType
+
+    ContentType.objects.clear_cache()
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(
     request: pytest.FixtureRequest, django_db_modify_db_settings_parallel_suffix: None
@@ -128,10 +136,10 @@ def django_db_modify_db_settings(
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> None:
-    """Keep the tables of permissions and of content types empty.
+    """Keep the tables of permissions and of content types empty between tests.
 
     Django fills them again after each test that commits, because it has emptied all tables. This takes most of the CPU
-    time of such a test, and no test reads these tables.
+    time of such a test. No test reads permissions, and content types are created when they are needed.
     """
     post_migrate.disconnect(create_contenttypes)
     post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
