@@ -302,7 +302,8 @@ class Batch:
             return [None] * len(self._items)
         positions = await self._store.aappend(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
-            await self._store.apublish_transients(self._others)
+            if self._others:
+                await self._store.apublish_transients(self._others)
         self._report()
         return self._all_positions(positions)
 
@@ -328,7 +329,8 @@ class Batch:
         return partial(report_failure, type(self._store), [stream for stream, _ in items])
 
     def _publish_others(self) -> None:
-        self._store.publish_transients(self._others)
+        if self._others:
+            self._store.publish_transients(self._others)
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
@@ -344,5 +346,6 @@ class Batch:
 
     def _all_positions(self, kept: Iterable[StreamPosition]) -> list[StreamPosition | None]:
         positions = iter(kept)
-        found = [next(positions) if item.kept else NOWHERE for item in self._items]
-        return [None if position == NOWHERE else position for position in found]
+        found = [next(positions) if item.kept else None for item in self._items]
+        # An engine that numbers no messages returns positions without an epoch.
+        return [position if position is not None and position.epoch else None for position in found]
