@@ -28,7 +28,7 @@ CLOSE_TIMEOUT: Final = 2.0
 #: The options of nats-py that the adapter sets itself.
 _OWN_OPTIONS: Final = frozenset(
     {
-        *("self", "servers", "allow_reconnect", "max_reconnect_attempts", "reconnect_time_wait"),
+        *("self", "servers", "allow_reconnect", "max_reconnect_attempts", "reconnect_time_wait", "pending_size"),
         *("error_cb", "disconnected_cb", "closed_cb", "reconnected_cb"),
     }
 )
@@ -137,9 +137,10 @@ class _Connection:
         texts = list(join(messages, client.max_payload))
         refused = self._refused
         try:
-            for text in texts:
-                await client.publish(subject, text.encode())
-            await client.flush(FLUSH_TIMEOUT)
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                for text in texts:
+                    await client.publish(subject, text.encode())
+                await client.flush(FLUSH_TIMEOUT)
         except Exception as error:
             # A late response must not be taken for the response to a later flush.
             await self._discard(client)
@@ -194,6 +195,8 @@ class _Connection:
                     allow_reconnect=False,
                     max_reconnect_attempts=1,  # 0 and less mean that nats-py tries for ever
                     reconnect_time_wait=0,
+                    # Otherwise, `flush` may send its PING before messages that were published earlier.
+                    pending_size=1,
                     error_cb=self._note_error,
                     **self._options,
                 )
