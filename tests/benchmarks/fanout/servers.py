@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.support.anycable import QUIET, find_anycable
+from tests.support.anycable import QUIET, VERSION, find_anycable
 from tests.support.server import PATIENCE, ROOT, free_port
 
 PROJECT = "tests.benchmarks.project.asgi:application"
@@ -144,11 +144,11 @@ FLOOR = Subject("floor", "uvicorn", BARE, (Way("floor", "/_broadcast?way=floor")
 PUBSUB = '{"channel":"$pubsub","stream_name":"bench%d"}'
 #: anycable-go without RPC. Its broadcasts are those of the adapter "http" (BROADCAST_ADAPTER).
 ANYCABLE = Subject(
-    "anycable-go",
+    f"AnyCable {VERSION}",
     "anycable",
     "",
     (POST,),
-    ("--norpc", "--noauth", "--public_streams", "--broadcast_adapter=http", "--broadcast_key=bench"),
+    ("--norpc", "--noauth", "--public_streams", "--broker=memory", "--broadcast_adapter=http", "--broadcast_key=bench"),
     variables=QUIET,
     identifier=PUBSUB,
 )
