@@ -158,6 +158,28 @@ def canonical(identity: Identity) -> str:
     return json.dumps(dict(identity), sort_keys=True)
 
 
+def identifiers_text(identity: Identity) -> str:
+    """Return the text by which anycable-go knows a connection: the identifiers as in a token (`cable_token`).
+
+    Strings, whole numbers and booleans have their own values, and all other values the strings of `identify`. The names
+    are sorted, so that the texts of equal identities are equal.
+    """
+    values = {name: _value_in_text(text) for name, text in identity.items()}
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def _value_in_text(text: str) -> str | int | None:
+    kind, _, value = text.partition(":")
+    match kind:
+        case "str":
+            return value
+        case "int":
+            return int(value)
+        case "bool":
+            return value == "True"
+    return text or None
+
+
 def condition_key(condition: Identity) -> str:
     """Return the key under which a condition is stored. It is a hash, which does not reveal the identifiers."""
     return _key(tuple(sorted(condition.items())))

@@ -17,6 +17,7 @@ from pytest_django import DjangoDbBlocker
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
+from tests.support.anycable import has_anycable
 from tests.support.examples import FEW, examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nginx import find_nginx
@@ -91,6 +92,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no Redis or Valkey server on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
+    if item.get_closest_marker("anycable") and not has_anycable():
+        (pytest.fail if REQUIRE else pytest.skip)("neither anycable-go nor Go on this machine")
 
 
 @pytest.fixture(autouse=True)
