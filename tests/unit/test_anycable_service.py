@@ -292,6 +292,35 @@ async def test_later_calls_have_the_identifiers_of_the_connection(service: RPCSe
     assert (answer["status"], answer["disconnect"]) == (2, True)
 
 
+def tenant_of(scope: dict[str, Any] | None = None) -> str:
+    """Return the namespace of a connection: the path of its URL."""
+    return "" if scope is None else str(scope["path"]).strip("/")
+
+
+@pytest.mark.parametrize(("path", "status"), [("acme", 1), ("other", 2)])
+async def test_a_connection_stays_in_its_namespace(service: RPCService, path: str, status: int) -> None:
+    with override_settings(RELIABLE_CABLE={"NAMESPACE": f"{__name__}.tenant_of"}):
+        answer = await service.call("connect", {"env": {"url": "ws://testserver/acme"}}, "")
+        identifiers = answer["identifiers"]
+        assert json.loads(identifiers)["@namespace"] == "acme"
+        env = {"url": f"ws://testserver/{path}"}
+        answer = await command(service, "subscribe", connection_identifiers=identifiers, env=env)
+        assert answer["status"] == status
+        assert answer.get("streams", []) == (["acme\x1ffirst", "acme\x1fsecond"] if status == 1 else [])
+
+
+@pytest.mark.parametrize("text", ['{"user":"auth.user:1"}', "{}", ""])
+async def test_identifiers_without_a_namespace_are_refused_in_one(service: RPCService, text: str) -> None:
+    """anycable-go reads such identifiers from a token, and does not know in which namespace the token is valid."""
+    with override_settings(RELIABLE_CABLE={"NAMESPACE": f"{__name__}.tenant_of"}):
+        fields = {
+            "connection_identifiers": text.replace('"auth.user:1"', "null"),
+            "env": {"url": "ws://testserver/acme"},
+        }
+        answer = await command(service, "subscribe", **fields)
+    assert (answer["status"], answer["disconnect"]) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("method", "values"),
     [

@@ -38,7 +38,8 @@ class GRPCClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    async def call(self, method: str, request: str, answer: str, fields: Mapping[str, Any], sid: str = "") -> Any:
+    async def call(self, method: str, messages: tuple[str, str], fields: Mapping[str, Any], sid: str = "") -> Any:
+        request, answer = messages
         make = self._channel.unary_unary(
             f"/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -48,7 +49,7 @@ class GRPCClient:
 
     async def check(self, service: str = "") -> Any:
         names = ("grpc.health.v1.HealthCheckRequest", "grpc.health.v1.HealthCheckResponse")
-        return await self.call(f"{HEALTH}/Check", *names, {"service": service})
+        return await self.call(f"{HEALTH}/Check", names, {"service": service})
 
     def watch(self) -> Any:
         make = self._channel.unary_stream(
@@ -113,15 +114,18 @@ async def test_a_call_and_its_answer_keep_their_fields(
     client: GRPCClient, service: RecordingService, method: str, messages: Any, fields: Any, answer: Any
 ) -> None:
     service.answer = answer
-    names = [f"anycable.{name}" for name in messages]
-    assert await client.call(f"{RPC}/{method}", *names, fields, "the-sid") == answer
+    request, response = messages
+    names = (f"anycable.{request}", f"anycable.{response}")
+    assert await client.call(f"{RPC}/{method}", names, fields, "the-sid") == answer
     assert service.calls == [(method.lower(), fields, "the-sid")]
 
 
 async def test_an_invalid_call_is_refused(client: GRPCClient) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="The call is not valid: the field is not valid") as refusal:
         await client.call(
-            f"{RPC}/Disconnect", "anycable.DisconnectRequest", "anycable.DisconnectResponse", {"identifiers": "refuse"}
+            f"{RPC}/Disconnect",
+            ("anycable.DisconnectRequest", "anycable.DisconnectResponse"),
+            {"identifiers": "refuse"},
         )
     assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 

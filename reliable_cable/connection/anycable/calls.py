@@ -281,8 +281,8 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
         env: what anycable-go knows about the connection.
 
     Returns:
-        Why the connection has to end: the token has expired, the login has ended, or a row of an identifier was
-        deleted. None if the connection may go on.
+        Why the connection has to end: the token has expired, the login has ended, a row of an identifier was deleted,
+        or the connection belongs to another namespace. None if the connection may go on.
 
     Raises:
         ProtocolError: the identifiers are not a JSON object.
@@ -290,7 +290,11 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
     login = admission.login if LOGIN in env.connection_state else None
     ended = LOGIN in env.connection_state and login is None
     try:
-        await load_identifiers(consumer, identifiers, env.connection_state)
+        namespace = await load_identifiers(consumer, identifiers, env.connection_state)
+        # anycable-go does not know in which namespace a token is valid. The middlewares do, if they have read it.
+        if namespace != consumer.namespace and not _has_token(consumer):
+            handshake_log.warning("A client of anycable-go is disconnected: it was admitted in another namespace.")
+            ended = True
     except ObjectDoesNotExist as error:
         handshake_log.info("A client of anycable-go is disconnected: %s.", error)
         ended = True

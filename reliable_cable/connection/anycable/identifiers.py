@@ -17,7 +17,7 @@ from reliable_cable.auth.sessions import anonymous
 from reliable_cable.auth.users import find_user
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.exceptions import ChannelError, InvalidToken, ProtocolError
-from reliable_cable.identity import identifiers_text, identify, identity_of, in_namespace, is_row
+from reliable_cable.identity import identifiers_text, identify, identity_of, in_namespace, is_row, namespace_in
 
 #: The key in the connection's state under which values are kept that the text does not describe completely.
 VALUES: Final = "$values"
@@ -47,7 +47,7 @@ def dump_identifiers(consumer: Any) -> tuple[str, dict[str, str]]:
     return identifiers_text(identity), {VALUES: json.dumps(kinds)} if kinds else {}
 
 
-async def load_identifiers(consumer: Any, text: str, state: Mapping[str, str]) -> None:
+async def load_identifiers(consumer: Any, text: str, state: Mapping[str, str]) -> str:
     """Set the attributes of a consumer that `identified_by` names.
 
     The user of the middlewares is kept if it is the user in the text. All other model instances are read from the
@@ -57,6 +57,9 @@ async def load_identifiers(consumer: Any, text: str, state: Mapping[str, str]) -
         consumer: the consumer. Its middlewares have run, and its `connect` has not.
         text: the text that anycable-go has kept since the connection was made.
         state: the connection's state.
+
+    Returns:
+        The namespace in the text; `""` if there is none. A text that anycable-go has read from a token has none.
 
     Raises:
         ProtocolError: the text is not a JSON object.
@@ -73,6 +76,7 @@ async def load_identifiers(consumer: Any, text: str, state: Mapping[str, str]) -
             setattr(consumer, name, UUID(rest[0]) if kind == "uuid" else await run_handler(partial(_find_row, *rest)))
         else:
             setattr(consumer, name, value)
+    return namespace_in(values)
 
 
 async def _set_user(consumer: Any, reference: Any) -> None:
