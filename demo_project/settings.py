@@ -11,6 +11,7 @@ These environment variables change the settings:
 | `DEMO_DATABASE` | the path of the SQLite file |
 | `REDIS_URL` | the Redis server that stores streams, presence and sessions; default: the database stores them |
 | `CELERY_BROKER_URL` | the broker of a Celery worker that writes the answers; default: the server writes them |
+| `ANYCABLE_SECRET` | the secret that is shared with anycable-go, which then serves the sockets (`deploy/anycable/`) |
 | `STATIC_ROOT` | the folder where `collectstatic` puts the static files for nginx |
 | `DEMO_TOKEN_DELAY` | how long, in seconds, the assistant waits between two words |
 """
@@ -116,6 +117,8 @@ RELIABLE_CABLE: dict[str, Any] = {
 }
 if url := os.environ.get("REDIS_URL"):
     RELIABLE_CABLE["REDIS_URL"] = url
+if secret := os.environ.get("ANYCABLE_SECRET"):
+    RELIABLE_CABLE |= {"SECRET": secret, "RPC_CONSUMER": "demo_project.chat.consumers.AppConsumer"}
 
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True

@@ -136,6 +136,11 @@ def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
     return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
 
 
+def namespace_in(identity: Mapping[str, Any]) -> str:
+    """Return the namespace that `in_namespace` has added to an identity; `""` if there is none."""
+    return str(identity.get(_NAMESPACE) or "")
+
+
 def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
     """Return the conditions that match a subscription. There is one for the channel, and one for each stream.
 

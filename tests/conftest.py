@@ -97,6 +97,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no NATS server on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
+    if item.get_closest_marker("anycable") and not has_anycable():
+        (pytest.fail if REQUIRE else pytest.skip)("neither anycable-go nor Go on this machine")
 
 
 @pytest.fixture(autouse=True)

@@ -145,6 +145,9 @@ class CableSettings:
     #: The origins of web pages that may read HTTP responses. The setting `"*"` becomes `("*",)`.
     cors_origins: tuple[str, ...] = _setting((), check_origins)
     api_key: str = _setting("", check_secret, shown=False)
+    rpc_key: str = _setting("", check_secret, shown=False)
+    rpc_consumer: str | None = _setting(None, check_optional_path)
+    rpc_presence: bool = _setting(False, check_switch)
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
     jwt_secret: str = _setting("", check_secret, shown=False)
     jwt_algorithms: tuple[str, ...] = _setting(("HS256",), check_algorithms)

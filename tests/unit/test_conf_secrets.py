@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from reliable_cable.conf import read_settings
 
-SECRETS = ("SECRET", "STREAMS_SECRET", "BROADCAST_KEY", "API_KEY", "JWT_SECRET")
+SECRETS = ("SECRET", "STREAMS_SECRET", "BROADCAST_KEY", "API_KEY", "RPC_KEY", "JWT_SECRET")
 
 
 @pytest.mark.parametrize("key", SECRETS)
