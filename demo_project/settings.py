@@ -117,8 +117,6 @@ RELIABLE_CABLE: dict[str, Any] = {
 }
 if url := os.environ.get("REDIS_URL"):
     RELIABLE_CABLE["REDIS_URL"] = url
-if secret := os.environ.get("ANYCABLE_SECRET"):
-    RELIABLE_CABLE |= {"SECRET": secret, "RPC_CONSUMER": "demo_project.chat.consumers.AppConsumer"}
 
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
