@@ -11,7 +11,6 @@ These environment variables change the settings:
 | `DEMO_DATABASE` | the path of the SQLite file |
 | `REDIS_URL` | the Redis server that stores streams, presence and sessions; default: the database stores them |
 | `CELERY_BROKER_URL` | the broker of a Celery worker that writes the answers; default: the server writes them |
-| `ANYCABLE_SECRET` | the secret that is shared with anycable-go, which then serves the sockets (`deploy/anycable/`) |
 | `STATIC_ROOT` | the folder where `collectstatic` puts the static files for nginx |
 | `DEMO_TOKEN_DELAY` | how long, in seconds, the assistant waits between two words |
 """
