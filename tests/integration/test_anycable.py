@@ -13,21 +13,12 @@ import pytest
 from tests.integration.test_anycable_conformance import rpc, server
 from tests.node.running import run_script
 from tests.support.anycable_front import AnyCable, derive, start_anycable
-from tests.support.client import BASE, EXTENDED, PATIENCE, Client, identify, unique
+from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import LOCAL, ServerPool
 
 __all__ = ["rpc", "server"]
 
 pytestmark = pytest.mark.anycable
-
-
-async def broadcasts(anycable: AnyCable, stream: str, count: int) -> None:
-    """Wait until handlers have stored exactly so many broadcasts to a stream."""
-    offset = -1
-    async with asyncio.timeout(PATIENCE):
-        while offset < count:
-            offset = (await anycable.call("position", stream))["offset"]
-    assert offset == count
 
 
 async def test_streams_start_and_stop_in_actions(server: AnyCable) -> None:
@@ -71,12 +62,16 @@ async def test_the_state_is_kept_until_the_subscription_ends(server: AnyCable) -
 @pytest.mark.parametrize("how", ["close", "cut"])
 async def test_unsubscribed_runs_once_for_each_subscription(server: AnyCable, how: str) -> None:
     audit = unique("audit")
-    async with Client(server.url) as client:
+    async with Client(server.url) as auditor, Client(server.url) as client:
+        listening = await auditor.subscribe(identify("StreamChannel", streams=[audit]))
         identifiers = [await client.subscribe(identify("AuditedChannel", audit=audit, id=n)) for n in range(3)]
         await client.send("unsubscribe", identifiers[0])
-        await broadcasts(server, audit, 4)
+        await auditor.messages(listening, 4)
         await (client.close() if how == "close" else client.cut())
-        await broadcasts(server, audit, 6)
+        ended = await auditor.messages(listening, 2)
+        assert {(message["event"], message["id"]) for message in ended} == {("unsubscribed", 1), ("unsubscribed", 2)}
+        await server.broadcast(audit, {"event": "none"})
+        await auditor.expect({"message": {"event": "none"}})
 
 
 async def test_a_client_reconnects_with_its_session_and_its_history(server: AnyCable) -> None:
@@ -95,11 +90,22 @@ async def test_a_client_reconnects_with_its_session_and_its_history(server: AnyC
         await client.expect({"type": "confirm_history"})
 
 
-async def test_the_next_command_after_a_logout_ends_the_connection(server: AnyCable) -> None:
+async def test_a_logout_disconnects_the_connections_of_the_user(server: AnyCable) -> None:
+    name = unique("user")
+    cookie = await server.sign_in(name)
+    async with Client(server.url, cookie=cookie) as ann, Client(server.url) as other:
+        await ann.subscribe(identify("EchoChannel"))
+        await server.sign_out(cookie)
+        await ann.expect({"type": "disconnect", "reason": "remote"})
+        await ann.closed()
+        await other.subscribe(identify("EchoChannel"))
+
+
+async def test_the_next_command_after_a_session_is_deleted_ends_the_connection(server: AnyCable) -> None:
     cookie = await server.sign_in(unique("user"))
     async with Client(server.url, cookie=cookie) as client:
         identifier = await client.subscribe(identify("EchoChannel"))
-        await server.sign_out(cookie)
+        await server.call("delete_session", cookie.removeprefix("sessionid="))
         await client.perform(identifier, "echo")
         await client.expect({"type": "disconnect", "reason": "unauthorized", "reconnect": False})
         await client.closed()
@@ -109,9 +115,7 @@ async def test_a_remote_disconnect_finds_the_connections_of_a_user(server: AnyCa
     name = unique("user")
     async with Client(server.url, cookie=await server.sign_in(name)) as ann, Client(server.url) as other:
         identifier = await ann.subscribe(identify("EchoChannel"))
-        number = await server.call("user_id", name)
-        text = json.dumps({"user": f"auth.user:{number}"}, separators=(",", ":"))
-        await server.post({"command": "disconnect", "payload": {"identifier": text, "reconnect": False}})
+        await server.call("disconnect_user", name)
         await ann.expect({"type": "disconnect", "reason": "remote", "reconnect": False})
         await other.subscribe(identifier)
 

@@ -41,7 +41,6 @@ MODULES = (
     test_whisper,
 )
 
-_STORE = "A handler broadcasts, which needs a broadcast adapter behind anycable-go."
 _HISTORY = "anycable-go keeps the history and the sessions. Django's store does not know their positions."
 _PINGS = "anycable-go sends the pings, answers none, and checks the pongs by its own options."
 _LIMITS = "anycable-go reads the frames, and counts the subscriptions. Its own options limit them."
@@ -87,11 +86,6 @@ EXCLUDED = {
     "test_the_signed_name_is_used_if_both_names_are_given": _PUBSUB,
     "test_whispers_are_on_for_public_streams_and_opt_in_for_signed_ones": _PUBSUB,
     "test_clients_may_join_presence_on_signed_and_public_streams": _PRESENCE,
-    "test_an_action_broadcasts_to_all_subscribers": _STORE,
-    "test_a_client_can_subscribe_to_one_channel_with_different_params": _STORE,
-    "test_unsubscribed_is_called_once_for_each_subscription_on_close": _STORE,
-    "test_a_broadcast_can_leave_out_the_client_that_caused_it": _STORE,
-    "test_a_broadcast_of_a_falsy_payload_raises_an_error": _STORE,
     "test_streams_start_and_stop_in_actions": "anycable-go keeps the order of messages only in each stream.",
     "test_a_stream_started_later_is_restored_too": _HISTORY,
     "test_an_excluded_client_does_not_get_the_broadcast_from_the_history_either": _HISTORY,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import json
 import os
 import subprocess
 import sys
@@ -39,21 +37,24 @@ class AnyCable(OwnProcess):
     Args:
         server: the running server behind it, whose pages it shares.
         folder: the folder for the log.
+        broadcast_port: the port on which it takes broadcasts.
         rpc: the process that answers calls by gRPC; None: `server` answers them by HTTP.
         options: further options of anycable-go, such as `jwt_secret="…"`.
     """
 
-    def __init__(self, server: Server, folder: Path, rpc: RPCServer | None = None, **options: str) -> None:
+    def __init__(
+        self, server: Server, folder: Path, broadcast_port: int, rpc: RPCServer | None = None, **options: str
+    ) -> None:
         super().__init__(folder / "anycable.log")
         self.server = server
         self.rpc = rpc
         self.options = options
-        self.port = self.broadcast_port = 0
-        self._client = httpx.Client(**LOCAL, headers={"Authorization": f"Bearer {derive('broadcast-cable')}"})
+        self.broadcast_port = broadcast_port
+        self.port = 0
 
     def __enter__(self) -> Self:
         for _ in range(5):
-            self.port, self.broadcast_port = free_port(), free_port()
+            self.port = free_port()
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
                     self._command(), cwd=ROOT, env={**os.environ, **QUIET}, stdout=log, stderr=subprocess.STDOUT
@@ -67,7 +68,6 @@ class AnyCable(OwnProcess):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -115,20 +115,12 @@ class AnyCable(OwnProcess):
         return f"ws://127.0.0.1:{self.port}/cable"
 
     async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Make a call in the server process. Broadcasts are posted to anycable-go instead."""
-        if name == "broadcast":
-            return await self.broadcast(*args, **kwargs)
+        """Make a call in the server process."""
         return await self.server.call(name, *args, **kwargs)
 
-    async def broadcast(self, stream: str, data: Any, **meta: Any) -> None:
-        """Post a message to the HTTP broadcast adapter of anycable-go."""
-        await self.post({"stream": stream, "data": json.dumps(data), **({"meta": meta} if meta else {})})
-
-    async def post(self, body: Mapping[str, Any]) -> None:
-        """Post a message or a command to the HTTP broadcast adapter of anycable-go."""
-        url = f"http://127.0.0.1:{self.broadcast_port}/_broadcast"
-        response = await asyncio.to_thread(self._client.post, url, json=body)
-        response.raise_for_status()
+    async def broadcast(self, stream: str, data: Any) -> None:
+        """Broadcast in the server process, whose adapter posts the message to anycable-go."""
+        await self.call("broadcast", stream, data)
 
     async def sign_in(self, *args: Any, **kwargs: Any) -> str:
         """Log in a user, and return the `Cookie` header."""
@@ -196,7 +188,13 @@ def start_anycable(
         options: options of anycable-go.
         settings: keys of `RELIABLE_CABLE`.
     """
-    consumer = "tests.integration.project.asgi.websocket"
-    server = stack.enter_context(servers.make("uvicorn", **{"RPC_CONSUMER": consumer, **settings}))
+    port = free_port()
+    behind = {
+        "RPC_CONSUMER": "tests.integration.project.asgi.websocket",
+        "BROADCAST_ADAPTER": "http",
+        "HTTP_BROADCAST_URL": f"http://127.0.0.1:{port}/_broadcast",
+        **settings,
+    }
+    server = stack.enter_context(servers.make("uvicorn", **behind))
     process = stack.enter_context(RPCServer(server, folder)) if rpc == "grpc" else None
-    return stack.enter_context(AnyCable(server, folder, process, **(options or {})))
+    return stack.enter_context(AnyCable(server, folder, port, process, **(options or {})))
