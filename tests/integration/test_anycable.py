@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.integration.test_anycable_conformance import rpc, server
+from tests.integration.test_rolling_restart import Load
 from tests.node.running import run_script
-from tests.support.anycable_front import AnyCable, derive, start_anycable
-from tests.support.client import BASE, EXTENDED, Client, identify, unique
-from tests.support.server import LOCAL, ServerPool
+from tests.support.anycable_front import AnyCable, RPCServer, derive, start_anycable
+from tests.support.client import BASE, EXTENDED, Client, Frame, identify, unique
+from tests.support.server import LOCAL, OtherProcess, ServerPool
 
 __all__ = ["rpc", "server"]
 
@@ -190,3 +191,48 @@ async def test_cable_rpc_stops_gracefully_and_clients_continue_after_its_restart
             await asyncio.to_thread(anycable.rpc.start)
             await client.perform(identifier, "increment")
             await client.expect({"message": {"count": 2}})
+
+
+async def test_cable_rpc_is_replaced_under_load_and_each_action_is_answered(
+    servers: ServerPool, tmp_path: Path
+) -> None:
+    """The new process listens on the same port before the former one stops, as in a rolling restart."""
+    stream, ready, replaced = unique("stream"), asyncio.Semaphore(0), asyncio.Event()
+
+    async def act(client: Client) -> list[Frame]:
+        """Perform actions until the process has been replaced. Return what was received meanwhile."""
+        await client.subscribe(identify("StreamChannel", streams=[stream]))
+        acting = await client.subscribe(identify("AuditedChannel", audit=unique("audit")))
+        ready.release()
+        frames: list[Frame] = []
+        count = 0
+        while not replaced.is_set():
+            count += 1
+            await client.perform(acting, "increment")
+            frames += await client.until({"identifier": acting, "message": {"count": count}})
+        return frames
+
+    async with AsyncExitStack() as stack:
+        anycable = start_anycable(stack, servers, tmp_path, "grpc")
+        beside = stack.enter_context(OtherProcess(anycable.server))
+        clients = [await stack.enter_async_context(Client(anycable.url)) for _ in range(4)]
+        acting = [asyncio.create_task(act(client)) for client in clients]
+        for _ in clients:
+            await ready.acquire()
+        load = Load(beside, [stream])
+        current = anycable.rpc
+        for round_ in range(2):
+            assert current is not None
+            (tmp_path / str(round_)).mkdir()
+            following = RPCServer(anycable.server, tmp_path / str(round_), current.port)
+            await asyncio.to_thread(stack.enter_context, following)
+            assert await asyncio.to_thread(current.terminate) == 0
+            current = following
+        total = await load.stop()
+        replaced.set()
+        received = await asyncio.gather(*acting)
+        await beside.call("broadcast", stream, {"n": total + 1})
+        for client, frames in zip(clients, received, strict=True):
+            frames += await client.until({"message": {"n": total + 1}})
+            numbers = [frame["message"]["n"] for frame in frames if "n" in frame.get("message", ())]
+            assert numbers == list(range(1, total + 2))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,12 +137,13 @@ class RPCServer(RestartableProcess):
     Args:
         server: the server of the test project whose database and settings the process has.
         folder: the folder for the log.
+        port: the port, on which another process may listen, too; 0: a free port.
     """
 
-    def __init__(self, server: Server, folder: Path) -> None:
+    def __init__(self, server: Server, folder: Path, port: int = 0) -> None:
         super().__init__(folder / "rpc.log")
         self._environment = server.environment
-        self.port = 0
+        self.port = port
 
     @property
     def address(self) -> str:
@@ -170,7 +171,7 @@ class RPCServer(RestartableProcess):
 
 
 def start_anycable(
-    stack: ExitStack,
+    stack: ExitStack | AsyncExitStack,
     servers: ServerPool,
     folder: Path,
     rpc: str = "http",

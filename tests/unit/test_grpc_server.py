@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -24,10 +25,15 @@ class RecordingService(RPCService):
     def __init__(self) -> None:
         self.calls: list[tuple[str, Mapping[str, Any], str]] = []
         self.answer: dict[str, Any] = {"status": 1}
+        #: Calls whose values have "wait" release `waiting`, and wait for the gate.
+        self.waiting, self.gate = asyncio.Semaphore(0), asyncio.Event()
 
     async def call(self, method: str, values: Mapping[str, Any], sid: str) -> dict[str, Any]:
         if "refuse" in str(values):
             raise ProtocolError("the field is not valid")
+        if "wait" in str(values):
+            self.waiting.release()
+            await self.gate.wait()
         self.calls.append((method, values, sid))
         return self.answer
 
@@ -46,6 +52,10 @@ class GRPCClient:
             response_deserializer=message_class(answer).FromString,
         )
         return as_mapping(await make(as_message(request, fields), metadata=(("sid", sid), ("protov", "v1"))))
+
+    async def disconnect(self, identifiers: str) -> Any:
+        names = ("anycable.DisconnectRequest", "anycable.DisconnectResponse")
+        return await self.call(f"{RPC}/Disconnect", names, {"identifiers": identifiers})
 
     async def check(self, service: str = "") -> Any:
         names = ("grpc.health.v1.HealthCheckRequest", "grpc.health.v1.HealthCheckResponse")
@@ -122,11 +132,7 @@ async def test_a_call_and_its_answer_keep_their_fields(
 
 async def test_an_invalid_call_is_refused(client: GRPCClient) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="The call is not valid: the field is not valid") as refusal:
-        await client.call(
-            f"{RPC}/Disconnect",
-            ("anycable.DisconnectRequest", "anycable.DisconnectResponse"),
-            {"identifiers": "refuse"},
-        )
+        await client.disconnect("refuse")
     assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -137,6 +143,37 @@ async def test_the_server_is_healthy_until_it_stops(client: GRPCClient, server: 
     assert as_mapping(await watch.read()) == {"status": "SERVING"}
     await server.stop()
     assert as_mapping(await watch.read()) == {"status": "NOT_SERVING"}
+
+
+async def test_a_stopping_server_ends_its_calls_and_refuses_others_so_that_they_are_repeated(
+    client: GRPCClient, server: GRPCServer, service: RecordingService
+) -> None:
+    running = asyncio.create_task(client.disconnect("wait"))
+    await service.waiting.acquire()
+    stopping = asyncio.create_task(server.stop())
+    while await client.check() != {"status": "NOT_SERVING"}:
+        pass
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await client.disconnect("late")
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+    service.gate.set()
+    assert await running == {"status": "SUCCESS"}
+    await stopping
+    assert [call[1]["identifiers"] for call in service.calls] == ["wait"]
+
+
+async def test_no_call_is_cancelled_by_a_stop(client: GRPCClient, server: GRPCServer) -> None:
+    async def call_until_refused() -> grpc.StatusCode:
+        while True:
+            try:
+                await client.disconnect("again")
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+
+    callers = [asyncio.create_task(call_until_refused()) for _ in range(5)]
+    await client.disconnect("once")
+    await server.stop()
+    assert set(await asyncio.gather(*callers)) == {grpc.StatusCode.UNAVAILABLE}
 
 
 async def test_the_health_of_another_service_is_unknown(client: GRPCClient) -> None:

@@ -5,6 +5,7 @@ Only the command `cable_rpc` imports this module, because it needs the packages 
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,12 @@ _METHODS: Final = {
 }
 #: How long, in seconds, the calls that are running may take after a signal to stop.
 GRACE: Final = 10.0
+#: A stopping server refuses calls until none has arrived in so many pauses of `QUIET_PAUSE` seconds. Several pauses are
+#: needed, because a busy process may be late, and then finds old calls after a pause.
+QUIET_PAUSES: Final = 5
+QUIET_PAUSE: Final = 0.01
+#: How long, in seconds, a stopping server refuses calls at most. anycable-go repeats a refused call for 3 seconds.
+QUIET_LIMIT: Final = 1.0
 #: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. A call also has the headers and the state.
 _CALL_FACTOR: Final = 16
 
@@ -43,6 +50,8 @@ class GRPCServer:
         self._service = service
         self._certificate = certificate
         self._stopping = asyncio.Event()
+        #: How many calls were refused because the server is stopping.
+        self._refused = 0
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=concurrency,
             options=[("grpc.max_receive_message_length", _CALL_FACTOR * get_settings().max_message_size)],
@@ -91,11 +100,29 @@ class GRPCServer:
         return int(port)
 
     async def stop(self) -> None:
-        """Refuse new calls, and wait until the running ones have ended, for up to `GRACE` seconds."""
+        """Refuse new calls, and wait until the running ones have ended, for up to `GRACE` seconds.
+
+        anycable-go repeats a call that is refused with the status UNAVAILABLE. When grpcio stops, it answers the calls
+        that it has not passed on yet with CANCELLED, and anycable-go drops them. So this server stops grpcio when no
+        more calls arrive.
+        """
         self._stopping.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_LIMIT):
+                await self._wait_until_quiet()
         await self._server.stop(GRACE)
 
+    async def _wait_until_quiet(self) -> None:
+        pauses = 0
+        while pauses < QUIET_PAUSES:
+            refused = self._refused
+            await asyncio.sleep(QUIET_PAUSE)
+            pauses = pauses + 1 if refused == self._refused else 0
+
     async def _answer(self, method: str, answer: str, request: Any, context: Any) -> Any:
+        if self._stopping.is_set():
+            self._refused += 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is stopping.")
         sid = next((str(value) for name, value in context.invocation_metadata() or () if name == "sid"), "")
         try:
             return as_message(f"anycable.{answer}", await self._service.call(method, as_mapping(request), sid))
