@@ -10,6 +10,7 @@ These environment variables change the settings:
 | `DATABASE_URL` | `postgres://user:password@host:port/name`; default: SQLite |
 | `DEMO_DATABASE` | the path of the SQLite file |
 | `REDIS_URL` | the Redis server that stores streams, presence and sessions; default: the database stores them |
+| `ANYCABLE_SECRET` | the secret of anycable-go, which then serves the sockets; the site has one page |
 | `CELERY_BROKER_URL` | the broker of a Celery worker that writes the answers; default: the server writes them |
 | `STATIC_ROOT` | the folder where `collectstatic` puts the static files for nginx |
 | `DEMO_TOKEN_DELAY` | how long, in seconds, the assistant waits between two words |
@@ -64,6 +65,9 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "demo_project.urls"
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "rooms"
+LOGOUT_REDIRECT_URL = "login"
 ASGI_APPLICATION = "demo_project.asgi.application"
 
 TEMPLATES = [
@@ -116,6 +120,18 @@ RELIABLE_CABLE: dict[str, Any] = {
 }
 if url := os.environ.get("REDIS_URL"):
     RELIABLE_CABLE["REDIS_URL"] = url
+if secret := os.environ.get("ANYCABLE_SECRET"):
+    RELIABLE_CABLE |= {
+        "SECRET": secret,
+        "RPC_CONSUMER": "demo_project.chat.consumers.AppConsumer",
+        "BROADCAST_ADAPTER": "redisx",
+        # anycable-go has no list of public streams, so it serves none.
+        "PUBLIC_STREAMS": [],
+    }
+    ROOT_URLCONF = "demo_project.urls_anycable"
+    LOGIN_REDIRECT_URL = "migrations"
+    # Runs cannot be used behind anycable-go. No page starts any.
+    SILENCED_SYSTEM_CHECKS = ["reliable_cable.E008"]
 
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
@@ -129,9 +145,6 @@ DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD", "reliable" if DEBUG else "")
 #: How long, in seconds, the assistant waits between two words.
 DEMO_TOKEN_DELAY = float(os.environ.get("DEMO_TOKEN_DELAY", "0.04"))
 
-LOGIN_URL = "login"
-LOGIN_REDIRECT_URL = "rooms"
-LOGOUT_REDIRECT_URL = "login"
 
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"

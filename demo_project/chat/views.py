@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
@@ -181,6 +182,7 @@ def migrations(request: HttpRequest) -> HttpResponse:
     boxes = [
         {"topic": topic, "title": title, "text": text, "code": _source(f"chat/migrations/{topic}.js")}
         for topic, title, text in BOXES
+        if topic != "public" or getattr(settings, "RELIABLE_CABLE", {}).get("PUBLIC_STREAMS")
     ]
     context = {"boxes": boxes, "signed_name": "news:signed", "channel_code": inspect.getsource(NewsChannel)}
     return render(request, "chat/migrations.html", context)

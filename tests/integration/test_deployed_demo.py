@@ -115,14 +115,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @contextmanager
-def signed_in(base: str, username: str = "carol") -> Iterator[httpx.Client]:
-    """Return an HTTP client in which a user is logged in."""
+def signed_in(base: str, username: str = "carol", home: str = "/") -> Iterator[httpx.Client]:
+    """Return an HTTP client in which a user is logged in. The login redirects to the path `home`."""
     with httpx.Client(base_url=base, **LOCAL, headers={"Origin": base}) as browser:
         page = browser.get("/login/")
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
         assert token
         form = {"csrfmiddlewaretoken": token[1], "username": username, "password": PASSWORD}
-        assert browser.post("/login/", data=form).headers["Location"] == "/"
+        assert browser.post("/login/", data=form).headers["Location"] == home
         yield browser
 
 
