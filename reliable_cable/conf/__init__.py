@@ -27,6 +27,7 @@ from .values import STREAM_OPTIONS as STREAM_OPTIONS
 from .values import (
     Check,
     check_algorithms,
+    check_api_url,
     check_broadcast_adapter,
     check_broadcast_url,
     check_engine,
@@ -116,6 +117,7 @@ class CableSettings:
     broadcast_adapter: str | None = _setting(None, check_broadcast_adapter)
     broadcast_channel: str = _setting("__anycable__", instance(str, "a non-empty string", not_empty=True))
     http_broadcast_url: str = _setting("http://localhost:8080/_broadcast", check_broadcast_url, shown=False)
+    api_url: str | None = _setting(None, check_api_url, shown=False)
     nats_url: str = _setting("nats://localhost:4222", check_nats_url, shown=False)
     nats_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     history_size: int = _setting(100, number(0, whole=True))

@@ -146,6 +146,13 @@ def check_broadcast_url(key: str | tuple[str, ...], value: Any) -> None:
     _check_server_url(key, value, ("http://", "https://"), allowed)
 
 
+def check_api_url(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None:
+        allowed = "None or a URL that begins with 'http://' or 'https://'"
+        secret_instance(str, allowed)(key, value)
+        _check_server_url(key, value, ("http://", "https://"), allowed)
+
+
 def _check_server_url(key: str | tuple[str, ...], url: str, schemes: tuple[str, ...], allowed: str) -> None:
     """Check that a URL has one of the schemes, a host and, if there is a port, a valid port."""
     try:

@@ -15,7 +15,10 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from django.test import override_settings
 
+from reliable_cable import presence_for
+from reliable_cable.stores.presence.base import PresenceInfo
 from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisServer
 from tests.support.server import LOCAL, Kind, OtherProcess, Server, ServerPool
@@ -111,6 +114,9 @@ async def test_the_api_publishes_and_lists_members(http: httpx.AsyncClient, cabl
     headers = {"Authorization": f"Bearer {key('api-cable')}"}
     users = await http.get(f"/api/presence/{quote(room, safe='')}/users", headers=headers)
     assert users.json() == {"type": "info", "total": 1, "records": [{"id": "42", "info": {"name": "Ann"}}]}
+    behind = {"BROADCAST_ADAPTER": "http", "SECRET": SECRET, "API_URL": str(http.base_url.join("api"))}
+    with override_settings(RELIABLE_CABLE=behind):  # as a project behind anycable-go reads the members
+        assert await presence_for(room).ainfo() == PresenceInfo(1, {"42": {"name": "Ann"}})
     assert (await http.post("/api/publish", json=message(room, {"n": 1}), headers=headers)).status_code == 201
     assert await cable.messages(identifier, 1) == [{"n": 1}]
 

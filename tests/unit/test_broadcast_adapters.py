@@ -151,7 +151,7 @@ class TestRefusals:
         [
             (lambda: position("chat"), "request history by time"),
             (lambda: history("chat"), "request history by time"),
-            (lambda: presence_for("chat").total(), "in 1.6, clients can request the members"),
+            (lambda: presence_for("chat").total(), "For 1.6, set API_URL"),
             (lambda: forget("chat"), "--history_ttl"),
             (lambda: revoke(stream="chat"), r"disconnect\(reconnect=True\)"),
         ],

@@ -46,6 +46,7 @@ def test_errors_and_reports_of_errors_have_no_secrets(key: str) -> None:
         {"NATS_URL": "nats://user:hunter2@localhost:port"},
         {"NATS_OPTIONS": [("password", "hunter2")]},
         {"HTTP_BROADCAST_URL": "ws://user:hunter2@localhost"},
+        {"API_URL": "ws://user:hunter2@localhost"},
         {"REDIS_OPTIONS": [("password", "hunter2")]},
         {"JWT_JWKS": b"https://user:hunter2@example.com/keys"},
         "redis://:hunter2@localhost",

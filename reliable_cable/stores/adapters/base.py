@@ -1,5 +1,6 @@
 """The base class of adapters, which send broadcasts and commands to anycable-go, and their format."""
 
+import hmac
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,17 @@ class Adapter(ABC):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. The adapter may be used again."""
+
+
+def shared_key(settings: CableSettings, purpose: str, given: str) -> str:
+    """Return the key for a request to anycable-go.
+
+    Args:
+        settings: the settings of this package.
+        purpose: the purpose for which anycable-go derives the key from its secret, such as "broadcast-cable".
+        given: the key in the settings; `""` if there is none.
+    """
+    return given or hmac.new(settings.secret.encode(), purpose.encode(), "sha256").hexdigest()
 
 
 def encode_broadcast(stream: str, data: str, *, exclude: str = "", transient: bool = False) -> str:

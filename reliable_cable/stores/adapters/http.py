@@ -1,6 +1,5 @@
 """The adapter that posts messages to the HTTP endpoint of anycable-go."""
 
-import hmac
 import os
 import selectors
 import ssl
@@ -17,7 +16,7 @@ from reliable_cable.concurrency.threads import run_publish
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 
-from .base import Adapter, described, join, uncertain
+from .base import Adapter, described, join, shared_key, uncertain
 
 #: How long, in seconds, opening a connection may take.
 CONNECT_TIMEOUT: Final = 2.0
@@ -28,8 +27,6 @@ RETRY_DELAYS: Final = (0.1, 0.4)
 #: The maximum number of open connections that wait for a request.
 MAX_IDLE: Final = 16
 
-#: The purpose for which anycable-go derives its broadcast key from its secret.
-_PURPOSE: Final = b"broadcast-cable"
 #: Responses of a proxy after which the request may have been handled.
 _UNCERTAIN_STATUSES: Final = (
     HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -54,7 +51,7 @@ class HttpAdapter(Adapter):
         super().__init__(settings)
         self._address = urlsplit(settings.http_broadcast_url)
         self._target = (self._address.path or "/") + (f"?{self._address.query}" if self._address.query else "")
-        key = settings.broadcast_key or hmac.new(settings.secret.encode(), _PURPOSE, "sha256").hexdigest()
+        key = shared_key(settings, "broadcast-cable", settings.broadcast_key)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._tls = ssl.create_default_context() if self._address.scheme == "https" else None
         self._pid = os.getpid()
