@@ -101,7 +101,8 @@ class AdapterPresenceStore(PresenceStore):
             if error.code == HTTPStatus.NOT_FOUND:
                 raise NotSupported(
                     f"The members of streams cannot be read, because there is no such API at {place}. anycable-go has "
-                    "it since version 1.6, but not for streams with '/' in their names. Check RELIABLE_CABLE['API_URL']."
+                    "it since version 1.6, but not for streams with '/' in their names. Check "
+                    "RELIABLE_CABLE['API_URL']."
                 ) from None
             hint = (
                 " Set RELIABLE_CABLE['SECRET'] to its secret, or RELIABLE_CABLE['API_KEY'] to its --api_secret."
