@@ -1,6 +1,7 @@
 """The benchmarks, `python -m tests.benchmarks NAME`.
 
 - `broadcast`: what `broadcast()` costs its caller
+- `steps`: what `broadcast()` costs its caller on each engine
 - `fanout`: what a broadcast costs a server for each subscriber, and what each connection costs
 - `reconnect`: what it costs a server that all clients reconnect at the same time
 - `incoming`: what a message from a client costs a server
@@ -93,6 +94,14 @@ def run_redis() -> int:
         return redis_costs.run(server)
 
 
+def run_steps() -> int:
+    """Measure `broadcast()` on each engine, with new servers, and print a table."""
+    from tests.benchmarks import steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        return steps.run(Path(folder))
+
+
 def run_runs() -> int:
     """Measure the cost of tokens with a new Redis server and a new SQLite file, and print a table."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -112,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     choices = parser.add_subparsers(dest="benchmark", required=True)
     choices.add_parser("broadcast", help="cost of broadcast(), compared with the bare script and channel layers")
+    choices.add_parser("steps", help="cost of broadcast() on each engine")
     command.add_arguments(choices.add_parser("fanout", help="CPU per delivery, memory and CPU per connection"))
     reconnect.add_arguments(choices.add_parser("reconnect", help="cost when all clients reconnect after a restart"))
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
@@ -122,7 +132,13 @@ def main() -> int:
     choices.add_parser("redis", help="CPU and memory of Redis for a broadcast, a session and a stream")
     capacity.add_arguments(choices.add_parser("capacity", help="servers for a number of connections, computed"))
     options = parser.parse_args()
-    commands = {"broadcast": run_broadcast, "logins": run_logins, "runs": run_runs, "redis": run_redis}
+    commands = {
+        "broadcast": run_broadcast,
+        "steps": run_steps,
+        "logins": run_logins,
+        "runs": run_runs,
+        "redis": run_redis,
+    }
     if options.benchmark in commands:
         return commands[options.benchmark]()
     modules: Mapping[str, Any] = {
