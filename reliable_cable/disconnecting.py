@@ -61,8 +61,8 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
             value. An example is a primary key in place of a user.
         InvalidOption: `using` names no database.
         StoreError: no connection was closed. Clients that are not connected may have lost their sessions.
-        BroadcastError: as for `StoreError`. After the subclass `BroadcastUncertain`, connections may have been closed.
-            This function can safely be called again.
+        BroadcastError: as for `StoreError`. If it is the subclass `BroadcastUncertain`, connections may have been
+            closed. This function can safely be called again.
     """
     call = _prepare(identifiers, reconnect, using)
     if not defer_to_commit(call.store_on_commit, using):

@@ -7,8 +7,9 @@ from typing import Any, Final
 from django.core.signals import request_started
 from django.http import HttpRequest
 
-#: The key of the time in the environment (WSGI) or the scope (ASGI) of a request. A context variable cannot be used,
-#: because Django's ASGI handler does not send the signal in the context in which the view runs.
+#: The key of the time when a request began, in the environment (WSGI) or the scope (ASGI) of the request. A context
+#: variable cannot be used: with ASGI, Django 5.2 runs the receivers of `request_started` in another context than the
+#: view.
 _KEY: Final = "reliable_cable.request_began"
 
 

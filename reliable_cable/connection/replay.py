@@ -29,9 +29,10 @@ SNAPSHOT_DELAYS: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 class Replay:
     """Handles the replay requests of one subscription, one after another, in a task that ends after the last request.
 
-    A request is a `HistoryRequest` of the client. It is None if the server itself needs a replay, for example to start
-    a stream, to join presence, or after the socket was full. A stream that starts at the position of a web page is
-    handled as if the client had requested the messages after this position. After each request, all streams are live.
+    A request is a `HistoryRequest` of the client, or None if the server itself needs a replay, for example to start a
+    stream, to join presence, or to catch up after the client has read too slowly. A stream that starts at the position
+    of a web page is handled as if the client had requested the messages after this position. After each request, all
+    streams are live.
     At most one request is pending. Further requests are merged into it, and each of them gets the same answer.
 
     Args:

@@ -207,5 +207,6 @@ def _batches(connections: Iterable[LoggedIn]) -> Iterator[Sequence[LoggedIn]]:
 
 
 def _end(connection: LoggedIn) -> None:
-    # The client may reconnect, because its browser may have another login by now. The consumer's `connect` decides.
+    # The client may reconnect, because its browser may have another login by now. The consumer's `connect` then accepts
+    # or refuses the connection.
     connection.close(DisconnectReason.REMOTE, reconnect=True)

@@ -290,8 +290,8 @@ class SessionWriter:
             deletions: the ids of the sessions whose records are deleted.
         """
         if self._failing:
-            # If the store does not work yet, this call fails, and no record is written. `save` relies on this: while
-            # the store fails, `save` returns True for new sessions, because they have no record in the store.
+            # While the store still fails, this call fails, too, so that no record is written. `save` relies on this:
+            # while the store fails, `save` returns True for new sessions, because they have no record in the store.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
         for records in _batches(pending):

@@ -69,7 +69,8 @@ class HubStream:
     observer: StreamObserver | None = None
     #: The number of users that need the stream to be open, such as subscribers and the observer.
     users: int = 0
-    #: A future that is done when the stream has been opened or could not be opened; None after it was opened.
+    #: A future that ends when the opening of the stream ends, with the error if the opening fails. None if the stream
+    #: is open.
     opening: asyncio.Future[None] | None = None
     repair: asyncio.Task[None] | None = None
     #: Whether the repair must read the store once more.

@@ -174,7 +174,7 @@ class Run(models.Model):
     text = models.TextField(blank=True, default="")
     #: The parts of the answer so far other than text, such as tool calls (see parts.py).
     parts = models.JSONField(default=list, blank=True)
-    #: The numbers that the model has reported, such as tokens, by name.
+    #: The usage that the language model has reported, such as numbers of tokens, by name.
     usage = models.JSONField(default=dict, blank=True)
     #: The error message that the user reads if the run has failed.
     error = models.TextField(blank=True, default="")

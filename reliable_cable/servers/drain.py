@@ -117,8 +117,8 @@ class Drain:
 def server_grace() -> float | None:
     """Return how long, in seconds, the server of this process is configured to wait for requests when it stops.
 
-    The server is found by its signal handler. Return None if it is neither daphne nor uvicorn, or if a `Drain` has
-    already replaced the handler.
+    Return 0 if no time is configured. The server is recognised by the module of its SIGTERM handler. Return None if it
+    is neither daphne nor uvicorn, or if a `Drain` has already replaced the handler.
     """
     handler = signal.getsignal(signal.SIGTERM)
     package = (getattr(handler, "__module__", None) or "").partition(".")[0]

@@ -24,7 +24,7 @@ class Stage:
         folder: the folder for logs.
         redis: the Redis server, which is empty at first.
         environment: the environment variables of servers and publishers.
-        floor: the path of the compiled floor; None: it is not needed, or there is no C compiler.
+        floor: the path of the library that `compile_floor` has made; None: it is not needed, or there is no C compiler.
     """
 
     folder: Path

@@ -81,7 +81,8 @@ class Newcomer:
         wheel: the wheel that pip must find.
         constraints: the versions that pip must choose.
         redis_url: the Redis to use in place of the one in README.
-        dependencies: a folder with packages that pip finds installed; None: it installs all.
+        dependencies: a folder with packages that are made available in the virtual environment, so that pip does not
+            install them; None: pip installs all packages.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ AWAY = 3.0
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The HOST of a PostgreSQL that these tests may stop."""
+    """The HOST, in Django's settings, of a PostgreSQL server that these tests may stop."""
     binaries = find_postgres()
     assert binaries is not None
     with running_postgres(binaries) as host:

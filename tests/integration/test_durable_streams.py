@@ -56,8 +56,9 @@ EXCLUDED = {
 }
 #: How long, in seconds, the suite may take. Its tests wait for streams to expire and for long polls to end.
 SUITE_TIME = 900.0
-#: Matches the names of the tests of live readers, of closing and of producers, and the names of all other tests.
+#: Matches the names of the tests of live readers, of closing and of producers.
 LIVE = "Long-Poll|SSE|Live Modes|Closure|Producer"
+#: Matches the names of all other tests.
 OTHERS = f"^(?!.*({LIVE}))"
 #: How many tests the suite has at least, by the pattern of their names.
 COUNTS = {LIVE: 109, OTHERS: 228, "": 337}

@@ -229,7 +229,7 @@ class TestDataThatWereLost:
         real = store.ajoin_all
 
         async def slow(members: Sequence[Member]) -> list[PresenceEvent]:
-            # The change reaches the store before this call of `ajoin_all`.
+            # The change is made before the call of `ajoin_all` in the round.
             with mock.patch.object(store, "ajoin_all", real):
                 if change == "leave":
                     await service.leave("s", "phone")

@@ -146,7 +146,7 @@ class TestLineage(RedisPair):
         given = await append(before, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
         connection = store.client.new_connection()
-        # The new connection has received the reply to INFO, and the server delays the lineage script.
+        # Pause the opening of the connection after the reply to INFO: the server delays the lineage script.
         primary.cli("CLIENT", "PAUSE", 60_000, "WRITE")
         opening = asyncio.create_task(connection.connect())
         await until(lambda: "cmd=eval " in primary.cli("CLIENT", "LIST"))

@@ -88,7 +88,7 @@ async def test_messages_during_a_subscription_are_found_at_once(make_store: Make
 
     def read_slowly(streams: Sequence[str]) -> dict[str, StreamPosition]:
         found: dict[str, StreamPosition] = tails(streams)
-        # A message, and a poll that does not include "b", happen while `subscribe` reads the position.
+        # While `subscribe` reads the position, a message is stored, and a poll that does not include "b" is made.
         others = polled.call_count
         there.append([("b", Message("1"))])
         wait_until(lambda: polled.call_count > others)

@@ -81,8 +81,8 @@ class Loss:
 
     Args:
         at: when the first message that may be lost was broadcast.
-        noticed: when the loss must have been noticed. Until then, a store that cannot know of the loss may give
-            positions a second time. For a store that notices at once, this is `at`.
+        noticed: when the loss must have been noticed. Until then, a store that cannot know of the loss may assign
+            positions a second time. For a store that notices the loss at once, this is `at`.
     """
 
     at: float
@@ -142,10 +142,10 @@ class Truth:
         ]
 
     def may_be_renumbered(self, position: Position, ids: Collection[str]) -> bool:
-        """Return whether several messages may have had this position.
+        """Return whether the messages with these ids may all have been stored at this position.
 
-        Some stores cannot notice that they were restored from a backup. Until a server notices it, such a store may
-        give positions again, in an epoch that then ends.
+        Some stores cannot notice that they were restored from a backup. Such a store may assign positions a second
+        time, until a server notices the restore and a new epoch begins.
         """
         given = [one for one in self.sent if one.id in ids]
         return position[0] != self.last_epoch and all(

@@ -21,7 +21,8 @@ from .truth import RunTruth, as_channel
 #: The ways in which readers wait for data, with the kinds of the readers.
 LIVE = {"sse": "SSE", "long-poll": "long-poll"}
 JSON = {"Content-Type": "application/json"}
-#: How long, in seconds, a killed producer or a refused request waits.
+#: How long, in seconds, to wait before a failed request is repeated, and before the state of a reader or producer in
+#: Node is read again.
 PAUSE = 0.1
 #: The fraction of the requests during which a producer is killed, and how many requests it repeats at most.
 KILLED = 0.15

@@ -124,7 +124,7 @@ class ChannelReader(Reader):
         self.stops = False
 
     def of_page(self, answer: RunReader) -> Any:
-        """Return the answer that a page has."""
+        """Return the answer that a page has, in the form of `as_channel`."""
         return [answer.attempt, answer.status, answer.text, answer.parts]
 
     async def read(self) -> None:
@@ -188,7 +188,7 @@ class HttpReader(Reader):
                                 yield self.last
 
     def describe(self) -> str:
-        """Return the last event."""
+        """Return the last event and the counts."""
         return f"{self.last} {dict(self.counts)}"
 
 
@@ -235,7 +235,10 @@ class UiReader(HttpReader):
 
 
 class AgentReader(HttpReader):
-    """A reader like an agent of AG-UI. A visit may be that of a new agent, which has no messages."""
+    """A reader that connects to the run as a client of AG-UI does.
+
+    At each visit, it begins with the messages that it has, or without messages, like a new client.
+    """
 
     kind = "AG-UI"
 

@@ -34,7 +34,10 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(scope="session")
 def postgres_host() -> Iterator[str]:
-    """The HOST of a PostgreSQL that tests share. The tests must be marked `postgres`, and must not stop it."""
+    """The HOST, in Django's settings, of a PostgreSQL server that tests share.
+
+    The tests must be marked `postgres`, and must not stop the server.
+    """
     binaries = find_postgres()
     assert binaries is not None
     with running_postgres(binaries) as host:
@@ -43,7 +46,7 @@ def postgres_host() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_servers(postgres_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
-    """The shared servers whose database is the PostgreSQL of `postgres_host`."""
+    """The shared servers whose database is on the PostgreSQL server of `postgres_host`."""
     pool = ServerPool(tmp_path_factory.mktemp("servers"), CABLE_TEST_POSTGRES=postgres_host)
     yield pool
     pool.close()
@@ -87,13 +90,13 @@ def redis_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPool]:
 
 @pytest.fixture(scope="session", params=REDIS)
 def redis_server(request: pytest.FixtureRequest, redis_pool: RedisPool) -> RedisServer:
-    """A Redis that tests share; each test runs once for each program, with its own `key_prefix`."""
+    """A Redis or Valkey server that tests share. Each test runs once with each program in `REDIS`."""
     return redis_pool.get(request.param)
 
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """The URL of a shared Redis."""
+    """The URL of `redis_server`. Tests separate their keys by the fixture `key_prefix`."""
     return redis_server.url
 
 

@@ -35,7 +35,7 @@ class PostgresServer:
 
     Args:
         binaries: the directory with `initdb` and `pg_ctl`.
-        port: a port of the loopback on which the server also listens; None: it listens only on the socket.
+        port: a port on 127.0.0.1 on which the server also listens; None: it listens only on the Unix socket.
         connections: the maximum number of connections.
     """
 
@@ -63,7 +63,8 @@ class PostgresServer:
 
         Args:
             primary: the running server.
-            relay: the port of the loopback through which the standby connects to the primary; None: it uses the socket.
+            relay: a port on 127.0.0.1, of a proxy through which the standby connects to the primary. None: it connects
+                to the primary's Unix socket.
         """
         shutil.rmtree(self._data, ignore_errors=True)
         source = ["-h", primary.host] if relay is None else ["-h", "127.0.0.1", "-p", str(relay)]

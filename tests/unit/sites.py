@@ -27,7 +27,7 @@ MakeSite = Callable[..., "Site"]
 
 
 class Site:
-    """The package of a project. The settings of the test name its modules."""
+    """The package of a project that was made for one test. Settings such as `ROOT_URLCONF` name its modules."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Site:
         return (self.folder / name).read_bytes().decode().replace(self.name, "SITE")
 
     def set_up(self, **options: Any) -> str:
-        """Run the command, by default without the example, and return its output."""
+        """Run `manage.py cable_setup`, by default with `example=False`, and return its output."""
         output = io.StringIO()
         call_command(Command(), stdout=output, no_color=True, **{"yes": True, "example": False, **options})
         return output.getvalue().replace(self.name, "SITE")

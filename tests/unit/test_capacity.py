@@ -51,7 +51,10 @@ def test_subscribers_at_one_process_cause_fewer_messages_from_redis(work: Worklo
 
 
 def test_a_stream_is_received_by_each_process_that_has_a_subscriber() -> None:
-    """With two processes, nearly every group of 50 has subscribers at both; with one subscriber, at one."""
+    """With two processes, nearly every stream with 50 subscribers has subscribers in both processes.
+
+    A stream with one subscriber is received by one process.
+    """
     work = Workload(2 * MAX_CONNECTIONS, own_rate=0, shared_rate=0.1)
     assert needs(work, COSTS).receives == pytest.approx(2 * work.connections / 50 * 0.1)
     alone = replace(work, group=1)

@@ -164,7 +164,7 @@ class TestAServer:
         server.answers.clear()
         keys = KeySet(server.url, clock)
         waiting = [asyncio.ensure_future(keys.find("1", "RS256")) for _ in range(50)]
-        # While they wait, the event loop and Django's one shared thread can run other code.
+        # While the clients wait, the event loop and Django's one shared thread can run other code.
         assert await asyncio.to_thread(server.asked.wait, 10)
         assert await SyncToAsync(lambda: 7, thread_sensitive=True)() == 7
         server.answers.set()

@@ -200,7 +200,10 @@ class TestUvicorn:
 
 
 class Factory:
-    """The factory of the server: its HTTP connections have the clock of the test, and Twisted's timeout of 60 s."""
+    """Stands in for daphne's protocol factory.
+
+    Its HTTP connections use the clock of the test, and time out after 60 s, Twisted's default.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -54,7 +54,7 @@ class File:
         return lambda: copy_database(backup, self._path)
 
     async def broadcast_elsewhere(self, *data: str) -> None:
-        """Broadcast messages in the other process."""
+        """Broadcast messages through a second store, as another process would."""
         await self._other.aappend([("room", Message(text)) for text in data])
 
 

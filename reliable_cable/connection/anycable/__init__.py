@@ -1,1 +1,1 @@
-"""Answers the remote procedure calls of anycable-go, so that it serves the sockets in front of Django."""
+"""Answers the remote procedure calls of anycable-go, which serves the WebSockets of clients in place of Django."""

@@ -111,7 +111,10 @@ class ReaderTransport(Transport):
         return {"type": "websocket.disconnect", "code": _CONNECTION_LOST}
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Queue the event in an ASGI message of the consumer. Wait while the queue is full."""
+        """Queue the event or the end of the connection that an ASGI message of the consumer contains, if any.
+
+        Wait while the queue is full.
+        """
         if message["type"] == "websocket.send":
             item = _read_frame(json.loads(message["text"]), self._history)
         elif message["type"] == "websocket.close":

@@ -71,7 +71,7 @@ async def test_a_chat_starts_a_run(settings: Any, monkeypatch: pytest.MonkeyPatc
     started: list[str] = []
 
     class Conversation:
-        """Takes the place of a model of the project."""
+        """Takes the place of a Django model of the project."""
 
         class objects:  # noqa: N801 - as in Django
             @staticmethod
