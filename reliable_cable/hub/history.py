@@ -146,7 +146,8 @@ class HistoryReader:
 
         Returns:
             The bytes. None at the first request for these entries, because usually only one subscriber needs them.
-            Also None if no page of the epoch is cached, or if the frames exceed the limit or differ for each client.
+            Also None if the group has one subscriber, if no page of the epoch is cached, or if the frames exceed the
+            limit or differ for each client.
         """
         cached = self._cached(group, stream, epoch)
         if cached is None or not entries or group.form.added:

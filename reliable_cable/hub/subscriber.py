@@ -76,7 +76,7 @@ class SubscriberOwner(Protocol):
     """The part of a subscription that its subscribers use."""
 
     def fell_behind(self) -> None:
-        """Catch up as soon as the socket accepts frames again."""
+        """Catch up from the store, because messages could not be sent to a live subscriber."""
 
     def messages_lost(self) -> None:
         """Tell the client that messages of a live subscriber were lost."""

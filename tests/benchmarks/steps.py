@@ -1,4 +1,4 @@
-"""Measures what `broadcast()` costs its caller on each engine: the database, Redis, and anycable-go by its adapters.
+"""Measures what `broadcast()` costs its caller on each engine: the database, Redis, and each adapter for anycable-go.
 
 Each engine is measured in a process of its own, which has the test project and nothing else to do.
 """
@@ -23,7 +23,7 @@ from tests.support.standalone_anycable import StandaloneAnyCable
 
 #: The payload has about 200 bytes of JSON, as in `fanout`.
 PAYLOAD: Final = {"n": 1, "text": "x" * 180}
-#: The broadcasts of a round, and the rounds. The medians of the rounds are the results.
+#: The number of broadcasts in a round, and the number of rounds. The medians of the rounds are the results.
 BROADCASTS: Final = 200
 ROUNDS: Final = 7
 #: Prints the result of `measure_here`.

@@ -64,10 +64,10 @@ class TcpProxy:
         return len(links)
 
     def withhold(self) -> None:
-        """From now on, discard the data that clients send over new WebSockets, until `restore` is called.
+        """Discard the data that clients send over the WebSockets that are opened from now on until `restore` is called.
 
-        The data of WebSockets that were opened before `restore` are discarded even after it. Their handshakes are
-        forwarded. The server receives no commands, so these stay unanswered.
+        The handshakes are forwarded, but the commands are not, so they stay unanswered. `restore` does not change this
+        for the WebSockets that are open.
         """
         self.withheld.clear()
         self._withholding = True

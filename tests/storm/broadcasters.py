@@ -27,7 +27,7 @@ REPEAT = 0.2
 REPEAT_FOR = 60.0
 #: The share of broadcasts to durable streams that are made in a transaction.
 IN_TRANSACTION = 0.3
-#: Errors that `atomic()` raises when its own database fails. These are not errors of the package.
+#: Errors that `atomic()` raises when the database of the transaction fails. These are not errors of the package.
 DATABASE_ERRORS = ("OperationalError:", "InterfaceError:", "InternalError:", "DatabaseError:")
 
 

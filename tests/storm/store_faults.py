@@ -14,9 +14,9 @@ from .busy import Busy
 from .plan import BURST, BURST_STREAMS, DURABLE, VOLATILE
 from .stage import Stage
 
-#: The name under which `Busy` knows the database.
+#: The name that stands for the database in `Busy`.
 DATABASE = "database"
-#: A failover loses the writes of the last seconds before it: at least and at most this many seconds.
+#: The shortest and the longest time, in seconds, before a failover with losses, in which all writes are lost.
 TAIL = (0.5, 2.0)
 #: The shortest and the longest time, in seconds, for which Redis is suspended. The longest one exceeds the timeouts of
 #: connections.

@@ -266,7 +266,7 @@ async def _subscribe(client: StormClient) -> None:
 
 
 def find_node() -> str:
-    """Return the path of Node, with the npm packages installed.
+    """Install the npm packages if necessary, and return the path of Node.
 
     Raises:
         RuntimeError: Node is not installed.

@@ -166,7 +166,7 @@ class _Step:
     before: Delivery | None
     after: Delivery | None = None
     signals: list[Signal] = field(default_factory=list)
-    #: Whether the client was disconnected before the last of these notices.
+    #: Whether the client has connected between the first of the deliveries and the last of these notices.
     away: bool = False
 
     @property

@@ -10,14 +10,14 @@ from reliable_cable.runs.parts import Content
 
 Item = str | Mapping[str, Any]
 
-#: Texts that a reader may confuse: characters outside of the BMP, combining characters, line breaks, HTML.
+#: Texts that a reader may handle wrongly: characters outside of the BMP, combining characters, line breaks, HTML.
 TEXTS = ("😀", "é", "\n\n", "<b>", "\u2028", "\\", '"', "👩\u200d👩", "data: ")
 #: The fraction of the items that are parts.
 PARTS = 0.04
 
 
 def make_items(seed: int, count: int) -> list[Item]:
-    """Return the pieces of text and the parts of an answer."""
+    """Return the pieces of text and the parts of an answer, in the order in which they are written."""
     rng = random.Random(seed)
     return [_part(rng, number) if rng.random() < PARTS else _text(rng, number) for number in range(count)]
 

@@ -24,13 +24,14 @@ JSON = {"Content-Type": "application/json"}
 #: How long, in seconds, to wait before a failed request is repeated, and before the state of a reader or producer in
 #: Node is read again.
 PAUSE = 0.1
-#: The fraction of the requests during which a producer is killed, and how many requests it repeats at most.
+#: The fraction of the requests during which a producer is killed. FORGOTTEN: how many of the requests before the killed
+#: one it then repeats at most.
 KILLED = 0.15
 FORGOTTEN = 4
 
 
 class DurableReader:
-    """A reader in Node of one durable stream. A visit reads on at the last offset, or from the beginning.
+    """A reader in Node of one durable stream. At each visit, it continues at the last offset or at the beginning.
 
     Args:
         node: the process of Node.
@@ -47,11 +48,11 @@ class DurableReader:
         self._last: Any = None
 
     async def visit(self, *, anew: bool = False) -> None:
-        """Begin to read, or read on."""
+        """Begin to read, at the beginning the first time or if `anew` is true, else at the last offset."""
         await self._node.call("read", **self._target, anew=anew)
 
     async def come_and_go(self, closing: asyncio.Event) -> None:
-        """Come and go until an event is set."""
+        """Begin visits at random times until an event is set. Each visit ends the one before it."""
         while not closing.is_set():
             await self.visit(anew=self._rng.random() < 0.3)
             with contextlib.suppress(TimeoutError):
@@ -63,7 +64,7 @@ class DurableReader:
         return self._last
 
     async def leave(self) -> None:
-        """Stop reading for ever."""
+        """End the last visit, and delete the state of the reader."""
         await self._node.call("forget", key=self._target["key"])
 
     def describe(self) -> str:
@@ -81,7 +82,7 @@ class DurableRunReader(Reader):
         self._reader = DurableReader(node, f"{truth.run} {live}", url, live, rng)
 
     async def run(self, delay: float) -> None:
-        """After a delay, come and go, and then read the run to its end."""
+        """After a delay, read during visits until the run has ended, and then read the run to its end."""
         await asyncio.sleep(delay)
         going = asyncio.create_task(self._reader.come_and_go(self.truth.closing))
         try:
@@ -96,7 +97,10 @@ class DurableRunReader(Reader):
         await self._reader.leave()
 
     async def read(self) -> None:
-        """Read until the reader has the last answer. A stream that was closed goes on if the run is tried again."""
+        """Read until the reader has the last answer.
+
+        A closed stream is continued if the run has another attempt, so the reader may have to read again.
+        """
         final = self.truth.final
         assert final is not None
         await self._reader.visit()
@@ -154,7 +158,7 @@ class SharedStream:
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
-        """Create the stream, have it written and read, and compare what readers have with what the database has."""
+        """Create the stream, let producers write it and readers read it, and compare the readers with the database."""
         await self._request("PUT", (200, 201), headers=JSON)
         readers = {
             live: DurableReader(self._node, f"{self._name} {live}", self.url, live, random.Random(self._rng.random()))

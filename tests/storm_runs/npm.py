@@ -69,7 +69,7 @@ class Followers(NodeProcess):
 
 
 class FollowingReader(Reader):
-    """A reader in Node. At each visit, it calls `followRun` again."""
+    """A reader in Node. At each visit, it calls `followRun`."""
 
     kind = "followRun"
 

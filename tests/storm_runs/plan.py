@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 #: How long, in seconds, a reader may take to read an answer to its end after the last attempt of the run has ended.
 PATIENCE = 90.0
-#: A quarter of the runs have a history that is smaller than their events. Their ids begin with one of these digits.
+#: Matches the streams of a quarter of the runs, whose history is shorter than the number of their events.
 SHORT_RUNS = "run:[0-3]*"
 SHORT_HISTORY = 20
 #: The history of the durable streams.
 DURABLE = {"durable": True, "history_size": 100_000, "history_ttl": 86400}
-#: One of this number of runs has a durable stream that two producers write.
+#: One in this many runs has a durable stream that two producers write.
 SHARED = 4
 #: How many attempts a run may have.
 MAX_ATTEMPTS = 3

@@ -34,7 +34,7 @@ AGAIN = (RESTARTING, LOST, BEGUN_ANEW)
 
 
 class Reader(ABC):
-    """A reader of one run, which comes and goes until the run has ended, and then reads it to its end.
+    """A reader of one run. It reads in *visits* of random length. After the end of the run, it reads to the end.
 
     Args:
         truth: what is known about the run.
@@ -53,7 +53,7 @@ class Reader(ABC):
         self.counts: Counter[str] = Counter()
 
     async def run(self, delay: float) -> None:
-        """After a delay, read the run until its end. Complain if that takes too long."""
+        """After a delay, read the run until its end. Record a complaint if the last visit takes too long."""
         await asyncio.sleep(delay)
         closing = asyncio.ensure_future(self.truth.closing.wait())
         try:
@@ -106,7 +106,7 @@ class _Page(RecoveringClient):
 
 
 class ChannelReader(Reader):
-    """A reader of `RunChannel` over WebSocket. A visit is a new page. A page may lose its connection, and recover.
+    """A reader of `RunChannel` over WebSocket. Each visit opens a page, which may lose its connection, and recover.
 
     Args:
         restoring: whether pages let the server restore their sessions, and not only use their positions.
@@ -193,9 +193,9 @@ class HttpReader(Reader):
 
 
 class UiReader(HttpReader):
-    """A reader like `useChat` on a page that has the answer of the chat, or has none.
+    """A reader that requests the run as `useChat` does.
 
-    A page with a complete answer asks for the active run. Another page asks for the newest run, even if it has ended.
+    With a complete answer, it requests the active run of the chat; without one, the newest run, which may have ended.
     """
 
     kind = "AI SDK"
@@ -279,7 +279,10 @@ class AgentReader(HttpReader):
 
 
 def expected(truth: RunTruth, kind: str) -> list[Any]:
-    """Return the answers of all attempts, in the form of a kind of reader. It may record no other answers."""
+    """Return the answers of all attempts, in the form in which a kind of reader records them.
+
+    A reader of this kind may record no other answers.
+    """
     answers = truth.answers.values()
     if kind in ("channel", *DURABLE_KINDS):
         return [as_channel(answer) for answer in answers]

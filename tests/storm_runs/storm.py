@@ -29,14 +29,14 @@ from .truth import Answer, RunTruth, as_followed
 
 #: How often, in seconds, the rows of the runs are read.
 POLL = 0.2
-#: How often, in seconds, the runs of dead writers are failed, as a scheduled task does.
+#: How often, in seconds, the runs of dead writers are marked as failed, as by a scheduled task.
 EXPIRE = 5.0
-#: How often to try to start a server.
+#: How many times to try to start a server.
 ATTEMPTS = 5
-#: The message of runs whose writer has died.
+#: A word in the error message of runs whose writer has died.
 DIED = "interrupted"
 
-#: The kinds of faults, and how often each is chosen.
+#: The kinds of faults, with their weights in the random choice.
 KINDS = {"client reset": 4, "server SIGKILL": 3, "server SIGTERM": 1, "writer SIGKILL": 3, "writer frozen": 1}
 
 
@@ -130,7 +130,7 @@ class Storm:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        """Read the rows of the active runs regularly, and fail those whose writer has died."""
+        """Read the rows of the active runs regularly, and mark the runs whose writer has died as failed."""
         expire_at = now() + EXPIRE
         while True:
             if self._active:
@@ -143,7 +143,7 @@ class Storm:
             await asyncio.sleep(POLL)
 
     async def _drive(self, plan: RunPlan, rng: random.Random, limit: asyncio.Semaphore) -> None:
-        """Start a run and its readers, have it written, and wait until all readers have read it to its end."""
+        """Start a run and its readers, let writers write it, and wait until all readers have read it to its end."""
         async with limit:
             chat = f"{USER}-{plan.number}"
             run = await self._stage.call("start_chat_run", USER, chat)
@@ -201,7 +201,7 @@ class Storm:
         return readers
 
     async def _share_stream(self, name: str, rng: random.Random, node: NodeProcess) -> None:
-        """Have a durable stream written and read while a run is written."""
+        """Let producers write a durable stream, and readers read it, while a run is written."""
         plan = self._plan
         shared = SharedStream(name, self._stage.address, self._http, node, rng, plan.messages, plan.pause)
         await shared.run()
@@ -213,7 +213,7 @@ class Storm:
     async def _write(
         self, plan: RunPlan, truth: RunTruth, attempt: int, rng: random.Random, channel: ChannelReader | None
     ) -> Answer:
-        """Have an attempt written. Return the row at its end."""
+        """Let a writer write an attempt, and return the row at the end of the attempt."""
         ending = plan.ending if attempt == 1 else "completed"
         at = int(plan.at * self._plan.tokens)
         job = {
@@ -231,7 +231,7 @@ class Storm:
                 if row["status"] not in ("queued", "running"):
                     return Answer(**row)
                 if row["status"] == "queued" and (given is None or not _is_alive(*given)):
-                    # A task queue also gives the task of a killed worker to another worker.
+                    # A writer that was killed before it began has lost the job. So the job is given again.
                     writer = rng.choice([each for each in self._stage.writers if each not in self._busy] or [None])
                     if writer is not None:
                         given = writer, writer.give(job)

@@ -30,7 +30,7 @@ class Seen:
 
     Args:
         reader: the kind of the reader.
-        answer: what the reader has, in a form that can be compared with one of `RunTruth`.
+        answer: what the reader has, in the form that the function for this kind returns, such as `as_channel`.
     """
 
     reader: str

@@ -1,6 +1,6 @@
 """A process that writes runs: `python -m tests.storm_runs.writer sync|async`. A storm kills it.
 
-It reads jobs as lines of JSON, and writes each run at once, in a thread or in an asyncio task.
+It reads jobs as lines of JSON, and begins each immediately: it writes the run in a thread or in an asyncio task.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Call:
     Args:
         name: the qualified name of the function. A nested function has the name of the function around it.
         module: the path of its module in the package: `hub/stream.py`.
-        caller: the call of the next function of the package up the stack; None if there is none.
+        caller: the innermost call of a function of the package that contains this call; None if there is none.
     """
 
     name: str

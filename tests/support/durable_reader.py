@@ -1,4 +1,4 @@
-"""A client that reads a durable stream over HTTP, and comes back after errors, as `@durable-streams/client` does."""
+"""A client that reads a durable stream over HTTP, and tries again after errors, as `@durable-streams/client` does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 
 Live = Literal["long-poll", "sse"]
 
-#: How long, in seconds, the client waits before it comes back after an error.
+#: How long, in seconds, the client waits before it tries again after an error.
 PAUSE = 0.1
 
 
@@ -29,7 +29,7 @@ class DurableReader:
     def __init__(self, http: httpx.AsyncClient, url: str, live: Live) -> None:
         self.live = live
         self.values: list[Any] = []
-        #: The statuses of the responses, and how often each came. The key 0 counts connections that were refused.
+        #: How often each status was received. The key 0 counts connections that were refused or lost.
         self.statuses: Counter[int] = Counter()
         self._http = http
         self._url = url
@@ -78,7 +78,7 @@ class DurableReader:
                     if kind == "data":
                         pending += value
                     else:
-                        # The client has the data only when it knows where to read on.
+                        # The values count as received only when the offset after them is known.
                         self._offset = value["streamNextOffset"]
                         self._closed = value.get("streamClosed", False)
                         self._add(pending)

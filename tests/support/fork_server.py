@@ -51,7 +51,7 @@ MESSAGE = 2**17
 
 
 def serve(control: socket.socket) -> str:
-    """Fork for each message, and report how each fork has ended. Return the name of the module to run, in a fork.
+    """Fork for each message, and report how each fork has ended. In a fork, return the name of the module to run.
 
     Args:
         control: a socket that receives the messages. When its other end is closed, this process ends.
@@ -63,7 +63,7 @@ def serve(control: socket.socket) -> str:
                 if key.fileobj is not control:
                     selector.unregister(key.fd)
                     pid, report = key.data
-                    with contextlib.suppress(BrokenPipeError):  # the other process may no longer want to know
+                    with contextlib.suppress(BrokenPipeError):  # the other process may have closed its end
                         os.write(report, number(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
                     os.close(report)
                     os.close(key.fd)
@@ -86,7 +86,7 @@ def serve(control: socket.socket) -> str:
 
 
 def number(value: int) -> bytes:
-    """Return how a report represents a number."""
+    """Encode a number for a report."""
     return value.to_bytes(4, sys.byteorder, signed=True)
 
 

@@ -70,7 +70,7 @@ class MemorySocket(Transport):
         return bool(self._unread)
 
     def read(self, count: float, size: float = math.inf) -> list[tuple[Any, Any]]:
-        """Return up to `count` frames, decoded, each with its stamp, and no more once they have `size` characters."""
+        """Return decoded frames, each with its stamp, until `count` frames or `size` characters have been read."""
         taken: list[tuple[Any, Any]] = []
         while self._unread and count > len(taken) and size > 0:
             text, stamp = self._unread.popleft()

@@ -145,7 +145,7 @@ class Project:
         return done.stdout
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of all files except databases and compiled ones, by their paths."""
+        """Return the content of all files except SQLite files and compiled modules, by their paths."""
         paths = [path for path in self.folder.rglob("*") if path.is_file()]
         kept = [path for path in paths if "__pycache__" not in path.parts and path.suffix != ".sqlite3"]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in kept}

@@ -19,7 +19,7 @@ class RunReader:
     Attributes:
         attempt: the number of the newest attempt.
         text: the text of that attempt so far.
-        parts: its other parts so far.
+        parts: the other parts of that attempt so far.
         status: the status of that attempt, from a snapshot or an event.
         names: the names of all events, in their order.
     """

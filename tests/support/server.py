@@ -33,7 +33,7 @@ Kind = Literal["daphne", "uvicorn", "compressing"]
 LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False}
 #: How long, in seconds, a server may take to start or to stop.
 PATIENCE = 30.0
-#: An environment variable for processes that do not run daphne: importing daphne and Twisted takes 0.25 s of CPU time.
+#: Removes daphne from the apps of processes that do not run it. Importing daphne and Twisted takes 0.25 s of CPU time.
 WITHOUT_DAPHNE = {"CABLE_TEST_SERVER_APPS": "[]"}
 #: The ports for servers. Kernels use higher ones for outgoing connections, so a server can restart on the same port.
 PORTS = range(18000, 30000)

@@ -1,7 +1,7 @@
 """Runs the handlers of consumers and channels for the calls of anycable-go.
 
 A call passes through the middlewares of the consumer, like a handshake. Its scope contains the call as an extension.
-The consumer then gives itself to the call, and serves no WebSocket.
+The consumer then passes itself to `RemoteCall.run`, and serves no WebSocket.
 """
 
 import json
@@ -54,7 +54,7 @@ class Hooks:
 
 
 class RemoteConnection:
-    """What the lookup of channels and actions needs of a connection (see `connection.channels`).
+    """The part of a connection that the lookup of channels and actions uses (see `connection.channels`).
 
     Args:
         consumer: the consumer that serves the call.
@@ -91,7 +91,7 @@ class RemoteCall:
         self.env = Env.of(values)
         self.sid = sid
         self.log = log
-        #: The answer; None until the consumer has given itself to the call.
+        #: The answer; None until `run` has ended.
         self.answer: Answer | None = None
 
     async def run(self, consumer: Any, admission: Admission, hooks: Hooks) -> None:
@@ -293,14 +293,15 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
     ended = LOGIN in env.connection_state and login is None
     try:
         namespace = await load_identifiers(consumer, identifiers, env.connection_state)
-        # anycable-go does not know in which namespace a token is valid. The middlewares do, if they have read it.
+        # anycable-go does not know the namespace of a token. The middlewares do, if they have read the token.
         if namespace != consumer.namespace and not _has_token(consumer):
             handshake_log.warning("A client of anycable-go is disconnected: it was admitted in another namespace.")
             ended = True
     except ObjectDoesNotExist as error:
         handshake_log.info("A client of anycable-go is disconnected: %s.", error)
         ended = True
-    # Without a token, `refusal` says that a token is required. anycable-go may have verified one that it keeps.
+    # Without a token in the scope, `refusal` may say that a token is required. It is then ignored, because anycable-go
+    # may have verified a token that it does not pass on.
     if _has_token(consumer) and admission.refusal is not None:
         return admission.refusal
     if ended or (login is not None and not login.is_of(consumer.user)):

@@ -26,11 +26,12 @@ _METHODS: Final = {
 }
 #: How long, in seconds, the calls that are running may take after a signal to stop.
 GRACE: Final = 10.0
-#: A stopping server refuses calls until none has arrived in so many pauses of `QUIET_PAUSE` seconds. Several pauses are
-#: needed, because a busy process may be late, and then finds old calls after a pause.
+#: A stopping server refuses calls until none has arrived in this number of successive pauses of `QUIET_PAUSE` seconds.
+#: One pause is not enough, because a busy process may find a call later than it has arrived.
 QUIET_PAUSES: Final = 5
 QUIET_PAUSE: Final = 0.01
-#: How long, in seconds, a stopping server refuses calls at most. anycable-go repeats a refused call for 3 seconds.
+#: The maximum time, in seconds, for which a stopping server refuses calls. anycable-go repeats a refused call for
+#: 3 seconds.
 QUIET_LIMIT: Final = 1.0
 #: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. A call also has the headers and the state.
 _CALL_FACTOR: Final = 16

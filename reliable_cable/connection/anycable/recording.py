@@ -29,10 +29,11 @@ class Outcome:
     """What a handler has done.
 
     Attributes:
-        reply: the reply of the handler. If the handler has failed, the reply of `handle_error`. It is empty if the
-            client was refused.
+        reply: the reply of the handler. If the handler or its check has raised an error, the reply of `handle_error`.
+            It is empty if the check has refused the client without an error.
         rejected: whether the client was refused, or the handler has failed. A subscription is then rejected.
-        ends: whether an existing subscription ends, because the handler or its check has called `reject()`.
+        ends: whether an existing subscription ends, because the handler, its check or `handle_error` has called
+            `reject()`.
         failure: why an action has no result. None if it has succeeded.
         outage: whether a database or store could not be reached, so that the client should try again.
     """
@@ -55,7 +56,7 @@ async def record(
 ) -> Outcome:
     """Run a handler after its check, inside `around_command`. If one of them fails, run `handle_error`.
 
-    The arguments are those of `Commands.call`, which does the same for a connection of this server.
+    The arguments other than `log` are those of `Commands.call`, which does the same for a connection of this server.
     """
     saved = channel.begin()
     try:

@@ -134,4 +134,4 @@ async def _receive() -> dict[str, Any]:
 
 
 async def _send(message: Mapping[str, Any]) -> None:
-    """Drop the messages of middlewares that close the WebSocket. There is none."""
+    """Drop the messages by which middlewares close a WebSocket, because a call has no WebSocket."""

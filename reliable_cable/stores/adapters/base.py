@@ -107,7 +107,7 @@ def join(messages: Sequence[str], limit: int | None = None) -> Iterator[str]:
             f"A broadcast has {max(sizes)} bytes in the format of anycable-go; the server allows {limit}."
         )
     part: list[str] = []
-    # The size of a part is that of its messages, of the comma or bracket before each, and of the last bracket.
+    # The size of a JSON array: the messages, the bracket or comma before each of them, and the last bracket.
     used = 1
     for message, size in zip(messages, sizes, strict=True):
         if part and limit is not None and used + size + 1 > limit:

@@ -38,7 +38,8 @@ class NatsAdapter(Adapter):
     """Publishes to a subject of NATS (`--broadcast_adapter=nats`). All servers of anycable-go receive each message.
 
     nats-py needs an event loop. All threads and event loops of a process share one connection, which is used by an
-    event loop in a thread of its own. The thread starts with the first message. A forked process gets its own.
+    event loop in a thread of its own. The thread starts with the first message. A forked process opens another
+    connection.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -203,7 +204,7 @@ class _Connection:
         except BaseException as error:
             await self._discard(client)
             if isinstance(error, _import_nats().errors.NoServersError) and self._last_error is not None:
-                raise self._last_error from error  # which tells why
+                raise self._last_error from error  # it has the reason
             raise
         return client
 

@@ -41,9 +41,10 @@ _opener = build_opener(ProxyHandler({}), _NoRedirects())
 
 
 class AdapterPresenceStore(PresenceStore):
-    """Reads the members of streams in the API of anycable-go, and refuses all other calls.
+    """Reads the members of streams in the API of anycable-go. All calls but `info` and `expire` are refused.
 
-    anycable-go 1.6 has the API; its URL is the setting `API_URL`. Without this setting, the members cannot be read.
+    anycable-go has the API since version 1.6. Its URL is the setting `API_URL`. Without this setting, the members
+    cannot be read.
     """
 
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
@@ -63,7 +64,7 @@ class AdapterPresenceStore(PresenceStore):
         return []
 
     def info(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
-        """Return the members of a stream that the API names.
+        """Request the members of a stream from the API.
 
         Raises:
             NotSupported: the setting `API_URL` is not set, or the server has no such API.
@@ -87,7 +88,7 @@ class AdapterPresenceStore(PresenceStore):
         self._refuse()
 
     def _get(self, url: str, path: str) -> Any:
-        """Return the JSON value with which the API at a URL responds to the request of a path."""
+        """Request a path of the API at a URL, and return the JSON value of the response."""
         address = urlsplit(url)
         place = address.netloc.rpartition("@")[2]  # errors must not show a password
         target = f"{address.scheme}://{place}{address.path.rstrip('/')}{path}"

@@ -54,7 +54,7 @@ class AdapterStreamStore(StreamStore):
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Send messages, in the given order. anycable-go numbers them, so their positions are not known here.
 
-        With NATS, several messages that are larger than its limit together are sent in several parts.
+        With NATS, messages whose total size exceeds the limit of the server are sent in several parts.
         """
         for messages in _encode(items):
             self.adapter.publish(messages)

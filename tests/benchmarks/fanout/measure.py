@@ -275,7 +275,7 @@ class _Target:
     load: LineProcess
 
     def floor_seconds(self, way: Way) -> float:
-        """Return the CPU time of the C loop in seconds, or 0 for other ways of broadcasting."""
+        """Return the CPU time of all calls of `send()` of the floor, in seconds; 0 for other ways of broadcasting."""
         if way not in FLOOR.ways:
             return 0.0
         with urllib.request.urlopen(self.server.http + "/floor", timeout=10) as response:  # noqa: S310 - loopback

@@ -36,7 +36,7 @@ def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _floors(part: Mapping[str, Any]) -> str:
-    """Return a cost in multiples of the process that sends from C and, in brackets, of its loop of `send()`."""
+    """Return a cost in multiples of the CPU time of the floor process and, in brackets, of its calls of `send()`."""
     return f"{part['us'] / part['floor_process_us']:.2f} ({part['ratio']:.2f})"
 
 

@@ -1,4 +1,4 @@
-"""Applications that decode the messages of clients and do nothing else."""
+"""Applications that only decode and answer the messages of clients."""
 
 from __future__ import annotations
 

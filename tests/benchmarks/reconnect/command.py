@@ -1,8 +1,8 @@
 """Kills and restarts a server, so that all clients reconnect at once: `python -m tests.benchmarks reconnect`.
 
 All clients have missed the same number of messages. Until they have caught up, the server may use as much CPU time as
-for the same number of new connections, plus one and a half floors for each delivery. All of this is measured in the
-same run. See Protocol: Restore.
+for the same number of new connections, plus `FLOORS` times the floor (one `send()`, see ../fanout/floor.py) for each
+delivery. All of this is measured in the same run. See Protocol: Restore.
 """
 
 from __future__ import annotations

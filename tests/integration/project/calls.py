@@ -163,7 +163,10 @@ _signals: list[tuple[str, str, str]] = []
 
 
 def presence_signals(stream: str) -> list[tuple[str, str]]:
-    """Return the types and ids of the presence signals for a stream in this process, since this was first called."""
+    """Return the types and ids of the presence signals for a stream in this process.
+
+    The first call begins to record the signals.
+    """
     presence_joined.connect(_keep, dispatch_uid="kept")
     presence_left.connect(_keep, dispatch_uid="kept")
     return [(type_, id_) for name, type_, id_ in _signals if name == stream]
