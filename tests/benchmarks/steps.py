@@ -65,7 +65,7 @@ def _measure(database: Path, settings: Mapping[str, Any], variables: Mapping[str
 
 
 def measure_here() -> None:
-    """Print the CPU time of this process and the time of a broadcast in JSON, both in microseconds."""
+    """Print the CPU time that a broadcast costs this process, and how long it takes, as JSON, in microseconds."""
     import django
 
     django.setup()

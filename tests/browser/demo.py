@@ -174,7 +174,7 @@ class Window:
 
     @property
     def texts(self) -> Locator:
-        """Return the texts of the messages on the page."""
+        """The elements with the texts of the messages on the page."""
         return self["messages"].locator(".text")
 
     async def go(self, path: str) -> Response:

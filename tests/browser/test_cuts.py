@@ -25,7 +25,7 @@ Step = Callable[[], Awaitable[object]]
 async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
     """Send the messages while the connections of the windows are cut and restored.
 
-    Of every forty messages, twenty are sent before the pages notice the cut, ten while the connections are cut, and ten
+    Of every forty messages, twenty are sent around the time of the cut, ten while the connections are lost, and ten
     while they are being restored.
     """
     for start in range(0, len(LINES), PER_CUT):

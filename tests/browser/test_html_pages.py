@@ -24,8 +24,8 @@ Step = Callable[[], Awaitable[object]]
 async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
     """Send the messages while the connection is cut and restored.
 
-    Of every twenty messages, ten are sent while the connection is being cut, five while it is cut, and five while it is
-    being restored.
+    Of every twenty messages, ten are sent around the time of the cut, five while the connection is lost, and five while
+    it is being restored.
     """
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]

@@ -270,7 +270,7 @@ class Client:
         ]
 
     async def ping(self, count: int, timeout: float = PATIENCE) -> list[float]:  # noqa: ASYNC109 - as above
-        """Wait until `count` pings have arrived since the handshake.
+        """Wait until `count` pings have arrived since the handshake, or until the connection has ended.
 
         Return the times of all pings, in seconds since the handshake.
         """

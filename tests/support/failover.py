@@ -91,7 +91,7 @@ class RedisPair(Pair):
         """
         if losing:
             await self._lose(losing)
-        # If the relay stayed open, it would connect the new primary to itself.
+        # The relay still forwards to the former primary. If it stayed open, it would connect this server to itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)

@@ -126,7 +126,7 @@ def _can_be_forked(environment: Mapping[str, str]) -> bool:
 
 
 def _read_at_the_start(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that Python and the loader of programs read when a process starts."""
+    """Return the variables that have an effect only when a process starts, such as those of Python."""
     return {name: value for name, value in environment.items() if name.startswith(("LD_", "MALLOC_", "PYTHON", "TZ"))}
 
 

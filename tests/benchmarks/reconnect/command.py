@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure the servers, and print the results. Return 1 if the bound is exceeded or a message is missing, else 0."""
+    """Measure the servers, and print the results.
+
+    Return 1 if the bound is exceeded, if messages are missing, or if a client was rejected; else 0.
+    """
     names = [name for name in NAMES if not options.only or any(word in name for word in options.only)]
     subjects = [subject for subject in SUBJECTS if subject.name in names]
     results: list[dict[str, Any]] = []
