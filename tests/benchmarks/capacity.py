@@ -172,7 +172,7 @@ def needs(work: Workload, costs: Costs) -> Need:
 
 
 def _processes_of(group: int, processes: int) -> float:
-    """Return the mean number of processes that have a subscriber of a stream, if each subscriber is at a random one."""
+    """Return in how many processes a stream has subscribers on average, if each subscriber is in a random process."""
     return processes * (1 - (1 - 1 / processes) ** group)
 
 

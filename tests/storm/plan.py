@@ -44,8 +44,8 @@ PRESENCE_TTL = 4.0
 
 HISTORY_SIZE = 50_000
 HISTORY_TTL = 86_400
-#: By how many seconds a wrong clock is wrong. SHORT_TTL: the history TTL while clocks are wrong, for stores that have a
-#: clock of their own.
+#: By how many seconds a wrong clock differs from the right time. SHORT_TTL: the history TTL while clocks are wrong, for
+#: stores that have a clock of their own.
 WRONG = 90.0
 SHORT_TTL = 60
 

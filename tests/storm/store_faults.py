@@ -16,7 +16,7 @@ from .stage import Stage
 
 #: The name that stands for the database in `Busy`.
 DATABASE = "database"
-#: The shortest and the longest time, in seconds, before a failover with losses, in which all writes are lost.
+#: The shortest and the longest time, in seconds, for which writes are lost before a failover that loses writes.
 TAIL = (0.5, 2.0)
 #: The shortest and the longest time, in seconds, for which Redis is suspended. The longest one exceeds the timeouts of
 #: connections.

@@ -27,7 +27,7 @@ _METHODS: Final = {
 #: How long, in seconds, the calls that are running may take after a signal to stop.
 GRACE: Final = 10.0
 #: A stopping server refuses calls until none has arrived in this number of successive pauses of `QUIET_PAUSE` seconds.
-#: One pause is not enough, because a busy process may find a call later than it has arrived.
+#: One pause is not enough, because a busy process may notice a call only some time after its arrival.
 QUIET_PAUSES: Final = 5
 QUIET_PAUSE: Final = 0.01
 #: The maximum time, in seconds, for which a stopping server refuses calls. anycable-go repeats a refused call for

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 RPC: Final = "anycable.RPC"
 HEALTH: Final = "grpc.health.v1.Health"
 
-#: The types of fields that are not messages of the same file.
+#: The types of fields that are neither lists nor maps.
 _TEXT: Final = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 _FLAG: Final = descriptor_pb2.FieldDescriptorProto.TYPE_BOOL
 _NUMBER: Final = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32

@@ -1,4 +1,4 @@
-"""The *floor*, the least that any fan-out costs: one `send()` for each socket, called from C if there is a compiler."""
+"""The *floor*, to which fan-outs are compared: one `send()` for each socket, called from C if there is a compiler."""
 
 from __future__ import annotations
 
