@@ -200,7 +200,7 @@ class Subscription(SubscriptionStreams):
             await self.connection.hub.engine.streams.awhisper(stream, message)
 
     def fell_behind(self) -> None:
-        """Catch up from the store. Call this when the socket of a live subscriber is full."""
+        """Catch up from the store. Call this when a live subscriber was not sent a message."""
         self.catch_up()
 
     def messages_lost(self) -> None:
