@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 
-from reliable_cable.conf import NAME
+from reliable_cable.conf import ENGINE_PARTS, NAME
 from reliable_cable.stores.engine import engine_classes
 
 from .valid_settings import TAG, valid_settings
@@ -101,7 +101,7 @@ def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _database() -> str | None:
-    """Return the alias of the database that stores streams or sessions.
+    """Return the alias of the database that stores streams, members or sessions.
 
     Returns:
         None if the engine uses no database, or if the settings are invalid.
@@ -113,7 +113,7 @@ def _database() -> str | None:
         classes = engine_classes(settings)
     except ImproperlyConfigured:
         return None
-    return settings.database if any(classes[part].uses_database for part in ("streams", "sessions")) else None
+    return settings.database if any(classes[part].uses_database for part in ENGINE_PARTS) else None
 
 
 def _database_error(problem: str, hint: str | None = None) -> list[CheckMessage]:

@@ -252,6 +252,9 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if stream is None:
             return
+        if self._restored_incarnation is not None:
+            # The correction below includes earlier events. So the client need not receive them.
+            await self._service.rosters.fence(stream)
         # From now on, the client receives presence events, even while the store is being read below.
         self._subscription.mark_confirmed()
         if self._restored_incarnation is None:

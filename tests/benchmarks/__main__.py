@@ -7,6 +7,7 @@
 - `posts`: what a broadcast over HTTP costs a server
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
+- `presence`: what the members of streams cost a server, in each store
 - `runs`: what a token costs the process that writes a run
 - `redis`: what a broadcast, a session and a stream cost Redis
 - `capacity`: how many servers a number of connections needs, computed from the results of `fanout` and `redis`
@@ -95,6 +96,16 @@ def run_redis() -> int:
         return redis_costs.run(server)
 
 
+def run_presence() -> int:
+    """Measure presence with a new Redis, SQLite file and PostgreSQL, and print a table."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    django.setup()
+    from tests.benchmarks import presence
+
+    with tempfile.TemporaryDirectory() as folder:
+        return presence.run(Path(folder))
+
+
 def run_runs() -> int:
     """Measure the cost of tokens with a new Redis server and a new SQLite file, and print a table."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -120,11 +131,18 @@ def main() -> int:
     posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
     events.add_arguments(choices.add_parser("events", help="CPU per delivery to readers of server-sent events"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
+    choices.add_parser("presence", help="CPU and statements of 1000 members in 50 streams")
     choices.add_parser("runs", help="CPU per token of an answer that a task writes")
     choices.add_parser("redis", help="CPU and memory of Redis for a broadcast, a session and a stream")
     capacity.add_arguments(choices.add_parser("capacity", help="servers for a number of connections, computed"))
     options = parser.parse_args()
-    commands = {"broadcast": run_broadcast, "logins": run_logins, "runs": run_runs, "redis": run_redis}
+    commands = {
+        "broadcast": run_broadcast,
+        "logins": run_logins,
+        "runs": run_runs,
+        "redis": run_redis,
+        "presence": run_presence,
+    }
     if options.benchmark in commands:
         return commands[options.benchmark]()
     modules: Mapping[str, Any] = {

@@ -184,6 +184,10 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self.push(poll.transients)
         return poll.tails
 
+    def position(self, stream: str) -> StreamPosition:
+        """Return the position up to which a stream's messages were announced; `("", 0)` if it is not subscribed."""
+        return self._known.get(stream, NOWHERE)
+
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
         self._known.pop(stream, None)
