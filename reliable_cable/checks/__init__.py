@@ -19,6 +19,7 @@
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
 | `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
+| `reliable_cable.W011` | A connection pooler passes no notifications of PostgreSQL on. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The
@@ -32,6 +33,7 @@ from .channels import check_order_of_bases as check_order_of_bases
 from .databases import check_database as check_database
 from .databases import check_health_checks as check_health_checks
 from .databases import check_journal_mode as check_journal_mode
+from .databases import check_transaction_pooling as check_transaction_pooling
 from .settings import check_engine as check_engine
 from .settings import check_public_streams as check_public_streams
 from .settings import check_public_streams_of_deployments as check_public_streams_of_deployments

@@ -7,6 +7,7 @@
 - `posts`: what a broadcast over HTTP costs a server
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
+- `postgres`: how long a broadcast takes to the clients of another process, with PostgreSQL alone
 - `runs`: what a token costs the process that writes a run
 """
 
@@ -87,7 +88,7 @@ def run_runs() -> int:
 
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
-    from tests.benchmarks import events, incoming, posts
+    from tests.benchmarks import events, incoming, postgres, posts
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -99,6 +100,7 @@ def main() -> int:
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
     posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
     events.add_arguments(choices.add_parser("events", help="CPU per delivery to readers of server-sent events"))
+    postgres.add_arguments(choices.add_parser("postgres", help="delivery to another process with PostgreSQL alone"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
     choices.add_parser("runs", help="CPU per token of an answer that a task writes")
     options = parser.parse_args()
@@ -114,6 +116,7 @@ def main() -> int:
         "incoming": incoming,
         "posts": posts,
         "events": events,
+        "postgres": postgres,
     }
     return int(modules[options.benchmark].run(options))
 
