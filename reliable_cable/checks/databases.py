@@ -112,10 +112,10 @@ def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
     if settings is None or settings.notify is False or not settings.handler_threads or _database() is None:
         return []
     alias = settings.notify if isinstance(settings.notify, str) else settings.database
-    if not issubclass(engine_classes(settings)["streams"], ModelStreamStore) or alias not in connections:
+    if not issubclass(engine_classes(settings)["streams"], ModelStreamStore):
         return []
-    options = connections[alias].settings_dict
-    if "postgresql" not in options["ENGINE"] or not options.get("DISABLE_SERVER_SIDE_CURSORS"):
+    options = django_settings.DATABASES.get(alias, {})
+    if "postgresql" not in options.get("ENGINE", "") or not options.get("DISABLE_SERVER_SIDE_CURSORS"):
         return []
     return [
         Warning(

@@ -27,6 +27,7 @@ from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_reading import PageReader, PageRequest
 from .model_retention import EXISTS, Retention
+from .model_single_append import SingleAppend
 from .model_transients import TransientTable
 from .wakeup import Waker
 
@@ -65,6 +66,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._reader = PageReader(self._database, settings, self._server, self._lineages)
         self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
+        self._single_append = SingleAppend(self._database, settings, self._server, self._retention)
         #: The bus that announces events to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()
         self._waker = Waker()
@@ -150,8 +152,11 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _append(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         with self._database.broadcast_errors():
             self._lineages.prepare()
+        written = None
+        if len(items) == 1 and self._single_append.supports(items[0][1]):
+            written = self._database.write_broadcast(partial(self._single_append.write, *items[0]))
         while True:
-            written = self._database.write_broadcast(partial(self._numbering.write, names, items))
+            written = written or self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
                 # The rows of new streams are inserted in a separate transaction, because locks on these rows could
                 # cause a deadlock.
@@ -161,6 +166,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             self._retention.trim_soon(written.overfull)
             if written.complete:
                 return written.positions
+            written = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

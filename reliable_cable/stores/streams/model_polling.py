@@ -307,8 +307,9 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         if event.stream not in self.streams:
             return None
         match event:
-            case StoredTransient(_, message):
-                return message if self._new_transients([event]) else None
+            case StoredTransient(_, Transient(stream) as message):
+                # During a subscription, the message may be from before it.
+                return message if stream in self._known and self._new_transients([event]) else None
             case Moved(stream, position):
                 known = self._known.get(stream)
                 if known is not None and known.epoch in (position.epoch, ""):
