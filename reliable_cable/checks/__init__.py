@@ -19,7 +19,7 @@
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
 | `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
-| `reliable_cable.W011` | A connection pooler passes no notifications of PostgreSQL on. |
+| `reliable_cable.W014` | A connection pooler passes no notifications of PostgreSQL on. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The

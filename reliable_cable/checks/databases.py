@@ -1,4 +1,4 @@
-"""Checks of databases (E004, W001, W006, W011)."""
+"""Checks of databases (E004, W001, W006, W014)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -103,7 +103,7 @@ def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
-    """Report a PostgreSQL database whose connections go through a pooler in transaction mode (W011).
+    """Report a PostgreSQL database whose connections go through a pooler in transaction mode (W014).
 
     Django asks for `DISABLE_SERVER_SIDE_CURSORS` in this case. Such a pooler accepts LISTEN, but passes no
     notifications on.
@@ -125,7 +125,7 @@ def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
                 f"Add a database to DATABASES that connects to PostgreSQL directly, and set {NAME}['NOTIFY'] to its "
                 f"alias. Or set {NAME}['NOTIFY'] to False."
             ),
-            id="reliable_cable.W011",
+            id="reliable_cable.W014",
         )
     ]
 

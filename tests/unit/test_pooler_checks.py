@@ -1,4 +1,4 @@
-"""The system check for connection poolers that pass no notifications of PostgreSQL on (W011)."""
+"""The system check for connection poolers that pass no notifications of PostgreSQL on (W014)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POOLED = {**POSTGRES, "DISABLE_SERVER_SIDE_CURSORS": True}
 
 
 def reported(settings: Any, databases: dict[str, Any], **values: Any) -> list[CheckMessage]:
-    """Return the messages with the id W011 for these databases and settings."""
+    """Return the messages with the id W014 for these databases and settings."""
     # The dict is changed in place, because Django warns when `DATABASES` is replaced.
     settings.DATABASES.update(databases)
     try:
@@ -23,7 +23,7 @@ def reported(settings: Any, databases: dict[str, Any], **values: Any) -> list[Ch
     finally:
         for alias in databases:
             del settings.DATABASES[alias]
-    return [message for message in messages if message.id == "reliable_cable.W011"]
+    return [message for message in messages if message.id == "reliable_cable.W014"]
 
 
 def test_a_pooler_in_transaction_mode_is_reported_with_the_remedy(settings: Any) -> None:
