@@ -48,5 +48,5 @@ def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the handler, to be called before napoleon's."""
+    """Connect `keep_colons`, so that Sphinx calls it before the handler of napoleon."""
     app.connect("autodoc-process-docstring", keep_colons, priority=400)

@@ -9,12 +9,18 @@ from zlib import crc32
 
 import hypothesis
 import pytest
+from django.contrib.contenttypes.management import create_contenttypes
+from django.core.management import call_command
 from django.db import connections
+from django.db.models.signals import post_migrate
+from pytest_django import DjangoDbBlocker
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
+from tests.support.anycable import has_anycable
 from tests.support.examples import FEW, examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
+from tests.support.nats import find_nats
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import find_binaries
@@ -85,8 +91,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no PostgreSQL server (initdb, pg_ctl) on this machine")
     if item.get_closest_marker("redis") and not find_binaries():
         (pytest.fail if REQUIRE else pytest.skip)("no Redis or Valkey server on this machine")
+    if item.get_closest_marker("anycable") and not has_anycable():
+        (pytest.fail if REQUIRE else pytest.skip)("no anycable-go on this machine, and no Go to build it")
+    if item.get_closest_marker("nats") and find_nats() is None:
+        (pytest.fail if REQUIRE else pytest.skip)("no NATS server on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
+    if item.get_closest_marker("anycable") and not has_anycable():
+        (pytest.fail if REQUIRE else pytest.skip)("neither anycable-go nor Go on this machine")
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +114,14 @@ def _whole_handshake_log() -> None:
     from reliable_cable.client_log import handshake_log
 
     handshake_log.report(ended=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_cached_content_types() -> None:
+    """Forget the content types of earlier tests, whose rows are gone."""
+    from django.contrib.contenttypes.models import ContentType
+
+    ContentType.objects.clear_cache()
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +140,17 @@ def django_db_modify_db_settings(
     del connections["postgres"]
     connections.settings.pop("postgres")
     yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> None:
+    """Keep the tables of permissions and of content types empty between tests.
+
+    Django fills them again after each test that commits, because it has emptied all tables. This takes most of the CPU
+    time of such a test. No test reads permissions, and content types are created when they are needed.
+    """
+    post_migrate.disconnect(create_contenttypes)
+    post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
+    with django_db_blocker.unblock():
+        for alias in connections:
+            call_command("flush", database=alias, interactive=False, inhibit_post_migrate=True, verbosity=0)

@@ -9,7 +9,15 @@ from .valid_settings import TAG
 #: The handlers of `Channel`, by the name of the client's command. A developer may confuse the two names.
 HANDLERS = {"subscribe": "subscribed", "unsubscribe": "unsubscribed"}
 #: The methods of `Channel` that `check_order_of_bases` looks for in base classes.
-HOOKS = (*HANDLERS.values(), "resubscribed", "before_subscribe", "before_action", "handle_error", "authorize_presence")
+HOOKS = (
+    *HANDLERS.values(),
+    "resubscribed",
+    "before_subscribe",
+    "before_action",
+    "handle_error",
+    "authorize_presence",
+    "snapshot",
+)
 
 
 @register(TAG)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from functools import lru_cache, partial, wraps
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
@@ -25,6 +25,7 @@ from reliable_cable.logs import logger
 
 from .batching import BATCH_SIZE, PARALLEL_BATCHES, Batches, Outcome
 from .daemon_executor import DaemonExecutor
+from .django_thread import run_in_django_thread
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -178,6 +179,11 @@ async def run_store_write(call: Callable[..., T], *args: Any) -> T:
 async def run_fetch(call: Callable[[], T]) -> T:
     """Run a sync function that waits for the network. All these functions share one thread."""
     return await _run("fetch", 1, _with_fresh_connections, call)
+
+
+async def run_publish(call: Callable[[], T]) -> T:
+    """Run a sync function that publishes a message over the network. It has threads that other functions do not use."""
+    return await _run("publish", STORE_THREADS, _with_fresh_connections, call)
 
 
 def submit_store(call: Callable[[], T]) -> Future[T]:
@@ -339,13 +345,10 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
 
 
 async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[..., T], *args: Any) -> T:
-    # With 0, the call runs in the thread of Django's ORM calls, so that it is part of transactions that are open there.
-    runner = _sensitive_runner if size == 0 else _runner(prepared, _executor(kind, size))
-    result: T = await runner(partial(_guarded, call), *args)
+    if size == 0:
+        return await run_in_django_thread(partial(_with_fresh_connections, _guarded, call, *args))
+    result: T = await _runner(prepared, _executor(kind, size))(partial(_guarded, call), *args)
     return result
-
-
-_sensitive_runner: Final[Any] = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
 
 
 @lru_cache(maxsize=64)

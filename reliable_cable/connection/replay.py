@@ -65,7 +65,7 @@ class Replay:
         """Add a request, which is handled after the current one."""
         self._pending = True
         if request is None:
-            return  # a pending request of the client, if any, has the same effect
+            return  # a pending request of the client, if any, also causes a replay
         self._suspend()
         wanted = self._without_other_streams(request)
         self._request = wanted if self._request is None else self._request.merged(wanted)

@@ -274,7 +274,7 @@ class Hub:
                 logger.debug("The stream %r could not be opened; trying again: %s", names[0], error)
                 await asyncio.sleep(RETRY_DELAY)
                 if not streams[0].users:
-                    raise  # all callers were cancelled
+                    raise  # all callers have given up
 
     async def _listen(self, streams: Sequence[HubStream]) -> None:
         """Start to receive the events of streams, and read their positions."""

@@ -241,7 +241,7 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
 
 
 def _parse_history(value: Any) -> HistoryRequest:
-    """Parse a history request. Missing fields and fields of a wrong type are ignored, see Protocol: History."""
+    """Parse a history request. A field of a wrong type counts as missing (see Protocol: History)."""
     if not isinstance(value, dict):
         return HistoryRequest()
     since = value.get("since")

@@ -6,7 +6,8 @@ This module does no I/O, and has no clock.
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, cast
 
 from . import events
 from .parts import REASONING
@@ -101,30 +102,21 @@ class Coalescer:
 def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:
     """Return pieces of text and parts, after joining adjacent pieces of text and adjacent pieces of reasoning."""
     joined: list[str | Mapping[str, Any]] = []
-    texts: list[str] = []
-    kind: str | None = None
-
-    def end() -> None:
-        if texts:
-            text = "".join(texts)
-            joined.append(text if kind is None else {"type": REASONING, "text": text})
-            texts.clear()
-
-    for item in written:
-        if isinstance(item, str):
-            following, text = None, item
-        elif item["type"] == REASONING:
-            following, text = REASONING, item["text"]
+    # A model writes many pieces of text, so these are joined without a step of Python code for each.
+    for kind, items in groupby(written, type):
+        if issubclass(kind, str):
+            joined.append("".join(cast("Iterator[str]", items)))
         else:
-            end()
-            joined.append(item)
-            continue
-        if following != kind:
-            end()
-        kind = following
-        texts.append(text)
-    end()
+            joined += _joined_reasoning(cast("Iterator[Mapping[str, Any]]", items))
     return joined
+
+
+def _joined_reasoning(parts: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for is_reasoning, adjacent in groupby(parts, lambda part: part["type"] == REASONING):
+        if is_reasoning:
+            yield {"type": REASONING, "text": "".join(part["text"] for part in adjacent)}
+        else:
+            yield from adjacent
 
 
 def _split(items: Sequence[str | Mapping[str, Any]], size: int) -> Iterator[str | Mapping[str, Any]]:

@@ -31,7 +31,7 @@ from .uvicorn_transport import UvicornTransport
 
 
 class FramesTransport(UvicornTransport):
-    """The transport of a connection with `CableWebSocketProtocol`, which can write shared frames."""
+    """The transport of a connection that uses `CableWebSocketProtocol`. It can write shared frames."""
 
     def __init__(self, protocol: CableWebSocketProtocol) -> None:
         super().__init__(protocol)

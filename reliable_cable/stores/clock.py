@@ -136,7 +136,7 @@ class StoreClock:
                     await self.ameasure()
 
     async def keep(self) -> None:
-        """Measure the store's clock every `INTERVAL` seconds, until cancelled."""
+        """Measure the clock of a remote store every `INTERVAL` seconds, until cancelled. Ignore local stores."""
         if not self.remote:
             return
         self._keep_count += 1

@@ -9,6 +9,8 @@
 - `logins`: what the regular checks of Django logins cost a server
 - `postgres`: how long a broadcast takes to the clients of another process, with PostgreSQL alone
 - `runs`: what a token costs the process that writes a run
+- `redis`: what a broadcast, a session and a stream cost Redis
+- `capacity`: how many servers a number of connections needs, computed from the results of `fanout` and `redis`
 """
 
 from __future__ import annotations
@@ -76,6 +78,24 @@ def run_logins() -> int:
         return logins.run(Path(folder))
 
 
+def run_redis() -> int:
+    """Measure the costs of Redis with a new Redis server, and print and save them."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    from django.conf import settings
+
+    from tests.support.redis import RedisServer
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RedisServer(Path(folder) / "redis", options={"appendonly": "no"}) as server,
+    ):
+        settings.RELIABLE_CABLE = {"REDIS_URL": server.url}
+        django.setup()
+        from tests.benchmarks import redis_costs
+
+        return redis_costs.run(server)
+
+
 def run_runs() -> int:
     """Measure the cost of tokens with a new Redis server and a new SQLite file, and print a table."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -88,7 +108,7 @@ def run_runs() -> int:
 
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
-    from tests.benchmarks import events, incoming, postgres, posts
+    from tests.benchmarks import capacity, events, incoming, postgres, posts
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -103,13 +123,12 @@ def main() -> int:
     postgres.add_arguments(choices.add_parser("postgres", help="delivery to another process with PostgreSQL alone"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
     choices.add_parser("runs", help="CPU per token of an answer that a task writes")
+    choices.add_parser("redis", help="CPU and memory of Redis for a broadcast, a session and a stream")
+    capacity.add_arguments(choices.add_parser("capacity", help="servers for a number of connections, computed"))
     options = parser.parse_args()
-    if options.benchmark == "broadcast":
-        return run_broadcast()
-    if options.benchmark == "logins":
-        return run_logins()
-    if options.benchmark == "runs":
-        return run_runs()
+    commands = {"broadcast": run_broadcast, "logins": run_logins, "runs": run_runs, "redis": run_redis}
+    if options.benchmark in commands:
+        return commands[options.benchmark]()
     modules: Mapping[str, Any] = {
         "fanout": command,
         "reconnect": reconnect,
@@ -117,6 +136,7 @@ def main() -> int:
         "posts": posts,
         "events": events,
         "postgres": postgres,
+        "capacity": capacity,
     }
     return int(modules[options.benchmark].run(options))
 

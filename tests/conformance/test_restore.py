@@ -143,7 +143,8 @@ async def test_a_restored_stream_that_was_trimmed_meanwhile_is_rejected(connect:
 
 
 async def test_a_subscribe_for_a_restored_identifier_is_confirmed_once(connect: Connect, server: Server) -> None:
-    # An application that unsubscribes while it is offline sends nothing, and may subscribe again later.
+    # If a page unsubscribes while its client is offline, the client sends nothing. So the server restores the
+    # subscription, and the page may subscribe again.
     stream = unique("restored")
     former = await connect()
     identifier = await former.subscribe(identify("StreamChannel", streams=[stream]))

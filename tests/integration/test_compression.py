@@ -29,7 +29,9 @@ Connect = Callable[..., Awaitable[Client]]
 
 @pytest.fixture
 def compressing(servers: ServerPool) -> Server:
-    """uvicorn with `CompressingWebSocketProtocol`. It sends no pings between the messages, which are not compressed."""
+    """uvicorn with `CompressingWebSocketProtocol`. It sends no pings between the messages, because pings are not
+    compressed.
+    """
     return servers.get("compressing", PING_INTERVAL=60)
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from reliable_cable.client.build import build
 from tests.node import node_modules, require_node
+from tests.storm_runs.durable import LIVE
 from tests.storm_runs.plan import Plan
+from tests.storm_runs.readers import DURABLE_KINDS
 from tests.storm_runs.report import table, violations
 from tests.storm_runs.storm import Storm
 
@@ -31,7 +33,10 @@ async def test_every_reader_ends_with_the_answer_in_the_database(plan: Plan, tmp
     outcome = await Storm(plan, tmp_path, node).run()
     print(table(outcome))  # noqa: T201 - pytest shows the output of a test that fails
     assert outcome.good, violations(outcome)
-    for kind in ("channel", "AI SDK", "AG-UI", "followRun"):
+    for kind in ("channel", "AI SDK", "AG-UI", "followRun", *DURABLE_KINDS):
         assert outcome.counts[f"{kind}: visits"] >= plan.runs
-    for kind in ("channel", "AG-UI", "followRun"):
         assert outcome.counts[f"{kind}: read to the end"] >= plan.runs
+    streams = sum(plan.has_stream(number) for number in range(plan.runs))
+    assert outcome.counts["durable streams: messages"] == 2 * streams * plan.messages
+    for live in LIVE.values():
+        assert outcome.counts[f"durable streams: stream {live}: read to the end"] == streams

@@ -1,4 +1,4 @@
-"""Readers in Node, which use `followRun` of the bundle with the unmodified client."""
+"""Processes of Node, and readers that use `followRun` of the bundle with the unmodified client."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from .truth import RunTruth, as_followed
 CABLES = 4
 
 
-class Followers:
-    """The process of Node. Use it with `async with`.
+class NodeProcess:
+    """A process of Node, which gets commands as lines of JSON. Use it with `async with`.
 
     Args:
         node: the path of Node.
-        address: the address of the servers.
+        script: the name of the script.
+        args: its arguments.
     """
 
-    def __init__(self, node: str, address: str) -> None:
-        self._command = [node, str(FOLDER / "storm_runs.mjs"), f"ws://{address}/cable", str(CABLES)]
+    def __init__(self, node: str, script: str, *args: str) -> None:
+        self._command = [node, str(FOLDER / script), *args]
         self._process: Process | None = None
         self._lock = asyncio.Lock()
 
@@ -45,14 +46,26 @@ class Followers:
             self._process.kill()
         await self._process.wait()
 
-    async def call(self, do: str, run: str = "") -> Any:
+    async def call(self, do: str, **values: Any) -> Any:
         """Send a command, and return its result."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         async with self._lock:
-            self._process.stdin.write(json.dumps({"do": do, "run": run}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")
             return json.loads(await self._process.stdout.readline())
+
+
+class Followers(NodeProcess):
+    """The process of the readers that use `followRun`.
+
+    Args:
+        node: the path of Node.
+        address: the address of the servers.
+    """
+
+    def __init__(self, node: str, address: str) -> None:
+        super().__init__(node, "storm_runs.mjs", f"ws://{address}/cable", str(CABLES))
 
 
 class FollowingReader(Reader):
@@ -69,12 +82,12 @@ class FollowingReader(Reader):
         """After a delay, follow the run until its end."""
         await asyncio.sleep(delay)
         run = self.truth.run
-        await self._followers.call("follow", run)
+        await self._followers.call("follow", run=run)
         while not self.truth.closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.truth.closing.wait(), self.rng.uniform(*STAY))
             if self.rng.random() < 0.5:
-                await self._followers.call("follow", run)
+                await self._followers.call("follow", run=run)
             elif self.rng.random() < 0.1:
                 await self._followers.call("cut")
         try:
@@ -82,7 +95,7 @@ class FollowingReader(Reader):
                 await self.read()
         except TimeoutError:
             self.complaints.append(f"{self.kind}: {run} has not ended; {self.describe()}")
-        left = await self._followers.call("leave", run)
+        left = await self._followers.call("leave", run=run)
         self.counts["visits"] += left["follows"]
         if left["broken"]:
             self.complaints.append(f"followRun: {run}: the added texts are not the text")
@@ -95,7 +108,7 @@ class FollowingReader(Reader):
         assert final is not None
         status, _, text, parts = as_followed(final)
         while True:
-            self._last = await self._followers.call("report", self.truth.run)
+            self._last = await self._followers.call("report", run=self.truth.run)
             if [self._last[key] for key in ("state", "text", "parts")] == [status, text, parts]:
                 return
             await asyncio.sleep(0.2)

@@ -12,6 +12,10 @@ PATIENCE = 90.0
 #: A quarter of the runs have a history that is smaller than their events. Their ids begin with one of these digits.
 SHORT_RUNS = "run:[0-3]*"
 SHORT_HISTORY = 20
+#: The history of the durable streams.
+DURABLE = {"durable": True, "history_size": 100_000, "history_ttl": 86400}
+#: One of this number of runs has a durable stream that two producers write.
+SHARED = 4
 #: How many attempts a run may have.
 MAX_ATTEMPTS = 3
 
@@ -91,13 +95,23 @@ class Plan:
         """How long, in seconds, an attempt lasts at least."""
         return self.tokens * self.pause
 
+    @property
+    def messages(self) -> int:
+        """How many messages each producer writes to the durable stream of a run."""
+        return self.tokens // 5
+
+    def has_stream(self, number: int) -> bool:
+        """Return whether two producers write a durable stream while the run with this number is written."""
+        return self.npm and number % SHARED == 0
+
     def settings(self, redis_url: str | None) -> dict[str, Any]:
         """Return the setting `RELIABLE_CABLE` of all processes."""
         return {
             **({"ENGINE": "database"} if redis_url is None else {"REDIS_URL": redis_url}),
-            "STREAMS": {SHORT_RUNS: {"history_size": SHORT_HISTORY}},
+            "STREAMS": {SHORT_RUNS: {"history_size": SHORT_HISTORY}, "durable:*": DURABLE},
             "RUN_LEASE": self.lease,
             "RUN_CHATS": "tests.integration.project.runs.Chats",
+            "RUN_DURABLE_STREAMS": "tests.integration.project.durable.Streams",
             "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
         }
 

@@ -27,6 +27,8 @@ from .truth import RunTruth, Seen, as_agent_messages, as_channel, as_ui_message
 
 #: The shortest and the longest time, in seconds, for which a reader stays.
 STAY = (0.2, 2.5)
+#: The kinds of the readers that read a run as a durable stream.
+DURABLE_KINDS = ("durable SSE", "durable long-poll")
 #: The errors after which a client loads the answer again.
 AGAIN = (RESTARTING, LOST, BEGUN_ANEW)
 
@@ -159,7 +161,7 @@ class ChannelReader(Reader):
 
 
 class HttpReader(Reader):
-    """A reader that reads responses of server-sent events."""
+    """A reader that receives the run over HTTP, as server-sent events."""
 
     def __init__(self, truth: RunTruth, address: str, rng: random.Random, http: httpx.AsyncClient) -> None:
         super().__init__(truth, address, rng)
@@ -191,26 +193,28 @@ class HttpReader(Reader):
 
 
 class UiReader(HttpReader):
-    """A reader that, like `useChat`, resumes the active run of the chat.
+    """A reader like `useChat` on a page that has the answer of the chat, or has none.
 
-    If no run is active, it tries again, unless the last attempt has ended.
+    A page with a complete answer asks for the active run. Another page asks for the newest run, even if it has ended.
     """
 
     kind = "AI SDK"
 
     async def read(self) -> None:
-        """Resume repeatedly, until the last answer was read, or until no run is active after the last attempt."""
+        """Resume repeatedly, until the last answer was read."""
+        is_complete = False
         while True:
             chunks: list[dict[str, Any]] = []
-            async with contextlib.aclosing(self.events("GET", f"chat/{self.truth.chat}/stream")) as events:
+            path = f"chat/{self.truth.chat}/stream{'' if is_complete else '?ended'}"
+            async with contextlib.aclosing(self.events("GET", path)) as events:
                 async for chunk in events:
-                    if chunk is None:
-                        if self.truth.final is not None:
-                            return
-                    else:
+                    if chunk is not None:
                         chunks.append(chunk)
+                    elif self.truth.final is not None:
+                        is_complete = False  # the page is loaded again, with the question only
             answer = self._ended(chunks)
             if answer is not None:
+                is_complete = True
                 self.see(answer)
                 final = self.truth.final
                 if final is not None and answer == as_ui_message(self.truth.run, final):
@@ -274,7 +278,7 @@ class AgentReader(HttpReader):
 def expected(truth: RunTruth, kind: str) -> list[Any]:
     """Return the answers of all attempts, in the form of a kind of reader. It may record no other answers."""
     answers = truth.answers.values()
-    if kind == "channel":
+    if kind in ("channel", *DURABLE_KINDS):
         return [as_channel(answer) for answer in answers]
     if kind == "AI SDK":
         return [as_ui_message(truth.run, answer) for answer in answers]

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.support.faults import FaultProxy
 from tests.support.postgres import find_postgres, running_postgres
@@ -39,22 +39,23 @@ class Writer(OwnProcess):
         super().__init__(log)
         self.kind = kind
         self._environment = environment
+        self._input: IO[bytes] | None = None
 
     def start(self) -> None:
         """Start the process."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "tests.storm_runs.writer", self.kind],
                 cwd=ROOT, env=self._environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        self._input = process.stdin
 
     def give(self, job: dict[str, Any]) -> int:
-        """Send a job. Return the id of the process, or 0 if it has died. The job is then lost."""
-        assert self._process is not None
-        assert self._process.stdin is not None
+        """Send a job, and return the id of the process. If the process has died, the job is lost: return 0."""
+        assert self._input is not None
         try:
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(job).encode() + b"\n")
+            self._input.flush()
         except OSError:
             return 0
         return self.pid
@@ -66,13 +67,12 @@ class Writer(OwnProcess):
 
     def kill(self) -> None:
         """Kill the process (SIGKILL)."""
-        if self._process is not None:
-            assert self._process.stdin is not None
+        if self._process is not None and self._input is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
             self._process.wait(30)
             with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+                self._input.close()
 
 
 class Stage(Started):

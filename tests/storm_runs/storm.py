@@ -1,9 +1,10 @@
-"""Runs one storm of runs, from its first run to the verdict."""
+"""Executes one storm (see Contributing: The storm of runs): starts runs, causes faults, and checks the results."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
 from collections import Counter
@@ -18,7 +19,8 @@ import httpx
 from tests.support.server import LOCAL, Server
 
 from .content import has_prefix, make_items
-from .npm import Followers, FollowingReader
+from .durable import LIVE, DurableRunReader, SharedStream
+from .npm import Followers, FollowingReader, NodeProcess
 from .plan import MAX_ATTEMPTS, PATIENCE, Plan, RunPlan, now
 from .readers import AgentReader, ChannelReader, Reader, UiReader, expected
 from .stage import KINDS as KINDS_OF_SERVERS
@@ -78,6 +80,7 @@ class Storm:
         self._outcome = Outcome(plan, folder)
         self._http: httpx.AsyncClient
         self._followers: Followers | None = None
+        self._durable: NodeProcess | None = None
         self._rows: dict[str, dict[str, Any]] = {}
         #: The runs that have not ended, and an event that is set after each read of their rows.
         self._active: set[str] = set()
@@ -102,6 +105,8 @@ class Storm:
             )
             if self._plan.npm:
                 self._followers = await stack.enter_async_context(Followers(self._node, self._stage.address))
+                durable = NodeProcess(self._node, "storm_durable.mjs", json.dumps(self._stage.headers))
+                self._durable = await stack.enter_async_context(durable)
             poll = asyncio.create_task(self._poll())
             faults = asyncio.create_task(self._make_faults())
             limit = asyncio.Semaphore(self._plan.at_once)
@@ -152,6 +157,8 @@ class Storm:
                 channel = None
             longest = 1.5 * self._plan.duration
             tasks = [asyncio.create_task(reader.run(rng.uniform(0, longest))) for reader in readers]
+            if self._durable is not None and self._plan.has_stream(plan.number):
+                tasks.append(asyncio.create_task(self._share_stream(chat, _new(rng), self._durable)))
             self._active.add(run)
             attempt = 1
             while True:
@@ -189,7 +196,19 @@ class Storm:
         ]
         if self._followers is not None:
             readers.append(FollowingReader(truth, address, _new(rng), self._followers))
+        if self._durable is not None:
+            readers += [DurableRunReader(truth, address, _new(rng), self._durable, live) for live in LIVE]
         return readers
+
+    async def _share_stream(self, name: str, rng: random.Random, node: NodeProcess) -> None:
+        """Have a durable stream written and read while a run is written."""
+        plan = self._plan
+        shared = SharedStream(name, self._stage.address, self._http, node, rng, plan.messages, plan.pause)
+        await shared.run()
+        self._outcome.findings += shared.findings
+        self._outcome.complaints += shared.complaints
+        for key, count in shared.counts.items():
+            self._outcome.counts[f"durable streams: {key}"] += count
 
     async def _write(
         self, plan: RunPlan, truth: RunTruth, attempt: int, rng: random.Random, channel: ChannelReader | None

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.forks import start
 from tests.support.process import OwnProcess
 from tests.support.server import PROJECT, ROOT
 
@@ -48,14 +49,9 @@ class Worker(OwnProcess):
         command = [sys.executable, "-m", "celery", "-A", self._app, "worker", "--pool", "prefork"]
         command += ["--concurrency", str(self._processes), "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            output, variables = log.fileno(), self._environment
+            self._process = start(
+                command, cwd=ROOT, env=variables, stdout=output, stderr=output, start_new_session=True
             )
         deadline = time.monotonic() + PATIENCE
         while " ready." not in self.log:

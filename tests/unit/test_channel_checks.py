@@ -89,6 +89,18 @@ class TestOrderOfBases:
         assert f"{OpenChannel.__qualname__} has the base Guard after Channel. So Guard.before_" in message.msg
         assert message.hint == "Write the base first: class OpenChannel(Guard, Channel)."
 
+    def test_snapshots_of_a_base_class_after_channel_are_reported(self) -> None:
+        class Snapshots:
+            def snapshot(self, stream: str) -> str:
+                return stream
+
+        class ListChannel(Channel, Snapshots):
+            pass
+
+        (message,) = checks.check_order_of_bases()
+        assert f"{ListChannel.__qualname__} has the base" in message.msg
+        assert "Snapshots.snapshot is never called" in message.msg
+
     def test_checks_that_are_called_are_not_reported(self) -> None:
         class GuardedChannel(Guard, Channel):
             pass

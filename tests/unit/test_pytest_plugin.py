@@ -42,7 +42,7 @@ def test_database():
 
 def test_its_fixtures_and_settings(tmp_path: Path) -> None:
     (tmp_path / "test_project.py").write_text(TESTS)
-    # The command names the plugin, because an editable install may be older than the plugin's entry point.
+    # An editable install that was made before the entry point was added lacks it, so the command names the plugin.
     plugins = ["-p", "no:reliable_cable", "-p", "reliable_cable.testing.pytest_plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-W", "error", "--rootdir", str(tmp_path)]
     done = subprocess.run(

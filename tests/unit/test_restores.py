@@ -128,7 +128,7 @@ async def received(client: Client) -> list[Any]:
 
 
 def members(stream: str) -> dict[str, Any]:
-    """Return the members of a stream."""
+    """Return the info of each member of a stream, by the member's id."""
     return dict(get_engine().presence.info(stream).records or {})
 
 

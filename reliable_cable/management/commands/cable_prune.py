@@ -16,8 +16,8 @@ class Command(BaseCommand):
     """
 
     help = (
-        "Deletes messages beyond their stream's history size or TTL, streams that have been idle for 30 days, old "
-        "transient messages and expired sessions. Each transaction deletes few rows."
+        "Deletes messages beyond their stream's history size or TTL, streams without new messages for "
+        "HISTORY_META_TTL, old transient messages and expired sessions. Each transaction deletes few rows."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

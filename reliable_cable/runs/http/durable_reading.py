@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.http.core import Refusal
-from reliable_cable.logs import logger
 from reliable_cable.runs.durable.access import DurableStreams
 from reliable_cable.runs.durable.framing import data_event, event, is_text, join
 from reliable_cable.runs.durable.reading import Chunk, Trimmed
@@ -22,6 +20,8 @@ from reliable_cable.runs.durable.storage import NotFound
 
 from .durable_requests import LONG_POLL, SSE, next_cursor
 from .durable_sources import Source
+from .limits import open_readers
+from .outages import RETRY_SOON, is_temporary, log_outage
 from .reading import TOO_MANY, Interrupted, open_reader
 from .requests import Visitor
 from .streaming import PING, SILENCE, STREAM_HEADERS, StreamBody
@@ -36,9 +36,7 @@ ENCODING: Final = "Stream-SSE-Data-Encoding"
 #: and the client sends another request. Some servers, such as daphne, buffer without limit what a client does not read.
 MAX_CATCH_UP: Final = 4 * 2**20
 
-#: How long, in seconds, a client should wait before it repeats a request: after an error of the store, and after it has
-#: reached a rate limit.
-RETRY_SOON: Final = 1
+#: How long, in seconds, a client should wait before it repeats a request after it has reached a rate limit.
 RETRY_LATER: Final = 60
 
 
@@ -49,25 +47,6 @@ def gone(source: Source, trimmed: Trimmed) -> Refusal:
         "The data at this offset are no longer stored. Read from 'earliest', or from now.",
         earliest=source.earliest(trimmed),
     )
-
-
-@contextmanager
-def refuse_if_store_fails() -> Iterator[None]:
-    """Refuse a request if the store raises an error in this context.
-
-    Raises:
-        Refusal: the store has raised an error.
-    """
-    try:
-        yield
-    except (StoreError, BroadcastError) as error:
-        if isinstance(error, ValueError):
-            raise  # the arguments of a broadcast were invalid, so it would fail again
-        logger.exception("A request for a durable stream has failed, because the store has failed.")
-        message = "The store failed. Try again."
-        if isinstance(error, BroadcastUncertain):
-            message = "The store failed. It is unknown whether the data were stored."
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, retry_after=RETRY_SOON) from error
 
 
 def data_response(
@@ -130,6 +109,7 @@ async def respond(
         raise gone(source, trimmed) from None
     match request.GET.get("live"):
         case str(live) if live == SSE:
+            open_readers().check(visitor)
             return stream_data(request, visitor, source, chunk, times.sse_time)
         case str(live) if live == LONG_POLL:
             return await wait_for_data(request, visitor, source, chunk, times.long_poll_time)
@@ -144,22 +124,23 @@ async def respond(
 
 
 async def follow(
-    source: Source, scope: Mapping[str, Any], after: int, *, until: float, silence: float
+    source: Source, visitor: Visitor, after: int, *, until: float, silence: float
 ) -> AsyncGenerator[Chunk | None, None]:
     """Yield new data of a stream. Yield None if there are none for a while. End after a chunk that is `closed`.
 
     Args:
         source: the stream to read.
-        scope: the ASGI scope of the request.
+        visitor: the user who reads.
         after: the position before the new data.
         until: the time, by the clock of the event loop, at which to stop.
         silence: how long, in seconds, to wait for data before None is yielded.
 
     Raises:
         Interrupted, NotFound, Trimmed: the data cannot be read any more.
+        Refusal: the user has too many open readers.
     """
     loop = asyncio.get_running_loop()
-    async with open_reader(source.channel.__name__, source.key, scope, history=False) as reader:
+    async with open_reader(source.channel.__name__, source.key, visitor, history=False) as reader:
         while (rest := until - loop.time()) > 0:
             try:
                 async with asyncio.timeout(min(rest, silence)):
@@ -194,7 +175,7 @@ async def wait_for_data(
     if not chunk.pieces and not chunk.closed:
         until = asyncio.get_running_loop().time() + seconds
         try:
-            async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=seconds)) as chunks:
+            async with aclosing(follow(source, visitor, chunk.end, until=until, silence=seconds)) as chunks:
                 async for found in chunks:
                     chunk = found or chunk
                     break
@@ -249,15 +230,19 @@ async def _events(
             yield (part := _encode(source, chunk, cursor))
         if chunk.closed:
             return
-        async with aclosing(follow(source, visitor.scope, chunk.end, until=until, silence=SILENCE)) as chunks:
+        async with aclosing(follow(source, visitor, chunk.end, until=until, silence=SILENCE)) as chunks:
             async for found in chunks:
                 yield (part := PING if found is None else _encode(source, found, cursor))
                 if found is not None and not found.up_to_date:
                     behind += len(part)
                 if behind >= MAX_CATCH_UP:
                     return
-    except (Interrupted, NotFound, Trimmed, StoreError, BroadcastError):
+    except (Interrupted, NotFound, Trimmed, Refusal):
         return  # the response to the next request of the client says why
+    except Exception as error:
+        if not is_temporary(error):
+            raise
+        log_outage("GET", visitor.scope["path"], "was ended early", error)
 
 
 def _encode(source: Source, chunk: Chunk, cursor: str) -> bytes:

@@ -134,7 +134,7 @@ class RunSource(Source):
     async def read(self, after: int) -> Chunk:
         """Return the events after a position. At `BEGINNING`, return the snapshot and the events after it."""
         pieces: list[Piece] = []
-        ended = False
+        ended_attempt: int | None = None
         epoch = None
         if after == BEGINNING:
             snapshot = await snapshot_of(self._stream)
@@ -142,7 +142,8 @@ class RunSource(Source):
                 raise NotFound
             after, epoch = snapshot.position.offset, snapshot.position.epoch
             pieces.append(Piece(after, values=(dumps(snapshot.data),)))
-            ended = snapshot.data["status"] not in ("queued", "running")
+            if snapshot.data["status"] not in ("queued", "running"):
+                ended_attempt = snapshot.data["attempt"]
         page = await self._page(after)
         if epoch is not None and epoch != page.epoch:
             # The store has lost the epoch of the snapshot. All events of the new epoch are later than the snapshot.
@@ -153,6 +154,8 @@ class RunSource(Source):
         end = page.entries[-1].offset if page.entries else after
         if end < page.tail:
             return Chunk(pieces, end, False, False)
+        # The run may have been queued again after the snapshot was read.
+        ended = ended_attempt is not None and not _has_later_attempt(page, ended_attempt)
         return Chunk(pieces, end, True, ended or await self._has_ended(page, end))
 
     async def tail(self) -> Chunk:
@@ -202,3 +205,8 @@ class RunSource(Source):
     def earliest(self, trimmed: Trimmed) -> str:
         """Return the offset of the beginning, where the snapshot is."""
         return START
+
+
+def _has_later_attempt(page: StreamPage, attempt: int) -> bool:
+    """Return whether a page has events of a later attempt of the run."""
+    return any(json.loads(entry.data).get("attempt", 0) > attempt for entry in page.entries)

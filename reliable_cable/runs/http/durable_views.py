@@ -32,7 +32,6 @@ from .durable_reading import (
     NEXT_OFFSET,
     UP_TO_DATE,
     position_headers,
-    refuse_if_store_fails,
     respond,
 )
 from .durable_requests import check_name, parse_append, parse_creation, parse_fork, parse_position, parse_reading
@@ -74,8 +73,7 @@ async def durable(request: HttpRequest, visitor: Visitor, name: str) -> HttpResp
     """Create, write, close, read or delete a durable stream."""
     check_name(name)
     try:
-        with refuse_if_store_fails():
-            return await _METHODS[request.method or ""](request, visitor, name)
+        return await _METHODS[request.method or ""](request, visitor, name)
     except storage.NotFound:
         raise Refusal(HTTPStatus.NOT_FOUND, "There is no such stream.") from None
     except storage.Forbidden:
@@ -214,8 +212,7 @@ def _find_to_read(user: Any, name: str) -> tuple[DurableStream, DurableStreams]:
 async def durable_run(request: HttpRequest, visitor: Visitor, run: str) -> HttpResponseBase:
     """Read the events of a run as a durable stream. It is closed when the run has ended."""
     try:
-        with refuse_if_store_fails():
-            return await _read_run(request, visitor, run)
+        return await _read_run(request, visitor, run)
     except (Run.DoesNotExist, storage.NotFound):
         raise Refusal(HTTPStatus.NOT_FOUND, "There is no such run.") from None
     except InvalidOffset:

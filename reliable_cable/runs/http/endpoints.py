@@ -19,6 +19,8 @@ from reliable_cable.http.core import NEVER_CACHE, Refusal, Response
 from reliable_cable.http.cors import PREFLIGHT, check_origin_of_cookies, cors_headers, preflight
 from reliable_cable.namespaces import use_namespace
 
+from .limits import open_readers
+from .outages import Outage, refuse_outages
 from .requests import authenticate, check_csrf, csrf_header, scope_of
 
 #: The methods that change nothing.
@@ -34,11 +36,12 @@ def endpoint(
     """Decorate an async function, which is called with the request, the visitor and the parts of the path.
 
     The view authenticates the user, and sends errors as JSON. Pages of the origins in `CORS_ORIGINS` may use it. It
-    never runs in a transaction of `ATOMIC_REQUESTS`, which cannot surround an async view.
+    never runs in a transaction of `ATOMIC_REQUESTS`, which cannot surround an async view. While the database or the
+    store is away, it refuses requests with the status 503.
 
     Args:
         methods: the methods that the endpoint allows.
-        streams: whether the response is a stream, which needs ASGI.
+        streams: whether the response is a stream, which needs ASGI. A client may read only a number of them at once.
         cors: the headers of the response to a preflight request. `_preflight_headers` adds the name of the CSRF header.
             By default, they allow GET and POST.
         headers: headers of all responses.
@@ -54,9 +57,13 @@ def endpoint(
             if request.method == HTTPMethod.OPTIONS:
                 return to_django(preflight(scope, own, _preflight_headers(cors)))
             try:
-                response = await _respond(request, parts)
+                with refuse_outages(request):
+                    response = await _respond(request, parts)
             except Refusal as refusal:
                 response = to_django(refusal.response())
+                if isinstance(refusal, Outage):
+                    # Django would log the response, too, because its status is 503.
+                    response._has_been_logged = True  # type: ignore[attr-defined]
             for name, value in own.items():
                 response.headers.setdefault(name, value)
             return response
@@ -79,6 +86,8 @@ def endpoint(
                     await run_handler(check_csrf, request)
                 else:
                     check_origin_of_cookies(visitor.scope)
+                if streams:
+                    open_readers().check(visitor)
                 return await function(request, visitor, **parts)
 
         for alias in connections:

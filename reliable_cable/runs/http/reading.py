@@ -25,6 +25,9 @@ from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 from reliable_cable.servers.drain import server_grace
 from reliable_cable.servers.responses import ResponseTransport
 
+from .limits import open_readers
+from .requests import Visitor
+
 #: The maximum number of queued events for a slow reader. Once the queue is full, later events come from the store.
 MAX_EVENTS: Final = 16
 
@@ -194,7 +197,7 @@ def _read_frame(frame: Mapping[str, Any], history: bool) -> Event | Interrupted 
 async def open_reader(
     channel: str,
     key: str,
-    scope: Mapping[str, Any],
+    visitor: Visitor,
     *,
     history: bool,
 ) -> AsyncGenerator[ReaderTransport, None]:
@@ -203,9 +206,21 @@ async def open_reader(
     Args:
         channel: the name of the channel.
         key: the parameter `id` of the subscription.
-        scope: the ASGI scope of the request, with the keys that the authentication has added.
+        visitor: the user who reads.
         history: see `ReaderTransport`.
+
+    Raises:
+        Refusal: the user has too many open readers.
     """
+    with open_readers().opened(visitor):
+        async with _subscribed(channel, key, visitor.scope, history=history) as transport:
+            yield transport
+
+
+@asynccontextmanager
+async def _subscribed(
+    channel: str, key: str, scope: Mapping[str, Any], *, history: bool
+) -> AsyncGenerator[ReaderTransport, None]:
     send = _find_send()
     transport = ReaderTransport(channel, key, None if send is None else response_transport_for(send), history=history)
     await release_own_thread()
@@ -228,20 +243,21 @@ async def open_reader(
         transport.release()
 
 
-async def read_events(run: str, scope: Mapping[str, Any], silence: float) -> AsyncGenerator[Event | None, None]:
+async def read_events(run: str, visitor: Visitor, silence: float) -> AsyncGenerator[Event | None, None]:
     """Yield the events of a run: first a snapshot, then later events. Yield None if no event arrives for a while.
 
     The iteration does not end by itself. Close the iterator after the event with which the run ends.
 
     Args:
         run: the id of the run.
-        scope: the ASGI scope of the request, with the keys that the authentication has added.
+        visitor: the user who reads.
         silence: how long, in seconds, to wait for an event before None is yielded.
 
     Raises:
         Interrupted: the events cannot be read any more.
+        Refusal: the user has too many open readers.
     """
-    async with open_reader(RunChannel.__name__, run, scope, history=True) as transport:
+    async with open_reader(RunChannel.__name__, run, visitor, history=True) as transport:
         while True:
             try:
                 async with asyncio.timeout(silence):

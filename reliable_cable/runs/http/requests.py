@@ -107,7 +107,7 @@ def _user_of(request: HttpRequest) -> Any:
 
 
 class _CsrfCheck(CsrfViewMiddleware):
-    """Checks the CSRF token, and returns the reason of a failure instead of a response."""
+    """Checks the CSRF token. If it is not accepted, returns the reason instead of a response."""
 
     def _reject(self, request: HttpRequest, reason: str) -> Any:
         return reason

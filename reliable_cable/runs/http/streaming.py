@@ -10,6 +10,7 @@ from typing import Final, Self
 from django.http import StreamingHttpResponse
 
 from reliable_cable.consumer import get_hub
+from reliable_cable.http.core import Refusal
 from reliable_cable.protocol.messages import dumps
 from reliable_cable.servers.events import EVENT_STREAM_HEADERS
 
@@ -89,7 +90,7 @@ async def _parts(run: str, visitor: Visitor, translator: Translator, last: bytes
     """Yield the parts of the body of a response that streams a run."""
     yield encode(translator.start())
     try:
-        async with aclosing(read_events(run, visitor.scope, SILENCE)) as events:
+        async with aclosing(read_events(run, visitor, SILENCE)) as events:
             async for event in events:
                 if event is None:
                     yield PING
@@ -97,7 +98,7 @@ async def _parts(run: str, visitor: Visitor, translator: Translator, last: bytes
                     yield encode(messages)
                 if translator.ended:
                     break
-    except Interrupted as interruption:
-        yield encode(translator.fail(str(interruption)))
+    except (Interrupted, Refusal) as error:
+        yield encode(translator.fail(str(error)))
     if last:
         yield last

@@ -25,8 +25,8 @@ class IdleQueue(LifoQueue[Any]):
         now = time.monotonic()
         if item is not None:
             item.idle_since = now
-        for connection in self.queue:
-            if connection is not None and _is_old(connection, now):
+        for connection in filter(None, self.queue):
+            if _is_old(connection, now):
                 connection.disconnect()
                 del connection.idle_since
 

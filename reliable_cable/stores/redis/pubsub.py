@@ -265,7 +265,7 @@ class PubSub:
         while True:
             await asyncio.sleep(PING_INTERVAL)
             if connection.identity != self._client.lineage.identity:
-                logger.warning("The pub/sub connection leads to a former Redis server; reconnecting.")
+                logger.warning("The pub/sub connection is to a former Redis server; reconnecting.")
                 await connection.disconnect(nowait=True)
                 return
             if asyncio.get_running_loop().time() - self._last_reply_at > SILENCE_TIMEOUT:
@@ -315,7 +315,10 @@ class ChannelListener(Listener):
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:
-        """Announce the event that a message contains. The message is None if messages may have been missed."""
+        """Deliver the event that a message contains.
+
+        If the message is None, deliver an event which says that messages may have been missed.
+        """
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

@@ -288,7 +288,7 @@ class RoomChannel(Channel):
 
     @action
     def rename(self, data: dict[str, Any]) -> None:
-        """Join presence in a handler, with a number as the id."""
+        """Join presence with the id and info in the data. Tests use a number as the id."""
         self.presence.join(data["id"], data.get("info"))
 
     @action

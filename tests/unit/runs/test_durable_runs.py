@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 from django.test import AsyncClient
 
 from reliable_cable.runs.access import RunPermissions
+from reliable_cable.runs.cable import snapshot_of
 from reliable_cable.runs.http import durable_sources
 from reliable_cable.runs.models import Run
 from reliable_cable.runs.writing import awriting
@@ -117,6 +118,30 @@ async def test_long_streams_of_a_run(browser: AsyncClient, run: Run, monkeypatch
             break
         assert "Stream-Up-To-Date" not in response.headers
     assert [event["event"] for event in found] == ["start", "chunk", "complete"]
+
+
+async def test_a_run_that_is_tried_again_while_it_is_read_goes_on(
+    browser: AsyncClient, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with awriting(run.pk) as out:
+        out.write("a")
+    attempt = awriting(run.pk)
+
+    async def snapshot_before_retry(stream: str) -> Any:
+        snapshot = await snapshot_of(stream)
+        await Run.objects.aretry(run.pk)
+        await attempt.__aenter__()
+        return snapshot
+
+    monkeypatch.setattr(durable_sources, "snapshot_of", snapshot_before_retry)
+    response = await browser.get(run_path(run))
+    monkeypatch.undo()
+    assert [event["event"] for event in response.json()] == ["snapshot", "start"]
+    assert "Stream-Closed" not in response.headers
+    await attempt.__aexit__(None, None, None)
+    response = await browser.get(run_path(run, response.headers["Stream-Next-Offset"]))
+    assert [event["event"] for event in response.json()] == ["complete"]
+    assert response.headers["Stream-Closed"] == "true"
 
 
 async def test_runs_cannot_be_written_and_those_of_others_do_not_exist(

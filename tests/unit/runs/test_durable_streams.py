@@ -307,6 +307,27 @@ async def test_a_long_poll_below_a_sync_middleware(browser: AsyncClient, setting
     await is_left()
 
 
+async def test_other_readers_live_longer_than_the_thread_of_a_request(
+    browser: AsyncClient, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first reader starts tasks that all readers share. Without handler threads, they use the request's thread."""
+    settings.MIDDLEWARE = [f"{chat_client.__name__}.sync_middleware", *settings.MIDDLEWARE]
+    change(settings, HANDLER_THREADS=0)
+    await create(browser)
+    async with asyncio.timeout(20), ThreadSensitiveContext():
+        response = await browser.get(path(offset="now", live="long-poll"))
+    assert response.status_code == 204
+    events = Events(await browser.get(path(offset="now", live="sse")))
+    await events.next()
+    for text in ("first", "second"):
+        receiving = asyncio.create_task(events.next())
+        await append(browser, body=text)
+        assert text in "".join(await receiving)
+    await events.close()
+    await is_left()
+    assert [record.getMessage() for record in caplog.records if record.name == "reliable_cable"] == []
+
+
 class _Replica:
     """A database router that reads the rows of streams from a replica, which does not exist."""
 

@@ -1,12 +1,12 @@
-"""Tasks that write runs are tested in a `TestCase`, whose transaction is never committed."""
+"""Tasks that write runs are tested in a `TestCase`, whose transaction is never committed, and in other test cases."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from django.db import transaction
-from django.test import TestCase
+from django.db import models, transaction
+from django.test import TestCase, TransactionTestCase, override_settings
 
 from reliable_cable.runs.exceptions import RunFailed
 from reliable_cable.runs.models import Run, Status
@@ -87,7 +87,11 @@ class WithTheTestKit(CableTestCase):
     def test_events_wait_for_a_transaction_of_the_task(self) -> None:
         run = Run.objects.start()
         with self.captureBroadcasts() as captured:
-            with self.assertLogs("reliable_cable", "WARNING") as logs, transaction.atomic(), writing(run.pk) as out:
+            with (
+                self.assertLogs("reliable_cable", "WARNING") as logs,
+                transaction.atomic(using=run._state.db),
+                writing(run.pk) as out,
+            ):
                 out.write("Hello")
                 assert captured == []
             assert [each.data["event"] for each in captured] == ["start", "chunk", "complete"]
@@ -110,3 +114,67 @@ class WithoutTheTestKit(TestCase):
         with capture_broadcasts() as captured, writing(run.pk) as out:
             out.write("Hello")
         assert [each.data["event"] for each in captured] == ["start", "chunk", "complete"]
+
+
+class WithoutATransaction(TransactionTestCase):
+    def test_a_task_writes_a_run(self) -> None:
+        run = Run.objects.start()
+        with self.assertNoLogs("reliable_cable", "WARNING"), capture_broadcasts() as captured, writing(run.pk) as out:
+            out.write("Hel")
+            while not run.text:
+                run.refresh_from_db()
+            out.write("lo")
+        run.refresh_from_db()
+        assert (run.status, run.text) == (Status.COMPLETED, "Hello")
+        assert [each.data["event"] for each in captured][::3] == ["start", "complete"]
+
+    def test_a_stop_ends_a_later_write(self) -> None:
+        run = Run.objects.start()
+        with writing(run.pk) as out:
+            out.write("a")
+            assert run.stop()
+            while True:
+                out.write("")
+        run.refresh_from_db()
+        assert (run.status, run.text) == (Status.STOPPED, "a")
+
+    async def test_a_stop_cancels_an_async_task(self) -> None:
+        run = await Run.objects.astart()
+        async with awriting(run.pk) as out:
+            out.write("a")
+            assert await run.astop()
+            await asyncio.Event().wait()
+        await run.arefresh_from_db()
+        assert (run.status, run.text) == (Status.STOPPED, "a")
+
+
+class RunsInPostgres:
+    """A router that puts the runs and the streams into PostgreSQL."""
+
+    def db_for_read(self, model: type[models.Model], **hints: object) -> str | None:
+        return "postgres" if model._meta.app_label.startswith("reliable_cable") else None
+
+    db_for_write = db_for_read
+
+
+on_postgres = override_settings(
+    DATABASE_ROUTERS=[f"{__name__}.RunsInPostgres"], RELIABLE_CABLE={"DATABASE": "postgres"}
+)
+
+
+@pytest.mark.postgres
+@on_postgres
+class WithTheTestKitOnPostgres(WithTheTestKit):
+    databases = {"default", "postgres"}  # noqa: RUF012 - the stubs of Django allow no ClassVar
+
+
+@pytest.mark.postgres
+@on_postgres
+class WithoutTheTestKitOnPostgres(WithoutTheTestKit):
+    databases = {"default", "postgres"}  # noqa: RUF012 - the stubs of Django allow no ClassVar
+
+
+@pytest.mark.postgres
+@on_postgres
+class WithoutATransactionOnPostgres(WithoutATransaction):
+    databases = {"default", "postgres"}  # noqa: RUF012 - the stubs of Django allow no ClassVar
