@@ -83,13 +83,19 @@ class OutboxEntry(models.Model):
 
 
 class TransientEntry(models.Model):
-    """A transient message. Other processes read it when they poll the database."""
+    """A transient message or a whisper. Other processes read it when they poll the database.
+
+    On PostgreSQL, the table is not logged: it is empty after a crash or a failover.
+    """
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=255)
     data = models.TextField()
     exclude = models.CharField(max_length=64, blank=True, default="")
     origin = models.CharField(max_length=32)
+    #: Whether a client has sent the message. The column has a default in the database, so that servers of the previous
+    #: release can insert rows during a rolling upgrade.
+    whisper = models.BooleanField(default=False, db_default=False)
     created = models.FloatField(db_index=True)
 
     class Meta:

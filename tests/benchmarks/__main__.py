@@ -8,6 +8,7 @@
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
 - `presence`: what the members of streams cost a server, in each store
+- `postgres`: how long a broadcast takes to the clients of another process, with PostgreSQL alone
 - `runs`: what a token costs the process that writes a run
 - `redis`: what a broadcast, a session and a stream cost Redis
 - `capacity`: how many servers a number of connections needs, computed from the results of `fanout` and `redis`
@@ -116,7 +117,7 @@ def run_runs() -> int:
 
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
-    from tests.benchmarks import capacity, events, incoming, posts
+    from tests.benchmarks import capacity, events, incoming, postgres, posts
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -128,6 +129,7 @@ def main() -> int:
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
     posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
     events.add_arguments(choices.add_parser("events", help="CPU per delivery to readers of server-sent events"))
+    postgres.add_arguments(choices.add_parser("postgres", help="delivery to another process with PostgreSQL alone"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
     choices.add_parser("presence", help="CPU and statements of 1000 members in 50 streams")
     choices.add_parser("runs", help="CPU per token of an answer that a task writes")
@@ -149,6 +151,7 @@ def main() -> int:
         "incoming": incoming,
         "posts": posts,
         "events": events,
+        "postgres": postgres,
         "capacity": capacity,
     }
     return int(modules[options.benchmark].run(options))
