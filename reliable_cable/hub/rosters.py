@@ -109,6 +109,21 @@ class Rosters:
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
+    async def open(self, stream: str) -> Roster:
+        """Return the roster of a stream. If it has none, it gets one.
+
+        Raises:
+            StoreError: the store could not be reached.
+        """
+        roster = self._rosters.get(stream)
+        if roster is None:
+            # If the stream has no members, it may have no incarnation. The refresh then creates one.
+            await self._store.arefresh({stream: ()})
+            roster = self._rosters.get(stream) or Roster(stream)
+            if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
+                self._rosters[stream] = roster
+        return roster
+
     async def snapshot(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, Roster]:
         """Return the members for a client, and the roster to which the client's list then belongs.
 
@@ -122,13 +137,7 @@ class Rosters:
         Raises:
             StoreError: the store could not be read.
         """
-        roster = self._rosters.get(stream)
-        if roster is None:
-            # If the stream has no members, it may have no incarnation. The refresh then creates one.
-            await self._store.arefresh({stream: ()})
-            roster = self._rosters.get(stream) or Roster(stream)
-            if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
-                self._rosters[stream] = roster
+        roster = await self.open(stream)
         info = await self._read(roster, records=records)
         if info.records is not None:
             roster.told.snapshot(info.records.keys())
