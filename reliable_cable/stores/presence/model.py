@@ -14,13 +14,15 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from reliable_cable.concurrency.batching import Batches, Outcome
 from reliable_cable.conf import CableSettings
-from reliable_cable.models import PresenceEntry, PresenceSession, PresenceStream, PresenceSweep
+from reliable_cable.models import PresenceEntry, PresenceSession, PresenceStream
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.base import async_twin
 from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION
+from reliable_cable.stores.database.shared_receiver import PRESENCE
 from reliable_cable.stores.database.store import ModelStore, retried_read
-from reliable_cable.stores.streams.base import StreamEvent
+from reliable_cable.stores.streams.base import StreamEvent, Transient
+from reliable_cable.stores.streams.model_announcer import Announcer
 from reliable_cable.stores.streams.wakeup import Waker
 
 from .base import Member, PresenceEvent, PresenceInfo, PresenceStore, Refreshed
@@ -35,7 +37,8 @@ from .model_changes import (
     presence_key,
 )
 from .model_events import EventReader, NewEvents
-from .model_listener import PREFIX, Deliver, ModelPresenceListener, pack
+from .model_listener import Deliver, ModelPresenceListener, pack
+from .model_sweeps import Sweeps
 
 T = TypeVar("T")
 
@@ -45,8 +48,6 @@ CHANGES_PER_TRANSACTION: Final = 200
 STREAMS_PER_SWEEP: Final = 100
 #: The maximum number of transactions in each `expire`. Sessions that remain are removed by the next `expire`.
 EXPIRE_ROUNDS: Final = 50
-#: How often the time of the last search for expired sessions is stored, as a fraction of `outage`.
-SWEEP_SHARE: Final = 1 / 8
 
 
 class ModelPresenceStore(ModelStore, PresenceStore):
@@ -54,7 +55,8 @@ class ModelPresenceStore(ModelStore, PresenceStore):
 
     An expired session is still present, and can be refreshed, until a process calls `expire`. Joins and leaves insert
     numbered events in their transaction. Listeners of this process get them after the commit, and those of other
-    processes after a poll or a wake-up. On PostgreSQL, the tables are unlogged, so a crash of the server empties them.
+    processes after a notification (on PostgreSQL), a wake-up or a poll. On PostgreSQL, the tables are unlogged, so a
+    crash of the server empties them.
 
     If the caller has an open transaction, changes are made by a thread with another database connection.
 
@@ -68,6 +70,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         super().__init__(settings, clock=clock)
         self._events = EventReader(self._database)
         self._changes = PresenceChanges(self._database, settings, self._server)
+        self._sweeps = Sweeps(self._database, self._server, outage=self.outage, grace=settings.presence_ttl)
         # Simultaneous joins and leaves of an event loop share transactions.
         self._change_batches: Batches[Sequence[Change], list[PresenceEvent]] = Batches(self._change_batch, parallel=1)
         self._shorten_batches: Batches[str, None] = Batches(self._shorten_batch, size=KEYS_PER_QUERY, parallel=1)
@@ -75,6 +78,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         self.bus: Bus[StreamEvent] = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
+        self._announcer = Announcer(settings, lambda: self.origin, _store_whispers, topic=PRESENCE)
 
     @property
     def origin(self) -> str:
@@ -131,9 +135,11 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         self._database.write(partial(self._changes.create, streams))
 
     def _announce(self, written: Written) -> None:
-        if written.announcements:
-            self.bus.publish([pack(announcement) for announcement in written.announcements])
-            self._waker.wake(self.origin, {PREFIX + announcement.stream for announcement in written.announcements})
+        events = [pack(announcement) for announcement in written.announcements]
+        if events:
+            self.bus.publish(events)
+            self._waker.wake(self.origin, {event.stream for event in events})
+            self._announcer.announce(events)
 
     # -- expiring -----------------------------------------------------------------------------------------------------
 
@@ -216,7 +222,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         events: list[PresenceEvent] = []
         overdue = self._sessions.filter(expires__lte=self._server.ago(0))
         with self._errors("removed"):
-            if not self._may_expire():
+            if not self._sweeps.may_expire():
                 return []
             for _ in range(EXPIRE_ROUNDS):
                 streams = self._streams.filter(pk__in=overdue.values("stream")).order_by("name")
@@ -228,30 +234,6 @@ class ModelPresenceStore(ModelStore, PresenceStore):
                 self._announce(written)
                 events += _flat(written.caused)
         return events
-
-    def _may_expire(self) -> bool:
-        """Record this search for expired sessions. Return whether there are any that may be removed."""
-        counts = self._sessions.aggregate(
-            sessions=Count("key"), overdue=Count("key", filter=Q(expires__lte=self._server.ago(0)))
-        )
-        sweep: Any = self._sweeps.annotate(now=self._server.now()).first()
-        if not counts["sessions"]:
-            if sweep is not None:
-                self._database.write(self._sweeps.delete)
-            return False
-        if sweep is None or abs(sweep.now - sweep.at) > self.outage * SWEEP_SHARE:
-            sweep = self._database.write(self._record_sweep)
-        return bool(counts["overdue"]) and (sweep is None or sweep.now >= sweep.grace_end)
-
-    def _record_sweep(self) -> Any:
-        sweep: Any = self._sweeps.select_for_update().annotate(now=self._server.now()).first()
-        if sweep is None:
-            self._sweeps.bulk_create([PresenceSweep(pk=1, at=self._server.now())], ignore_conflicts=True)
-            return None
-        if sweep.now - sweep.at > self.outage:
-            sweep.grace_end = sweep.now + self.settings.presence_ttl
-        self._sweeps.update(at=sweep.now, grace_end=sweep.grace_end)
-        return sweep
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -294,7 +276,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
 
     def listen(self, deliver: Deliver) -> ModelPresenceListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
-        return ModelPresenceListener(self, deliver)
+        return ModelPresenceListener(self, deliver, self._announcer)
 
     @retried_read
     def positions(self, streams: Collection[str]) -> dict[str, StreamPosition]:
@@ -386,12 +368,12 @@ class ModelPresenceStore(ModelStore, PresenceStore):
     def _entries(self) -> QuerySet[PresenceEntry]:
         return self._database.rows(PresenceEntry)
 
-    @property
-    def _sweeps(self) -> QuerySet[PresenceSweep]:
-        return self._database.rows(PresenceSweep)
-
     aexpire = async_twin(expire, writes=True)
 
 
 def _flat(caused: Iterable[Sequence[PresenceEvent]]) -> list[PresenceEvent]:
     return [event for events in caused for event in events]
+
+
+def _store_whispers(whispers: Sequence[Transient]) -> Sequence[int]:
+    raise NotImplementedError("presence has no whispers")

@@ -1,4 +1,4 @@
-"""The listener of the model store for presence. It polls the database for the events of other processes."""
+"""The listener of the model store for presence. It finds the events of other processes by notifications and polls."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -12,6 +12,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.streams.base import NOWHERE, Published, StreamEvent
+from reliable_cable.stores.streams.model_announcer import Announcer
 from reliable_cable.stores.streams.model_polling import Poll, PollingListener, SeenIds
 
 from .base import PresenceEvent, PresenceListener, PresenceMissed
@@ -79,7 +80,7 @@ class _PolledPresence:
 
 
 class ModelPresenceListener(PresenceListener):
-    """Announces events of this process at once, and events of other processes after a poll.
+    """Announces events of this process at once, and events of other processes after a notification or a poll.
 
     The events of a stream are announced in the order of their numbers, and each of them once. If a number is missing,
     the events are read from the database.
@@ -87,12 +88,13 @@ class ModelPresenceListener(PresenceListener):
     Args:
         store: the store.
         deliver: a function that is called with each event.
+        announcer: sends and decodes notifications.
     """
 
-    def __init__(self, store: PresenceSource, deliver: Deliver) -> None:
+    def __init__(self, store: PresenceSource, deliver: Deliver, announcer: Announcer) -> None:
         self._store = store
         self._deliver = deliver
-        self._polling = PollingListener(_PolledPresence(store), store.bus, self._receive)
+        self._polling = PollingListener(_PolledPresence(store), store.bus, self._receive, announcer=announcer)
         #: The position of the last announced event of each stream.
         self._positions: dict[str, StreamPosition] = {}
         #: The streams whose events must be read, in the order in which this became known.

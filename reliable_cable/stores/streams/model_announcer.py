@@ -57,6 +57,8 @@ class Announcer:
         settings: the settings; `notify`, `database` and `poll_interval` are used.
         origin: a function that returns the name of the store in this process.
         store: a function that stores whispers in a transaction, and returns the ids of their rows.
+        topic: the beginning of all notifications. Each topic has its own thread, so that they do not wait for each
+            other.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Announcer:
         settings: CableSettings,
         origin: Callable[[], str],
         store: Callable[[Sequence[Transient]], Sequence[int]],
+        *,
+        topic: str = "",
     ) -> None:
         self._alias = settings.database
         self._threads = settings.handler_threads > 0
@@ -71,7 +75,8 @@ class Announcer:
         self._settings = settings
         self._origin = origin
         self._store = store
-        self._codec = NoticeCodec(settings)
+        self.topic = topic
+        self._codec = NoticeCodec(settings, topic)
         self._processes: dict[int, _Pending] = {}
         self._failing = False
 
@@ -132,7 +137,7 @@ class Announcer:
                 return
             pending.active = True
         try:
-            submit_alone("announcer", partial(with_kept_connections, self._work, pending))
+            submit_alone(f"announcer{self.topic}", partial(with_kept_connections, self._work, pending))
         except RuntimeError:
             logger.debug("Events are not announced, because the interpreter is shutting down.")
 

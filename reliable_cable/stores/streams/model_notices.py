@@ -73,13 +73,15 @@ class Notice:
 class NoticeCodec:
     """Converts events to the payloads of notifications, and back.
 
-    A payload is a signature, a JSON array in one line, and then the data of all messages.
+    A payload is the topic, a signature, a JSON array in one line, and then the data of all messages.
 
     Args:
         settings: the settings; `secret` is used.
+        topic: the beginning of all payloads (see `SharedReceiver`).
     """
 
-    def __init__(self, settings: CableSettings) -> None:
+    def __init__(self, settings: CableSettings, topic: str = "") -> None:
+        self._topic = topic
         self._key = salted_hmac("reliable_cable", "notify", secret=settings.secret, algorithm="sha256").digest()
 
     def encode(self, notice: Notice) -> list[str]:
@@ -94,6 +96,7 @@ class NoticeCodec:
 
     def decode(self, payload: str) -> Notice | None:
         """Return the notice in a payload; None if another project or another release has sent it."""
+        payload = payload.removeprefix(self._topic)
         signature, text = payload[:_SIGNATURE_SIZE], payload[_SIGNATURE_SIZE:]
         if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
             return None
@@ -106,7 +109,7 @@ class NoticeCodec:
 
     def _payload(self, origin: str, items: list[Any], data: str) -> str:
         text = f"{_dumps([origin, items])}\n{data}"
-        return self._sign(text) + text
+        return self._topic + self._sign(text) + text
 
     def _sign(self, text: str) -> str:
         return hashlib.blake2b(text.encode(), key=self._key, digest_size=_SIGNATURE_SIZE // 2).hexdigest()

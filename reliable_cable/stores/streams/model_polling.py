@@ -16,7 +16,7 @@ from reliable_cable.exceptions import CableError
 from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.bus import Bus, BusListener
-from reliable_cable.stores.database.notify import NotificationReceiver
+from reliable_cable.stores.database.shared_receiver import SharedReceiver
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .model_announcer import Announcer
@@ -152,7 +152,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         super().__init__(bus, self._receive)
         self._interval = interval or self._regular_interval
         self._announcer = announcer
-        self._notifications: NotificationReceiver | None = None
+        self._notifications: SharedReceiver | None = None
         #: The ids of transient messages that were announced in the last `ANNOUNCED_TIME`, and the times of this.
         self._announced: dict[int, float] = {}
         #: The streams of which the last poll has found messages that no notification has announced so far.
@@ -291,8 +291,12 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
 
     async def _receive_notifications(self) -> None:
         if self._announcer is not None and self._announcer.notifies:
-            self._notifications = NotificationReceiver(
-                self._store.settings, self._receive_notification, self._woken.set, self._announcer.probe
+            self._notifications = SharedReceiver(
+                self._store.settings,
+                self._announcer.topic,
+                self._receive_notification,
+                self._woken.set,
+                self._announcer.probe,
             )
             await self._notifications.run()
 
