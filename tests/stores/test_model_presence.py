@@ -20,7 +20,15 @@ from reliable_cable.stores.presence.model import ModelPresenceStore
 from reliable_cable.stores.presence.model_events import MAX_NEW_EVENTS
 from tests.support.layer import CrossLoopLayer
 
-from .conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, finish_store_threads, until, with_own_connection
+from .conftest import (
+    MODEL_STORES,
+    POSTGRES,
+    SQLITE,
+    Clock,
+    finish_store_threads,
+    until,
+    with_own_connection,
+)
 from .presence import KEPT, TTL, ThreadedPresenceStore, joined, left
 from .test_stream_concurrency import in_threads, isolation
 
@@ -291,33 +299,6 @@ class TestTransactions:
         with transaction.atomic(using=alias):
             assert store.info("s").records == {"1": None}
         connections[alias].close()
-
-
-@on_every_database
-class TestPruning:
-    def test_old_events_and_unused_streams_are_deleted(self, alias: str, make: MakePresence, clock: Clock) -> None:
-        store = make()
-        store.join("s", "phone", "1")
-        store.leave("s", "phone")
-        store.join("t", "phone", "1")
-        clock.advance(store.memory)
-        assert store.prune() == 0
-        clock.advance(1)
-        assert store.prune() == 3
-        clock.advance(KEPT)
-        assert store.prune() == 1
-        assert store.info("s").incarnation == ""
-        assert store.info("t").incarnation != "", "it has a member"
-        assert store.prune() == 0
-
-    def test_a_stream_that_is_refreshed_stays(self, make: MakePresence, clock: Clock) -> None:
-        store = make()
-        incarnation = store.refresh({"s": ()}).incarnations["s"]
-        for _ in range(20):
-            clock.advance(50)
-            store.refresh({"s": ()})
-            store.prune()
-        assert store.info("s").incarnation == incarnation
 
 
 def churn(store: ModelPresenceStore) -> None:

@@ -24,6 +24,8 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 #: The prefix by which presence is told from messages in the names of wake-ups. If a stream for messages has the same
 #: name, a process is woken once too often.
 PREFIX: Final = "presence:"
+#: The maximum number of calls of `ModelPresenceStore.prune` each time the listener prunes the store.
+PRUNE_ROUNDS: Final = 100
 
 
 class PresenceSource(Protocol):
@@ -76,7 +78,14 @@ class _PolledPresence:
         """Do nothing, because events are numbered in the transaction that inserts them."""
 
     def prune(self, *, limit: int) -> int:
-        return self._store.prune(limit=limit)
+        # Members may come and go faster than a single call deletes their events.
+        total = 0
+        for _ in range(PRUNE_ROUNDS):
+            deleted = self._store.prune(limit=limit)
+            total += deleted
+            if deleted < limit:
+                break
+        return total
 
 
 class ModelPresenceListener(PresenceListener):
