@@ -314,3 +314,34 @@ async def test_a_restored_member_list_is_corrected_on_any_server_unless_the_stor
             back.members = former.members
             await client.send("history", former.identifier, history={"streams": {}})
             await back.wait_for_members("ann")
+
+
+#: The engine of the former version, in which each process had its own members.
+FORMER = {
+    "streams": "reliable_cable.stores.streams.model.ModelStreamStore",
+    "presence": "reliable_cable.stores.presence.memory.MemoryPresenceStore",
+    "sessions": "reliable_cable.stores.sessions.model.ModelSessionStore",
+}
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["upgrade", "downgrade"])
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+async def test_clients_move_between_versions_with_members_in_memory_and_in_the_database(
+    backend: PresenceBackend, watch: Watch, place: int
+) -> None:
+    former = backend.make("daphne", PRESENCE_TTL=TTL, ENGINE=FORMER)
+    new = backend.make("uvicorn", PRESENCE_TTL=TTL)
+    room = unique("room")
+    with former, new:
+        source, target = (former, new)[place], (new, former)[place]
+        stays = await watch(target, room, "bob")
+        moves = await watch(source, room, "ann")
+        await moves.wait_for_members("ann")
+        await source.terminate()
+        async with AsyncExitStack() as stack:
+            client = await restored(stack, target, moves.client.sid)
+            assert client.welcome["restored_ids"] == [], "the list of members is requested again"
+            back = Watcher(client, room)
+            await back.enter("ann")
+            await back.wait_for_members("ann", "bob")
+            await stays.wait_for_members("ann", "bob")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from django.test import override_settings
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
+from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceMissed
 from reliable_cable.stores.presence.model import ModelPresenceStore
 from reliable_cable.stores.presence.model_events import MAX_NEW_EVENTS
@@ -124,6 +125,26 @@ class TestProcesses:
         await listener.close()
         assert heard == [joined("2")]
 
+    async def test_an_event_during_the_subscription_is_announced_without_a_poll(
+        self, make: MakePresence, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make(poll_interval=3600)
+        heard: list[Any] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("other")  # from now on, the listener polls
+        read = store.positions
+
+        def read_before_a_join(streams: Collection[str]) -> dict[str, StreamPosition]:
+            found = read(streams)
+            store.join("s", "phone", "1")
+            return found
+
+        monkeypatch.setattr(store, "positions", read_before_a_join)
+        await listener.subscribe("s")
+        await until(lambda: heard)
+        assert heard == [joined("1")]
+        await listener.close()
+
     async def test_a_fence_waits_for_earlier_events(self, make: MakePresence) -> None:
         here, there = make(poll_interval=60), make()
         heard: list[Any] = []
@@ -149,12 +170,9 @@ class TestProcesses:
         assert heard == [joined("1")]
 
     async def test_a_failed_read_is_repeated_after_the_next_poll(
-        self,
-        here: ModelPresenceStore,
-        there: ModelPresenceStore,
-        heard: list[Any],
-        monkeypatch: pytest.MonkeyPatch,
+        self, here: ModelPresenceStore, make: MakePresence, heard: list[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        there = make(notify=False)
         failures: list[Any] = []
 
         async def fail(positions: Any) -> Any:

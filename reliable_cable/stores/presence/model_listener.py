@@ -108,6 +108,9 @@ class ModelPresenceListener(PresenceListener):
         self._positions: dict[str, StreamPosition] = {}
         #: The streams whose events must be read, in the order in which this became known.
         self._stale: dict[str, None] = {}
+        #: The streams that have had events while the listener subscribed to them. These events may be newer than the
+        #: position from which the listener begins.
+        self._early: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
 
     async def subscribe(self, stream: str) -> None:
@@ -124,12 +127,16 @@ class ModelPresenceListener(PresenceListener):
         for stream in streams:
             if PREFIX + stream in self._polling.streams:
                 self._positions.setdefault(stream, self._polling.position(PREFIX + stream))
+                if stream in self._early:
+                    self._read_soon(stream)
+        self._early.difference_update(streams)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
         self._positions.pop(stream, None)
         self._stale.pop(stream, None)
         await self._polling.unsubscribe(PREFIX + stream)
+        self._early.discard(stream)
 
     async def fence(self, stream: str) -> None:
         """Read the stream's events now. If this fails, they are read after the next poll."""
@@ -140,6 +147,7 @@ class ModelPresenceListener(PresenceListener):
         """Unsubscribe from all streams, and stop polling and reading."""
         self._positions.clear()
         self._stale.clear()
+        self._early.clear()
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
@@ -151,7 +159,8 @@ class ModelPresenceListener(PresenceListener):
         stream = event.stream.removeprefix(PREFIX)
         position = self._positions.get(stream)
         if position is None:
-            return  # `subscribe_many` has not returned yet
+            self._early.add(stream)  # `subscribe_many` has not returned yet
+            return
         if isinstance(event, Published) and self._reading is None:
             if event.epoch == position.epoch and event.entry.offset <= position.offset:
                 return
