@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -29,6 +30,8 @@ MEMBERS = STREAMS * MEMBERS_PER_STREAM
 ROUNDS = 20
 #: How long, in seconds, a listener of all streams polls without events.
 IDLE_TIME = 5.0
+#: How long, in seconds, a listener may take until notifications arrive.
+SETTLE_TIME = 1.0
 
 #: The statements that were executed; calls to Redis are not counted.
 _statements: list[str] = []
@@ -49,25 +52,26 @@ def run(folder: Path) -> int:
     CursorWrapper.execute = counted  # type: ignore[method-assign,assignment]
     sys.stdout.write(f"{MEMBERS} members in {STREAMS} streams\n")
     with RedisServer(folder / "redis") as redis:
-        _report("Redis", RedisPresenceStore(CableSettings(redis_url=redis.url)))
-    _report("SQLite, default options", ModelPresenceStore(CableSettings()))
+        _report("Redis", lambda: RedisPresenceStore(CableSettings(redis_url=redis.url)))
+    _report("SQLite, default options", lambda: ModelPresenceStore(CableSettings()))
     binaries = find_postgres()
     if binaries is not None:
         with running_postgres(binaries) as host:
             connections["postgres"].settings_dict["HOST"] = host
             call_command("migrate", database="postgres", verbosity=0)
-            _report("PostgreSQL", ModelPresenceStore(CableSettings(database="postgres")))
+            _report("PostgreSQL", lambda: ModelPresenceStore(CableSettings(database="postgres")))
             connections["postgres"].close()
     return 0
 
 
-def _report(name: str, store: PresenceStore) -> None:
+def _report(name: str, make: Callable[[], PresenceStore]) -> None:
     sys.stdout.write(f"{name}\n")
-    asyncio.run(_measure(store))
+    asyncio.run(_measure(make(), make()))
     end_threads(10)
 
 
-async def _measure(store: PresenceStore) -> None:
+async def _measure(store: PresenceStore, other: PresenceStore) -> None:
+    """Measure a store. The other store acts like that of another process."""
     members = [
         Member(f"stream {stream}", f"session {stream} {number}", str(number), {"name": "Ann"})
         for number in range(MEMBERS_PER_STREAM)
@@ -89,6 +93,14 @@ async def _measure(store: PresenceStore) -> None:
         for stream in held:
             await store.ainfo(stream)
 
+    arrived = asyncio.Event()
+
+    async def reach() -> None:
+        for number in range(ROUNDS):
+            arrived.clear()
+            await store.ajoin_all([Member("stream 0", f"late {number}", f"late {number}")])
+            await arrived.wait()
+
     async def leave() -> None:
         await asyncio.gather(*(store.aleave(member.stream, member.session) for member in members))
 
@@ -101,7 +113,13 @@ async def _measure(store: PresenceStore) -> None:
     await _time(f"a round, every {interval:g} s", renew, ROUNDS)
     await _time("the members of a stream are read", read, STREAMS)
     await _time("all members leave at once", leave)
+    listener = other.listen(lambda event: arrived.set())
+    await listener.subscribe("stream 0")
+    await asyncio.sleep(SETTLE_TIME)
+    await _time("a join reaches another process", reach, ROUNDS)
+    await listener.close()
     await store.aclose()
+    await other.aclose()
 
 
 async def _time(name: str, call: Any, count: float = 1) -> None:
