@@ -1,4 +1,4 @@
-"""The models of the database engine, which store streams, sessions and revocations."""
+"""The models of the database engine, which store streams, members, sessions and revocations."""
 
 from __future__ import annotations
 
@@ -83,13 +83,19 @@ class OutboxEntry(models.Model):
 
 
 class TransientEntry(models.Model):
-    """A transient message. Other processes read it when they poll the database."""
+    """A transient message or a whisper. Other processes read it when they poll the database.
+
+    On PostgreSQL, the table is not logged: it is empty after a crash or a failover.
+    """
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=255)
     data = models.TextField()
     exclude = models.CharField(max_length=64, blank=True, default="")
     origin = models.CharField(max_length=32)
+    #: Whether a client has sent the message. The column has a default in the database, so that servers of the previous
+    #: release can insert rows during a rolling upgrade.
+    whisper = models.BooleanField(default=False, db_default=False)
     created = models.FloatField(db_index=True)
 
     class Meta:
@@ -143,3 +149,87 @@ class Revocation(models.Model):
 
     def __str__(self) -> str:
         return self.condition
+
+
+class PresenceStream(models.Model):
+    """The presence data of a stream: their incarnation, and how many changes there have been.
+
+    On PostgreSQL, the tables of all models whose names begin with `Presence` are unlogged (see migrations/0005).
+    """
+
+    name = models.CharField(max_length=255, unique=True)
+    incarnation = models.CharField(max_length=32)
+    #: The lineage (see `Lineage`) that the database had when the incarnation began; "" if it is unknown.
+    lineage = models.CharField(max_length=64, blank=True, default="")
+    #: The number of the newest event (see `PresenceEntry`); 0 if there was none.
+    tail = models.BigIntegerField(default=0)
+    #: The number of joins of sessions.
+    joins = models.BigIntegerField(default=0)
+    #: The approximate time when the stream was last used, in seconds since 1970.
+    used_at = models.FloatField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PresenceSession(models.Model):
+    """A session in which a member is present in a stream."""
+
+    #: The hash of the names of the stream and of the session.
+    key = models.CharField(max_length=32, primary_key=True)
+    #: The foreign keys of presence have no constraint in the database, so that no table depends on an unlogged one.
+    stream = models.ForeignKey(PresenceStream, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    #: The hash of `member`, for the index: PostgreSQL cannot index very long texts.
+    member_key = models.CharField(max_length=32)
+    #: The id of the member, as JSON text.
+    member = models.TextField()
+    #: The info of the session, as JSON text.
+    info = models.TextField()
+    #: The number of the session's join in the stream.
+    number = models.BigIntegerField()
+    #: The number of the join with which the member became present.
+    member_number = models.BigIntegerField()
+    #: The time of expiry, in seconds since 1970. It is not indexed, because it changes several times in PRESENCE_TTL:
+    #: PostgreSQL updates a row in place, without new entries in indexes, if no indexed column changes.
+    expires = models.FloatField()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["stream", "member_key"], name="reliable_cable_member")]
+
+    def __str__(self) -> str:
+        return f"{self.member}@{self.stream_id}"
+
+
+class PresenceEntry(models.Model):
+    """A join or a leave of a member. Other processes read it when they poll. The rows are also the memory of leaves."""
+
+    id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
+    stream = models.ForeignKey(PresenceStream, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    #: The number of the event in the incarnation: 1 for the first one, without holes.
+    number = models.BigIntegerField()
+    #: "join" or "leave".
+    type = models.CharField(max_length=5)
+    member_key = models.CharField(max_length=32)
+    member = models.TextField()
+    info = models.TextField()
+    created = models.FloatField()
+
+    class Meta:
+        verbose_name_plural = "presence entries"
+        constraints: ClassVar = [models.UniqueConstraint(fields=["stream", "number"], name="reliable_cable_presence")]
+        indexes: ClassVar = [models.Index(fields=["stream", "member_key"], name="reliable_cable_leave")]
+
+    def __str__(self) -> str:
+        return f"{self.stream_id}@{self.number}"
+
+
+class PresenceSweep(models.Model):
+    """The last search for expired sessions by any process. The table has at most one row."""
+
+    #: The time of the search, in seconds since 1970.
+    at = models.FloatField()
+    #: The time before which no session expires, because an outage has ended; 0 if there was none.
+    grace_end = models.FloatField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.at:.3f}"

@@ -24,6 +24,7 @@
 | `reliable_cable.W011` | A setting has no effect on anycable-go (`BROADCAST_ADAPTER`), or its key cannot be right. |
 | `reliable_cable.W012` | A part of a channel has no effect behind anycable-go. |
 | `reliable_cable.W013` | `connect` of a consumer sets an attribute that later calls of anycable-go lack. |
+| `reliable_cable.W014` | A connection pooler passes no notifications of PostgreSQL on. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The
@@ -42,6 +43,7 @@ from .channels import check_order_of_bases as check_order_of_bases
 from .databases import check_database as check_database
 from .databases import check_health_checks as check_health_checks
 from .databases import check_journal_mode as check_journal_mode
+from .databases import check_transaction_pooling as check_transaction_pooling
 from .settings import check_engine as check_engine
 from .settings import check_public_streams as check_public_streams
 from .settings import check_public_streams_of_deployments as check_public_streams_of_deployments

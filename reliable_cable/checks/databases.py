@@ -1,4 +1,4 @@
-"""Checks of databases (E004, W001, W006)."""
+"""Checks of databases (E004, W001, W006, W014)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,9 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 
-from reliable_cable.conf import NAME
+from reliable_cable.conf import ENGINE_PARTS, NAME
 from reliable_cable.stores.engine import engine_classes
+from reliable_cable.stores.streams.model import ModelStreamStore
 
 from .valid_settings import TAG, valid_settings
 
@@ -100,8 +101,37 @@ def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+@register(TAG)
+def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
+    """Report a PostgreSQL database whose connections go through a pooler in transaction mode (W014).
+
+    Django asks for `DISABLE_SERVER_SIDE_CURSORS` in this case. Such a pooler accepts LISTEN, but passes no
+    notifications on.
+    """
+    settings = valid_settings()
+    if settings is None or settings.notify is False or not settings.handler_threads or _database() is None:
+        return []
+    alias = settings.notify if isinstance(settings.notify, str) else settings.database
+    if not issubclass(engine_classes(settings)["streams"], ModelStreamStore):
+        return []
+    options = django_settings.DATABASES.get(alias, {})
+    if "postgresql" not in options.get("ENGINE", "") or not options.get("DISABLE_SERVER_SIDE_CURSORS"):
+        return []
+    return [
+        Warning(
+            f"DATABASES[{alias!r}] has DISABLE_SERVER_SIDE_CURSORS, as for a connection pooler in transaction mode. "
+            "Such a pooler passes no notifications on, so messages of other processes are found by polling.",
+            hint=(
+                f"Add a database to DATABASES that connects to PostgreSQL directly, and set {NAME}['NOTIFY'] to its "
+                f"alias. Or set {NAME}['NOTIFY'] to False."
+            ),
+            id="reliable_cable.W014",
+        )
+    ]
+
+
 def _database() -> str | None:
-    """Return the alias of the database that stores streams or sessions.
+    """Return the alias of the database that stores streams, members or sessions.
 
     Returns:
         None if the engine uses no database, or if the settings are invalid.
@@ -113,7 +143,7 @@ def _database() -> str | None:
         classes = engine_classes(settings)
     except ImproperlyConfigured:
         return None
-    return settings.database if any(classes[part].uses_database for part in ("streams", "sessions")) else None
+    return settings.database if any(classes[part].uses_database for part in ENGINE_PARTS) else None
 
 
 def _database_error(problem: str, hint: str | None = None) -> list[CheckMessage]:

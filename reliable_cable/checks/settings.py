@@ -167,7 +167,7 @@ def check_stores_in_memory(**kwargs: Any) -> list[CheckMessage]:
         hint = f"Remove {NAME}['ENGINE'], so that streams are in the database, or set {NAME}['REDIS_URL']."
     elif issubclass(classes["presence"], MemoryPresenceStore):
         problem = "Presence is in the memory of each process. Clients do not see members that use another process."
-        hint = f"Set {NAME}['REDIS_URL']. If you run only one server process, silence this check."
+        hint = f"Name the presence store of the database in {NAME}['ENGINE'], or set {NAME}['REDIS_URL']."
     else:
         return []
     return [Warning(problem, hint=hint, id="reliable_cable.W005")]

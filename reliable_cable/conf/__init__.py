@@ -34,6 +34,7 @@ from .values import (
     check_key_set,
     check_namespace,
     check_nats_url,
+    check_notify,
     check_optional_path,
     check_optional_text,
     check_origins,
@@ -143,6 +144,7 @@ class CableSettings:
     max_subscriptions: int = _setting(100, number(1, whole=True))
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
+    notify: bool | str = _setting(True, check_notify)
     broadcast_key: str = _setting("", check_secret, shown=False)
     #: The origins of web pages that may read HTTP responses. The setting `"*"` becomes `("*",)`.
     cors_origins: tuple[str, ...] = _setting((), check_origins)
@@ -232,6 +234,10 @@ def read_settings(values: Any) -> CableSettings:
         alias = given.get("database", "default")
         if alias not in django_settings.DATABASES:
             raise setting_error("DATABASE", alias, f"one of {', '.join(map(repr, django_settings.DATABASES))}")
+    notify = given.get("notify")
+    if isinstance(notify, str) and notify not in django_settings.DATABASES:
+        allowed = f"True, False or one of {', '.join(map(repr, django_settings.DATABASES))}"
+        raise setting_error("NOTIFY", notify, allowed)
     if "secret" not in given:
         given["secret"] = derived_secret(django_settings.SECRET_KEY)
     given.setdefault("streams_secret", given["secret"])

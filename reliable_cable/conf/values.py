@@ -67,6 +67,11 @@ def instance(kind: type, allowed: str, *, not_empty: bool = False) -> Check:
     return check
 
 
+def check_notify(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, bool) and (not isinstance(value, str) or not value):
+        raise setting_error(key, value, "True, False or the alias of a database")
+
+
 def check_secret(key: str | tuple[str, ...], value: Any) -> None:
     if not isinstance(value, str) or not value:
         raise ImproperlyConfigured(f"{NAME}[{key!r}] is <{type(value).__name__}>; it must be a non-empty string.")

@@ -220,9 +220,13 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if stream is not None:
             await self._connection.outbox.drained()
+            former = self._roster
             try:
+                if not await self._record_list(stream):
+                    return
                 info, roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
+                self._roster = former
                 self._log.exception(
                     "The presence of the stream %r could not be read. The client is sent an error.", stream
                 )
@@ -234,6 +238,22 @@ class SubscriptionPresence:
                     self._roster = roster
                     self._connection.changed()
         self._send(message)
+
+    async def _record_list(self, stream: str) -> bool:
+        """Save that the client has a list of members, before it has one. Return False if this is not possible.
+
+        If this server is killed, a restore from an older record would not correct the list.
+
+        Raises:
+            StoreError: the presence store could not be reached.
+        """
+        if self._recorded_incarnation is not None:
+            return True
+        roster = await self._service.rosters.open(stream)
+        if self._connection.closed:
+            return True
+        self._roster = roster
+        return await self._connection.save()
 
     async def take_over(self, left_at: float) -> None:
         """After a restore, take over the member of the former session, and correct the client's list.
@@ -252,6 +272,9 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if stream is None:
             return
+        if self._restored_incarnation is not None:
+            # The correction below includes earlier events. So the client need not receive them.
+            await self._service.rosters.fence(stream)
         # From now on, the client receives presence events, even while the store is being read below.
         self._subscription.mark_confirmed()
         if self._restored_incarnation is None:

@@ -25,7 +25,6 @@ from reliable_cable.protocol.control import (
     Revocation,
     SubscriptionRevocation,
     Takeover,
-    UnsharedPresence,
 )
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.sessions.base import is_revoked
@@ -36,7 +35,6 @@ from .login_checks import LoginChecks
 from .revocations import LatestByCondition, RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
-from .unshared_presence import UnsharedPresenceNotice
 
 #: How long, in seconds, takeovers are collected before they are announced together. A takeover is the restore of a
 #: session by a new connection, after which the former connection must be closed.
@@ -79,8 +77,6 @@ class ControlBus:
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
-        #: Logs a warning if several processes have members, but store presence in their own memory.
-        self.unshared_presence = UnsharedPresenceNotice(engine, tasks)
         self._users = 0
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
@@ -141,8 +137,6 @@ class ControlBus:
                         self._supersede(message)
                     case LoginChange():
                         self._logins.handle(message)
-                    case UnsharedPresence():
-                        self.unshared_presence.receive(message)
         except Exception:
             # A server of another version may have sent the message. Later messages must still be handled.
             logger.exception("A control message of %d characters could not be handled.", len(data))

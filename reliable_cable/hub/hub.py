@@ -84,9 +84,7 @@ class Hub:
         self.control = ControlBus(
             engine, self.connections, self.sessions, self.logins, self.tasks, self.observe, self.stop_observing
         )
-        self.presence = PresenceService(
-            engine.presence, self._send_presence, joined=self.control.unshared_presence.member_joined
-        )
+        self.presence = PresenceService(engine.presence, self._send_presence)
         self.tasks.spawn(self._log_problems())
 
     async def _log_problems(self) -> None:
@@ -279,8 +277,7 @@ class Hub:
     async def _listen(self, streams: Sequence[HubStream]) -> None:
         """Start to receive the events of streams, and read their positions."""
         await self._listener.subscribe_many([stream.name for stream in streams])
-        for stream in streams:
-            await self.presence.open(stream.name)
+        await self.presence.open_many([stream.name for stream in streams])
         store = self.engine.streams
         policies = {stream.name: self.settings.policy(stream.name) for stream in streams}
         kept = [stream for stream in streams if policies[stream.name].history_size]

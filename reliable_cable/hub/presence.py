@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -56,10 +56,6 @@ def _send_nothing(stream: str, message: str) -> None:
     """Send nothing, because the process has no clients."""
 
 
-def _do_nothing() -> None:
-    """Do nothing when a member joins, because the process has no hub that could announce the member."""
-
-
 class PresenceService:
     """Keeps the members of live connections present, removes expired members, and sends the presence signals.
 
@@ -71,7 +67,6 @@ class PresenceService:
         store: the presence store.
         send: a function that is called with a stream and a presence message. It sends the message to the stream's
             clients on this event loop.
-        joined: a function that is called when a member joins.
         sleep: a function that waits between two rounds. It is called with the number of seconds to wait.
     """
 
@@ -80,11 +75,9 @@ class PresenceService:
         store: PresenceStore,
         send: Callable[[str, str], None] = _send_nothing,
         *,
-        joined: Callable[[], None] = _do_nothing,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.store = store
-        self._joined = joined
         self.rosters = Rosters(store, send)
         self._sleep = sleep
         #: The members to keep present, by stream and session.
@@ -130,9 +123,13 @@ class PresenceService:
 
     async def open(self, stream: str) -> None:
         """Begin to send a stream's presence events to its clients, and to remove expired members."""
-        await self.rosters.subscribe(stream)
+        await self.open_many([stream])
+
+    async def open_many(self, streams: Collection[str]) -> None:
+        """Begin to send the presence events of several streams to their clients, and to remove expired members."""
+        await self.rosters.subscribe_many(streams)
         if not self._stopped:
-            self._served.add(stream)
+            self._served.update(streams)
             self._start_rounds()
 
     async def close(self, stream: str) -> None:
@@ -161,7 +158,6 @@ class PresenceService:
         joined = former is not None and former.member.joined and former.member.id == id_
         local = self._members[stream, session] = _LocalMember(Member(stream, session, id_, info, joined, replaces))
         self._start_rounds()
-        self._joined()
         try:
             await self._join_all([local])
         except StoreError as error:

@@ -6,7 +6,7 @@ stream is compared with the store, and the difference is sent as events (see Pro
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -87,8 +87,12 @@ class Rosters:
 
     async def subscribe(self, stream: str) -> None:
         """Begin to send a stream's join and leave events to its clients."""
-        self._subscribed.add(stream)
-        await self._listener.subscribe(stream)
+        await self.subscribe_many([stream])
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Begin to send the join and leave events of several streams to their clients."""
+        self._subscribed.update(streams)
+        await self._listener.subscribe_many(streams)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop sending a stream's events, and remove its roster."""
@@ -105,6 +109,21 @@ class Rosters:
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
+    async def open(self, stream: str) -> Roster:
+        """Return the roster of a stream. If it has none, it gets one.
+
+        Raises:
+            StoreError: the store could not be reached.
+        """
+        roster = self._rosters.get(stream)
+        if roster is None:
+            # If the stream has no members, it may have no incarnation. The refresh then creates one.
+            await self._store.arefresh({stream: ()})
+            roster = self._rosters.get(stream) or Roster(stream)
+            if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
+                self._rosters[stream] = roster
+        return roster
+
     async def snapshot(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, Roster]:
         """Return the members for a client, and the roster to which the client's list then belongs.
 
@@ -118,18 +137,16 @@ class Rosters:
         Raises:
             StoreError: the store could not be read.
         """
-        roster = self._rosters.get(stream)
-        if roster is None:
-            # If the stream has no members, it may have no incarnation. The refresh then creates one.
-            await self._store.arefresh({stream: ()})
-            roster = self._rosters.get(stream) or Roster(stream)
-            if stream in self._subscribed:  # `unsubscribe` may have been called during the refresh
-                self._rosters[stream] = roster
+        roster = await self.open(stream)
         info = await self._read(roster, records=records)
         if info.records is not None:
             roster.told.snapshot(info.records.keys())
         roster.incarnation = roster.incarnation or info.incarnation
         return info, roster
+
+    async def fence(self, stream: str) -> None:
+        """Wait until the events of a stream that happened before this call have been sent to its clients."""
+        await self._listener.fence(stream)
 
     async def resume(self, stream: str, incarnation: str, away: float) -> tuple[Difference, Roster] | None:
         """Return the events that correct the list of a restored client, and the roster to which the list then belongs.

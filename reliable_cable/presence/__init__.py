@@ -45,8 +45,8 @@ class StreamPresence:
 def presence_for(stream: str) -> StreamPresence:
     """Return the presence of a stream, as in `presence_for("chat:1").total()`.
 
-    With the engines "memory" and "database", only members that are connected to this process are found. With "redis",
-    the members of all processes are found.
+    With the engine "memory", only members that are connected to this process are found. With the other engines, the
+    members of all processes are found.
 
     Raises:
         InvalidStreamName: the name is not valid. For a target of a channel, use `ChatChannel.broadcasting_for(target)`.

@@ -67,22 +67,7 @@ class LoginChange:
     condition: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class UnsharedPresence:
-    """A message from a process that stores presence in its memory and has members.
-
-    Other processes cannot see these members.
-
-    Attributes:
-        incarnation: the name of the presence data, by which a process recognizes its own message.
-        at: the time of the message, in seconds since 1970 by the session store's clock.
-    """
-
-    incarnation: str
-    at: float
-
-
-ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange | UnsharedPresence
+ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange
 
 
 def encode_revocation(revocation: Revocation) -> str:
@@ -117,11 +102,6 @@ def encode_login_change(change: LoginChange) -> str:
     return json.dumps({"login": dict(change.condition)})
 
 
-def encode_unshared_presence(message: UnsharedPresence) -> str:
-    """Encode an `UnsharedPresence` as a control message."""
-    return json.dumps({"unshared_presence": message.incarnation, "at": message.at})
-
-
 def decode(text: str) -> Sequence[ControlMessage]:
     """Return the objects in a control message.
 
@@ -139,6 +119,4 @@ def decode(text: str) -> Sequence[ControlMessage]:
         return [Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))]
     if "login" in message:
         return [LoginChange(dict(message["login"]))]
-    if "unshared_presence" in message:
-        return [UnsharedPresence(str(message["unshared_presence"]), float(message["at"]))]
     return [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]

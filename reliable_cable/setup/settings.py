@@ -25,7 +25,7 @@ from .syntax import (
 
 CABLE_SETTINGS: Final = """
 
-# Streams are stored in the database. With Redis, several servers also share presence, and broadcasts arrive sooner.
+# Streams and members are stored in the database. With Redis, broadcasts reach other servers sooner.
 RELIABLE_CABLE = {
     # "REDIS_URL": "redis://localhost:6379/0",
 }

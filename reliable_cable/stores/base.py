@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -44,6 +44,15 @@ class Listener(ABC):
         All events that happen after this method has returned are announced. If events may have been missed, the
         listener announces a special event, whose receiver must read the missed data from the store.
         """
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Start to announce the events of several streams.
+
+        A subclass should override this method if it can subscribe to several streams in one round trip. If the method
+        raises an error, the caller unsubscribes from all these streams.
+        """
+        for stream in streams:
+            await self.subscribe(stream)
 
     @abstractmethod
     async def unsubscribe(self, stream: str) -> None:

@@ -27,7 +27,7 @@ ENGINE_CLASSES: Mapping[str, Mapping[str, str]] = {
     },
     "database": {
         "streams": f"{_PACKAGE}.streams.model.ModelStreamStore",
-        "presence": f"{_PACKAGE}.presence.memory.MemoryPresenceStore",
+        "presence": f"{_PACKAGE}.presence.model.ModelPresenceStore",
         "sessions": f"{_PACKAGE}.sessions.model.ModelSessionStore",
     },
     "redis": {

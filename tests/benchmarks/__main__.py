@@ -8,6 +8,8 @@
 - `posts`: what a broadcast over HTTP costs a server
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
+- `presence`: what the members of streams cost a server, in each store
+- `postgres`: how long a broadcast takes to the clients of another process, with PostgreSQL alone
 - `runs`: what a token costs the process that writes a run
 - `redis`: what a broadcast, a session and a stream cost Redis
 - `capacity`: how many servers a number of connections needs, computed from the results of `fanout` and `redis`
@@ -102,6 +104,16 @@ def run_steps() -> int:
         return steps.run(Path(folder))
 
 
+def run_presence() -> int:
+    """Measure presence with a new Redis, SQLite file and PostgreSQL, and print a table."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    django.setup()
+    from tests.benchmarks import presence
+
+    with tempfile.TemporaryDirectory() as folder:
+        return presence.run(Path(folder))
+
+
 def run_runs() -> int:
     """Measure the cost of tokens with a new Redis server and a new SQLite file, and print a table."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -114,7 +126,7 @@ def run_runs() -> int:
 
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
-    from tests.benchmarks import capacity, events, incoming, posts
+    from tests.benchmarks import capacity, events, incoming, postgres, posts
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -127,7 +139,9 @@ def main() -> int:
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
     posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
     events.add_arguments(choices.add_parser("events", help="CPU per delivery to readers of server-sent events"))
+    postgres.add_arguments(choices.add_parser("postgres", help="delivery to another process with PostgreSQL alone"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
+    choices.add_parser("presence", help="CPU and statements of 1000 members in 50 streams")
     choices.add_parser("runs", help="CPU per token of an answer that a task writes")
     choices.add_parser("redis", help="CPU and memory of Redis for a broadcast, a session and a stream")
     capacity.add_arguments(choices.add_parser("capacity", help="servers for a number of connections, computed"))
@@ -138,6 +152,7 @@ def main() -> int:
         "logins": run_logins,
         "runs": run_runs,
         "redis": run_redis,
+        "presence": run_presence,
     }
     if options.benchmark in commands:
         return commands[options.benchmark]()
@@ -147,6 +162,7 @@ def main() -> int:
         "incoming": incoming,
         "posts": posts,
         "events": events,
+        "postgres": postgres,
         "capacity": capacity,
     }
     return int(modules[options.benchmark].run(options))

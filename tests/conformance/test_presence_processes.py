@@ -1,4 +1,4 @@
-"""Presence on two servers with one Redis, and faults of both (see Protocol: Presence)."""
+"""Presence on two servers with one store, and faults of both (see Protocol: Presence)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from tests.support.client import Client, Frame, identify, unique
-from tests.support.redis import RedisServer
-from tests.support.server import OtherProcess, Server, ServerPool
+from tests.support.presence_backends import BACKENDS, PresenceBackend, RedisBackend
+from tests.support.server import OtherProcess, Server
 
-pytestmark = pytest.mark.redis
+REDIS = pytest.param("redis", marks=pytest.mark.redis)
+POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
+on_every_store = pytest.mark.parametrize("backend", [REDIS, "sqlite", POSTGRES], indirect=True)
+on_every_server = pytest.mark.parametrize("backend", [REDIS, POSTGRES], indirect=True)
 
 #: The `PRESENCE_TTL` of the servers, in seconds.
 TTL = 1.5
@@ -23,28 +26,27 @@ Pair = tuple[Server, Server]
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that the tests may stop."""
-    with RedisServer(tmp_path_factory.mktemp("presence") / "redis") as server:
-        yield server
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PresenceBackend]:
+    """A store that the tests may stop."""
+    backend = BACKENDS[request.param](tmp_path_factory.mktemp("presence"))
+    with backend.running():
+        yield backend
 
 
 @pytest.fixture(scope="module")
-def started(redis: RedisServer, pools: dict[str, ServerPool]) -> Iterator[Pair]:
-    """Two servers on this Redis."""
-    options: dict[str, Any] = {"REDIS_URL": redis.url, "PRESENCE_TTL": TTL}
-    make = pools["database"].make
-    with make("daphne", **options) as one, make("uvicorn", **options) as two:
+def started(backend: PresenceBackend) -> Iterator[Pair]:
+    """Two servers with this store."""
+    with backend.make("daphne", PRESENCE_TTL=TTL) as one, backend.make("uvicorn", PRESENCE_TTL=TTL) as two:
         yield one, two
 
 
 @pytest.fixture
-async def pair(started: Pair, redis: RedisServer) -> AsyncIterator[Pair]:
-    """Both servers. A test may stop them and the Redis, and all are started again after the test."""
+async def pair(started: Pair, backend: PresenceBackend) -> AsyncIterator[Pair]:
+    """Both servers. A test may stop them and the store, and all are started again after the test."""
     await signals("", *started)
     yield started
-    if not redis.alive:
-        redis.start()
+    if not backend.alive:
+        backend.start()
     for server in started:
         if not server.alive:
             await server.restart()
@@ -71,8 +73,10 @@ class Watcher:
 
     async def enter(self, id_: str | None = None) -> None:
         """Subscribe, join with an id if one is given, and request the members."""
-        presence = {"presence": {"id": id_, "info": {}}} if id_ else {}
-        await self.client.subscribe(self.identifier, **presence)
+        await self.client.subscribe(self.identifier)
+        if id_:
+            # If the subscribe carried the join, the server might answer the next command before the join is stored.
+            await self.client.send("join", self.identifier, presence={"id": id_, "info": {}})
         await self.client.send("presence", self.identifier)
         self._process(await self.client.until(lambda frame: frame.get("message", {}).get("type") == "info"))
 
@@ -120,6 +124,7 @@ async def signals(room: str, *servers: Server | OtherProcess) -> list[tuple[str,
     return [tuple(each) for server in servers for each in await server.call("presence_signals", room)]
 
 
+@on_every_store
 async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_one_server(
     pair: Pair, watch: Watch
 ) -> None:
@@ -142,12 +147,13 @@ async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_
     assert sorted(got) == [("join", "ann"), ("leave", "ann")]
 
 
+@on_every_store
 async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_is_killed(
-    redis: RedisServer, pools: dict[str, ServerPool], watch: Watch
+    backend: PresenceBackend, watch: Watch
 ) -> None:
-    options: dict[str, Any] = {"REDIS_URL": redis.url, "PRESENCE_TTL": 9, "PRESENCE_GRACE": 1}
-    make, room, audit = pools["database"].make, unique("room"), unique("audit")
-    with make("daphne", **options) as one, make("uvicorn", **options) as two:
+    options: dict[str, Any] = {"PRESENCE_TTL": 9, "PRESENCE_GRACE": 1}
+    room, audit = unique("room"), unique("audit")
+    with backend.make("daphne", **options) as one, backend.make("uvicorn", **options) as two:
         watcher = await watch(two, room)
         page = await watch(one, room, "page closed")
         await watch(one, room, "server killed")
@@ -165,6 +171,7 @@ async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_i
         assert watcher.events[2:] == [("leave", "page closed"), ("leave", "server killed")]
 
 
+@on_every_store
 async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_another_server(
     pair: Pair, watch: Watch
 ) -> None:
@@ -189,18 +196,30 @@ async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_ano
     assert [signal for signal in await signals(room, two) if signal[0] == "leave"] == [("leave", "gone")]
 
 
-@pytest.mark.parametrize("loss", ["flushall", "restart", "restart_empty"])
-async def test_members_stay_when_redis_loses_its_data(pair: Pair, watch: Watch, redis: RedisServer, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "loss"),
+    [
+        pytest.param("redis", "flushall", marks=pytest.mark.redis),
+        pytest.param("redis", "restart", marks=pytest.mark.redis),
+        pytest.param("redis", "restart_empty", marks=pytest.mark.redis),
+        pytest.param("sqlite", "tables emptied"),
+        pytest.param("postgres", "crash", marks=pytest.mark.postgres),
+    ],
+    indirect=["backend"],
+)
+async def test_members_stay_when_the_store_loses_its_data(
+    pair: Pair, watch: Watch, backend: PresenceBackend, loss: str
+) -> None:
     one, two = pair
     room = unique("room")
     watchers = [await watch(one, room, "ann"), await watch(two, room, "bob")]
     for watcher in watchers:
         await watcher.wait_for_members("ann", "bob")
-    getattr(redis, loss)()
+    backend.lose(loss)
     newcomer = await watch(two, room, "eve")
     for watcher in [*watchers, newcomer]:
         await watcher.wait_for_members("ann", "bob", "eve")
-    await asyncio.sleep(2 * TTL)  # a member that is missing in Redis would leave within this time
+    await asyncio.sleep(2 * TTL)  # a member that is missing in the store would leave within this time
     for watcher in [*watchers, newcomer]:
         await watcher.read_all()
         assert set(watcher.members) == {"ann", "bob", "eve"}
@@ -209,8 +228,9 @@ async def test_members_stay_when_redis_loses_its_data(pair: Pair, watch: Watch, 
     assert sorted(await signals(room, *pair)) == [("join", "ann"), ("join", "bob"), ("join", "eve")]
 
 
-async def test_a_member_that_leaves_while_redis_loses_its_data_leaves_on_all_servers(
-    pair: Pair, watch: Watch, redis: RedisServer
+@on_every_store
+async def test_a_member_that_leaves_while_the_store_loses_its_data_leaves_on_all_servers(
+    pair: Pair, watch: Watch, backend: PresenceBackend
 ) -> None:
     one, two = pair
     room = unique("room")
@@ -218,46 +238,48 @@ async def test_a_member_that_leaves_while_redis_loses_its_data_leaves_on_all_ser
     await watch(one, room, "ann")
     await watcher.wait_for_members("ann", "bob")
     one.kill()
-    redis.restart_empty()
+    backend.lose()
     await watcher.wait_for_members("bob")
     await stays.read_all()
     assert ("leave", "bob") not in watcher.events + stays.events
 
 
+@pytest.mark.parametrize("backend", [REDIS], indirect=True)
 async def test_member_lists_are_corrected_after_pubsub_connections_were_lost(
-    pair: Pair, watch: Watch, redis: RedisServer
+    pair: Pair, watch: Watch, backend: RedisBackend
 ) -> None:
     one, two = pair
     room = unique("room")
     watcher, leaves = await watch(one, room), await watch(two, room, "ann")
     await watcher.wait_for_members("ann")
     for _ in range(5):
-        redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
+        backend.redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
         await leaves.client.send("leave", leaves.identifier)
-        redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
+        backend.redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
         await watcher.wait_for_members()
         await leaves.client.send("join", leaves.identifier, presence={"id": "ann", "info": {}})
         await watcher.wait_for_members("ann")
 
 
-async def test_a_member_that_joins_while_redis_is_down_is_present_when_it_is_up_again(
-    pair: Pair, watch: Watch, redis: RedisServer
+@on_every_server
+async def test_a_member_that_joins_while_the_store_is_down_is_present_when_it_is_up_again(
+    pair: Pair, watch: Watch, backend: PresenceBackend
 ) -> None:
     one, two = pair
     room = unique("room")
     watcher, newcomer = await watch(one, room), await watch(two, room)
-    redis.kill()
+    backend.kill()
     await newcomer.client.send("join", newcomer.identifier, presence={"id": "ann", "info": {"name": "Ann"}})
     await newcomer.client.send("presence", newcomer.identifier)
     await newcomer.client.until(lambda frame: frame.get("message") == {"type": "error"})
-    redis.start()
+    backend.start()
     await watcher.wait_for_members("ann")
     await newcomer.wait_for_members("ann")
     assert watcher.members == {"ann": {"name": "Ann"}}
 
 
 async def wait_until_sessions_are_stored(one: Server, other: Server) -> None:
-    """Wait until a server restores sessions of the other server, because Redis may have been down just before."""
+    """Wait until a server restores sessions of the other server, because the store may have been down just before."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             async with Client(one.url) as client:
@@ -269,8 +291,9 @@ async def wait_until_sessions_are_stored(one: Server, other: Server) -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("place", [0, 1])
-async def test_a_restored_member_list_is_corrected_on_any_server_unless_redis_lost_the_members(
-    pair: Pair, watch: Watch, redis: RedisServer, lost: bool, place: int
+@on_every_store
+async def test_a_restored_member_list_is_corrected_on_any_server_unless_the_store_lost_the_members(
+    pair: Pair, watch: Watch, backend: PresenceBackend, lost: bool, place: int
 ) -> None:
     one, two = pair
     await wait_until_sessions_are_stored(one, two)
@@ -282,9 +305,7 @@ async def test_a_restored_member_list_is_corrected_on_any_server_unless_redis_lo
     await leaves.client.send("unsubscribe", leaves.identifier)
     await leaves.client.barrier()
     if lost:
-        # Delete only presence, because the sessions are in the same Redis.
-        for key in redis.cli("KEYS", "*:presence"):
-            redis.cli("DEL", key)
+        backend.lose_presence()
     async with AsyncExitStack() as stack:
         client = await restored(stack, pair[place], former.client.sid)
         assert client.welcome["restored_ids"] == ([] if lost else [former.identifier])
@@ -293,3 +314,34 @@ async def test_a_restored_member_list_is_corrected_on_any_server_unless_redis_lo
             back.members = former.members
             await client.send("history", former.identifier, history={"streams": {}})
             await back.wait_for_members("ann")
+
+
+#: The engine of the former version, in which each process had its own members.
+FORMER = {
+    "streams": "reliable_cable.stores.streams.model.ModelStreamStore",
+    "presence": "reliable_cable.stores.presence.memory.MemoryPresenceStore",
+    "sessions": "reliable_cable.stores.sessions.model.ModelSessionStore",
+}
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["upgrade", "downgrade"])
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+async def test_clients_move_between_versions_with_members_in_memory_and_in_the_database(
+    backend: PresenceBackend, watch: Watch, place: int
+) -> None:
+    former = backend.make("daphne", PRESENCE_TTL=TTL, ENGINE=FORMER)
+    new = backend.make("uvicorn", PRESENCE_TTL=TTL)
+    room = unique("room")
+    with former, new:
+        source, target = (former, new)[place], (new, former)[place]
+        stays = await watch(target, room, "bob")
+        moves = await watch(source, room, "ann")
+        await moves.wait_for_members("ann")
+        await source.terminate()
+        async with AsyncExitStack() as stack:
+            client = await restored(stack, target, moves.client.sid)
+            assert client.welcome["restored_ids"] == [], "the list of members is requested again"
+            back = Watcher(client, room)
+            await back.enter("ann")
+            await back.wait_for_members("ann", "bob")
+            await stays.wait_for_members("ann", "bob")

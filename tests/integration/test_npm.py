@@ -30,7 +30,7 @@ async def test_an_unmodified_client(server: Server, script: str, least: int) -> 
 @pytest.mark.node
 @pytest.mark.parametrize("engine", ["database", pytest.param("redis", marks=pytest.mark.redis)])
 async def test_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, engine: str) -> None:
-    """The scenarios of the bundle succeed with both engines. With "database", presence is stored in memory."""
+    """The scenarios of the bundle succeed with both engines."""
     require_node()
     await asyncio.to_thread(build)
     options: dict[str, Any] = {"PRESENCE_TTL": 60, "PRESENCE_GRACE": 0.5}

@@ -1,6 +1,6 @@
 // Clients of the unmodified @anycable/core for the storm tests (tests/storm/). They print messages as JSON lines.
-// Arguments: the URL of the cable; the names of the clients; their subscriptions, as pairs [channel, params];
-// and whether they join the presence of the last one.
+// Arguments: the URL of the cable; the names of the clients; their subscriptions, as pairs [channel, params].
+// They join the presence of the last one.
 // For each line `members` on the standard input, each client prints the members that it knows of its last subscription.
 import { createInterface } from 'node:readline'
 import { createCable } from '@anycable/core'
@@ -8,7 +8,6 @@ import WebSocket from 'ws'
 
 const [url, names, subscriptions] = [process.argv[2], JSON.parse(process.argv[3]), JSON.parse(process.argv[4])]
 const say = event => process.stdout.write(JSON.stringify(event) + '\n')
-const isPresent = process.argv[5] === 'present'
 const rooms = {}
 
 for (const [number, client] of names.entries()) {
@@ -41,10 +40,8 @@ function subscribe(cable, client, number, name, params) {
 
 function enter(channel, client) {
   rooms[client] = channel
-  if (isPresent) {
-    // The client joins again after a reconnect, but not after the channel was created again.
-    channel.once('connect', () => channel.presence.join(client, { name: client }))
-  }
+  // The client joins again after a reconnect, but not after the channel was created again.
+  channel.once('connect', () => channel.presence.join(client, { name: client }))
 }
 
 createInterface({ input: process.stdin }).on('line', async () => {

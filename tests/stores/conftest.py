@@ -22,7 +22,7 @@ from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.redis import RedisStreamStore
-from tests.stores.presence import KEPT, TTL, Recorder, listen
+from tests.stores.presence import KEPT, TTL, Recorder, ThreadedPresenceStore, listen
 from tests.support.redis import RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
@@ -37,6 +37,8 @@ DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest
 #: Values for `pytest.mark.parametrize("alias", …, indirect=True)`, so that a test runs with each store.
 EVERY_STORE = [MEMORY, SQLITE, POSTGRES, *REDIS_STORES, DURABLE]
 MODEL_STORES = [SQLITE, POSTGRES]
+#: The stores that have a presence store of their own.
+PRESENCE_STORES = [MEMORY, *MODEL_STORES, *REDIS_STORES]
 
 MakeStore = Callable[..., Any]
 
@@ -130,7 +132,14 @@ def make_store(
 def presence_store(
     alias: str, redis_settings: dict[str, Any], clock: Clock, made_stores: list[Any]
 ) -> Iterator[PresenceStore]:
-    """A presence store in memory or in Redis."""
+    """A presence store in memory, in a database or in Redis."""
+    if alias in connections.settings:
+        settings = CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, database=alias, poll_interval=0.01)
+        model = ThreadedPresenceStore(settings, clock=clock)
+        yield model
+        model.close()
+        finish_store_threads()
+        return
     settings = CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, **redis_settings)
     if not redis_settings:
         yield MemoryPresenceStore(settings, clock=clock)

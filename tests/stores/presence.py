@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from django.dispatch import Signal
 
+from reliable_cable.concurrency.threads import submit_store
 from reliable_cable.hub.presence import PresenceService
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.presence.base import PresenceEvent, PresenceMissed, PresenceStore
+from reliable_cable.stores.presence.model import ModelPresenceStore
 
 #: The PRESENCE_TTL of the stores under test, in seconds.
 TTL = 15.0
@@ -128,3 +132,30 @@ def gathered(service: PresenceService) -> Iterator[Callable[[], Awaitable[list[t
 
     with receiving(presence_joined, take), receiving(presence_left, take):
         yield all_of_them
+
+
+def _in_store_thread(name: str) -> Callable[..., Any]:
+    method = getattr(ModelPresenceStore, name)
+
+    def call(self: ModelPresenceStore, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread().name.startswith("cable-"):
+            return method(self, *args, **kwargs)
+        return submit_store(partial(method, self, *args, **kwargs)).result()
+
+    return call
+
+
+class ThreadedPresenceStore(ModelPresenceStore):
+    """A store in the database whose sync methods run in store threads, so that async tests can call them.
+
+    The threads also close their database connections, which the threads of tests do not.
+    """
+
+    join_all = _in_store_thread("join_all")
+    leave = _in_store_thread("leave")
+    shorten = _in_store_thread("shorten")
+    refresh = _in_store_thread("refresh")
+    expire = _in_store_thread("expire")
+    info = _in_store_thread("info")
+    left_within = _in_store_thread("left_within")
+    prune = _in_store_thread("prune")

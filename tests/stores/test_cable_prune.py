@@ -15,7 +15,7 @@ from django.test import Client, TestCase, override_settings
 from django.urls import NoReverseMatch, reverse
 
 from reliable_cable import broadcast
-from reliable_cable.models import OutboxEntry, Session, Stream, StreamEntry, TransientEntry
+from reliable_cable.models import OutboxEntry, PresenceStream, Session, Stream, StreamEntry, TransientEntry
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.streams.base import YOUNG_TIME
 
@@ -42,15 +42,20 @@ class TestCommand:
         TransientEntry.objects.create(name="a", data="1", origin="", created=0)
         Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
         Stream.objects.create(name="idle", epoch="e", tail=5, low=6)
-        assert prune("--limit", "2") == "Messages and idle streams: 7 deleted.\nSessions: 1 deleted.\n"
+        PresenceStream.objects.create(name="idle", incarnation="i", used_at=0)
+        assert (
+            prune("--limit", "2")
+            == "Messages and idle streams: 7 deleted.\nOld presence data: 1 deleted.\nSessions: 1 deleted.\n"
+        )
         assert [entry.offset for entry in StreamEntry.objects.order_by("offset")] == [6, 7]
         assert [stream.name for stream in Stream.objects.all()] == ["a"]
         assert not TransientEntry.objects.exists()
-        assert prune() == "Messages and idle streams: 0 deleted.\nSessions: 0 deleted.\n"
+        assert not PresenceStream.objects.exists()
+        assert prune() == "Messages and idle streams: 0 deleted.\nOld presence data: 0 deleted.\nSessions: 0 deleted.\n"
 
     def test_no_sessions_deletes_no_sessions(self) -> None:
         Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
-        assert prune("--no-sessions") == "Messages and idle streams: 0 deleted.\n"
+        assert prune("--no-sessions") == "Messages and idle streams: 0 deleted.\nOld presence data: 0 deleted.\n"
         assert Session.objects.count() == 1
 
     def test_a_limit_of_0_is_refused(self) -> None:

@@ -20,7 +20,7 @@ from reliable_cable.concurrency.threads import BatchedCalls, run_handler, run_st
 from reliable_cable.connection.handlers import run_calls
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_polling import Poll
-from tests.stores.conftest import MODEL_STORES, POSTGRES, until, wait_until
+from tests.stores.conftest import MODEL_STORES, POSTGRES, MakeStore, until, wait_until
 from tests.stores.test_streams import append
 
 model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
@@ -87,8 +87,9 @@ def connected(alias: str) -> int:
 class TestStoreThreads:
     @model_stores
     async def test_an_idle_subscriber_polls_on_one_or_two_connections(
-        self, store: ModelStreamStore, opened: list[str], polls: list[Poll]
+        self, make_store: MakeStore, opened: list[str], polls: list[Poll]
     ) -> None:
+        store = make_store(notify=False)
         listener = store.listen(lambda event: None)
         await listener.subscribe("a")
         await until(lambda: len(polls) > 50)
@@ -97,8 +98,9 @@ class TestStoreThreads:
 
     @postgres_only
     async def test_a_poller_survives_a_restart_without_an_error_in_the_log(
-        self, store: ModelStreamStore, alias: str, polls: list[Poll], caplog: pytest.LogCaptureFixture
+        self, make_store: MakeStore, alias: str, polls: list[Poll], caplog: pytest.LogCaptureFixture
     ) -> None:
+        store = make_store(notify=False)
         listener = store.listen(lambda event: None)
         await listener.subscribe("a")
         for _ in range(3):
@@ -140,7 +142,8 @@ class TestStoreThreads:
         wait_until(lambda: connected(alias) == 0, timeout=30)
 
     @postgres_only
-    def test_ending_the_threads_closes_their_connections(self, store: ModelStreamStore, alias: str) -> None:
+    def test_ending_the_threads_closes_their_connections(self, make_store: MakeStore, alias: str) -> None:
+        store = make_store(notify=False)
         append(store, "1")
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
         assert connected(alias) == 1

@@ -15,6 +15,7 @@ from django.core.management.base import CommandError
 from django.test import override_settings
 
 from reliable_cable.consumer import get_hub
+from reliable_cable.stores.engine import ENGINE_CLASSES
 from reliable_cable.stores.redis.doctor import find_problems
 from tests.benchmarks import subscribers
 from tests.stores.conftest import until
@@ -58,10 +59,10 @@ def test_the_memory_engine_passes_too() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_presence_in_memory_is_named_if_other_processes_can_read_the_streams() -> None:
-    said = doctor(ENGINE="database")
+    said = doctor(ENGINE={**ENGINE_CLASSES["database"], "presence": ENGINE_CLASSES["memory"]["presence"]})
     assert "presence: reliable_cable.stores.presence.memory.MemoryPresenceStore, memory of this process\n" in said
     assert "Presence is in the memory of each server process" in said
-    assert "Set REDIS_URL" in said
+    assert "Remove ENGINE, so that members are in the database, or set REDIS_URL." in said
     assert "Presence is in the memory" not in doctor(ENGINE="memory")
 
 

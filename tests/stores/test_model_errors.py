@@ -161,7 +161,7 @@ class TestErrors:
             mock.patch.object(Numbering, "insert", outage),
             pytest.raises(BroadcastError, match="disk full") as caught,
         ):
-            append(store, "2")
+            append(store, "2", key="k")
         assert not isinstance(caught.value, BroadcastUncertain)
         assert append(store, "3") == [2]
 

@@ -38,9 +38,14 @@ def entries(alias: str, stream: str = "a") -> int:
 
 
 class TestCounts:
-    def test_an_append_locks_inserts_and_moves_the_tail(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_append_to_postgresql_takes_one_query(self, store: ModelStreamStore, alias: str) -> None:
         append(store, "1")
-        lock, insert, update = queries(alias, lambda: append(store, "2"))
+        assert len(queries(alias, lambda: append(store, "2"))) == (1 if alias == "postgres" else 3)
+
+    def test_appends_lock_insert_and_move_the_tails(self, store: ModelStreamStore, alias: str) -> None:
+        append(store, "1")
+        items = [("a", Message("2")), ("a", Message("3"))]
+        lock, insert, update = queries(alias, lambda: store.append(items))
         assert lock.startswith("SELECT")
         assert ("FOR UPDATE" in lock) == (alias == "postgres")
         assert insert.startswith("INSERT")
@@ -58,7 +63,7 @@ class TestCounts:
 
     def test_the_first_message_of_a_stream_also_creates_the_stream(self, store: ModelStreamStore, alias: str) -> None:
         append(store, "the first append of a process also asks the server for its lineage", stream="b")
-        assert len(queries(alias, lambda: append(store, "1"))) == 5
+        assert len(queries(alias, lambda: append(store, "1"))) == (6 if alias == "postgres" else 5)
 
     def test_inside_a_transaction_there_is_one_insert(self, store: ModelStreamStore, alias: str) -> None:
         def broadcast() -> None:
@@ -176,7 +181,7 @@ class TestTrimming:
             append(store, str(number))
         clock.advance(YOUNG_TIME)
         assert entries(alias) == TRIM_STEP - 1
-        assert len(queries(alias, lambda: append(store, str(TRIM_STEP)))) == 3
+        assert len(queries(alias, lambda: append(store, str(TRIM_STEP)))) == (1 if alias == "postgres" else 3)
         wait_until(lambda: entries(alias) == 10)
         assert [offset for offset, _ in kept(store)] == list(range(TRIM_STEP - 9, TRIM_STEP + 1))
 

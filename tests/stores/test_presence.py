@@ -8,10 +8,10 @@ import pytest
 
 from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo, PresenceStore
 
-from .conftest import MEMORY, REDIS_STORES, Clock
+from .conftest import PRESENCE_STORES, Clock
 from .presence import KEPT, TTL, Recorder, joined, left
 
-pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
+pytestmark = pytest.mark.parametrize("alias", PRESENCE_STORES, indirect=True)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 
 from reliable_cable.stores.presence.base import Member, PresenceStore
 
-from .conftest import MEMORY, REDIS_STORES, Clock
+from .conftest import PRESENCE_STORES, Clock
 from .presence import TTL, Recorder, joined, left
 
-pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
+pytestmark = pytest.mark.parametrize("alias", PRESENCE_STORES, indirect=True)
 
 
 @pytest.fixture

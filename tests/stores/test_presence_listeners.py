@@ -11,7 +11,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.stores.presence.base import PresenceEvent, PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
-from .conftest import MEMORY, REDIS_STORES, Clock
+from .conftest import PRESENCE_STORES, Clock
 from .presence import KEPT, TTL, Recorder, joined, left, listen
 
 
@@ -20,7 +20,7 @@ def store(presence_store: PresenceStore) -> PresenceStore:
     return presence_store
 
 
-@pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
+@pytest.mark.parametrize("alias", PRESENCE_STORES, indirect=True)
 class TestListening:
     async def test_a_listener_is_never_called_from_inside_another_call(self, store: PresenceStore) -> None:
         inside: list[bool] = []

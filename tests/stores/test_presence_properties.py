@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from django.db import connections
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from reliable_cable import models
+from reliable_cable.concurrency.threads import submit_store
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
@@ -16,7 +20,8 @@ from reliable_cable.stores.presence.redis import RedisPresenceStore
 from tests.support.client import unique
 from tests.support.examples import examples
 
-from .conftest import MEMORY, REDIS_STORES, Clock
+from .conftest import PRESENCE_STORES, Clock, finish_store_threads
+from .presence import ThreadedPresenceStore
 
 TTL, GRACE, KEPT = 10.0, 2.0, 20.0
 
@@ -115,7 +120,12 @@ STEPS = st.one_of(
 REJOIN = ("join", "phone", "1", "Ann", True, "")
 
 
-@pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES])
+def empty_tables(alias: str) -> None:
+    for model in (models.PresenceStream, models.PresenceSession, models.PresenceEntry, models.PresenceSweep):
+        model._default_manager.using(alias).all()._raw_delete(alias)
+
+
+@pytest.mark.parametrize("alias", PRESENCE_STORES)
 @example(steps=[("join", "phone", "1", "Ann", False, ""), ("leave", "phone"), *[("advance", 30)] * 20, REJOIN])
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=40))
@@ -123,6 +133,9 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
     clock = Clock()
     options = {**redis_settings, "key_prefix": unique("cable-test-")}
     make: Callable[..., PresenceStore] = MemoryPresenceStore if alias == "memory" else RedisPresenceStore
+    if alias in connections.settings:
+        make, options["database"] = ThreadedPresenceStore, alias
+        submit_store(partial(empty_tables, alias)).result()
     store = make(CableSettings(presence_ttl=TTL, presence_grace=GRACE, sessions_ttl=KEPT, **options), clock=clock)
     model = Model(clock)
     for name, *args in steps:
@@ -150,3 +163,5 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
         assert set(store.left_within("s", 5)) == {id_ for id_, at in model.left.items() if at >= clock() - 5}
     if isinstance(store, RedisPresenceStore):
         store.close()
+    elif alias in connections.settings:
+        finish_store_threads()

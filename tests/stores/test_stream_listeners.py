@@ -153,10 +153,13 @@ def test_a_closed_event_loop_does_not_break_a_broadcast(store: StreamStore) -> N
 
 @model_stores
 class TestOtherProcesses:
-    """A second store in the same database acts like the store of another process: the two share only the tables."""
+    """A second store in the same database acts like the store of another process: the two share only the tables.
+
+    Some tests forbid notifications (tests/stores/test_notify.py), because they need the events of polls.
+    """
 
     async def test_messages_of_other_processes_are_found(self, make_store: MakeStore, listen: Listen) -> None:
-        here, there = make_store(), make_store()
+        here, there = make_store(notify=False), make_store(notify=False)
         await there.aappend([("a", Message("before"))])
         _, heard = await listen(here, "a", "b")
         await there.aappend([("a", Message("1"))])
@@ -166,7 +169,7 @@ class TestOtherProcesses:
         assert heard == [Advanced("a"), Advanced("b")]
 
     async def test_a_new_epoch_is_found(self, make_store: MakeStore, listen: Listen) -> None:
-        here, there = make_store(), make_store()
+        here, there = make_store(notify=False), make_store(notify=False)
         await there.aappend([("a", Message("1"))])
         _, heard = await listen(here, "a")
         await there.aforget("a")
@@ -226,7 +229,7 @@ class TestOtherProcesses:
     async def test_polling_stops_with_the_last_subscription_and_starts_again(
         self, make_store: MakeStore, listen: Listen
     ) -> None:
-        here, there = make_store(), make_store()
+        here, there = make_store(notify=False), make_store(notify=False)
         listener, heard = await listen(here, "a")
         await listener.unsubscribe("a")
         await until(lambda: listener._poller is None)
@@ -239,7 +242,7 @@ class TestOtherProcesses:
     async def test_an_outage_is_logged_once_and_survived(
         self, make_store: MakeStore, listen: Listen, caplog: pytest.LogCaptureFixture
     ) -> None:
-        here, there = make_store(), make_store()
+        here, there = make_store(notify=False), make_store(notify=False)
         _, heard = await listen(here, "a")
         polls = mock.Mock(side_effect=OperationalError("database is down"))
         with mock.patch.object(ModelStreamStore, "_tails", polls):

@@ -41,7 +41,7 @@ def wakeup_threads() -> int:
 
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 async def test_messages_of_other_processes_are_found_at_once(make_store: MakeStore) -> None:
-    here, there = make_store(poll_interval=60), make_store(poll_interval=60)
+    here, there = (make_store(poll_interval=60, notify=False) for _ in range(2))
     heard: list[StreamEvent] = []
     listener = here.listen(heard.append)
     await listener.subscribe("a")

@@ -88,18 +88,18 @@ class StormClient(RecoveringClient):
 class NpmClients:
     """The unmodified npm clients in one Node process. Use it with `async with`.
 
+    Each client joins the presence of the room, with its name as the id.
+
     Args:
         node: the path of Node.
         url: the URL of the cable.
         names: the names of the clients.
         logs: the logs for the events of the clients.
-        present: whether each client joins the presence of the room, with its name as the id.
     """
 
-    def __init__(self, node: str, url: str, names: list[str], logs: Logs, *, present: bool) -> None:
+    def __init__(self, node: str, url: str, names: list[str], logs: Logs) -> None:
         self._command = [node, str(FOLDER / "storm.mjs"), url, json.dumps(names)]
         self._command.append(json.dumps([[channel, params] for channel, params, _ in SUBSCRIPTIONS]))
-        self._command.append("present" if present else "")
         self._names = names
         self._logs = logs
         self._process: Process | None = None

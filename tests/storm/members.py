@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.server import OtherProcess
 
 from .clients import NpmClients, StormClient
-from .plan import PATIENCE, PRESENCE_TTL, REDIS_LOSSES, ROOM, ROOM_IDENTIFIER, Fault, member_id
+from .plan import DATABASE_LOSSES, PATIENCE, PRESENCE_TTL, REDIS_LOSSES, ROOM, ROOM_IDENTIFIER, Fault, member_id
 from .presence import Change, judge_changes, judge_last, judge_lists, reorder
 from .verdict import Finding
 
@@ -22,8 +22,15 @@ INTERVAL = 0.5
 #: If two changes of a member are at most this many seconds apart, their signals may be sent in the wrong order.
 SIGNAL_DISORDER = 0.1
 #: Faults after which the signal of a change may be missing: the process that had to send it was killed, data were lost,
-#: or the answer of Redis came too late.
-SIGNAL_LOSSES = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
+#: or the answer of the store came too late.
+SIGNAL_LOSSES = (
+    "server SIGKILL",
+    "server SIGTERM",
+    "Redis stalled",
+    "Redis hangs at commit",
+    *REDIS_LOSSES,
+    *DATABASE_LOSSES,
+)
 #: Faults after which a client may receive presence events again, because it may have missed some.
 EVENT_REPEATS = (*SIGNAL_LOSSES, "pub/sub cut", "Redis paused")
 

@@ -158,17 +158,12 @@ class Plan:
             arguments.append(f"--only {' '.join(map(repr, self.only))}")
         return " ".join(arguments)
 
-    @property
-    def has_presence(self) -> bool:
-        """Whether servers share presence. With the engine "database", each server has its own presence."""
-        return self.engine == "redis"
-
     def settings(self, redis_url: str | None) -> dict[str, Any]:
         """Return the setting `RELIABLE_CABLE` of all processes."""
         names = ("kept:*", "plain:*", "room:*", *BURST_STREAMS)
         streams = {name: self._policy(name) for name in names}
         if redis_url is None:
-            return {"ENGINE": "database", "STREAMS": streams}
+            return {"ENGINE": "database", "STREAMS": streams, "PRESENCE_TTL": PRESENCE_TTL}
         return {"REDIS_URL": redis_url, "STREAMS": streams, "PRESENCE_TTL": PRESENCE_TTL}
 
     def _policy(self, name: str) -> dict[str, Any]:

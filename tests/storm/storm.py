@@ -102,9 +102,8 @@ class Storm:
             history = sorted(self._faults.history, key=lambda fault: fault.begun)
             outcome.history = [(fault.begun - start, fault.kind) for fault in history]
             outcome.complaints += self._stage.dead_processes()
-            if self._plan.has_presence:
-                outcome.findings += await self._members.wait_for_lists(self._stage.beside)
-                outcome.findings += self._members.judge(self._stage.signals, self._faults.history)
+            outcome.findings += await self._members.wait_for_lists(self._stage.beside)
+            outcome.findings += self._members.judge(self._stage.signals, self._faults.history)
         self._count(outcome)
         self._judge(outcome)
         if not outcome.good:
@@ -133,7 +132,7 @@ class Storm:
         self._fault_broadcaster = Broadcaster(caller, self._new_rng(), self._plan)
         self._progress(f"{self._plan.clients} clients in Python and {self._plan.npm_clients} npm clients subscribe")
         node = await asyncio.to_thread(find_node) if self._names else ""
-        self._npm = NpmClients(node, stage.url, self._names, self._logs, present=self._plan.has_presence)
+        self._npm = NpmClients(node, stage.url, self._names, self._logs)
         await stack.enter_async_context(self._npm)
         for number in range(1, self._plan.clients + 1):
             restoring = number % RECOVERING != 0
@@ -151,17 +150,15 @@ class Storm:
             for broadcaster in self._broadcasters:
                 await broadcaster.broadcast_until_stored(stream)
         await self._catch_up()
-        if self._plan.has_presence:
-            await self._members.enter()
+        await self._members.enter()
 
     async def _make_faults(self) -> None:
         """Broadcast while faults are made, and wait until all faults and broadcasts have ended."""
         self._progress(f"faults for {self._plan.seconds:g} s")
         broadcasting = [asyncio.create_task(broadcaster.run()) for broadcaster in self._broadcasters]
-        moving = asyncio.create_task(self._members.run()) if self._plan.has_presence else None
+        moving = asyncio.create_task(self._members.run())
         await self._faults.run(self._plan.seconds)
-        if moving is not None:
-            moving.cancel()
+        moving.cancel()
         for broadcaster in self._broadcasters:
             broadcaster.stop()
         await asyncio.gather(*broadcasting)

@@ -311,6 +311,22 @@ def test_the_client_must_be_told_after_a_position_was_used_twice() -> None:
         assert kinds(judge_log(truth, "client", log)) == findings
 
 
+def test_a_client_may_be_told_of_a_loss_that_the_store_has_not_noticed_yet() -> None:
+    # The client was ahead of the restored store. The store has as many messages again before it notices the restore.
+    truth = Truth("s", sent("a", range(1, 6)), [Loss(50, 55)])
+    for told, findings in ((52, {}), (60, {NEEDLESS: 1})):
+        log = [*received("a", 1, 2, 3), Connected(told), Signal(told), *received("a", 4, 5)]
+        assert kinds(judge_log(truth, "client", log)) == findings
+
+
+def test_an_offset_that_was_used_twice_counts_as_broadcast_when_it_was_first_used() -> None:
+    again = Sent("s", "a2 again", 101, ("a", 2), ended=101.5)
+    former, latter = sent("z", range(1, 4)), sent("a", range(1, 6), start=60)
+    truth = Truth("s", [*former, *latter, again], [Loss(50, 55), Loss(100, 105)])
+    log = [*received("z", 1, 2, 3), Signal(62.5), *received("a", 3, 4, 5)]
+    assert kinds(judge_log(truth, "client", log)) == {}
+
+
 # -- a small history --------------------------------------------------------------------------------------------------
 
 

@@ -173,12 +173,23 @@ class Truth:
         return self.history_size is not None and stored > self.history_size
 
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:
-        """Of the given offsets in an epoch, return those whose messages were broadcast after a time."""
-        return [
-            offset_of(one)
-            for one in self.sent
-            if one.position is not None and epoch_of(one) == epoch and offset_of(one) in offsets and one.begun > time
-        ]
+        """Of the given offsets in an epoch, return those whose messages were broadcast after a time.
+
+        An offset that was given to several messages (see `may_be_renumbered`) counts as that of the first one.
+        """
+        first: dict[int, float] = {}
+        for one in self.sent:
+            if one.position is not None and epoch_of(one) == epoch and offset_of(one) in offsets:
+                first.setdefault(offset_of(one), one.begun)
+        return [offset for offset, begun in first.items() if begun > time]
+
+    def is_in_doubt(self, time: float) -> bool:
+        """Return whether a loss had happened that the store may not have noticed yet.
+
+        A client that has newer messages than the store is then told of a loss, although the epoch may go on: the store
+        cannot notice the loss if it has as many messages again before a server looks at it.
+        """
+        return any(loss.at <= time <= loss.noticed for loss in self.losses if loss.at < loss.noticed)
 
 
 def epoch_of(one: Sent) -> str:

@@ -276,7 +276,7 @@ def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Fin
     """Find signals of a loss without a change of the epoch and without a long absence of the client."""
     for step in steps:
         before = "" if step.before is None else step.before.epoch
-        if not step.signals:
+        if all(truth.is_in_doubt(signal.at) for signal in step.signals):
             continue
         if step.after is None:
             if before == truth.last_epoch:

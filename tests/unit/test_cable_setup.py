@@ -68,7 +68,8 @@ class TestSettings:
         site.set_up()
         settings = site["settings.py"]
         assert (
-            wsgi + 'ASGI_APPLICATION = "SITE.asgi.application"\nDEBUG = True\n# the end\n\n\n# Streams are' in settings
+            wsgi + 'ASGI_APPLICATION = "SITE.asgi.application"\nDEBUG = True\n# the end\n\n\n# Streams and members are'
+            in settings
         )
         assert settings.endswith('RELIABLE_CABLE = {\n    # "REDIS_URL": "redis://localhost:6379/0",\n}')
 

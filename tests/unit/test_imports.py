@@ -63,7 +63,7 @@ WRONG = {
     "hub/stream.py": ("from reliable_cable.consumer import CableConsumer", "hub.stream -> reliable_cable.consumer"),
     "channel.py": ("def later():\n    from . import connection", "channel -> reliable_cable.connection"),
     "signing.py": ("if TYPE_CHECKING:\n    from .auth import CableAuth", "signing -> reliable_cable.auth"),
-    "stores/presence/memory.py": ("from ..streams.base import StreamStore", "memory -> reliable_cable.stores.streams"),
+    "stores/sessions/memory.py": ("from ..streams.base import StreamStore", "memory -> reliable_cable.stores.streams"),
     "stores/streams/model_numbering.py": ("from .model import ModelStreamStore", "- .model_numbering -> .model"),
     "protocol/frames.py": ("import time", "protocol.frames -> time"),
     "protocol/messages.py": ("from django.utils import timezone", "protocol.messages -> django"),

@@ -9,6 +9,7 @@ from django.core.checks import CheckMessage, run_checks
 from django.test import override_settings
 
 from reliable_cable import checks
+from reliable_cable.stores.engine import ENGINE_CLASSES
 
 NOWHERE = dict.fromkeys(("streams", "presence", "sessions"), "nowhere.Store")
 
@@ -26,8 +27,8 @@ def test_streams_in_memory_are_reported_with_the_remedy() -> None:
     assert "REDIS_URL" in str(problem.hint)
 
 
-def test_presence_of_the_database_engine_is_reported_with_the_remedy() -> None:
-    (problem,) = reported(ENGINE="database")
+def test_presence_in_memory_is_reported_with_the_remedy() -> None:
+    (problem,) = reported(ENGINE={**ENGINE_CLASSES["database"], "presence": ENGINE_CLASSES["memory"]["presence"]})
     assert problem.msg.startswith("Presence is in the memory of each process.")
     assert "REDIS_URL" in str(problem.hint)
 
@@ -38,6 +39,10 @@ def test_development_is_not_checked() -> None:
 
 def test_redis_is_not_reported() -> None:
     assert reported(REDIS_URL="redis://localhost") == []
+
+
+def test_the_database_is_not_reported() -> None:
+    assert reported(ENGINE="database") == []
 
 
 @pytest.mark.parametrize("engine", ["nothing", NOWHERE])

@@ -18,6 +18,10 @@ from reliable_cable import models
         (models.TransientEntry(name="news", pk=4), "news~4"),
         (models.Session(sid="abc"), "abc"),
         (models.SessionPart(sid="abc", number=5), "abc#5"),
+        (models.PresenceStream(name="news"), "news"),
+        (models.PresenceSession(member='"ann"', stream_id=6), '"ann"@6'),
+        (models.PresenceEntry(stream_id=6, number=7), "6@7"),
+        (models.PresenceSweep(at=1.5), "1.500"),
         (models.Revocation(condition="user:1"), "user:1"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,13 +13,14 @@ from reliable_cable import Channel, StoreError, action
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
-from reliable_cable.hub import rosters
+from reliable_cable.hub import rosters, session_writer
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.sessions.base import SessionRecord
 from tests.stores.conftest import Clock
 
-from .wire import Client, connection_of, identifier, until
+from .wire import Client, connection_of, identifier, run_event_loop, until
 
 
 class Room(Channel, abstract=True):
@@ -154,6 +155,44 @@ class TestAfterARestore:
             assert client.welcome["restored_ids"] == [ROOM]
             await client.send("history", ROOM, history={})
             assert await received(client) == ["confirm_history", ("leave", "ann"), ("join", "bob"), ("join", "eve")]
+
+    async def test_the_record_is_stored_before_the_client_is_sent_a_list(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        presence().join("room", "of ann", "ann")
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await get_hub().sessions.flush()
+            # If the server is killed after it has sent the list, another server finds the record in the store.
+            records: list[dict[str, Any]] = []
+            stored, store = asyncio.Event(), get_engine().sessions.asave
+
+            async def save_later(saved: Mapping[str, SessionRecord]) -> None:
+                records.append({sid: record.data for sid, record in saved.items()})
+                await stored.wait()
+                await store(saved)
+
+            monkeypatch.setattr(get_engine().sessions, "asave", save_later)
+            await client.send("presence", ROOM)
+            await until(lambda: records)
+            (subscription,) = records[0][client.sid]["subscriptions"]
+            assert subscription["watching"] is not None
+            await run_event_loop()
+            assert client.communicator.output_queue.empty(), "the store does not have the record yet"
+            stored.set()
+            assert brief(await client.receive()) == ("info", ["ann"])
+
+    async def test_a_list_whose_record_cannot_be_saved_is_not_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        presence().join("room", "of ann", "ann")
+
+        async def fail(records: Mapping[str, SessionRecord]) -> None:
+            raise StoreError("down")
+
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await get_hub().sessions.flush()
+            monkeypatch.setattr(get_engine().sessions, "asave", fail)
+            monkeypatch.setattr(session_writer, "SAVE_TIMEOUT", 0)
+            await client.send("presence", ROOM)
+            assert (await client.receive())["type"] == "disconnect"
 
     async def test_the_list_is_corrected_for_members_that_left_long_ago_by_the_store_clock(
         self, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ STREAMS_IN_MEMORY = (
 )
 PRESENCE_IN_MEMORY = (
     "Presence is in the memory of each server process. With several processes, a client sees only the members that are "
-    "connected to the same process. Set REDIS_URL to share presence."
+    "connected to the same process. Remove ENGINE, so that members are in the database, or set REDIS_URL."
 )
 
 

@@ -1,4 +1,4 @@
-"""`manage.py cable_prune` deletes old messages and expired sessions."""
+"""`manage.py cable_prune` deletes old messages, old presence data and expired sessions."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from reliable_cable.stores.engine import get_engine
 
 
 class Command(BaseCommand):
-    """Deletes old messages and expired sessions.
+    """Deletes old messages, old presence data and expired sessions.
 
     A server also deletes them while clients are connected to it. If clients are rarely connected, run this command from
     a cron job.
@@ -17,7 +17,8 @@ class Command(BaseCommand):
 
     help = (
         "Deletes messages beyond their stream's history size or TTL, streams without new messages for "
-        "HISTORY_META_TTL, old transient messages and expired sessions. Each transaction deletes few rows."
+        "HISTORY_META_TTL, old transient messages, old presence data and expired sessions. Each transaction deletes "
+        "few rows."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -39,6 +40,8 @@ class Command(BaseCommand):
         try:
             streams = sum(iter(lambda: engine.streams.prune(limit=limit), 0))
             self.stdout.write(f"Messages and idle streams: {streams} deleted.")
+            presence = sum(iter(lambda: engine.presence.prune(limit=limit), 0))
+            self.stdout.write(f"Old presence data: {presence} deleted.")
             if not options["no_sessions"]:
                 sessions = sum(iter(lambda: engine.sessions.prune(limit=limit), 0))
                 self.stdout.write(f"Sessions: {sessions} deleted.")

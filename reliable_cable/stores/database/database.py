@@ -185,6 +185,10 @@ class Database:
             raise
         return result
 
+    def write_soon(self, call: Callable[[], T]) -> T:
+        """Run a call as `write` does, but give up earlier on SQLite: after the `timeout` in the database's OPTIONS."""
+        return _with_short_wait(partial(self.write, call))
+
     def write_broadcast(self, call: Callable[[], T]) -> T:
         """Run a call as `write` does, and convert database errors to broadcast errors.
 

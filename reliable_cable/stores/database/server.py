@@ -77,6 +77,10 @@ class DatabaseServer:
         """
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
+    def now_sql(self) -> tuple[str, list[float]]:
+        """Return what `now` returns as SQL of PostgreSQL, with its parameters."""
+        return (_PresentTime.template, []) if self.has_clock else ("%s", [self._host_time()])
+
     def ago(self, seconds: float) -> Combinable:
         """Return an expression for the time `seconds` ago, which a statement can compare with a column.
 
@@ -100,13 +104,14 @@ class DatabaseServer:
         return float(now)
 
     @property
-    def _is_postgresql(self) -> bool:
+    def is_postgresql(self) -> bool:
+        """Whether the server is PostgreSQL."""
         return connections[self._database.alias].vendor == "postgresql"
 
     @property
     def has_clock(self) -> bool:
         """Whether times come from the server's clock. If False, times come from this host's clock."""
-        return self._clock is None and self._is_postgresql
+        return self._clock is None and self.is_postgresql
 
     def _host_time(self) -> float:
         return time.time() if self._clock is None else self._clock()
@@ -121,6 +126,10 @@ class DatabaseServer:
     def lineage(self) -> Expression:
         """Return an expression for the lineage of the server's data; `""` if it is unknown."""
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
+
+    def lineage_sql(self, column: str) -> str:
+        """Return what `lineage` returns as SQL of PostgreSQL; the name of the column if the lineage is unknown."""
+        return _Lineage.template if self._reports_lineage else column
 
     def read_lineage(self) -> str:
         """Return the lineage of the server's data; `""` if it is unknown. On PostgreSQL, this takes a query.
@@ -156,7 +165,7 @@ class DatabaseServer:
             DatabaseError: the server could not be reached. The next call tries again.
         """
         if self._reports_lineage is None:
-            self._reports_lineage = self._is_postgresql and self._database.outside(self._may_query_lineage)
+            self._reports_lineage = self.is_postgresql and self._database.outside(self._may_query_lineage)
 
     def _may_query_lineage(self) -> bool:
         def query() -> None:

@@ -90,6 +90,13 @@ class Refreshed:
 class PresenceListener(Listener):
     """Receives the presence events of streams. `PresenceStore.listen` returns a listener."""
 
+    async def fence(self, stream: str) -> None:
+        """Wait until the events of a stream that happened before this call have been delivered.
+
+        A listener need not override this method if events arrive within a few milliseconds. The events that correct the
+        list of a restored client are then more rarely followed by an event that repeats one of them.
+        """
+
 
 class PresenceStore(Store):
     """Base class of the stores for the members of streams.
@@ -199,6 +206,13 @@ class PresenceStore(Store):
 
         `deliver` is never called from inside a method of the listener or of the store.
         """
+
+    def prune(self, *, limit: int = 1000) -> int:
+        """Delete up to about `limit` old rows, and return their number. `manage.py cable_prune` calls this.
+
+        A store need not override this method, if its data expire by themselves or in `expire`.
+        """
+        return 0
 
     ajoin_all = async_twin(join_all)
     aleave = async_twin(leave)

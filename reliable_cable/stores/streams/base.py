@@ -105,15 +105,6 @@ class StreamListener(Listener):
     message, or `Advanced`, after which a read of the stream returns the message.
     """
 
-    async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Start to announce the events of several streams.
-
-        A subclass should override this method if it can subscribe to several streams in one round trip. If the method
-        raises an error, the caller unsubscribes from all these streams.
-        """
-        for stream in streams:
-            await self.subscribe(stream)
-
     async def fence(self) -> None:
         """Wait until all events that were announced before this call have been delivered, or are known to be lost.
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from django.db import connections
-from django.db.models import OuterRef, Q, Subquery
+from django.db.models import OuterRef, Subquery
 
 from reliable_cable import models
 from reliable_cable.concurrency.batching import Batches, Outcome
-from reliable_cable.concurrency.on_commit import call_after_commit, runs_hooks
+from reliable_cable.concurrency.on_commit import call_after_commit, in_transaction, runs_hooks
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.logs import logger
@@ -20,18 +20,19 @@ from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
+from .model_announcer import Announcer
 from .model_lineage import Lineages
+from .model_notices import StoredTransient
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_reading import PageReader, PageRequest
 from .model_retention import EXISTS, Retention
+from .model_single_append import SingleAppend
+from .model_transients import TransientTable
 from .wakeup import Waker
 
 #: The maximum number of names of streams, or ids of rows, in a query.
 NAMES_PER_QUERY = 500
-#: A process that sends transient messages also deletes the old ones of all processes. This is the minimum time, in
-#: seconds, between two such deletions.
-TRANSIENT_DELETE_INTERVAL = 10.0
 
 
 class ModelStreamStore(ModelStore, StreamStore):
@@ -65,11 +66,15 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._reader = PageReader(self._database, settings, self._server, self._lineages)
         self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
+        self._single_append = SingleAppend(self._database, settings, self._server, self._retention)
         #: The bus that announces events to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
-        self._transients_deleted_at = 0.0
+        self._transients = TransientTable(
+            self._database, self._server, self._retention, lambda: self.origin, self.clock
+        )
+        self._announcer = Announcer(settings, lambda: self.origin, self._transients.store_whispers)
 
     @property
     def origin(self) -> str:
@@ -147,8 +152,11 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _append(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         with self._database.broadcast_errors():
             self._lineages.prepare()
+        written = None
+        if len(items) == 1 and self._single_append.supports(items[0][1]):
+            written = self._database.write_broadcast(partial(self._single_append.write, *items[0]))
         while True:
-            written = self._database.write_broadcast(partial(self._numbering.write, names, items))
+            written = written or self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
                 # The rows of new streams are inserted in a separate transaction, because locks on these rows could
                 # cause a deadlock.
@@ -158,6 +166,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             self._retention.trim_soon(written.overfull)
             if written.complete:
                 return written.positions
+            written = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -264,32 +273,34 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _announce_and_wake(self, events: Sequence[StreamEvent]) -> None:
         self.bus.publish(events)
         self._waker.wake(self.origin, {event.stream for event in events})
+        # A call in a transaction of the caller has not committed yet. Other processes find its messages when they poll.
+        if not in_transaction(connections[self.settings.database]):
+            self._announcer.announce(event for event in events if not isinstance(event, Transient))
 
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message without numbering it.
 
-        Listeners of this process receive the message immediately. Other processes find it in a table when they poll.
+        Listeners of this process receive the message immediately. Other processes find it in a table when they are
+        notified, or when they poll.
         """
-
-        def insert() -> None:
-            self._database.rows(models.TransientEntry).create(
-                name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
-            )
-
-        self._database.outside(partial(self._database.write_broadcast, insert), BroadcastError)
-        self._announce([Transient(stream, message.data, message.exclude)])
-        now = self.clock()
-        if abs(now - self._transients_deleted_at) > TRANSIENT_DELETE_INTERVAL:
-            self._transients_deleted_at = now
-            self._database.delete_soon(self._retention.delete_transients)
+        transient = Transient(stream, message.data, message.exclude)
+        key = self._transients.store(transient)
+        self._announce([transient])
+        self._announcer.announce([StoredTransient(key, transient)])
 
     def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper only in this process, because whispers are frequent and need not arrive."""
-        self.bus.publish([Transient(stream, message.data, message.exclude, whisper=True)])
+        """Announce a client's whisper. A background thread stores it for the other processes."""
+        transient = Transient(stream, message.data, message.exclude, whisper=True)
+        self.bus.publish([transient])
+        self._announcer.whisper(transient)
+
+    async def awhisper(self, stream: str, message: Message) -> None:
+        """Async twin of `whisper`. It needs no thread."""
+        self.whisper(stream, message)
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
-        return PollingListener(self, self.bus, deliver)
+        return PollingListener(self, self.bus, deliver, announcer=self._announcer)
 
     @retried_read
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
@@ -306,21 +317,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         """
         with self._database.store_errors("The database cannot be polled"):
             tails = self._tails(streams)
-            rows = self._database.rows(models.TransientEntry)
-            with seen.lock:
-                visible = rows.filter(Q(pk__gt=seen.horizon) | Q(created__gt=seen.newest))
-                origins = {
-                    (pk, created): origin for pk, created, origin in visible.values_list("pk", "created", "origin")
-                }
-                unseen = sorted(pk for pk, created in seen.add(origins) if origins[pk, created] != self.origin)
-            transients = [
-                Transient(*values)
-                for start in range(0, len(unseen), NAMES_PER_QUERY)
-                for values in rows.filter(pk__in=unseen[start : start + NAMES_PER_QUERY])
-                .order_by("pk")
-                .values_list("name", "data", "exclude")
-            ]
-            return Poll(tails, transients, self._numbering.pending())
+            return Poll(tails, self._transients.find_new(seen), self._numbering.pending())
 
     def _tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         names = list(streams)

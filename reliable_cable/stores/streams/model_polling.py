@@ -16,13 +16,23 @@ from reliable_cable.exceptions import CableError
 from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.bus import Bus, BusListener
+from reliable_cable.stores.database.shared_receiver import SharedReceiver
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
+from .model_announcer import Announcer
+from .model_notices import Moved, NoticedEvent, StoredTransient
 from .wakeup import receive_wakeups
 
 #: How long, in seconds, polls look for rows with smaller ids after a row has become visible. Rows with smaller ids may
 #: become visible later, because their transactions commit later.
 MAX_ROW_DELAY = 5.0
+#: How long, in seconds, a listener remembers the transient messages that it has announced.
+ANNOUNCED_TIME = 60.0
+#: The minimum time, in seconds, between two regular polls while notifications arrive.
+SLOW_POLL_INTERVAL = 1.0
+#: How long, in seconds, regular polls are frequent after a poll has found messages that were not announced. Their
+#: process may be unable to send notifications.
+UNANNOUNCED_TIME = 10.0
 #: How often, in seconds, a listener prunes the store.
 PRUNE_INTERVAL = 60.0
 #: The approximate maximum number of rows that a listener deletes each time it prunes the store.
@@ -48,6 +58,11 @@ class SeenIds:
         self._seen: dict[tuple[int, float], float] = {}
         #: Whether `add` has been called, and has recorded the rows that existed before the listener.
         self.primed = False
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the rows that were visible at the last call of `add`."""
+        return [pk for pk, _ in self._seen]
 
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
         """Record visible rows, and return the new ones.
@@ -81,7 +96,7 @@ class Poll:
     """
 
     tails: Mapping[str, StreamPosition]
-    transients: Sequence[Transient]
+    transients: Sequence[StoredTransient]
     pending: Sequence[str]
 
 
@@ -120,6 +135,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         interval: a function that returns the time until the next poll, in seconds. The default is the setting
             `poll_interval`.
         wakeups: whether the listener receives wake-ups from other processes over a channel layer.
+        announcer: sends and decodes notifications. If None, or if the database does not support notifications, the
+            listener receives none.
     """
 
     def __init__(
@@ -130,9 +147,18 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         *,
         interval: Callable[[], float] | None = None,
         wakeups: bool = True,
+        announcer: Announcer | None = None,
     ) -> None:
         super().__init__(bus, self._receive)
-        self._interval = interval or (lambda: store.settings.poll_interval)
+        self._interval = interval or self._regular_interval
+        self._announcer = announcer
+        self._notifications: SharedReceiver | None = None
+        #: The ids of transient messages that were announced in the last `ANNOUNCED_TIME`, and the times of this.
+        self._announced: dict[int, float] = {}
+        #: The streams of which the last poll has found messages that no notification has announced so far.
+        self._unannounced: set[str] = set()
+        #: The time until which regular polls are frequent, by the monotonic clock.
+        self._frequent_until = 0.0
         self._wakeups = wakeups
         self._store = store
         self._deliver_event = deliver
@@ -181,8 +207,14 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         if self._seen.primed:
             return await run_store(self._store.tails, streams)
         poll = await run_store(self._store.poll, streams, self._seen)
-        self.push(poll.transients)
+        # A late notification must not announce the messages from before the first subscription.
+        self._announced |= dict.fromkeys(self._seen.ids, time.monotonic())
+        self.push(self._new_transients(poll.transients))
         return poll.tails
+
+    def position(self, stream: str) -> StreamPosition:
+        """Return the position up to which a stream's messages were announced; `("", 0)` if it is not subscribed."""
+        return self._known.get(stream, NOWHERE)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
@@ -216,7 +248,10 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._deliver_event(event)
 
     async def _keep_polling(self) -> None:
-        receiver = asyncio.create_task(self._receive_wakeups(), name="cable-wakeup-receiver")
+        receivers = [
+            asyncio.create_task(self._receive_wakeups(), name="cable-wakeup-receiver"),
+            asyncio.create_task(self._receive_notifications(), name="cable-notification-receiver"),
+        ]
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self.streams:
@@ -227,17 +262,82 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
                     await self._attempt(partial(run_store_write, partial(self._store.prune, limit=PRUNE_LIMIT)))
         finally:
             self._poller = None
-            await cancel(receiver)
+            await cancel(*receivers)
+
+    # -- wake-ups and notifications -----------------------------------------------------------------------------------
 
     async def _receive_wakeups(self) -> None:
         if self._wakeups:
             await receive_wakeups(self._store.origin, self._wake, lambda: self._wake(self.streams))
 
     def _wake(self, streams: Iterable[str]) -> None:
+        if self._notified:
+            return
         served = self.streams.intersection(streams)
         if served:
             self._woken_early |= served - self._known.keys()
             self._woken.set()
+
+    @property
+    def _notified(self) -> bool:
+        """Whether notifications arrive, so that polls only find what they have missed."""
+        return self._notifications is not None and self._notifications.working
+
+    def _regular_interval(self) -> float:
+        interval = self._store.settings.poll_interval
+        if self._notified and time.monotonic() >= self._frequent_until:
+            return max(interval, SLOW_POLL_INTERVAL)
+        return interval
+
+    async def _receive_notifications(self) -> None:
+        if self._announcer is not None and self._announcer.notifies:
+            self._notifications = SharedReceiver(
+                self._store.settings,
+                self._announcer.topic,
+                self._receive_notification,
+                self._woken.set,
+                self._announcer.probe,
+            )
+            await self._notifications.run()
+
+    def _receive_notification(self, payload: str) -> None:
+        notice = self._announcer.decode(payload) if self._announcer is not None else None
+        if notice is None or notice.look:
+            self._woken.set()
+        if notice is None:
+            return
+        self._unannounced.difference_update(event.stream for event in notice.events)
+        if notice.origin != self._store.origin:
+            self.push([new for event in notice.events if (new := self._new_event(event)) is not None])
+
+    def _new_event(self, event: NoticedEvent) -> StreamEvent | None:
+        """Return the event to announce after a notification; None if it was announced before, or concerns no stream."""
+        if event.stream not in self.streams:
+            return None
+        match event:
+            case StoredTransient(_, Transient(stream) as message):
+                # During a subscription, the message may be from before it.
+                return message if stream in self._known and self._new_transients([event]) else None
+            case Moved(stream, position):
+                known = self._known.get(stream)
+                if known is not None and known.epoch in (position.epoch, ""):
+                    if position.offset <= known.offset:
+                        return None
+                    self._known[stream] = position
+                return Advanced(stream)
+            case _:
+                return event if self.note(event) else None
+
+    def _new_transients(self, transients: Sequence[StoredTransient]) -> list[Transient]:
+        """Return the messages that were not announced before, neither after a poll nor after a notification."""
+        now = time.monotonic()
+        while self._announced and next(iter(self._announced.values())) < now - ANNOUNCED_TIME:
+            del self._announced[next(iter(self._announced))]
+        new = [each for each in transients if each.pk not in self._announced]
+        self._announced.update((each.pk, now) for each in new)
+        return [each.message for each in new]
+
+    # -- polls --------------------------------------------------------------------------------------------------------
 
     async def _attempt(self, step: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -257,15 +357,22 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self._failing = False
 
     async def _poll(self) -> None:
+        if self._unannounced:
+            self._frequent_until = time.monotonic() + UNANNOUNCED_TIME
+            self._unannounced.clear()
         before = dict(self._known)
         poll = await run_store(self._store.poll, list(before), self._seen)
-        events: list[StreamEvent] = list(poll.transients)
+        events: list[StreamEvent] = list(self._new_transients(poll.transients))
         for stream, was in before.items():
             now = self._known.get(stream)
             tail = poll.tails.get(stream, NOWHERE)
             if now is not None and moved(was, now, tail):
                 self._known[stream] = tail
                 events.append(Advanced(stream))
+                if self._notified:
+                    self._unannounced.add(stream)
         self.push(events)
         if poll.pending:
+            # The process that has stored these messages may be unable to number them.
+            self._frequent_until = time.monotonic() + UNANNOUNCED_TIME
             await run_store_write(partial(self._store.number_outbox, poll.pending))

@@ -1,0 +1,200 @@
+"""Notifications between processes, by NOTIFY and LISTEN of PostgreSQL.
+
+A notification is only a hint. It may be lost, so receivers also poll the database.
+"""
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from django.db import connections
+
+from reliable_cable.concurrency.on_commit import is_manual
+from reliable_cable.concurrency.threads import run_store
+from reliable_cable.conf import CableSettings
+from reliable_cable.logs import logger
+
+#: The maximum size of a payload, in bytes. PostgreSQL refuses payloads of 8000 bytes or more.
+MAX_PAYLOAD: Final = 7900
+#: How long, in seconds, it may take to connect to the database.
+CONNECT_TIMEOUT: Final = 10.0
+#: How often, in seconds, a receiver checks that its own notifications arrive.
+PROBE_INTERVAL: Final = 30.0
+#: How long, in seconds, the notification of such a check may take to arrive.
+PROBE_TIMEOUT: Final = 10.0
+#: The delays, in seconds, before the first retry of a connection and between later retries. The delay doubles.
+RETRY_DELAYS: Final = (0.1, 5.0)
+#: How long, in seconds, to wait before the next attempt if the notifications of a check do not arrive.
+SILENT_RETRY_DELAY: Final = 60.0
+
+#: The first character of the payload of a check. The payloads of callers must not begin with it.
+PROBE: Final = "?"
+
+#: An SQL expression for the name of the channel. Each schema has its own channel, because it has its own tables.
+_CHANNEL: Final = (
+    "'reliable_cable_' || COALESCE((SELECT oid::text FROM pg_namespace WHERE nspname = current_schema()), '')"
+)
+
+
+def supports_notify(settings: CableSettings) -> bool:
+    """Return whether processes can notify each other: on PostgreSQL with psycopg 3, unless the settings forbid it.
+
+    If `handler_threads` is 0, the answer is no, because notifications need connections other than the caller's.
+    """
+    if (
+        settings.notify is False
+        or not settings.handler_threads
+        or connections[settings.database].vendor != "postgresql"
+    ):
+        return False
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return bool(is_psycopg3)
+
+
+def send_notifications(alias: str, payloads: Sequence[str]) -> None:
+    """Send notifications in a transaction of their own, on this thread's connection, which has no open transaction.
+
+    NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. So this transaction contains
+    nothing else, and does not wait until it is stored on disk.
+
+    Args:
+        alias: the alias of the database.
+        payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
+
+    Raises:
+        django.db.Error: some or all notifications were not sent.
+    """
+    connection = connections[alias]
+    calls = ", ".join(["pg_notify(channel.name, %s)"] * len(payloads))
+    # `true` limits the parameter to this transaction, because other clients use the connection of a connection pooler.
+    query = f"SELECT set_config('synchronous_commit', 'off', true), {calls} FROM (SELECT {_CHANNEL} AS name) AS channel"  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(query, payloads)
+    if is_manual(connection):
+        connection.commit()
+
+
+class _SilentError(Exception):
+    """Raised if a process does not receive its own notifications."""
+
+
+class NotificationReceiver:
+    """Receives notifications on the running event loop, with a connection of its own.
+
+    Args:
+        settings: the settings; `notify` and `database` are used.
+        received: a function that is called with each payload.
+        changed: a function that is called when `working` has changed. Notifications may have been missed.
+        probe: a function that sends a notification with a payload to all processes, without blocking.
+    """
+
+    def __init__(
+        self,
+        settings: CableSettings,
+        received: Callable[[str], None],
+        changed: Callable[[], None],
+        probe: Callable[[str], None],
+    ) -> None:
+        self._alias = settings.notify if isinstance(settings.notify, str) else settings.database
+        self._poll_interval = settings.poll_interval
+        self._received = received
+        self._changed = changed
+        self._probe = probe
+        #: Whether notifications arrive. The receiver has received one that this process has sent.
+        self.working = False
+        self._failing = False
+
+    async def run(self) -> None:
+        """Receive notifications until cancelled. If the connection is lost, open another one."""
+        delay, longest = RETRY_DELAYS
+        while True:
+            try:
+                await self._receive()
+            except _SilentError:
+                self._report(
+                    "its own notifications do not arrive. A connection pooler in transaction mode may be in between; "
+                    "set RELIABLE_CABLE['NOTIFY'] to the alias of a direct connection, or to False"
+                )
+                pause = SILENT_RETRY_DELAY
+            except Exception as error:
+                self._report(error)
+                pause = delay
+            else:
+                pause = delay  # the server has closed the connection
+            delay = RETRY_DELAYS[0] if self.working else min(2 * delay, longest)
+            self._end()
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
+
+    def _report(self, problem: object) -> None:
+        if not self._failing:
+            logger.warning(
+                "This process cannot LISTEN on the database %r: %s. Until it can, it polls every %g s.",
+                self._alias,
+                problem,
+                self._poll_interval,
+            )
+        self._failing = True
+
+    async def _receive(self) -> None:
+        from psycopg import AsyncConnection, sql
+
+        parameters = await run_store(self._parameters)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            connection = await AsyncConnection.connect(**parameters, autocommit=True)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                async for (channel,) in await connection.execute(f"SELECT {_CHANNEL}"):
+                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            await self._read(connection)
+        finally:
+            await connection.close()
+
+    def _parameters(self) -> dict[str, Any]:
+        """Return the parameters of a connection. Some projects request them from a server, so this runs in a thread."""
+        parameters = dict(connections[self._alias].get_connection_params())
+        # These are for sync connections that run Django's queries.
+        for name in ("cursor_factory", "context", "prepare_threshold"):
+            parameters.pop(name, None)
+        return {"fallback_application_name": "reliable_cable LISTEN", **parameters}
+
+    async def _read(self, connection: Any) -> None:
+        """Pass on notifications until the connection breaks, or a notification of this process does not arrive."""
+        loop = asyncio.get_running_loop()
+        payload = PROBE + secrets.token_hex(8)
+        self._probe(payload)
+        next_probe: asyncio.TimerHandle | None = None
+        try:
+            async with (
+                asyncio.timeout(PROBE_TIMEOUT) as limit,
+                contextlib.aclosing(connection.notifies()) as notifications,
+            ):
+                async for notification in notifications:
+                    if not notification.payload.startswith(PROBE):
+                        self._received(notification.payload)
+                    elif notification.payload == payload:
+                        limit.reschedule(loop.time() + PROBE_INTERVAL + PROBE_TIMEOUT)
+                        next_probe = loop.call_later(PROBE_INTERVAL, self._probe, payload)
+                        self._begin()
+        except TimeoutError as error:
+            raise _SilentError from error
+        finally:
+            if next_probe is not None:
+                next_probe.cancel()
+
+    def _end(self) -> None:
+        if self.working:
+            self.working = False
+            self._changed()
+
+    def _begin(self) -> None:
+        if self.working:
+            return
+        self.working = True
+        if self._failing:
+            logger.info("This process can LISTEN on the database %r again.", self._alias)
+        self._failing = False
+        self._changed()

@@ -1,0 +1,209 @@
+"""Announces events of the model store to other processes, in a background thread."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
+from typing import Final
+
+from django.db import connections
+
+from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
+from reliable_cable.conf import CableSettings
+from reliable_cable.logs import logger
+from reliable_cable.stores.database.notify import send_notifications, supports_notify
+
+from .base import Transient
+from .model_notices import Notice, NoticeCodec, NoticedEvent, StoredTransient
+
+#: The minimum time, in seconds, between the beginnings of two transactions with notifications. Events that happen
+#: meanwhile share the next one.
+MIN_INTERVAL: Final = 0.002
+#: The maximum number of whispers that are stored in one transaction.
+WHISPERS_PER_TRANSACTION: Final = 500
+#: The maximum total size of the pending events, in characters of their data. Above it, pending events are replaced by
+#: the request to poll, and the oldest whispers are dropped.
+MAX_PENDING: Final = 4 * 1024 * 1024
+
+
+class _Pending:
+    """The pending events of one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.events: list[NoticedEvent] = []
+        self.whispers: deque[Transient] = deque()
+        self.probes: list[str] = []
+        #: Whether receivers must poll now, because there were too many events to announce each of them.
+        self.look = False
+        #: Whether receivers must poll when the next notification is sent, because earlier ones were not sent.
+        self.missed = False
+        #: The total size of the data of `events`, and of `whispers`.
+        self.size = self.whisper_size = 0
+        #: Whether the thread is running or was asked to run.
+        self.active = False
+
+
+class Announcer:
+    """Stores whispers, and notifies other processes of new events, in a thread with its own database connection.
+
+    Its methods do not block. Their errors are only logged: other processes also poll the database, and whispers need
+    not arrive. A forked child has its own thread.
+
+    Args:
+        settings: the settings; `notify`, `database` and `poll_interval` are used.
+        origin: a function that returns the name of the store in this process.
+        store: a function that stores whispers in a transaction, and returns the ids of their rows.
+        topic: the beginning of all notifications. Each topic has its own thread, so that they do not wait for each
+            other.
+    """
+
+    def __init__(
+        self,
+        settings: CableSettings,
+        origin: Callable[[], str],
+        store: Callable[[Sequence[Transient]], Sequence[int]],
+        *,
+        topic: str = "",
+    ) -> None:
+        self._alias = settings.database
+        self._threads = settings.handler_threads > 0
+        self._poll_interval = settings.poll_interval
+        self._settings = settings
+        self._origin = origin
+        self._store = store
+        self.topic = topic
+        self._codec = NoticeCodec(settings, topic)
+        self._processes: dict[int, _Pending] = {}
+        self._failing = False
+
+    @cached_property
+    def notifies(self) -> bool:
+        """Whether processes with this database can notify each other."""
+        return supports_notify(self._settings)
+
+    def decode(self, payload: str) -> Notice | None:
+        """Return the notice in a payload; None if another project or another release has sent it."""
+        return self._codec.decode(payload)
+
+    def announce(self, events: Iterable[NoticedEvent]) -> None:
+        """Notify the other processes of events, if the database supports notifications."""
+        if self.notifies:
+            with self._pending.lock:
+                for event in events:
+                    self._add(self._pending, event)
+            self._start()
+
+    def whisper(self, message: Transient) -> None:
+        """Store a whisper, and notify the other processes."""
+        if not self._threads:
+            return
+        pending = self._pending
+        with pending.lock:
+            pending.whispers.append(message)
+            pending.whisper_size += len(message.data)
+            while pending.whisper_size > MAX_PENDING:
+                pending.whisper_size -= len(pending.whispers.popleft().data)
+        self._start()
+
+    def probe(self, payload: str) -> None:
+        """Send a notification with this payload."""
+        with self._pending.lock:
+            self._pending.probes.append(payload)
+        self._start()
+
+    @property
+    def _pending(self) -> _Pending:
+        pid = os.getpid()
+        return self._processes.get(pid) or self._processes.setdefault(pid, _Pending())
+
+    def _add(self, pending: _Pending, event: NoticedEvent) -> None:
+        pending.events.append(event)
+        pending.size += _size(event)
+        if pending.size > MAX_PENDING:
+            pending.events.clear()
+            pending.size = 0
+            pending.look = True
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        pending = self._pending
+        with pending.lock:
+            if pending.active:
+                return
+            pending.active = True
+        try:
+            submit_alone(f"announcer{self.topic}", partial(with_kept_connections, self._work, pending))
+        except RuntimeError:
+            logger.debug("Events are not announced, because the interpreter is shutting down.")
+
+    def _work(self, pending: _Pending) -> None:
+        """Announce pending events until there are none."""
+        interval = MIN_INTERVAL if self.notifies else self._poll_interval
+        while True:
+            began = time.monotonic()
+            with pending.lock:
+                whispers = [
+                    pending.whispers.popleft() for _ in range(min(len(pending.whispers), WHISPERS_PER_TRANSACTION))
+                ]
+                pending.whisper_size -= sum(len(whisper.data) for whisper in whispers)
+                events, pending.events, pending.size = pending.events, [], 0
+                probes, pending.probes = pending.probes, []
+                look, pending.look = pending.look, False
+                if not (whispers or events or probes or look):
+                    pending.active = False
+                    return
+            self._attempt(pending, whispers, events, probes, look or pending.missed)
+            time.sleep(max(0.0, began + interval - time.monotonic()))
+
+    def _attempt(
+        self,
+        pending: _Pending,
+        whispers: Sequence[Transient],
+        events: Sequence[NoticedEvent],
+        probes: Sequence[str],
+        look: bool,
+    ) -> None:
+        try:
+            if whispers:
+                keys = self._store(whispers)
+                events = [*events, *map(StoredTransient, keys, whispers)]
+            if self.notifies:
+                self._notify([*probes, *self._codec.encode(Notice(self._origin(), events, look))])
+            self._failing = pending.missed = False
+        except Exception as error:
+            if not self._failing:
+                logger.warning(
+                    "Other processes could not be notified of new messages. They find these when they poll the "
+                    "database: %s",
+                    error,
+                    exc_info=not is_outage(error),
+                )
+            self._failing = True
+            pending.missed = True
+            connections[self._alias].close()
+
+    def _notify(self, payloads: Sequence[str]) -> None:
+        if not payloads:
+            return
+        try:
+            send_notifications(self._alias, payloads)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            # The connection may have been closed by the server since it was last used.
+            connections[self._alias].close()
+            send_notifications(self._alias, payloads)
+
+
+def _size(event: NoticedEvent) -> int:
+    match event:
+        case StoredTransient(_, message):
+            return len(message.data)
+        case _:
+            entry = getattr(event, "entry", None)
+            return 64 if entry is None else len(entry.data)

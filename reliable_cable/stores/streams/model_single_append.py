@@ -1,0 +1,88 @@
+"""Appends a single message to a stream on PostgreSQL with one statement, which is the most frequent write."""
+
+from typing import Any
+
+from django.db import connections
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.models import OutboxEntry, Stream, StreamEntry
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Entry
+from reliable_cable.stores.database.database import Database
+from reliable_cable.stores.database.server import DatabaseServer
+
+from .base import Message, Published
+from .model_numbering import Written
+from .model_retention import Retention
+
+
+class SingleAppend:
+    """Numbers a message and inserts it as an entry, with one statement.
+
+    `Numbering` does the same for all other cases. It takes several statements, each of which Django compiles again.
+
+    Args:
+        database: the database with the streams.
+        settings: the settings; the history settings of the streams are used.
+        server: the server of the database, which reports the time and the current lineage.
+        retention: decides which streams must be trimmed.
+    """
+
+    def __init__(
+        self, database: Database, settings: CableSettings, server: DatabaseServer, retention: Retention
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._server = server
+        self._retention = retention
+
+    def supports(self, message: Message) -> bool:
+        """Return whether `write` can be called: on PostgreSQL, for a message without an idempotency key."""
+        return not message.idempotency_key and self._server.is_postgresql
+
+    def write(self, name: str, message: Message) -> Written | None:
+        """Append a message in the open transaction.
+
+        Args:
+            name: the name of the stream.
+            message: the message.
+
+        Returns:
+            None if nothing was changed, because the stream has no current epoch, or has messages in the outbox. Then
+            `Numbering.write` must be called.
+        """
+        now, times = self._server.now_sql()
+        lineage = self._server.lineage_sql("lineage")
+        query = f"""
+            WITH stream AS (
+                UPDATE {_name(Stream)} SET tail = tail + 1, tail_at = GREATEST(tail_at, {now}), lineage = {lineage}
+                WHERE name = %s AND tail > 0 AND lineage IN ('', {lineage})
+                AND NOT EXISTS (SELECT 1 FROM {_name(OutboxEntry)} WHERE name = %s)
+                RETURNING id, epoch, tail, low, tail_at
+            ), entry AS (
+                INSERT INTO {_name(StreamEntry)} (stream_id, "offset", data, exclude, created)
+                SELECT id, tail, %s, %s, tail_at FROM stream
+            )
+            SELECT epoch, tail, low, tail_at,
+                (SELECT created FROM {_name(StreamEntry)} WHERE stream_id = stream.id AND "offset" = stream.tail - 1)
+            FROM stream
+        """  # noqa: S608 - only names of tables and functions
+        with connections[self._database.alias].cursor() as cursor:
+            cursor.execute(query, [*times, name, name, message.data, message.exclude])
+            row = cursor.fetchone()
+        return None if row is None else self._written(name, message, *row)
+
+    def _written(
+        self, name: str, message: Message, epoch: str, tail: int, low: int, now: float, previous: float | None
+    ) -> Written:
+        entry = Entry(tail, message.data, message.exclude)
+        before = Stream(name=name, tail=tail - 1, low=low, tail_at=now if previous is None else previous)
+        after = Stream(name=name, tail=tail, low=low)
+        overfull = self._retention.has_expired(before, now) or self._retention.has_grown(after, tail - 1)
+        return Written(
+            [StreamPosition(epoch, tail)], [Published(name, epoch, entry)], [name] if overfull else [], complete=True
+        )
+
+
+def _name(model: Any) -> str:
+    return f'"{model._meta.db_table}"'
