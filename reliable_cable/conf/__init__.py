@@ -14,6 +14,7 @@ from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
 
 from .rates import RateLimit as RateLimit
+from .redis_urls import SENTINEL_SCHEMES, split_redis_url
 from .values import ENGINE_PARTS as ENGINE_PARTS
 from .values import ENGINES as ENGINES
 from .values import HMAC_ALGORITHMS as HMAC_ALGORITHMS
@@ -24,6 +25,7 @@ from .values import STREAM_OPTIONS as STREAM_OPTIONS
 from .values import (
     Check,
     check_algorithms,
+    check_cluster,
     check_engine,
     check_key_set,
     check_namespace,
@@ -105,6 +107,7 @@ class CableSettings:
     """
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
+    redis_cluster: bool = _setting(False, check_switch)
     redis_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     engine: str | Mapping[str, str] = _setting("", check_engine)
     history_size: int = _setting(100, number(0, whole=True))
@@ -159,6 +162,14 @@ class CableSettings:
     #: Whether `RELIABLE_CABLE` contains a setting for tokens, which is `AUTHENTICATORS` or begins with `JWT_`. This
     #: field is not a setting itself.
     reads_tokens: bool = False
+
+    @property
+    def uses_cluster(self) -> bool:
+        """Whether Redis is a cluster: `REDIS_CLUSTER` is True, or `REDIS_URL` has several addresses."""
+        url = self.redis_url
+        if self.redis_cluster or url is None or url.startswith(("unix://", *SENTINEL_SCHEMES)):
+            return self.redis_cluster
+        return len(split_redis_url(url).addresses) > 1
 
     def policy(self, stream: str) -> StreamPolicy:
         """Return the policy of a stream.
@@ -230,6 +241,7 @@ def read_settings(values: Any) -> CableSettings:
         given["public_streams"] = ("*",) if public else ()
     _complete_token_settings(given)
     settings = CableSettings(**{key: _frozen(value) for key, value in given.items()})
+    check_cluster(settings.redis_url, settings.uses_cluster, settings.key_prefix)
     least = max(settings.history_ttl, settings.sessions_ttl)
     if settings.history_meta_ttl < least:
         allowed = (

@@ -16,14 +16,15 @@ from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.presence.base import PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.presence.redis import RedisPresenceStore
-from reliable_cable.stores.redis.client import Call, RedisClient
+from reliable_cable.stores.redis.client import LINEAGE, Call, RedisClient
+from reliable_cable.stores.redis.clients import client_for
 from reliable_cable.stores.streams.base import StreamStore
 from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.presence import KEPT, TTL, Recorder, listen
-from tests.support.redis import RedisPool, find_binaries
+from tests.support.redis import CLUSTER, RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
 SQLITE = pytest.param("default", id="sqlite", marks=pytest.mark.django_db(transaction=True))
@@ -32,7 +33,10 @@ POSTGRES = pytest.param(
     id="postgres",
     marks=[pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["postgres"])],
 )
-REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
+#: Redis Cluster, on which `-m other_combination` runs the tests of stores.
+REDIS_CLUSTER = pytest.param(CLUSTER, id=CLUSTER, marks=[pytest.mark.redis, pytest.mark.other_combination])
+SINGLE_REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
+REDIS_STORES = [*SINGLE_REDIS_STORES, REDIS_CLUSTER]
 DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest.mark.django_db(transaction=True)])
 #: Values for `pytest.mark.parametrize("alias", …, indirect=True)`, so that a test runs with each store.
 EVERY_STORE = [MEMORY, SQLITE, POSTGRES, *REDIS_STORES, DURABLE]
@@ -54,6 +58,13 @@ class Clock:
         self.now += seconds
 
 
+def single_client(store: RedisStreamStore | RedisPresenceStore) -> RedisClient:
+    """Return the client of a store on a single Redis."""
+    client = store.client
+    assert isinstance(client, RedisClient)
+    return client
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -71,11 +82,13 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
     """The URL and the key prefix of a Redis, as settings of a store; empty if the backend has no Redis."""
     if alias in ("memory", *connections.settings):
         return {}
-    server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
+    server = redis_pool.find(find_binaries()[0].name if alias == "durable" else alias)
     values: dict[str, Any] = {"redis_url": server.url, "key_prefix": key_prefix}
-    client = RedisClient(CableSettings(**values))
+    client = client_for(CableSettings(**values))
     # Redis records when its lineage (its data set) began, by its own clock. The tests have another clock.
-    client.run(Call("HSET", [client.lineage.key], ["began", 0]))
+    records = [client.names.lineage(partition) for partition in client.names.partitions()]
+    client.run(*(Call("tails", [], [LINEAGE], beside=record) for record in records), idempotent=True)
+    client.run(*(Call("HSET", [record], ["began", 0]) for record in records), idempotent=True)
     client.close()
     return values
 

@@ -15,7 +15,7 @@ from reliable_cable.stores.redis.keys import lineage_key
 from reliable_cable.stores.streams import redis as redis_streams
 from reliable_cable.stores.streams.base import YOUNG_TIME, Message
 from reliable_cable.stores.streams.redis import RedisStreamStore
-from tests.stores.conftest import Clock, MakeStore
+from tests.stores.conftest import Clock, MakeStore, single_client
 from tests.stores.test_redis_streams import alias
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer
@@ -31,7 +31,8 @@ def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count
     Return a list to which all calls are added, even those whose replies arrive.
     """
     called: list[Call] = []
-    run = store.client._attempt
+    client = single_client(store)
+    run = client._attempt
 
     def lossy(calls: Any) -> list[Any]:
         called.extend(calls)
@@ -219,7 +220,7 @@ def test_a_retried_join_begins_another_incarnation_if_that_of_the_first_attempt_
     store, other = (
         RedisPresenceStore(CableSettings(redis_url=redis_server.url, key_prefix=key_prefix)) for _ in range(2)
     )
-    run, incarnations = store.client._attempt, list[str]()
+    run, incarnations = single_client(store)._attempt, list[str]()
 
     def losing(calls: Any) -> list[Any]:
         replies = run(calls)

@@ -26,7 +26,17 @@ from reliable_cable.conf import (
 PATHS = {"streams": "a.B", "presence": "a.C", "sessions": "a.D"}
 
 VALID: dict[str, list[Any]] = {
-    "REDIS_URL": [None, "redis://localhost:6379/0", "rediss://cache", "unix:///run/redis.sock"],
+    "REDIS_URL": [
+        None,
+        "redis://localhost:6379/0",
+        "rediss://cache",
+        "unix:///run/redis.sock",
+        "redis://user:secret@a:7000,b:7001,[::1]:7002",
+        "redis://a:7000,redis://b:7001",
+        "redis+sentinel://:secret@a,b:26380/service/1?sentinel_password=x",
+        "rediss+sentinel://a/service",
+    ],
+    "REDIS_CLUSTER": [False],
     "REDIS_OPTIONS": [{}, {"socket_timeout": 1}],
     "ENGINE": ["memory", "database", PATHS],
     "HISTORY_SIZE": [0, 1, 10_000],
@@ -84,6 +94,7 @@ NOT_BOOLEANS: list[Any] = ["yes", 1, 0, None, ""]
 
 INVALID: dict[str, list[Any]] = {
     "REDIS_URL": ["", "localhost:6379", "http://localhost", 6379, b"redis://localhost"],
+    "REDIS_CLUSTER": NOT_BOOLEANS,
     "REDIS_OPTIONS": [None, "", [("socket_timeout", 1)]],
     "ENGINE": [
         "",

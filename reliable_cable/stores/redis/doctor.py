@@ -1,18 +1,28 @@
 """Finds problems of a Redis server, for the warnings at startup and for `manage.py cable_doctor`."""
 
-from .client import Call, RedisClient
+from .client import BaseClient, Call
 from .lineage import parse_info
 
 #: The oldest version of Redis with `XTRIM … MINID` and exclusive ranges.
 MIN_VERSION = (6, 2)
 
 
-def find_problems(client: RedisClient) -> list[str]:
-    """Return the problems of the Redis server that break guarantees of the stores, as sentences with a remedy.
+def find_problems(client: BaseClient) -> list[str]:
+    """Return the problems of the Redis servers that break guarantees of the stores, as sentences with a remedy.
 
     Raises:
         StoreError: Redis could not be reached.
     """
+    if not client.names.cluster:
+        return _find_server_problems(client, cluster=False)
+    return [
+        f"{server.place}: {problem}"
+        for server in client.servers()
+        for problem in _find_server_problems(server, cluster=True)
+    ]
+
+
+def _find_server_problems(client: BaseClient, *, cluster: bool) -> list[str]:
     # The configuration is read with INFO, because hosted servers often refuse CONFIG.
     info = parse_info(client.run(Call("INFO", [], ["everything"]), idempotent=True)[0])
     problems = []
@@ -30,6 +40,6 @@ def find_problems(client: RedisClient) -> list[str]:
             "Redis does not report its master_replid (INFO replication), so a failback to a server that was not "
             "restarted cannot be detected: run `manage.py cable_doctor --new-epochs` after each failback."
         )
-    if info.get("cluster_enabled") == "1":
-        problems.append("Redis is a cluster, which is not supported: set REDIS_URL to a single Redis or Valkey server.")
+    if info.get("cluster_enabled") == "1" and not cluster:
+        problems.append("Redis is a node of a cluster: set REDIS_CLUSTER to True, or use a single server.")
     return problems

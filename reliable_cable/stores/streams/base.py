@@ -13,6 +13,7 @@ from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.base import Listener, Store, async_twin
 
 from .failures import report_failure
+from .sharding import partly_stored, split_by_shard
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
@@ -256,6 +257,54 @@ class StreamStore(Store):
 
         Returns:
             The lineage; `""` if it is unknown.
+        """
+        return ""
+
+    async def alineages(self, streams: Collection[str]) -> list[str]:
+        """Return the lineage of the data of each stream, see `alineage`.
+
+        A subclass overrides this method if the streams are in several data sets, such as the nodes of a cluster.
+        """
+        durable = {stream: self.settings.policy(stream).durable for stream in streams}
+        lineages = {each: await self.alineage(durable=each) for each in set(durable.values())}
+        return [lineages[durable[stream]] for stream in streams]
+
+    def append_parts(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Store messages, and return their positions. Either all messages in one part of the store are stored, or none.
+
+        The parts (see `shard`) are stored one after another. A store with one part stores all messages or none.
+
+        Args:
+            items: the names of the streams, and the messages.
+
+        Raises:
+            BroadcastError: nothing was stored.
+            BroadcastUncertain: the messages in some parts were stored, or may have been.
+        """
+        parts = split_by_shard(self.shard, items)
+        positions: list[StreamPosition | None] = [None] * len(items)
+        for number, part in enumerate(parts):
+            with partly_stored(number, len(parts)):
+                stored = self.append([items[at] for at in part])
+            for at, position in zip(part, stored, strict=True):
+                positions[at] = position
+        return [position for position in positions if position is not None]
+
+    async def aappend_parts(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Async twin of `append_parts`."""
+        parts = split_by_shard(self.shard, items)
+        positions: list[StreamPosition | None] = [None] * len(items)
+        for number, part in enumerate(parts):
+            with partly_stored(number, len(parts)):
+                stored = await self.aappend([items[at] for at in part])
+            for at, position in zip(part, stored, strict=True):
+                positions[at] = position
+        return [position for position in positions if position is not None]
+
+    def shard(self, stream: str) -> str:
+        """Return the part of the store that has a stream. One call of `append` can only use one part.
+
+        By default, the store has one part, whose name is `""`.
         """
         return ""
 

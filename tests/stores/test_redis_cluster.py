@@ -1,0 +1,312 @@
+"""Stores on a Redis Cluster: slots that are moved keep their epochs, and failovers begin honest new ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidOption, StoreError
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.redis import cluster as cluster_client
+from reliable_cable.stores.redis.keys import PARTITIONS, SLOTS, key_slot
+from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent
+from reliable_cable.stores.streams.redis import RedisStreamStore
+from tests.stores.conftest import until
+from tests.support.redis import CLUSTER, RedisPool
+from tests.support.redis_cluster import RedisCluster
+
+pytestmark = pytest.mark.redis
+
+MakeStore = Callable[..., RedisStreamStore]
+
+
+@pytest.fixture
+def cluster(redis_pool: RedisPool) -> RedisCluster:
+    """The shared cluster of three primaries, which no other test uses at the same time."""
+    shared = redis_pool.find(CLUSTER)
+    assert isinstance(shared, RedisCluster)
+    return shared
+
+
+@pytest.fixture(scope="module")
+def failing_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A cluster of three primaries with a replica each, in which failures are soon noticed."""
+    with RedisCluster(tmp_path_factory.mktemp("failing"), replicas=1, node_timeout=2.0) as started:
+        yield started
+
+
+@pytest.fixture
+def make_store(cluster: RedisCluster, key_prefix: str, made_stores: list[Any]) -> MakeStore:
+    """A function that makes stores, which act like the stores of separate processes."""
+
+    def make(url: str = "", **settings: Any) -> RedisStreamStore:
+        store = RedisStreamStore(CableSettings(redis_url=url or cluster.url, key_prefix=key_prefix, **settings))
+        made_stores.append(store)
+        return store
+
+    return make
+
+
+def slot_of(store: RedisStreamStore, stream: str) -> int:
+    return key_slot(store.keys(stream)[0])
+
+
+async def append(store: RedisStreamStore, stream: str, data: str) -> StreamPosition:
+    (position,) = await store.aappend([(stream, Message(data))])
+    return position
+
+
+class Writer:
+    """Appends messages to a stream one after another, and records the results."""
+
+    def __init__(self, store: RedisStreamStore, stream: str) -> None:
+        self._store = store
+        self._stream = stream
+        #: The positions that the store has returned, by the data of the message.
+        self.stored: dict[str, StreamPosition] = {}
+        self.failed: set[str] = set()
+        self.uncertain: set[str] = set()
+
+    async def run(self) -> None:
+        number = 0
+        while True:
+            number += 1
+            data = f'"{number}"'
+            try:
+                self.stored[data] = await append(self._store, self._stream, data)
+            except BroadcastUncertain:
+                self.uncertain.add(data)
+            except BroadcastError:
+                self.failed.add(data)
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def writing(store: RedisStreamStore, stream: str) -> AsyncIterator[Writer]:
+    """Append to a stream during a block."""
+    writer = Writer(store, stream)
+    task = asyncio.create_task(writer.run())
+    await until(lambda: len(writer.stored) > 20)
+    yield writer
+    seen = len(writer.stored)
+    await until(lambda: len(writer.stored) > seen + 20)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def check_history(store: RedisStreamStore, stream: str, writer: Writer) -> set[str]:
+    """Check the messages of a writer against the history, and return the epochs of its messages.
+
+    In the newest epoch, each message that was stored is where the store has said, and none is there twice.
+    """
+    page = await store.aread(stream, after=0, limit=100_000)
+    entries = {entry.offset: entry.data for entry in page.entries}
+    assert list(entries) == list(range(1, page.tail + 1))
+    assert len(set(entries.values())) == len(entries)
+    for data, position in writer.stored.items():
+        assert position.epoch != page.epoch or entries[position.offset] == data
+    assert not writer.failed & set(entries.values())
+    return {position.epoch for position in writer.stored.values()}
+
+
+class TestKeys:
+    def test_the_keys_of_a_stream_and_its_channel_are_in_one_slot(self, make_store: MakeStore) -> None:
+        names = make_store().client.names
+        for stream in ("a", "room:{1}", "}{", "ü"):
+            store = make_store()
+            partition = names.partition(stream)
+            keys = [*store.keys(stream), names.lineage(partition), names.channel(stream), f"{partition}:presence"]
+            assert len({key_slot(key) for key in keys}) == 1
+
+    def test_the_partitions_are_spread_evenly_over_the_slots(self, make_store: MakeStore) -> None:
+        slots = sorted(key_slot(partition) for partition in make_store().client.names.partitions())
+        assert [slot * PARTITIONS // SLOTS for slot in slots] == list(range(PARTITIONS))
+
+
+class TestMoves:
+    async def test_a_slot_that_is_moved_under_load_loses_nothing_and_keeps_its_epoch(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        store, slot = make_store(history_size=100_000), slot_of(make_store(), "a")
+        heard: list[StreamEvent] = []
+        listener = make_store().listen(heard.append)
+        await listener.subscribe("a")
+        async with writing(store, "a") as writer:
+            for _ in range(2):
+                await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
+        assert not writer.failed | writer.uncertain
+        assert len(await check_history(store, "a", writer)) == 1
+        heard.clear()
+        await until(lambda: cluster.owner(slot).cli("PUBSUB", "SHARDNUMSUB", store.channel("a"))[1] == 1)
+        last = await append(store, "a", '"last"')
+        await until(lambda: any(isinstance(event, Published) and event.position == last for event in heard))
+        await listener.close()
+
+    async def test_a_listener_is_told_that_it_may_have_missed_messages(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        store, heard = make_store(), list[StreamEvent]()
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        slot = slot_of(store, "a")
+        await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
+        await until(lambda: Advanced("a") in heard)
+        await listener.close()
+
+    async def test_a_call_waits_while_the_keys_of_its_stream_are_on_two_nodes(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        before = await append(store, "a", "1")
+        slot = slot_of(store, "a")
+        target = cluster.other(cluster.owner(slot))
+        source = cluster.begin_move(slot, target)
+        assert cluster.move_keys(slot, source, target, limit=1) == 1
+        refused = int(source.cli("INFO", "errorstats").get("errorstat_TRYAGAIN", {}).get("count", 0))
+
+        def tried() -> bool:
+            stats = [node.cli("INFO", "errorstats").get("errorstat_TRYAGAIN", {}) for node in (source, target)]
+            return sum(int(each.get("count", 0)) for each in stats) > refused + 1
+
+        task = asyncio.create_task(append(store, "a", "2"))
+        await until(tried)
+        assert not task.done()
+        while cluster.move_keys(slot, source, target):
+            pass
+        cluster.end_move(slot, target)
+        assert await task == StreamPosition(before.epoch, 2)
+
+    async def test_a_call_fails_and_stores_nothing_if_a_move_takes_too_long(
+        self, cluster: RedisCluster, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cluster_client, "MOVE_TIME", 0.1)
+        store = make_store()
+        before = await append(store, "a", "1")
+        slot = slot_of(store, "a")
+        target = cluster.other(cluster.owner(slot))
+        source = cluster.begin_move(slot, target)
+        cluster.move_keys(slot, source, target, limit=1)
+        with pytest.raises(BroadcastError, match=r"Nothing was broadcast.*being moved"):
+            await append(store, "a", "2")
+        while cluster.move_keys(slot, source, target):
+            pass
+        cluster.end_move(slot, target)
+        assert await append(store, "a", "3") == StreamPosition(before.epoch, 2)
+
+    async def test_an_epoch_survives_a_move_that_no_process_has_noticed_at_once(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        before = await append(make_store(), "a", "1")
+        slot = slot_of(make_store(), "a")
+        await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
+        assert await append(make_store(), "a", "2") == StreamPosition(before.epoch, 2)
+
+    async def test_a_running_process_notes_moves_so_that_the_former_node_can_be_removed(
+        self, cluster: RedisCluster, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        names = store.client.names
+        stream = next(f"s{n}" for n in range(99) if names.partition(f"s{n}") != names.partition("a"))
+        await append(store, "a", "1")
+        await append(store, stream, "1")
+        slot = slot_of(store, "a")
+        target = cluster.other(cluster.owner(slot))
+        await asyncio.to_thread(cluster.move, slot, target)
+        monkeypatch.setattr(cluster_client, "TOPOLOGY_AGE", 0)
+        await append(store, stream, "2")  # this says nothing about the stream `a`
+        record = target.cli("HGET", names.lineage(names.partition("a")), "run_id")
+        assert record == target.cli("INFO", "server")["run_id"]
+
+
+class TestLosses:
+    async def test_a_restarted_node_begins_new_epochs(self, cluster: RedisCluster, make_store: MakeStore) -> None:
+        store = make_store()
+        before = await append(store, "a", "1")
+        node = cluster.owner(slot_of(store, "a"))
+        await asyncio.to_thread(node.restart, kill=True)
+        await asyncio.to_thread(cluster.wait_until_whole)
+        after = await append(store, "a", "2")
+        assert after.offset == 1
+        assert after.epoch != before.epoch
+
+    async def test_new_epochs_can_be_begun_on_all_nodes(self, make_store: MakeStore) -> None:
+        store, other = make_store(), make_store()
+        before = [await append(store, name, "1") for name in "abcdefgh"]
+        assert await asyncio.to_thread(store.forget_all) == 8
+        after = [await append(other, name, "2") for name in "abcdefgh"]
+        assert {position.offset for position in after} == {1}
+        assert not {position.epoch for position in before} & {position.epoch for position in after}
+
+    @pytest.mark.parametrize("how", ["failover", "kill"])
+    async def test_a_failover_under_load_loses_nothing_of_the_newest_epoch(
+        self, failing_cluster: RedisCluster, make_store: MakeStore, how: str
+    ) -> None:
+        cluster = failing_cluster
+        await asyncio.to_thread(cluster.wait_until_whole)
+        store = make_store(cluster.url, history_size=100_000)
+        heard: list[StreamEvent] = []
+        listener = make_store(cluster.url).listen(heard.append)
+        await listener.subscribe("a")
+        async with writing(store, "a") as writer:
+            primary = await asyncio.to_thread(cluster.owner, slot_of(store, "a"))
+            if how == "failover":
+                await asyncio.to_thread(cluster.fail_over, primary)
+            else:
+                replica = await asyncio.to_thread(cluster.replica_of, primary)
+                primary.kill()
+                await asyncio.to_thread(cluster.wait_for_owner, replica)
+                await asyncio.to_thread(primary.start)
+        assert 1 <= len(await check_history(store, "a", writer)) <= 2
+        await until(lambda: Advanced("a") in heard)
+        last = await append(store, "a", '"last"')
+        await until(
+            lambda: any(
+                event == Advanced("a") or (isinstance(event, Published) and event.position == last) for event in heard
+            )
+        )
+        await listener.close()
+
+
+class TestBatches:
+    async def test_a_batch_over_several_slots_is_refused(self, make_store: MakeStore) -> None:
+        store = make_store()
+        items = [(f"s{number}", Message("1")) for number in range(3)]
+        with pytest.raises(InvalidOption, match="atomic=False"):
+            await store.aappend(items)
+        assert {position.offset for position in await store.apositions(["s0", "s1", "s2"])} == {0}
+        assert [position.offset for position in await store.aappend_parts(items)] == [1, 1, 1]
+
+    async def test_an_error_after_the_first_slot_says_so(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        items = [(f"s{number}", Message("1")) for number in range(2)]
+        append_one = store.aappend
+
+        async def fail_second(items: Any) -> list[StreamPosition]:
+            if items[0][0] == "s1":
+                raise BroadcastError("no")
+            return await append_one(items)
+
+        monkeypatch.setattr(store, "aappend", fail_second)
+        with pytest.raises(BroadcastUncertain, match="1 of 2 slots were stored"):
+            await store.aappend_parts(items)
+
+
+class TestSettings:
+    async def test_a_single_server_is_no_cluster(self, redis_url: str, key_prefix: str) -> None:
+        store = RedisStreamStore(CableSettings(redis_url=redis_url, redis_cluster=True, key_prefix=key_prefix))
+        with pytest.raises(StoreError, match="cluster support disabled"):
+            await store.aposition("a")
+        await store.aclose()
+
+    async def test_one_node_is_enough_to_find_the_others(self, cluster: RedisCluster, make_store: MakeStore) -> None:
+        store = make_store(f"redis://127.0.0.1:{cluster.nodes[1].port}", redis_cluster=True)
+        assert {(await append(store, f"s{number}", "1")).offset for number in range(12)} == {1}
+        assert store.problems() == []
+        assert len(store.clocks()) == len(cluster.slots())
