@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import redis
 import redis.asyncio
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -82,7 +83,7 @@ class Sentinels:
         sentinel: Any = AsyncSentinel(self._addresses, sentinel_kwargs=self._options)  # type: ignore[no-untyped-call]
         try:
             host, port = await sentinel.discover_master(self._service)
-        except MasterNotFoundError:
+        except AsyncMasterNotFoundError:
             raise self._not_found() from None
         finally:
             for each in sentinel.sentinels:
