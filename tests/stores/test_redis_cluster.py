@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 
-from reliable_cable.conf import CableSettings
+from reliable_cable.conf import CableSettings, get_settings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidOption, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.redis import cluster as cluster_client
+from reliable_cable.stores.redis.cleaning import delete_keys
 from reliable_cable.stores.redis.keys import PARTITIONS, SLOTS, key_slot
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import until
 from tests.stores.writers import append, check_history, writing
-from tests.support.redis import CLUSTER, RedisPool
-from tests.support.redis_cluster import RedisCluster
+from tests.support.redis import CLUSTER, RedisPool, find_all_binaries
+from tests.support.redis_cluster import SHARDED, RedisCluster
 
 pytestmark = pytest.mark.redis
 
@@ -213,6 +217,46 @@ class TestLosses:
                 event == Advanced("a") or (isinstance(event, Published) and event.position == last) for event in heard
             )
         )
+        await listener.close()
+
+
+class TestCommands:
+    async def test_the_doctor_and_the_test_kit_use_all_nodes(
+        self, cluster: RedisCluster, make_store: MakeStore, key_prefix: str, settings: Any
+    ) -> None:
+        settings.RELIABLE_CABLE = {"REDIS_URL": cluster.url, "KEY_PREFIX": key_prefix}
+        for number in range(12):
+            await append(make_store(), f"s{number}", "1")
+        out = StringIO()
+        await asyncio.to_thread(call_command, "cable_doctor", stdout=out, stderr=out)
+        assert "Nothing is wrong." in out.getvalue()
+        assert all(f"127.0.0.1:{port}" in out.getvalue() for port in cluster.slots())
+        await asyncio.to_thread(call_command, "cable_prune", stdout=out)
+        await asyncio.to_thread(delete_keys, get_settings())
+        assert cluster.cli("KEYS", f"{key_prefix}:*") == []
+
+
+class TestOldServers:
+    @pytest.fixture
+    def old_cluster(self, tmp_path: Path) -> Iterator[RedisCluster]:
+        """A cluster of servers that have no sharded pub/sub."""
+        old = next((binary for binary in find_all_binaries() if binary.version < SHARDED), None)
+        if old is None:
+            pytest.skip("no Redis before version 7")
+        with RedisCluster(tmp_path, binary=old) as started:
+            yield started
+
+    async def test_they_announce_messages_to_all_nodes(self, old_cluster: RedisCluster, make_store: MakeStore) -> None:
+        store, heard = make_store(old_cluster.url), list[StreamEvent]()
+        listener = store.listen(heard.append)
+        await listener.subscribe_many(["a", "b", "c"])
+        first = [await append(store, stream, '"1"') for stream in "abc"]
+        await until(lambda: {event.position for event in heard if isinstance(event, Published)} == set(first))
+        slot = slot_of(store, "a")
+        await asyncio.to_thread(old_cluster.move, slot, old_cluster.other(old_cluster.owner(slot)))
+        second = await append(store, "a", '"2"')
+        assert second == StreamPosition(first[0].epoch, 2)
+        await until(lambda: any(isinstance(event, Published) and event.position == second for event in heard))
         await listener.close()
 
 

@@ -127,11 +127,19 @@ class RedisCluster:
         return next(self.at(port) for port in self.slots() if port != node.port)
 
     def replica_of(self, primary: RedisServer) -> RedisServer:
-        """Return a running replica of a primary."""
-        own = self._id(primary)
-        lines = self._raw(self._living(), "CLUSTER", "NODES").decode().splitlines()
-        ports = [int(line.split()[1].split("@")[0].rpartition(":")[2]) for line in lines if own in line.split()[3]]
-        return next(node for port in ports if (node := self.at(port)).alive)
+        """Wait for a running replica of a primary, and return it."""
+        own, found = self._id(primary), list[RedisServer]()
+
+        def find() -> bool:
+            for line in self._raw(primary, "CLUSTER", "NODES").decode().splitlines():
+                _, place, _, followed, *_ = line.split()
+                node = self.at(int(place.split("@")[0].rpartition(":")[2]))
+                if followed == own and node.alive and node.cli("INFO", "replication")["role"] == "slave":
+                    found.append(node)
+            return bool(found)
+
+        _wait_for(find, "the primary has no replica")
+        return found[0]
 
     # -- changes ------------------------------------------------------------------------------------------------------
 

@@ -85,11 +85,13 @@ class BaseClient:
         """Async twin of `run`, over connections of the running event loop."""
 
     @abstractmethod
-    async def alineage(self, partition: str) -> str:
-        """Return the lineage of the data of a partition, as this process last saw it; `""` if it is unknown.
+    async def alineages(self, partitions: Collection[str]) -> dict[str, str]:
+        """Return the lineages of the data of partitions, as this process last saw them; `""` if one is unknown.
+
+        This seldom takes a round trip.
 
         Args:
-            partition: one of `names.partitions()`.
+            partitions: some of `names.partitions()`.
         """
 
     @abstractmethod
@@ -202,12 +204,12 @@ class RedisClient(BaseClient):
         """Return this client, because there is one server."""
         return [self]
 
-    async def alineage(self, partition: str) -> str:
+    async def alineages(self, partitions: Collection[str]) -> dict[str, str]:
         """Return the lineage of the data, as this process last saw it. This seldom takes a round trip."""
         if self.lineage.identity is None:
             await self.arun(Call("PING"), idempotent=True)
         identity = self.lineage.identity
-        return "" if identity is None else identity.lineage
+        return dict.fromkeys(partitions, "" if identity is None else identity.lineage)
 
     def close(self) -> None:
         """Close the connections of sync code."""

@@ -15,7 +15,7 @@ None of these calls was executed.
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
@@ -90,12 +90,12 @@ class ClusterClient(BaseClient):
         topology = await self.atopology()
         return [self._runner(self.node(address)) for address in topology.primaries]
 
-    async def alineage(self, partition: str) -> str:
-        """Return the lineage of the data of a partition, as this process last saw it."""
-        key = self.names.lineage(partition)
-        if not self.lineages.token(key):
-            await self.arun(Call("tails", [], [LINEAGE], beside=key), idempotent=True)
-        return self.lineages.token(key)
+    async def alineages(self, partitions: Collection[str]) -> dict[str, str]:
+        """Return the lineages of the data of partitions, as this process last saw them."""
+        keys = {partition: self.names.lineage(partition) for partition in partitions}
+        unknown = [key for key in keys.values() if not self.lineages.token(key)]
+        await self.arun_all([Call("tails", [], [LINEAGE], beside=key) for key in unknown])
+        return {partition: self.lineages.token(key) for partition, key in keys.items()}
 
     def close(self) -> None:
         """Close the connections of sync code."""

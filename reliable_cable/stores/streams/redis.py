@@ -153,8 +153,9 @@ class RedisStreamStore(RedisStore, StreamStore):
 
         This seldom takes a round trip.
         """
-        names = self.client.names
-        return [await self.client.alineage(names.partition(stream)) for stream in streams]
+        partitions = [self.client.names.partition(stream) for stream in streams]
+        lineages = await self.client.alineages(dict.fromkeys(partitions))
+        return [lineages[partition] for partition in partitions]
 
     async def aposition(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
