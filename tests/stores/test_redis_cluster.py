@@ -16,7 +16,9 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, Invali
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.redis import cluster as cluster_client
 from reliable_cable.stores.redis.cleaning import delete_keys
-from reliable_cable.stores.redis.keys import PARTITIONS, SLOTS, key_slot
+from reliable_cable.stores.redis.cluster import ClusterClient
+from reliable_cable.stores.redis.cluster_node import Foreign
+from reliable_cable.stores.redis.keys import PARTITIONS, SLOTS, key_slot, lineage_key
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import until
@@ -153,6 +155,19 @@ class TestMoves:
         await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
         assert await append(make_store(), "a", "2") == StreamPosition(before.epoch, 2)
 
+    async def test_what_is_known_of_one_former_node_says_nothing_about_another_one(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        before = await append(store, "a", "1")
+        client, slot = store.client, slot_of(store, "a")
+        assert isinstance(client, ClusterClient)
+        # The process has found out about a move, but another process has changed the record before it could.
+        former = Foreign(client.names.lineage(client.names.partition("a")), "0" * 40, "1" * 40, "")
+        await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
+        client.lineages.set_origin(former, unbroken=True)
+        assert await append(store, "a", "2") == StreamPosition(before.epoch, 2)
+
     async def test_a_running_process_notes_moves_so_that_the_former_node_can_be_removed(
         self, cluster: RedisCluster, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -218,6 +233,20 @@ class TestLosses:
             )
         )
         await listener.close()
+
+    async def test_a_failover_before_a_move_begins_a_new_epoch_although_nobody_saw_it(
+        self, failing_cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        cluster = failing_cluster
+        await asyncio.to_thread(cluster.wait_until_whole)
+        before = await append(make_store(cluster.url), "b", "1")
+        slot = slot_of(make_store(cluster.url), "b")
+        primary = await asyncio.to_thread(cluster.owner, slot)
+        promoted = await asyncio.to_thread(cluster.fail_over, primary)
+        await asyncio.to_thread(cluster.move, slot, cluster.other(promoted))
+        after = await append(make_store(cluster.url), "b", "2")
+        assert after.offset == 1
+        assert after.epoch != before.epoch
 
 
 class TestCommands:
@@ -290,6 +319,14 @@ class TestSettings:
     async def test_a_single_server_is_no_cluster(self, redis_url: str, key_prefix: str) -> None:
         store = RedisStreamStore(CableSettings(redis_url=redis_url, redis_cluster=True, key_prefix=key_prefix))
         with pytest.raises(StoreError, match="cluster support disabled"):
+            await store.aposition("a")
+        await store.aclose()
+
+    async def test_a_node_of_a_cluster_is_no_single_server(self, cluster: RedisCluster, make_store: MakeStore) -> None:
+        prefix = "single"
+        node = cluster.other(cluster.owner(key_slot(lineage_key(prefix))))
+        store = RedisStreamStore(CableSettings(redis_url=node.url, key_prefix=prefix))
+        with pytest.raises(StoreError, match="a node of a cluster, so REDIS_CLUSTER must be True"):
             await store.aposition("a")
         await store.aclose()
 

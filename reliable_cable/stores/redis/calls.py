@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
-from redis.exceptions import BusyLoadingError, ClusterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, ClusterDownError, MovedError, ReadOnlyError, RedisError, ResponseError
 
 from reliable_cable.exceptions import StoreError, reason
 
@@ -80,6 +80,8 @@ def unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
     problem = "did not respond" if sent else "cannot be reached"
     if isinstance(error, redis.AuthenticationError):
         problem = "refused the user or the password in REDIS_URL"
+    elif isinstance(error, MovedError):
+        problem = "is a node of a cluster, so REDIS_CLUSTER must be True"
     return RedisUnavailable(f"Redis {problem}: {reason(error)}.", sent=sent)
 
 

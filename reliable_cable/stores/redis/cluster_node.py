@@ -25,6 +25,9 @@ from .scripts import script_sha, script_text
 #: How long, in seconds, a process uses a lineage before it reads the record again, which renews the record's TTL.
 MAX_LINEAGE_AGE: Final = 3600.0
 
+#: How long, in seconds, a process relies on what it has found out about the former server of moved data.
+MAX_ORIGIN_AGE: Final = 2.0
+
 #: The last argument of lineage.lua that asks whether a record was written by another server.
 ASK: Final = "?"
 
@@ -64,8 +67,8 @@ class PartitionLineages:
         self._known: dict[str, _Known] = {}
         #: All lineages that this process has received, by the key of the record.
         self._seen: dict[str, set[str]] = {}
-        #: By the key of the record: the server that had the data before, or `-` if the data may have lost something.
-        self._origins: dict[str, str] = {}
+        #: By the key of the record: what was found out about the server that had the data before, and when.
+        self._origins: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
     def token(self, key: str) -> str:
@@ -113,12 +116,14 @@ class PartitionLineages:
 
     def origin(self, key: str) -> str:
         """Return the last argument of lineage.lua for a partition."""
-        return self._origins.get(key, ASK)
+        found, found_at = self._origins.get(key, (ASK, 0.0))
+        return found if time.monotonic() - found_at < MAX_ORIGIN_AGE else ASK
 
     def set_origin(self, foreign: Foreign, *, unbroken: bool) -> None:
         """Record whether the data of a foreign record come from a primary that has lost nothing."""
         with self._lock:
-            self._origins[foreign.key] = foreign.run_id if unbroken else "-"
+            found = foreign.run_id if unbroken else f"-{foreign.run_id}"
+            self._origins[foreign.key] = (found, time.monotonic())
 
 
 class _NodeTracker(LineageTracker):

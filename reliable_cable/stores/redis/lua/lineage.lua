@@ -2,10 +2,11 @@
 --
 -- KEYS: the lineage record, a hash with run_id, replid, token and began. ARGV: the server's run_id; its master_replid
 --   and master_replid2, if scripts may not call INFO; a token for a new lineage; a token that must be replaced, or '';
---   the TTL of the record in seconds; the uptime of the server in seconds; only in a cluster: the run_id of a server
---   whose slots were moved here, or '?' to ask whether a server is one, or '-' if none is.
--- Returns the token. In a cluster, returns the run_id and replid of the record instead, and changes nothing, if ARGV[8]
--- is '?' and the record was written by another server, which may be the former one of a moved slot.
+--   the TTL of the record in seconds; the uptime of the server in seconds; only in a cluster: what is known of another
+--   server that may have written the record: its run_id if its slots were moved here, '-' and its run_id if its data may
+--   have lost something, or '?' if nothing is known.
+-- Returns the token. In a cluster, returns the run_id and replid of the record instead, and changes nothing, if the
+-- record was written by another server, and ARGV[8] says nothing about that server.
 --
 -- A new lineage begins if another server process has the data, after a restart or the promotion of a replica, or if the
 -- same process was promoted again. A primary also changes its master_replid when its first replica connects, and when
@@ -23,11 +24,13 @@ local promoted = string.match(former_replid or '', '[^0]') ~= nil
 local stored = redis.call('HMGET', KEYS[1], 'run_id', 'replid', 'token')
 local token, moved_from = stored[3], ARGV[8]
 local foreign = moved_from and token and stored[1] ~= run_id and stored[2] ~= former_replid
-if foreign and moved_from == '?' then return { stored[1] or '', stored[2] or '' } end
+if foreign and moved_from ~= stored[1] and moved_from ~= '-' .. (stored[1] or '') then
+  return { stored[1] or '', stored[2] or '' }
+end
 if not token then
   -- Servers of the previous release bind epochs to the run_id itself. They know no clusters.
   token = moved_from and fresh or run_id
-elseif foreign and stored[1] == moved_from and token ~= replaced then
+elseif foreign and moved_from == stored[1] and token ~= replaced then
   redis.call('HSET', KEYS[1], 'run_id', run_id)
 elseif stored[1] ~= run_id or (stored[2] ~= replid and promoted) or token == replaced then
   token = fresh
