@@ -123,7 +123,7 @@ class BaseClient:
         return finish(self.blocking().arun(*calls, idempotent=idempotent))
 
     def servers(self) -> "Sequence[BaseClient]":
-        """Return clients for each primary server, for sync code."""
+        """Sync twin of `aservers`."""
         return finish(self.blocking().aservers())
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:

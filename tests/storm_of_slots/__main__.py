@@ -1,6 +1,6 @@
 """A longer proof than the tests: writers and listeners on a Redis Cluster whose slots move and whose primaries fail.
 
-Run it by hand: `python -m tests.stores.storm_of_slots --seconds 60 --seed 1`. With `--only move`, nothing fails. It
+Run it by hand: `python -m tests.storm_of_slots --seconds 60 --seed 1`. With `--only move`, nothing fails. It
 exits with 1 if a promise was broken.
 """
 
