@@ -60,7 +60,6 @@ class BaseClient:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
     """
 
-    #: The names of the keys and channels.
     names: KeyNames
 
     def __init__(self, settings: CableSettings) -> None:
