@@ -28,6 +28,7 @@ from .exceptions import InvalidIdentifier as InvalidIdentifier
 from .exceptions import InvalidOption as InvalidOption
 from .exceptions import InvalidPayload as InvalidPayload
 from .exceptions import InvalidStreamName as InvalidStreamName
+from .exceptions import NotSupported as NotSupported
 from .exceptions import PayloadTooLarge as PayloadTooLarge
 from .exceptions import StoreError as StoreError
 from .presence import presence_for as presence_for

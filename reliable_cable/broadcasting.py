@@ -17,7 +17,7 @@ from .exceptions import BroadcastError
 from .logs import logger
 from .protocol.positions import PagePosition, StreamPosition, beginning_of
 from .protocol.recovery import StreamPage
-from .stores.engine import get_engine
+from .stores.engine import get_engine, require_own_servers
 from .stores.streams.base import NOWHERE, StreamStore
 from .stores.streams.failures import report_failure
 from .stores.streams.sharding import require_one_shard, split_by_shard
@@ -70,7 +70,8 @@ def broadcast(
         using: wait only for a transaction on the database with this alias.
 
     Returns:
-        The position of the message; None if it is transient, or will be sent after a commit.
+        The position of the message; None if it is transient, or will be sent after a commit, or if the engine numbers
+        no messages (`BROADCAST_ADAPTER`).
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `abroadcast`.
@@ -169,6 +170,7 @@ def position(stream: str) -> PagePosition:
         AsyncContextError: an event loop runs in this thread. Use `aposition`.
         InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
+        NotSupported: the streams are in anycable-go (`BROADCAST_ADAPTER`).
     """
     name, store = resolve_stream(stream), get_engine().streams
     found = store.position(name)
@@ -207,6 +209,7 @@ def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEnt
         AsyncContextError: an event loop runs in this thread. Use `ahistory`.
         InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
+        NotSupported: the streams are in anycable-go (`BROADCAST_ADAPTER`).
     """
     return _decode(get_engine().streams.read(resolve_stream(stream), after=after, limit=limit))
 
@@ -238,6 +241,7 @@ def forget(stream: str, *, using: str | None = None) -> None:
         InvalidOption: `using` names no database.
         BroadcastError: autocommit is off on a database. Django then calls no functions after a commit.
         StoreError: the store could not be changed.
+        NotSupported: the streams are in anycable-go (`BROADCAST_ADAPTER`).
     """
     store, name, forget_on_commit = _prepare_forget(stream, using)
     if not on_commit.defer_to_commit(forget_on_commit, using):
@@ -254,6 +258,7 @@ async def aforget(stream: str, *, using: str | None = None) -> None:
 def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, on_commit.Schedule]:
     """Check the arguments. Return the store, the stream's name with its namespace, and the function to defer."""
     on_commit.check_using(using)
+    require_own_servers("forget", "The history of anycable-go expires by its option --history_ttl.")
     name = resolve_stream(stream)
     store = get_engine().streams
 
@@ -312,8 +317,8 @@ class Batch:
         append = store.aappend if self._atomic else store.aappend_parts
         positions = await append(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
-            for stream, message in self._others:
-                await self._store.apublish_transient(stream, message)
+            if self._others:
+                await self._store.apublish_transients(self._others)
         self._report()
         return self._all_positions(positions)
 
@@ -341,8 +346,8 @@ class Batch:
         return partial(report_failure, type(self._store), [stream for stream, _ in items])
 
     def _publish_others(self) -> None:
-        for stream, message in self._others:
-            self._store.publish_transient(stream, message)
+        if self._others:
+            self._store.publish_transients(self._others)
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
@@ -358,4 +363,6 @@ class Batch:
 
     def _all_positions(self, kept: Iterable[StreamPosition]) -> list[StreamPosition | None]:
         positions = iter(kept)
-        return [next(positions) if item.kept else None for item in self._items]
+        found = [next(positions) if item.kept else None for item in self._items]
+        # An engine that numbers no messages returns positions without an epoch.
+        return [position if position is not None and position.epoch else None for position in found]

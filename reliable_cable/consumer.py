@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
@@ -22,7 +21,9 @@ from .client_log import handshake_log
 from .concurrency.outages import is_outage
 from .concurrency.per_loop import PerLoop
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
-from .conf import CableSettings, get_settings
+from .conf import get_settings
+from .connection.anycable.calls import Hooks
+from .connection.anycable.service import EXTENSION as RPC_EXTENSION
 from .connection.commands import Commands
 from .connection.connection import Connection
 from .connection.handlers import REFUSALS, invoke, invoke_isolated, overridden, refuses, run_in_context
@@ -37,6 +38,7 @@ from .middleware import set_socket_id
 from .namespaces import enter_namespace
 from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
+from .protocol.handshake import requested_ping_interval, requested_session
 from .servers import transport_for
 from .servers.base import Transport
 from .servers.drain import Drain
@@ -195,14 +197,18 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve a connection until it ends."""
+        self.scope = scope
+        self._namespace = enter_namespace(scope)
+        admission = admit(self)
+        self._rejection = admission.refusal
+        if (call := scope.get("extensions", {}).get(RPC_EXTENSION)) is not None:
+            self._accepted = not call.connects
+            await call.run(self, admission, Hooks(self._decide, self._leave))
+            return
         # The client counts as authenticated now, because the authentication middleware has just run.
         hub = get_hub()
         self._authenticated = hub.engine.session_clock.moment()
-        self.scope = scope
-        self._namespace = enter_namespace(scope)
         self.base_send = send
-        admission = admit(self)
-        self._rejection = admission.refusal
         message = await receive()
         if message["type"] != "websocket.connect":
             return
@@ -262,24 +268,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return None
         if transport.drainable:
             _drains.get(partial(_install_drain, transport))
-        handshake_log.report()
-        try:
-            if self._rejection is None and overridden(CableConsumer, self.connect):
-                async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
-                    if refuses(await invoke(self.connect, CableConsumer)):
-                        self._rejection = self._rejection or DisconnectReason.UNAUTHORIZED
-        except REFUSALS as error:
-            handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)
-            self.reject_connection()
-        except Exception as error:
-            if timeout.expired():
-                handshake_log.warning(
-                    "%s.connect took more than %g s. Its client was refused.", type(self).__name__, CONNECT_TIMEOUT
-                )
-            elif is_outage(error):
-                handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
-            else:
-                raise
+        if await self._decide() == constants.TRY_AGAIN:
             await _refuse_for_now(send)
             return None
         await hub.pacer.wait()
@@ -302,7 +291,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             subprotocol=subprotocol,
             identity=in_namespace(identity_of(self, self.identified_by), self.namespace),
             authenticated_at=self._authenticated,
-            ping_interval=_ping_interval(query, hub.settings),
+            ping_interval=requested_ping_interval(query, hub.settings.ping_interval),
             transport=transport,
             # If `connect` has set another user, the login of the authentication middleware does not matter.
             login=admission.login if admission.login is not None and admission.login.is_of(self.user) else None,
@@ -310,21 +299,41 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         )
         commands = Commands(connection)
         try:
-            await open_connection(commands, self._session_to_restore(query))
+            await open_connection(commands, requested_session(self.scope.get("headers", ()), query))
         except BaseException:
             await asyncio.shield(hub.tasks.spawn(self._end(commands, 1006)))
             raise
         return commands
 
+    async def _decide(self) -> str | None:
+        """Run `connect`. Return why the client is refused, or None. `TRY_AGAIN` means that this is not known now."""
+        handshake_log.report()
+        try:
+            if self._rejection is None and overridden(CableConsumer, self.connect):
+                async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
+                    if refuses(await invoke(self.connect, CableConsumer)):
+                        self._rejection = self._rejection or DisconnectReason.UNAUTHORIZED
+        except REFUSALS as error:
+            handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)
+            self.reject_connection()
+        except Exception as error:
+            if timeout.expired():
+                handshake_log.warning(
+                    "%s.connect took more than %g s. Its client was refused.", type(self).__name__, CONNECT_TIMEOUT
+                )
+            elif is_outage(error):
+                handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
+            else:
+                raise
+            return constants.TRY_AGAIN
+        return self._rejection
+
     async def _end(self, commands: Commands, code: int) -> None:
         await end_connection(commands, page_closed=code == constants.CLOSE_GOING_AWAY)
-        await invoke_isolated(self, partial(self.disconnect, code), base=CableConsumer)
+        await self._leave(code)
 
-    def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
-        for name, value in self.scope.get("headers", ()):
-            if name.lower() == constants.SESSION_HEADER:
-                return str(value.decode("latin1"))
-        return query.get(constants.SESSION_PARAMETER, [None])[0]
+    async def _leave(self, code: int) -> None:
+        await invoke_isolated(self, partial(self.disconnect, code), base=CableConsumer)
 
     # -- channel layer ------------------------------------------------------------------------------------------------
 
@@ -388,13 +397,3 @@ def _install_drain(transport: Transport) -> Drain:
     if not drain.install():
         logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
     return drain
-
-
-def _ping_interval(query: dict[str, list[str]], settings: CableSettings) -> float:
-    try:
-        asked = float(query["pi"][0])
-    except (KeyError, ValueError):
-        asked = math.nan
-    if math.isnan(asked):
-        return settings.ping_interval
-    return min(max(asked, constants.PING_INTERVAL_MIN), constants.PING_INTERVAL_MAX)

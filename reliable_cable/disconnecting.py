@@ -28,7 +28,7 @@ from .protocol.control import (
     encode_revocation,
     encode_subscription_revocation,
 )
-from .stores.engine import get_engine
+from .stores.engine import get_engine, require_own_servers
 from .stores.streams.base import Message
 from .validation import encode_json, resolve_stream
 
@@ -129,6 +129,7 @@ def revoke(
         InvalidIdentifier: no connection can have an identifier with the given name or value.
         InvalidOption: not exactly one of `channel` and `stream` was given, or an option has a wrong type.
         InvalidStreamName: the name of the stream is not valid.
+        NotSupported: clients are connected to anycable-go (`BROADCAST_ADAPTER`).
         StoreError: no subscription was ended. Clients that are not connected may have lost subscriptions.
         BroadcastError: as for `StoreError`. After the subclass `BroadcastUncertain`, subscriptions may have been ended.
             This function can safely be called again.
@@ -156,6 +157,7 @@ def _prepare_revoke(
     channel: NamedChannel | None, stream: str | None, reason: str, identifiers: dict[str, Any], using: str | None
 ) -> _Revoke:
     check_using(using)
+    require_own_servers("revoke", "Call disconnect(reconnect=True): its clients reconnect, and subscribe again.")
     try:
         encode_json(reason)
     except ValueError:

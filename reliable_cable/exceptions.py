@@ -73,5 +73,12 @@ class StoreError(CableError):
     """Raised if a store could not be read or changed."""
 
 
+class NotSupported(CableError):
+    """Raised by functions that the engine does not support, such as `position` with `BROADCAST_ADAPTER`.
+
+    Unlike a `StoreError`, it is raised by every call. The message names a remedy.
+    """
+
+
 class AsyncContextError(CableError, SynchronousOnlyOperation):
     """Raised if a sync function was called in a thread with a running event loop. Use its async twin there."""

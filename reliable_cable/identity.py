@@ -136,6 +136,11 @@ def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
     return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
 
 
+def namespace_in(identity: Mapping[str, Any]) -> str:
+    """Return the namespace that `in_namespace` has added to an identity; `""` if there is none."""
+    return str(identity.get(_NAMESPACE) or "")
+
+
 def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
     """Return the conditions that match a subscription. There is one for the channel, and one for each stream.
 
@@ -156,6 +161,28 @@ def matches(condition: Identity, identity: Identity) -> bool:
 def canonical(identity: Identity) -> str:
     """Convert an identity to JSON text. The texts of equal identities are equal."""
     return json.dumps(dict(identity), sort_keys=True)
+
+
+def identifiers_text(identity: Identity) -> str:
+    """Return the text by which anycable-go knows a connection: the identifiers as in a token (`cable_token`).
+
+    Strings, whole numbers and booleans have their own values, and all other values the strings of `identify`. The names
+    are sorted, so that the texts of equal identities are equal.
+    """
+    values = {name: _value_in_text(text) for name, text in identity.items()}
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def _value_in_text(text: str) -> str | int | None:
+    kind, _, value = text.partition(":")
+    match kind:
+        case "str":
+            return value
+        case "int":
+            return int(value)
+        case "bool":
+            return value == "True"
+    return text or None
 
 
 def condition_key(condition: Identity) -> str:

@@ -243,6 +243,11 @@ def _address(stream: object, transient: bool, exclude: str, idempotency_key: str
     key = ""
     if idempotency_key is not None:
         key = _check_key(idempotency_key)
+        if get_settings().broadcast_adapter is not None:
+            raise InvalidOption(
+                "anycable-go (BROADCAST_ADAPTER) does not recognise repeated messages, so an idempotency_key cannot be "
+                "used. Put a key into the payload, and let clients ignore repeated keys."
+            )
         if not kept:
             reason = "A transient message is not stored" if transient else f"The stream {stream!r} keeps no history"
             raise InvalidOption(f"{reason}, so an idempotency_key cannot be used.")

@@ -17,8 +17,10 @@ from pytest_django import DjangoDbBlocker
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
+from tests.support.anycable import has_anycable
 from tests.support.examples import FEW, examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
+from tests.support.nats import find_nats
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import CLUSTER, find_binaries
@@ -104,8 +106,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no PostgreSQL server (initdb, pg_ctl) on this machine")
     if item.get_closest_marker("redis") and not find_binaries():
         (pytest.fail if REQUIRE else pytest.skip)("no Redis or Valkey server on this machine")
+    if item.get_closest_marker("anycable") and not has_anycable():
+        (pytest.fail if REQUIRE else pytest.skip)("no anycable-go on this machine, and no Go to build it")
+    if item.get_closest_marker("nats") and find_nats() is None:
+        (pytest.fail if REQUIRE else pytest.skip)("no NATS server on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
+    if item.get_closest_marker("anycable") and not has_anycable():
+        (pytest.fail if REQUIRE else pytest.skip)("neither anycable-go nor Go on this machine")
 
 
 @pytest.fixture(autouse=True)

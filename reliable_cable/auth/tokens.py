@@ -106,7 +106,9 @@ def import_jwt() -> Any:
 def _encode_identifiers(identifiers: Mapping[str, Any]) -> str:
     if not identifiers:
         raise InvalidIdentifier("cable_token() needs at least one identifier: cable_token(user).")
-    return json.dumps({name: _encode(name, value) for name, value in identifiers.items()}, separators=(",", ":"))
+    encoded = {name: _encode(name, value) for name, value in identifiers.items()}
+    # The names are sorted as in `identity.identifiers_text`, so that anycable-go knows both kinds of texts as equal.
+    return json.dumps(encoded, sort_keys=True, separators=(",", ":"))
 
 
 def _encode(name: str, value: Any) -> str | int | bool:

@@ -9,6 +9,8 @@
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
 | `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names a class that cannot be used. |
+| `reliable_cable.E008` | An app needs the history of streams, which is in anycable-go (`BROADCAST_ADAPTER`). |
+| `reliable_cable.E009` | The consumer that answers the calls of anycable-go cannot be used. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 instead. |
@@ -19,12 +21,20 @@
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
 | `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
+| `reliable_cable.W011` | A setting has no effect on anycable-go (`BROADCAST_ADAPTER`), or its key cannot be right. |
+| `reliable_cable.W012` | A part of a channel has no effect behind anycable-go. |
+| `reliable_cable.W013` | `connect` of a consumer sets an attribute that later calls of anycable-go lack. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The
 checks of the app of runs are in `reliable_cable.runs.checks`.
 """
 
+from .adapters import check_broadcast_adapter as check_broadcast_adapter
+from .adapters import check_unused_settings as check_unused_settings
+from .anycable import check_remote_attributes as check_remote_attributes
+from .anycable import check_remote_channels as check_remote_channels
+from .anycable import check_rpc_consumer as check_rpc_consumer
 from .channel_layers import check_channel_layers as check_channel_layers
 from .channels import check_channel_names as check_channel_names
 from .channels import check_handler_names as check_handler_names

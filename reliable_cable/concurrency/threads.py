@@ -181,6 +181,11 @@ async def run_fetch(call: Callable[[], T]) -> T:
     return await _run("fetch", 1, _with_fresh_connections, call)
 
 
+async def run_publish(call: Callable[[], T]) -> T:
+    """Run a sync function that publishes a message over the network. It has threads that other functions do not use."""
+    return await _run("publish", STORE_THREADS, _with_fresh_connections, call)
+
+
 def submit_store(call: Callable[[], T]) -> Future[T]:
     """Run a sync store method that writes, outside of the caller's transaction. Async code uses `run_store_write`."""
     return _executor("write", STORE_THREADS).submit(with_kept_connections, call)

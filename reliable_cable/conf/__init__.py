@@ -15,20 +15,26 @@ from django.utils.crypto import salted_hmac
 
 from .rates import RateLimit as RateLimit
 from .redis_urls import SENTINEL_SCHEMES, split_redis_url
+from .values import ANYCABLE as ANYCABLE
+from .values import BROADCAST_ADAPTERS as BROADCAST_ADAPTERS
 from .values import ENGINE_PARTS as ENGINE_PARTS
 from .values import ENGINES as ENGINES
 from .values import HMAC_ALGORITHMS as HMAC_ALGORITHMS
 from .values import MIN_META_TTL as MIN_META_TTL
 from .values import NAME as NAME
 from .values import PUBLIC_KEY_ALGORITHMS as PUBLIC_KEY_ALGORITHMS
+from .values import REDIS_ADAPTERS as REDIS_ADAPTERS
 from .values import STREAM_OPTIONS as STREAM_OPTIONS
 from .values import (
     Check,
     check_algorithms,
+    check_broadcast_adapter,
+    check_broadcast_url,
     check_cluster,
     check_engine,
     check_key_set,
     check_namespace,
+    check_nats_url,
     check_optional_path,
     check_optional_text,
     check_origins,
@@ -110,6 +116,11 @@ class CableSettings:
     redis_cluster: bool = _setting(False, check_switch)
     redis_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     engine: str | Mapping[str, str] = _setting("", check_engine)
+    broadcast_adapter: str | None = _setting(None, check_broadcast_adapter)
+    broadcast_channel: str = _setting("__anycable__", instance(str, "a non-empty string", not_empty=True))
+    http_broadcast_url: str = _setting("http://localhost:8080/_broadcast", check_broadcast_url, shown=False)
+    nats_url: str = _setting("nats://localhost:4222", check_nats_url, shown=False)
+    nats_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     history_size: int = _setting(100, number(0, whole=True))
     history_ttl: float = _setting(300, number(0, exclusive=True))
     history_meta_ttl: float = _setting(IDLE_STREAM_TTL, number(MIN_META_TTL))
@@ -137,6 +148,9 @@ class CableSettings:
     #: The origins of web pages that may read HTTP responses. The setting `"*"` becomes `("*",)`.
     cors_origins: tuple[str, ...] = _setting((), check_origins)
     api_key: str = _setting("", check_secret, shown=False)
+    rpc_key: str = _setting("", check_secret, shown=False)
+    rpc_consumer: str | None = _setting(None, check_optional_path)
+    rpc_presence: bool = _setting(False, check_switch)
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
     jwt_secret: str = _setting("", check_secret, shown=False)
     jwt_algorithms: tuple[str, ...] = _setting(("HS256",), check_algorithms)
@@ -222,9 +236,7 @@ def read_settings(values: Any) -> CableSettings:
             raise ImproperlyConfigured(f"{NAME} has {unknown_key(key, CHECKS)}")
         CHECKS[key](key, value)
     given: dict[str, Any] = {key.lower(): value for key, value in values.items()}
-    given.setdefault("engine", "redis" if given.get("redis_url") else "database")
-    if given["engine"] == "redis" and not given.get("redis_url"):
-        raise setting_error("ENGINE", "redis", "used with REDIS_URL")
+    _choose_engine(given)
     if given["engine"] == "database" or "database" in given:
         alias = given.get("database", "default")
         if alias not in django_settings.DATABASES:
@@ -259,6 +271,24 @@ def read_settings(values: Any) -> CableSettings:
         if policy.durable and policy.history_size == 0:
             raise setting_error(("STREAMS", pattern, "history_size"), 0, "at least 1, since the streams are durable")
     return settings
+
+
+def _choose_engine(given: dict[str, Any]) -> None:
+    """Add the default of `ENGINE`, which depends on `BROADCAST_ADAPTER` and `REDIS_URL`.
+
+    Raises:
+        ImproperlyConfigured: `ENGINE` and `BROADCAST_ADAPTER` are both given, or `REDIS_URL` is missing.
+    """
+    adapter = given.get("broadcast_adapter")
+    if adapter is not None:
+        if "engine" in given:
+            raise setting_error("ENGINE", given["engine"], "omitted, because BROADCAST_ADAPTER replaces the engine")
+        if adapter in REDIS_ADAPTERS and not given.get("redis_url"):
+            raise setting_error("BROADCAST_ADAPTER", adapter, "used with REDIS_URL")
+        given["engine"] = ANYCABLE
+    given.setdefault("engine", "redis" if given.get("redis_url") else "database")
+    if given["engine"] == "redis" and not given.get("redis_url"):
+        raise setting_error("ENGINE", "redis", "used with REDIS_URL")
 
 
 def _complete_token_settings(given: dict[str, Any]) -> None:

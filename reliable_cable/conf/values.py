@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -13,6 +14,13 @@ from .redis_urls import SENTINEL_SCHEMES, SERVER_SCHEMES, split_redis_url
 
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
+#: The adapters that broadcast through anycable-go, by their names in AnyCable.
+BROADCAST_ADAPTERS = ("redisx", "redis", "nats", "http")
+#: The adapters that need `REDIS_URL`.
+REDIS_ADAPTERS = ("redisx", "redis")
+#: The name of the engine if `BROADCAST_ADAPTER` is set. The setting `ENGINE` cannot have this value.
+ANYCABLE: Final = "anycable"
+NATS_SCHEMES = ("nats://", "tls://", "ws://", "wss://")
 REDIS_SCHEMES = (*SERVER_SCHEMES, *SENTINEL_SCHEMES)
 ENGINE_PARTS = ("streams", "presence", "sessions")
 #: The minimum of `history_meta_ttl`, in seconds. An append that got no response is retried for several seconds, and the
@@ -154,6 +162,37 @@ def check_cluster(url: str | None, cluster: bool, key_prefix: str) -> None:
     if "{" in key_prefix or "}" in key_prefix:
         allowed = "a string without braces, since braces in keys determine the node of a Redis Cluster"
         raise setting_error("KEY_PREFIX", key_prefix, allowed)
+
+
+def check_broadcast_adapter(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value in BROADCAST_ADAPTERS):
+        raise setting_error(key, value, f"None or one of {', '.join(map(repr, BROADCAST_ADAPTERS))}")
+
+
+def check_nats_url(key: str | tuple[str, ...], value: Any) -> None:
+    allowed = f"one or more URLs, separated by commas, that begin with {', '.join(map(repr, NATS_SCHEMES))}"
+    secret_instance(str, allowed)(key, value)
+    for url in value.split(","):
+        _check_server_url(key, url.strip(), NATS_SCHEMES, allowed)
+
+
+def check_broadcast_url(key: str | tuple[str, ...], value: Any) -> None:
+    allowed = "a URL that begins with 'http://' or 'https://'"
+    secret_instance(str, allowed)(key, value)
+    _check_server_url(key, value, ("http://", "https://"), allowed)
+
+
+def _check_server_url(key: str | tuple[str, ...], url: str, schemes: tuple[str, ...], allowed: str) -> None:
+    """Check that a URL has one of the schemes, a host and, if there is a port, a valid port."""
+    try:
+        address = urlsplit(url)
+        address.port  # noqa: B018 - this raises an error if the port is not a number
+        valid = url.startswith(schemes) and bool(address.hostname) and "@" not in address.path + address.fragment
+    except ValueError:
+        valid = False
+    if not valid:
+        # urllib's own error is not shown, because it may contain a part of the password.
+        raise setting_error(key, _without_password(url), f"{allowed}, with a host and a valid port") from None
 
 
 def unknown_key(key: object, allowed: Iterable[str]) -> str:

@@ -2,17 +2,32 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from reliable_cable.channel import Channel, find_channel, registry
+from reliable_cable.client_log import ClientLog
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.protocol.commands import Perform, parse_identifier
 
 from .answers import with_answer
-from .connection import Connection
 
 
-def make_channel(connection: Connection, identifier: str) -> Channel | None:
+class ChannelOwner(Protocol):
+    """The part of a connection that this module uses."""
+
+    @property
+    def consumer(self) -> Any:
+        """The consumer, which channels see as `self.connection`."""
+
+    @property
+    def log(self) -> ClientLog:
+        """The logger for messages that the client can cause repeatedly."""
+
+    def bad_frame(self, error: ProtocolError) -> None:
+        """Log a command that violates the protocol."""
+
+
+def make_channel(connection: ChannelOwner, identifier: str) -> Channel | None:
     """Return a new channel object for an identifier. None if the identifier is invalid or names no channel.
 
     A warning is logged in both cases.
@@ -31,7 +46,7 @@ def make_channel(connection: Connection, identifier: str) -> Channel | None:
 
 
 def find_action(
-    connection: Connection, channel: Channel, command: Perform
+    connection: ChannelOwner, channel: Channel, command: Perform
 ) -> tuple[str, Callable[[], Any], Callable[[], Any]] | None:
     """Return the name of an action, a function that runs the action, and a function that runs `before_action`.
 

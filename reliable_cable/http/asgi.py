@@ -9,6 +9,7 @@ from typing import Any, Final
 from django.core.handlers.asgi import get_script_prefix
 
 from reliable_cable.auth import CableAuthMiddlewareStack
+from reliable_cable.conf import get_settings
 from reliable_cable.namespaces import find_namespace, use_namespace
 
 from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, read_body, send_response
@@ -17,6 +18,7 @@ from .core import Endpoint, Request, arun
 from .events import serve_events
 from .health import HEALTH
 from .presence import USERS
+from .rpc import SID_HEADER, make_endpoints
 
 #: The placeholder for the name of a stream in a path.
 STREAM: Final = "<stream>"
@@ -41,6 +43,8 @@ class CableHTTP:
         consumer: the subclass of `CableConsumer` that serves the readers of server-sent events.
             `CableAuthMiddlewareStack` authenticates these readers. To use other middlewares, pass the ASGI application
             that serves the WebSockets. If it is a `URLRouter`, it needs a route for the path `events`.
+        rpc: the path below which anycable-go finds `connect`, `command` and `disconnect`. These endpoints are served
+            only if the setting `RPC_CONSUMER` is set.
 
     Raises:
         TypeError: the application or the consumer cannot be called, or a path is neither a string nor None.
@@ -58,6 +62,7 @@ class CableHTTP:
         health: str | None = "/health",
         events: str | None = "/events",
         consumer: Application | type[Any] | None = None,
+        rpc: str | None = "/_anycable",
     ) -> None:
         if not callable(application):
             raise TypeError(f"CableHTTP() needs an ASGI application, not {application!r}.")
@@ -67,6 +72,7 @@ class CableHTTP:
             ("broadcast", broadcast, BROADCAST),
             ("publish", publish, PUBLISH),
             ("health", health, HEALTH),
+            *(("rpc", f"{rpc}/{method}", endpoint) for method, endpoint in _rpc_endpoints(rpc).items()),
         ):
             if path is None:
                 continue
@@ -118,6 +124,14 @@ class CableHTTP:
         return None
 
 
+def _rpc_endpoints(path: Any) -> dict[str, Endpoint]:
+    """Return the endpoints for anycable-go by the last part of their paths; none if they are not served."""
+    if path is None:
+        return {}
+    _check_path("rpc", path, path)
+    return make_endpoints() if get_settings().rpc_consumer is not None else {}
+
+
 def _make_consumer(consumer: Any) -> Application:
     """Return the ASGI application that serves the readers of server-sent events.
 
@@ -151,12 +165,14 @@ def _path_in_application(scope: Scope) -> str:
 
 def _read_head(scope: Scope, stream: str) -> Request:
     authorization: list[bytes] = []
-    content_length = b""
+    content_length = sid = b""
     for name, value in scope["headers"]:
         if name == b"authorization":
             authorization.append(value)
         elif name == b"content-length":
             content_length = value
+        elif name == SID_HEADER:
+            sid = value
     return Request(
         method=scope["method"].upper(),
         path=scope["path"],
@@ -165,6 +181,7 @@ def _read_head(scope: Scope, stream: str) -> Request:
         authorization=b",".join(authorization).decode("latin-1"),
         content_length=content_length.decode("latin-1"),
         stream=stream,
+        sid=sid.decode("latin-1"),
         namespace=partial(_enter_namespace, scope),
     )
 

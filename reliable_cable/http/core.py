@@ -38,6 +38,7 @@ class Request:
         authorization: the header `Authorization`, decoded as Latin-1, or `""`.
         content_length: the header `Content-Length`. If it is `""`, the size is checked only while the body is read.
         stream: the name of the stream in the path, or `""` if the path contains no stream.
+        sid: the session id of the client, which anycable-go passes on in a header of its calls, or `""`.
         namespace: returns the context manager that sets the namespace of the request. It is called only after the key
             was checked, because it may call a function of the project.
     """
@@ -47,6 +48,7 @@ class Request:
     authorization: str = ""
     content_length: str = ""
     stream: str = ""
+    sid: str = ""
     namespace: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
@@ -250,6 +252,7 @@ class Key:
 
 BROADCAST_KEY = Key("broadcast-cable", "broadcast_key")
 API_KEY = Key("api-cable", "api_key")
+RPC_KEY = Key("rpc-cable", "rpc_key")
 
 POST = (HTTPMethod.POST,)
 GET = (HTTPMethod.GET, HTTPMethod.HEAD)
@@ -264,11 +267,13 @@ class Endpoint:
         key: the key that a request must contain. None means that everybody may use the endpoint, and that it runs
             without a namespace.
         answer: returns a generator that answers a request. The generator may raise `Refusal`.
+        in_namespace: whether the endpoint runs in the namespace of the request.
     """
 
     methods: tuple[HTTPMethod, ...]
     key: Key | None
     answer: Callable[[Request], Steps[Response]]
+    in_namespace: bool = True
 
     def respond(self, request: Request) -> Steps[Response]:
         """Yield the steps that answer a request. Return the response, which may be an error."""
@@ -279,7 +284,7 @@ class Endpoint:
                 response = yield from self.answer(request)
             else:
                 self.key.check(request.authorization)
-                with request.namespace():
+                with request.namespace() if self.in_namespace else nullcontext():
                     response = yield from self.answer(request)
         except Refusal as refusal:
             response = refusal.response()

@@ -9,7 +9,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from reliable_cable.conf import ENGINE_PARTS, CableSettings, get_settings
+from reliable_cable.conf import ANYCABLE, ENGINE_PARTS, CableSettings, get_settings
+from reliable_cable.exceptions import NotSupported
 from reliable_cable.stores.buckets.base import Buckets
 from reliable_cable.stores.presence.base import PresenceStore
 from reliable_cable.stores.sessions.base import SessionStore
@@ -33,6 +34,11 @@ ENGINE_CLASSES: Mapping[str, Mapping[str, str]] = {
         "streams": f"{_PACKAGE}.streams.redis.RedisStreamStore",
         "presence": f"{_PACKAGE}.presence.redis.RedisPresenceStore",
         "sessions": f"{_PACKAGE}.sessions.redis.RedisSessionStore",
+    },
+    ANYCABLE: {
+        "streams": f"{_PACKAGE}.adapters.streams.AdapterStreamStore",
+        "presence": f"{_PACKAGE}.adapters.presence.AdapterPresenceStore",
+        "sessions": f"{_PACKAGE}.adapters.sessions.AdapterSessionStore",
     },
 }
 _INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceStore, "sessions": SessionStore}
@@ -108,6 +114,24 @@ def engine_classes(settings: CableSettings) -> dict[str, Any]:
             )
         classes[part] = cls
     return classes
+
+
+def require_own_servers(function: str, remedy: str) -> None:
+    """Refuse a call that needs servers of this package, because clients are connected to anycable-go instead.
+
+    Args:
+        function: the name of the called function.
+        remedy: what the caller can do instead, as a sentence.
+
+    Raises:
+        NotSupported: `BROADCAST_ADAPTER` is set.
+    """
+    adapter = get_settings().broadcast_adapter
+    if adapter is not None:
+        raise NotSupported(
+            f"{function}() is not supported with RELIABLE_CABLE['BROADCAST_ADAPTER'] = {adapter!r}, because "
+            f"anycable-go has no such function. {remedy}"
+        )
 
 
 _current: dict[int, tuple[CableSettings, Engine]] = {}

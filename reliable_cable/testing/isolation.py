@@ -87,7 +87,11 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
             context has a random `KEY_PREFIX`, and at its end deletes its keys in Redis. If `KEY_PREFIX` is given here,
             no keys are deleted.
     """
-    values = {"ENGINE": "memory", "HANDLER_THREADS": 0, "KEY_PREFIX": f"cable-test-{secrets.token_hex(8)}", **settings}
+    defaults: dict[str, Any] = {"HANDLER_THREADS": 0, "KEY_PREFIX": f"cable-test-{secrets.token_hex(8)}"}
+    if settings.get("BROADCAST_ADAPTER") is None:
+        # The tests of a project that uses anycable-go need no anycable-go.
+        defaults |= {"ENGINE": "memory", "BROADCAST_ADAPTER": None}
+    values = {**defaults, **settings}
     isolation = Isolation()
     with conf.overridden(values), commits_of_tested_code():
         _isolations.append(isolation)

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from reliable_cable.conf import read_settings
 
-SECRETS = ("SECRET", "STREAMS_SECRET", "BROADCAST_KEY", "API_KEY", "JWT_SECRET")
+SECRETS = ("SECRET", "STREAMS_SECRET", "BROADCAST_KEY", "API_KEY", "RPC_KEY", "JWT_SECRET")
 
 
 @pytest.mark.parametrize("key", SECRETS)
@@ -42,6 +42,10 @@ def test_errors_and_reports_of_errors_have_no_secrets(key: str) -> None:
         {"REDIS_URL": "redis://:hunter2[@localhost:6379/0"},
         {"REDIS_URL": "redis://:hunter2@localhost:port/0"},
         {"REDIS_URL": "redis://:hunter2@localhost:6379/zero"},
+        {"NATS_URL": "nats://localhost,redis://user:hunter2@localhost"},
+        {"NATS_URL": "nats://user:hunter2@localhost:port"},
+        {"NATS_OPTIONS": [("password", "hunter2")]},
+        {"HTTP_BROADCAST_URL": "ws://user:hunter2@localhost"},
         {"REDIS_OPTIONS": [("password", "hunter2")]},
         {"JWT_JWKS": b"https://user:hunter2@example.com/keys"},
         "redis://:hunter2@localhost",

@@ -13,7 +13,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 KNOWN = tomllib.loads((ROOT / ".ci" / "known_faults.toml").read_text())
-EXTRAS = ("uvicorn", "celery", "jwt")
+EXTRAS = ("uvicorn", "celery", "jwt", "nats", "grpc")
 
 REQUIREMENTS = {
     requirement.name: requirement

@@ -53,7 +53,7 @@ PROTOCOL_HEADINGS = [
 README = ROOT / "README.md"
 LANGUAGES = {"html", "js", "json", "nginx", "python", "sh", "text", "{eval-rst}", "{toctree}"}
 #: The programs outside of the virtual environment that commands in README and docs/ may start.
-PROGRAMS = {".", "cd", "curl", "django-admin", "docker", "export", "git", "honcho", "python3"}
+PROGRAMS = {".", "anycable-go", "cd", "curl", "django-admin", "docker", "export", "git", "honcho", "python3"}
 #: The names of packages whose programs have other names, by program.
 PACKAGES = {"lint-imports": "import-linter"}
 

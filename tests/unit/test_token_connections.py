@@ -45,7 +45,7 @@ class TestIdentifiers:
             assert client.welcome["type"] == WELCOME
             seen, claims, room = TokenConsumer.seen
             assert (seen, room) == (user, 7)
-            assert claims["ext"] == f'{{"user":"auth.user:{user.pk}","room":7,"unknown":1,"scope":2}}'
+            assert claims["ext"] == f'{{"room":7,"scope":2,"unknown":1,"user":"auth.user:{user.pk}"}}'
             connection = connection_of(client)
             assert connection.identity == {"user": f"auth.user:{user.pk}", "room": "int:7"}
             assert not hasattr(connection.consumer, "unknown")

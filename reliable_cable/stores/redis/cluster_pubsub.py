@@ -47,6 +47,12 @@ class NodePubSub(PubSub):
         """Whether there are no subscriptions."""
         return not self._channels
 
+    async def unsubscribe_all(self) -> None:
+        """End all subscriptions, which closes the connection."""
+        for channel, state in list(self._channels.items()):
+            for deliver in tuple(state.callbacks):
+                await self.unsubscribe(channel, deliver)
+
     @staticmethod
     def _other_names(channel: str) -> tuple[str, ...]:
         return ()  # earlier releases do not support clusters
@@ -148,8 +154,12 @@ class ClusterPubSub:
             await self._leave(home, channel, [deliver])
         if not self._channels and self._task is not None:
             task, self._task = self._task, None
+            nodes, self._nodes = self._nodes, {}
             task.cancel()
             await asyncio.wait([task])
+            # The task may have been moving channels from one node to another.
+            for node in nodes.values():
+                await node.unsubscribe_all()
 
     async def fence(self) -> None:
         """Wait until each message that was published before this call has been delivered or is lost."""

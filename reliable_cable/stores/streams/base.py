@@ -148,6 +148,8 @@ class StreamStore(Store):
 
         For streams with a history size of 0, call `publish_transient` instead.
 
+        A store that numbers no messages returns `NOWHERE` for each of them.
+
         Args:
             items: pairs of a stream's name and a message, in the order in which the messages are numbered.
 
@@ -185,6 +187,19 @@ class StreamStore(Store):
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to all processes, without storing it."""
+
+    def publish_transients(self, items: Sequence[tuple[str, Message]]) -> None:
+        """Announce several messages, in the given order, without storing them.
+
+        A subclass should override this method and its twin if it can announce several messages in one round trip.
+        """
+        for stream, message in items:
+            self.publish_transient(stream, message)
+
+    async def apublish_transients(self, items: Sequence[tuple[str, Message]]) -> None:
+        """Async twin of `publish_transients`."""
+        for stream, message in items:
+            await self.apublish_transient(stream, message)
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tests.support.anycable import QUIET, VERSION, find_anycable
 from tests.support.server import PATIENCE, ROOT, free_port
 
 PROJECT = "tests.benchmarks.project.asgi:application"
@@ -47,7 +48,7 @@ class Subject:
 
     Args:
         name: the name in tables.
-        kind: "cable_serve", "uvicorn" or "daphne"; "url": a server that is already running.
+        kind: "cable_serve", "uvicorn", "daphne" or "anycable"; "url": a server that is already running.
         application: the ASGI application in the command line of the server.
         ways: the ways of broadcasting; none: only the cost of connections is measured.
         options: additional arguments of the command line.
@@ -139,6 +140,19 @@ def stock(kind: str, layer: str) -> Subject:
 
 FLOOR = Subject("floor", "uvicorn", BARE, (Way("floor", "/_broadcast?way=floor"),))
 
+#: An identifier for servers that do not know `BenchChannel`.
+PUBSUB = '{"channel":"$pubsub","stream_name":"bench%d"}'
+#: anycable-go without RPC. Its broadcasts are those of the adapter "http" (BROADCAST_ADAPTER).
+ANYCABLE = Subject(
+    f"AnyCable {VERSION}",
+    "anycable",
+    "",
+    (POST,),
+    ("--norpc", "--noauth", "--public_streams", "--broker=memory", "--broadcast_adapter=http", "--broadcast_key=bench"),
+    variables=QUIET,
+    identifier=PUBSUB,
+)
+
 SUBJECTS = (
     bare("uvicorn", "write", "send"),
     bare("daphne", "send", "write", "socket"),
@@ -154,6 +168,7 @@ SUBJECTS = (
     cable("reliable_cable, daphne by ASGI send", "cable_serve", "plain", options=DAPHNE),
     stock("uvicorn", "channels_redis.pubsub.RedisPubSubChannelLayer"),
     stock("daphne", "channels_redis.core.RedisChannelLayer"),
+    ANYCABLE,
 )
 
 
@@ -170,7 +185,7 @@ def by_url(text: str) -> Subject:
         "url",
         "",
         (Way("POST to it", "", key),),
-        identifier='{"channel":"$pubsub","stream_name":"bench%d"}',
+        identifier=PUBSUB,
         url=url,
         post=post,
         pid=int(pid),
@@ -203,16 +218,19 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
         yield Running(subject.pid, subject.url, subject.post)
         return
     port = free_port()
-    command = {
+    commands = {
         "cable_serve": ["django", "cable_serve", f"127.0.0.1:{port}"],
         # The default backlog of 50 pending connections is too small for many clients that connect at the same time.
         "daphne": ["daphne", "-v", "0", "-e", f"tcp:port={port}:interface=127.0.0.1:backlog=4096"],
         "uvicorn": ["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", str(port)],
-    }[subject.kind]
+    }
     application = (
         [] if subject.kind == "cable_serve" else [subject.application]
     )  # cable_serve reads the application from the settings
-    command_line = [sys.executable, "-m", *command, *subject.options, *application]
+    if subject.kind == "anycable":
+        command_line = [str(find_anycable()), "--host=127.0.0.1", f"--port={port}", *subject.options]
+    else:
+        command_line = [sys.executable, "-m", *commands[subject.kind], *subject.options, *application]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command_line, cwd=ROOT, env={**os.environ, **environment, **subject.variables}, stdout=output, stderr=output

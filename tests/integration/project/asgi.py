@@ -23,6 +23,18 @@ from tests.integration.project.consumers import LayeredConsumer, ProjectConsumer
 # Tests of tokens set JWT_SECRET.
 authenticated = CableAuthMiddlewareStack if get_settings().reads_tokens else AuthMiddlewareStack
 
+#: Serves WebSockets, and the calls of anycable-go (RPC_CONSUMER).
+websocket = authenticated(
+    URLRouter(
+        [
+            path("cable", ProjectConsumer.as_asgi()),
+            path("tenants", TenantConsumer.as_asgi()),
+            # With Channels' own check of the origin, which older projects have.
+            path("layered", AllowedHostsOriginValidator(LayeredConsumer.as_asgi())),
+        ]
+    )
+)
+
 application = ProtocolTypeRouter(
     {
         # The views of the package are at the usual paths.
@@ -33,15 +45,6 @@ application = ProtocolTypeRouter(
             presence="/direct/api/presence/<stream>/users",
             consumer=authenticated(ProjectConsumer.as_asgi()),
         ),
-        "websocket": authenticated(
-            URLRouter(
-                [
-                    path("cable", ProjectConsumer.as_asgi()),
-                    path("tenants", TenantConsumer.as_asgi()),
-                    # With Channels' own check of the origin, which older projects have.
-                    path("layered", AllowedHostsOriginValidator(LayeredConsumer.as_asgi())),
-                ]
-            )
-        ),
+        "websocket": websocket,
     }
 )

@@ -241,6 +241,11 @@ def make_token(username: str, ttl: float = 3600) -> str:
     return reliable_cable.cable_token(user, ttl)
 
 
+def user_id(username: str) -> int:
+    """Return the primary key of a user."""
+    return int(get_user_model().objects.get(username=username).pk)
+
+
 def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
     """Revoke subscriptions: of a user or of everybody, to a channel or to the stream that the options name."""
     if username:
@@ -303,6 +308,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "run_rows": runs.run_rows,
     "serve_wsgi": serve_wsgi,
     "session_time": session_time,
+    "user_id": user_id,
     "wait_at_gate": wait_at_gate,
     "who_is_there": who_is_there,
 }

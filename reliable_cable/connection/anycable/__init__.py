@@ -1,0 +1,1 @@
+"""Answers the remote procedure calls of anycable-go, so that it serves the sockets in front of Django."""

@@ -1,0 +1,31 @@
+"""The logs of the clients of anycable-go, so that one client cannot use up the log lines of the others."""
+
+from typing import Final
+
+from reliable_cable.client_log import ClientLog
+
+#: The maximum number of clients with a log of their own. The log that was used least recently is dropped.
+MAX_CLIENTS: Final = 1000
+
+
+class ClientLogs:
+    """The `ClientLog` of each client that has made a call recently, by session id."""
+
+    __slots__ = ("_logs",)
+
+    def __init__(self) -> None:
+        self._logs: dict[str, ClientLog] = {}
+
+    def get(self, sid: str) -> ClientLog:
+        """Return the log of a client. Clients without a session id share one."""
+        log = self._logs.pop(sid, None) or ClientLog()
+        self._logs[sid] = log  # the last key is the one that was used last
+        if len(self._logs) > MAX_CLIENTS:
+            self.end(next(iter(self._logs)))
+        return log
+
+    def end(self, sid: str) -> None:
+        """Drop the log of a client that has left, and log how many lines it has left out."""
+        log = self._logs.pop(sid, None)
+        if log is not None:
+            log.report(ended=True)

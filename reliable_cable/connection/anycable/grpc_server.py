@@ -1,0 +1,129 @@
+"""`GRPCServer`, which serves the calls of anycable-go by gRPC, and gRPC's health service.
+
+Only the command `cable_rpc` imports this module, because it needs the packages grpcio and protobuf.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from reliable_cable.conf import get_settings
+from reliable_cable.exceptions import ProtocolError
+
+from .service import RPCService
+from .wire import HEALTH, RPC, as_mapping, as_message, message_class
+
+#: The methods of AnyCable's service: the method of `RPCService`, and the messages of the call and of the answer.
+_METHODS: Final = {
+    "Connect": ("connect", "ConnectionRequest", "ConnectionResponse"),
+    "Command": ("command", "CommandMessage", "CommandResponse"),
+    "Disconnect": ("disconnect", "DisconnectRequest", "DisconnectResponse"),
+}
+#: How long, in seconds, the calls that are running may take after a signal to stop.
+GRACE: Final = 10.0
+#: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. A call also has the headers and the state.
+_CALL_FACTOR: Final = 16
+
+
+class GRPCServer:
+    """A gRPC server on the running event loop.
+
+    Args:
+        service: answers the calls.
+        concurrency: the maximum number of calls at the same time. anycable-go must make fewer (`--rpc_concurrency`),
+            because further calls are refused.
+        certificate: the paths of the private key and of the certificate chain, in PEM; None: without TLS.
+    """
+
+    def __init__(self, service: RPCService, *, concurrency: int, certificate: tuple[Path, Path] | None = None) -> None:
+        self._service = service
+        self._certificate = certificate
+        self._stopping = asyncio.Event()
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=concurrency,
+            options=[("grpc.max_receive_message_length", _CALL_FACTOR * get_settings().max_message_size)],
+        )
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    RPC,
+                    {
+                        name: _unary(partial(self._answer, method, answer), f"anycable.{call}")
+                        for name, (method, call, answer) in _METHODS.items()
+                    },
+                ),
+                grpc.method_handlers_generic_handler(
+                    HEALTH,
+                    {
+                        "Check": _unary(self._check, "grpc.health.v1.HealthCheckRequest"),
+                        "Watch": grpc.unary_stream_rpc_method_handler(
+                            self._watch,
+                            request_deserializer=message_class("grpc.health.v1.HealthCheckRequest").FromString,
+                            response_serializer=_serialize,
+                        ),
+                    },
+                ),
+            )
+        )
+
+    async def start(self, address: str) -> int:
+        """Listen on an address, and serve calls. Return the port.
+
+        Args:
+            address: `host:port`. The port 0 stands for a free port.
+
+        Raises:
+            OSError: the server cannot listen on the address, or a file of the certificate cannot be read.
+        """
+        try:
+            if self._certificate is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                key, chain = (path.read_bytes() for path in self._certificate)
+                port = self._server.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)]))
+        except RuntimeError as error:
+            raise OSError(f"the server cannot listen on {address}") from error
+        await self._server.start()
+        return int(port)
+
+    async def stop(self) -> None:
+        """Refuse new calls, and wait until the running ones have ended, for up to `GRACE` seconds."""
+        self._stopping.set()
+        await self._server.stop(GRACE)
+
+    async def _answer(self, method: str, answer: str, request: Any, context: Any) -> Any:
+        sid = next((str(value) for name, value in context.invocation_metadata() or () if name == "sid"), "")
+        try:
+            return as_message(f"anycable.{answer}", await self._service.call(method, as_mapping(request), sid))
+        except ProtocolError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"The call is not valid: {error}.")
+
+    async def _check(self, request: Any, context: Any) -> Any:
+        if request.service not in ("", RPC, HEALTH):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r:.80}.")
+        return self._health()
+
+    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield self._health()
+        if not self._stopping.is_set():
+            await self._stopping.wait()
+            yield self._health()
+
+    def _health(self) -> Any:
+        status = "NOT_SERVING" if self._stopping.is_set() else "SERVING"
+        return as_message("grpc.health.v1.HealthCheckResponse", {"status": status})
+
+
+def _unary(respond: Callable[[Any, Any], Awaitable[Any]], request: str) -> Any:
+    return grpc.unary_unary_rpc_method_handler(
+        respond, request_deserializer=message_class(request).FromString, response_serializer=_serialize
+    )
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

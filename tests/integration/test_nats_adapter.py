@@ -1,0 +1,207 @@
+"""The NATS adapter with real servers: credentials, permissions, TLS, several servers, large messages, lost servers."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import gc
+import ipaddress
+import json
+import os
+import signal
+import ssl
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import nats
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from django.test import override_settings
+
+from reliable_cable import BroadcastError, BroadcastUncertain, PayloadTooLarge, abroadcast, abroadcast_batch, broadcast
+from reliable_cable.stores.adapters import nats as adapter
+from reliable_cable.stores.engine import get_engine
+from tests.support.nats import NatsServer
+
+pytestmark = pytest.mark.nats
+
+PASSWORD = "secret"
+USERS = (
+    'authorization { users = [{user: "django", password: "secret"},'
+    ' {user: "limited", password: "secret", permissions: {publish: "other"}}] }'
+)
+
+
+@asynccontextmanager
+async def project(url: str, **options: Any) -> AsyncIterator[None]:
+    """Give this process the settings of a project that broadcasts to NATS servers."""
+    settings = {"BROADCAST_ADAPTER": "nats", "NATS_URL": url, "NATS_OPTIONS": options}
+    with override_settings(RELIABLE_CABLE=settings):
+        try:
+            yield
+        finally:
+            get_engine().streams.close()
+
+
+@asynccontextmanager
+async def subscribed(url: str) -> AsyncIterator[Any]:
+    """Subscribe as anycable-go does. Yield a function that returns the next message, decoded."""
+    client = await nats.connect(url)
+    try:
+        subscription = await client.subscribe("__anycable__")
+        await client.flush()
+
+        async def following() -> Any:
+            return json.loads((await subscription.next_msg(timeout=30)).data)
+
+        yield following
+    finally:
+        await client.close()
+
+
+def with_user(server: NatsServer, name: str, password: str = PASSWORD) -> str:
+    return server.url.replace("nats://", f"nats://{name}:{password}@")
+
+
+async def test_credentials_may_be_in_the_url_or_in_the_options(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, [USERS]) as server:
+        async with subscribed(with_user(server, "django")) as following:
+            async with project(with_user(server, "django")):
+                await abroadcast("chat", 1)
+            async with project(server.url, user="django", password="secret"):
+                await abroadcast("chat", 2)
+            assert [(await following())["data"] for _ in range(2)] == ["1", "2"]
+
+
+async def test_wrong_credentials_are_an_error_without_the_password(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, [USERS]) as server:
+        async with project(with_user(server, "django", "wrong")):
+            with pytest.raises(BroadcastError, match=f"127.0.0.1:{server.port}.*(?i:authorization)") as caught:
+                await abroadcast("chat", 1)
+    assert "wrong" not in str(caught.value)
+
+
+async def test_a_missing_permission_is_an_error(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, [USERS]) as server:
+        async with project(with_user(server, "limited")):
+            for _ in range(2):
+                with pytest.raises(BroadcastError, match="does not allow this user to publish"):
+                    await abroadcast("chat", 1)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a self-signed certificate for this machine. Return the paths of the certificate and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(encoding))
+    paths[1].write_bytes(key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
+    return paths
+
+
+async def test_tls_verifies_the_certificate_of_the_server(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    with NatsServer(tmp_path, [f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}']) as server:
+        url = server.url.replace("nats://", "tls://")
+        async with project(url, tls=ssl.create_default_context(cafile=str(certificate))):
+            await abroadcast("chat", 1)
+        async with project(url):
+            with pytest.raises(BroadcastError, match=r"(?i)certificate"):
+                await abroadcast("chat", 1)
+
+
+async def test_the_next_server_is_used_if_one_is_lost(tmp_path: Path) -> None:
+    with NatsServer(tmp_path / "a") as first, NatsServer(tmp_path / "b") as second:
+        async with project(f"{first.url}, {second.url}"), subscribed(second.url) as following:
+            first.kill()
+            await abroadcast("chat", 1)
+            assert (await following())["data"] == "1"
+
+
+async def test_large_batches_are_split_and_larger_messages_refused(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, ["max_payload: 1000"]) as server:
+        async with project(server.url), subscribed(server.url) as following:
+            await abroadcast_batch([("chat", str(number) * 320) for number in range(1, 6)])
+            parts = [await following() for _ in range(3)]
+            assert [len(part) for part in parts[:2]] == [2, 2]
+            with pytest.raises(PayloadTooLarge, match="the server allows 1000"):
+                await abroadcast_batch([("chat", 1), ("chat", "x" * 1000)])
+            await abroadcast("chat", "next")
+            assert (await following())["data"] == '"next"', "nothing was sent of the refused batch"
+
+
+async def test_a_server_that_hangs_is_uncertain_and_the_next_broadcast_connects_again(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with project(server.url):
+            await abroadcast("chat", 1)
+            os.kill(server.pid, signal.SIGSTOP)
+            await asyncio.to_thread(os.waitpid, server.pid, os.WUNTRACED)  # all its threads have stopped
+            try:
+                with mock.patch.object(adapter, "FLUSH_TIMEOUT", 0.2):
+                    with pytest.raises(BroadcastUncertain, match="did not confirm it"):
+                        await abroadcast("chat", 2)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            async with subscribed(server.url) as following:
+                await abroadcast("chat", 3)
+                while (message := await following())["data"] != "3":
+                    assert message["data"] == "2", "the message may have been sent"
+
+
+async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with project(server.url):
+            await abroadcast("chat", 1)
+            server.kill()
+            with pytest.raises(BroadcastError):
+                await abroadcast("chat", 2)
+            server.start()
+            async with subscribed(server.url) as following:
+                await abroadcast("chat", 3)
+                assert (await following())["data"] == "3"
+
+
+async def test_a_cancelled_broadcast_does_not_disturb_others(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with project(server.url), subscribed(server.url) as following:
+            await abroadcast("chat", "connect")
+            tasks = [asyncio.create_task(abroadcast("chat", number)) for number in range(1, 21)]
+            await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await abroadcast("chat", "last")
+            received = [(await following())["data"]]
+            while received[-1] != '"last"':
+                received.append((await following())["data"])
+            assert {str(number) for number in range(2, 21, 2)} <= set(received)
+
+
+async def test_changed_settings_leave_no_thread(tmp_path: Path) -> None:
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "cable-nats"]
+
+    with NatsServer(tmp_path) as server:
+        settings = {"BROADCAST_ADAPTER": "nats", "NATS_URL": server.url}
+        with override_settings(RELIABLE_CABLE=settings):
+            await asyncio.to_thread(broadcast, "chat", 1)
+            (thread,) = threads()
+        get_engine()
+        gc.collect()
+        await asyncio.to_thread(thread.join, 30)
+        assert threads() == []

