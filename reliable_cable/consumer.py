@@ -26,7 +26,7 @@ from .connection.anycable.calls import Hooks
 from .connection.anycable.service import EXTENSION as RPC_EXTENSION
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import REFUSALS, invoke, invoke_isolated, overridden, refuses, run_in_context
+from .connection.handlers import REFUSALS, invoke_isolated, overridden, refuses, run_calls, run_in_context
 from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.current import close_hub as close_hub
@@ -309,9 +309,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         """Run `connect`. Return why the client is refused, or None. `TRY_AGAIN` means that this is not known now."""
         handshake_log.report()
         try:
-            if self._rejection is None and overridden(CableConsumer, self.connect):
+            if self._rejection is None and (calls := overridden(CableConsumer, self.connect)):
                 async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
-                    if refuses(await invoke(self.connect, CableConsumer)):
+                    if refuses(await run_calls(nullcontext, calls)):
                         self._rejection = self._rejection or DisconnectReason.UNAUTHORIZED
         except REFUSALS as error:
             handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)

@@ -17,7 +17,7 @@ from pytest_django import DjangoDbBlocker
 from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
-from tests.support.anycable import has_anycable
+from tests.support.anycable import BUILD_PATIENCE, has_anycable, must_be_built
 from tests.support.examples import FEW, examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nats import find_nats
@@ -60,7 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests on combinations that are not in `COMBINATIONS`, and deselect slow tests there.
 
     Slow tests run there if the `-m` expression contains `slow`. Runs that repeat tests (`CABLE_FEW`) deselect more.
+    Tests that may have to build anycable-go get more time.
     """
+    if must_be_built():
+        for item in items:
+            if item.get_closest_marker("anycable"):
+                item.add_marker(pytest.mark.timeout(BUILD_PATIENCE))
     others = [item for item in items if not _is_chosen(item)]
     for item in others:
         item.add_marker("other_combination")
@@ -112,8 +117,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no NATS server on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
-    if item.get_closest_marker("anycable") and not has_anycable():
-        (pytest.fail if REQUIRE else pytest.skip)("neither anycable-go nor Go on this machine")
 
 
 @pytest.fixture(autouse=True)

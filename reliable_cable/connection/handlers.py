@@ -64,23 +64,14 @@ def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable
     return overridden
 
 
-async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler, in a thread if it is sync. Do nothing if no subclass overrides the handler.
-
-    Args:
-        handler: a bound method, or a `partial` of it that needs no arguments.
-        base: the class that declares the handler.
-    """
-    calls = overridden(base, handler)
-    return await run_calls(nullcontext, calls) if calls else None
-
-
 async def invoke_isolated(consumer: Any, handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler in a copy of the connection's context, inside `around_command`. All else is as in `invoke`.
+    """Run a handler in a copy of the connection's context, inside `around_command`. A sync handler runs in a thread.
+
+    Nothing happens if no subclass overrides the handler.
 
     Args:
         consumer: the consumer of the connection.
-        handler: as for `invoke`.
+        handler: a bound method, or a `partial` of it that needs no arguments.
         base: the class that declares the handler.
     """
     calls = overridden(base, handler)

@@ -102,7 +102,7 @@ class StoreClock:
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
         self._used_at = now = self._monotonic()
-        if self._measured is not None and now - self._measured[1] <= MAX_AGE:
+        if self._measured is not None and self._is_fresh(now):
             return moment + self._measured[0]
         self._measure_soon()
         offset = self._host() - now if self._measured is None else self._measured[0]
@@ -130,7 +130,7 @@ class StoreClock:
 
     async def ready(self) -> None:
         """Measure the store's clock if there is no recent measurement. Give up after `READY_TIMEOUT` seconds."""
-        if self.remote and not self._fresh:
+        if self.remote and not self._is_fresh(self._monotonic()):
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(READY_TIMEOUT):
                     await self.ameasure()
@@ -152,9 +152,8 @@ class StoreClock:
         finally:
             self._keep_count -= 1
 
-    @property
-    def _fresh(self) -> bool:
-        return self._measured is not None and self._monotonic() - self._measured[1] <= MAX_AGE
+    def _is_fresh(self, now: float) -> bool:
+        return self._measured is not None and now - self._measured[1] <= MAX_AGE
 
     def _record(self, sent_at: float, store_time: float) -> None:
         # The store read its clock at some moment between the request and the response.

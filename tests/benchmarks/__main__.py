@@ -19,11 +19,14 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import django
+
+from tests.support.redis import RedisServer
 
 #: The most that `broadcast()` may cost, in multiples of the bare script.
 MAX_RATIO_TO_SCRIPT = 2.5
@@ -31,12 +34,11 @@ MAX_RATIO_TO_SCRIPT = 2.5
 MIN_RATIO_OF_GROUP = 15
 
 
-def run_broadcast() -> int:
-    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is exceeded, else 0."""
+@contextmanager
+def _project_with_redis() -> Iterator[RedisServer]:
+    """Start a new Redis server, and set up Django so that the package uses it."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     from django.conf import settings
-
-    from tests.support.redis import RedisServer
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -44,6 +46,12 @@ def run_broadcast() -> int:
     ):
         settings.RELIABLE_CABLE = {"REDIS_URL": server.url}
         django.setup()
+        yield server
+
+
+def run_broadcast() -> int:
+    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is exceeded, else 0."""
+    with _project_with_redis() as server:
         from tests.benchmarks import broadcast, subscribers
 
         times = broadcast.measure(server.url)
@@ -79,17 +87,7 @@ def run_logins() -> int:
 
 def run_redis() -> int:
     """Measure the costs of Redis with a new Redis server, and print and save them."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
-    from django.conf import settings
-
-    from tests.support.redis import RedisServer
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        RedisServer(Path(folder) / "redis", options={"appendonly": "no"}) as server,
-    ):
-        settings.RELIABLE_CABLE = {"REDIS_URL": server.url}
-        django.setup()
+    with _project_with_redis() as server:
         from tests.benchmarks import redis_costs
 
         return redis_costs.run(server)

@@ -112,7 +112,7 @@ class Need:
         memory_gib: the memory of all connections, in GiB.
         deliveries: the number of messages that clients receive in a second.
         receives: the number of messages that server processes receive from Redis in a second.
-        redis: the number of Redis servers, or shards of a Redis Cluster, with one core each.
+        redis: the number of Redis servers, with one core each.
         redis_gib: the memory of sessions and streams in Redis, in GiB. Each stream has one message.
         out_gbit: what the servers send to clients, in Gbit/s.
         redis_gbit: what Redis sends to the servers, in Gbit/s.
@@ -184,7 +184,7 @@ def table(work: Workload, costs: Costs, sizes: Sequence[int] = SIZES) -> str:
         ("memory of connections", lambda need: f"{need.memory_gib:,.1f} GiB"),
         ("deliveries a second", lambda need: f"{need.deliveries:,.0f}"),
         ("messages from Redis a second", lambda need: f"{need.receives:,.0f}"),
-        ("Redis servers or shards", lambda need: f"{need.redis:,}"),
+        ("Redis servers", lambda need: f"{need.redis:,}"),
         ("memory of Redis", lambda need: f"{need.redis_gib:,.1f} GiB"),
         ("to clients", lambda need: f"{need.out_gbit:,.2f} Gbit/s"),
         ("from Redis to servers", lambda need: f"{need.redis_gbit:,.2f} Gbit/s"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,7 +17,7 @@ from django.db.backends.signals import connection_created
 from reliable_cable import Channel
 from reliable_cable.concurrency import threads
 from reliable_cable.concurrency.threads import BatchedCalls, run_handler, run_store
-from reliable_cable.connection.handlers import invoke
+from reliable_cable.connection.handlers import run_calls
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_polling import Poll
 from tests.stores.conftest import MODEL_STORES, POSTGRES, until, wait_until
@@ -197,7 +198,7 @@ async def test_the_query_of_a_handler_delays_no_other_async_handler(monkeypatch:
     query = asyncio.create_task(sync_to_async(answered.wait)(30))
     await asyncio.sleep(0)
     try:
-        assert await invoke(Room(None).subscribed) == "done"
+        assert await run_calls(nullcontext, [Room(None).subscribed]) == "done"
         assert not query.done()
     finally:
         answered.set()

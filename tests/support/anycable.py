@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -31,6 +32,11 @@ def has_anycable() -> bool:
     return "CABLE_ANYCABLE" in os.environ or _cached().exists() or _go() is not None
 
 
+def must_be_built() -> bool:
+    """Return whether the first call of `find_anycable` builds anycable-go."""
+    return "CABLE_ANYCABLE" not in os.environ and not _cached().exists()
+
+
 @cache
 def find_anycable() -> Path:
     """Return the path of anycable-go. It is built once, from the module proxy of Go, and kept in the user's cache.
@@ -41,14 +47,17 @@ def find_anycable() -> Path:
         return Path(path)
     binary = _cached()
     if not binary.exists():
-        _build(binary)
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        with binary.with_name(f"{binary.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be building it
+            if not binary.exists():
+                _build(binary)
     return binary
 
 
 def _build(binary: Path) -> None:
     go = _go()
     assert go is not None
-    binary.parent.mkdir(parents=True, exist_ok=True)
     # `go install` refuses a module that replaces others. So the module is downloaded, and built in a copy.
     found = subprocess.run([go, "mod", "download", "-json", MODULE], cwd="/", check=True, capture_output=True)
     source, built = binary.with_name(f"source-{os.getpid()}"), binary.with_name(f"built-{os.getpid()}")
@@ -58,6 +67,6 @@ def _build(binary: Path) -> None:
             path.chmod(path.stat().st_mode | 0o200)
         command = [go, "build", "-buildvcs=false", "-o", str(built), "./cmd/anycable-go"]
         subprocess.run(command, cwd=source, check=True, timeout=BUILD_PATIENCE)
-        built.rename(binary)  # two test processes may build at the same time
+        built.rename(binary)  # so that no other process sees an incomplete file
     finally:
         shutil.rmtree(source, ignore_errors=True)

@@ -19,7 +19,7 @@ from typing import Any, Self
 import httpx
 
 from tests.support.anycable import QUIET, find_anycable
-from tests.support.process import OwnProcess
+from tests.support.process import OwnProcess, RestartableProcess
 from tests.support.server import LOCAL, PATIENCE, ROOT, Server, ServerPool, free_port
 
 #: The application secret of the test project. anycable-go derives its keys from it.
@@ -139,7 +139,7 @@ class AnyCable(OwnProcess):
         await self.server.sign_out(cookie)
 
 
-class RPCServer(OwnProcess):
+class RPCServer(RestartableProcess):
     """`manage.py cable_rpc`. Use it as a context manager, which starts it, and kills it if it is running at the end.
 
     Args:
@@ -151,17 +151,6 @@ class RPCServer(OwnProcess):
         super().__init__(folder / "rpc.log")
         self._environment = server.environment
         self.port = 0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(PATIENCE)
 
     @property
     def address(self) -> str:

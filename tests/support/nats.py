@@ -9,10 +9,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from tests.support.process import OwnProcess
+from tests.support.process import RestartableProcess
 from tests.support.server import PATIENCE, free_port
 
 
@@ -23,7 +21,7 @@ def find_nats() -> Path | None:
     return Path(found) if found else None
 
 
-class NatsServer(OwnProcess):
+class NatsServer(RestartableProcess):
     """A NATS server. Use it as a context manager, which starts and kills it. It keeps its port.
 
     Args:
@@ -43,15 +41,6 @@ class NatsServer(OwnProcess):
         """The URL of the server, without credentials."""
         return f"nats://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
     def start(self) -> None:
         """Start the process, and wait until it accepts connections."""
         program = find_nats()
@@ -70,9 +59,3 @@ class NatsServer(OwnProcess):
                 time.sleep(0.01)
             else:
                 return
-
-    def kill(self) -> None:
-        """Kill the process, if it is running."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(PATIENCE)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tests.support.forks import Program
+
+#: How long, in seconds, a process may take to end after SIGKILL.
+PATIENCE = 30.0
 
 
 class OwnProcess:
@@ -33,3 +38,26 @@ class OwnProcess:
     def log(self) -> str:
         """The output of the process since its first start."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+
+class RestartableProcess(OwnProcess):
+    """A process that can be started again. Use it as a context manager, which starts and kills it."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start the process, and wait until it can be used."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """Kill the process (SIGKILL), if it is running."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)

@@ -14,15 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.support.examples import FEW
-from tests.support.process import OwnProcess
+from tests.support.process import RestartableProcess
 from tests.support.server import free_port
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def find_binaries() -> tuple[Binary, ...]:
     return tuple(oldest[name] for name in sorted(oldest))
 
 
-class RedisServer(OwnProcess):
+class RedisServer(RestartableProcess):
     """A server process. Use it as a context manager, which starts and kills it.
 
     It keeps its port over restarts. By default it has an append-only file, so that a SIGKILL loses no data that was
@@ -124,15 +123,6 @@ class RedisServer(OwnProcess):
         self._folder = folder
         self._data = folder / "data"
         self._snapshots = self._deleted = 0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
     # -- the process --------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import httpx
 
 from tests.support.forks import start
-from tests.support.process import OwnProcess
+from tests.support.process import RestartableProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.integration.project"
@@ -86,7 +86,7 @@ def make_database(folder: Path, **variables: str) -> Path:
     return path
 
 
-class Server(OwnProcess):
+class Server(RestartableProcess):
     """A server process. Use it as a context manager, which starts and kills it.
 
     Args:
@@ -122,15 +122,6 @@ class Server(OwnProcess):
         # With Redis, servers are started by `cable_serve`. Without Redis, they are started by their own commands. In
         # this way, both ways of starting are tested.
         self.by_cable_serve = "REDIS_URL" in (settings or {})
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
     # -- the process --------------------------------------------------------------------------------------------------
 
@@ -177,12 +168,6 @@ class Server(OwnProcess):
         """Stop the process with SIGTERM, wait until it has ended, and return its exit code."""
         self.signal()
         return await self.stopped()
-
-    def kill(self) -> None:
-        """Kill the process (SIGKILL) if it is running."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(PATIENCE)
 
     async def restart(self) -> None:
         """Kill the process if it is running, and start it again with the same port and database."""

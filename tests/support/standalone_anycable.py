@@ -7,17 +7,15 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 
 from tests.support.anycable import QUIET, find_anycable
-from tests.support.process import OwnProcess
+from tests.support.process import RestartableProcess
 from tests.support.server import LOCAL, PATIENCE, free_port
 
 
-class StandaloneAnyCable(OwnProcess):
+class StandaloneAnyCable(RestartableProcess):
     """A process of anycable-go with `--norpc`. Use it as a context manager, which starts and kills it.
 
     It keeps its port over restarts.
@@ -38,15 +36,6 @@ class StandaloneAnyCable(OwnProcess):
         """The URL of the cable, for clients."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
     def start(self) -> None:
         """Start the process, and wait until it is healthy."""
         with self._log.open("ab") as log:
@@ -59,12 +48,6 @@ class StandaloneAnyCable(OwnProcess):
                 self.kill()
                 raise RuntimeError(f"anycable-go did not start:\n{self.log}")
             time.sleep(0.02)
-
-    def kill(self) -> None:
-        """Kill the process, if it is running."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(PATIENCE)
 
     def _command(self) -> Sequence[str]:
         options = {"host": "127.0.0.1", "port": str(self.port), "norpc": True, "log_level": "debug", **self.options}

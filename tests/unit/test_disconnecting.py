@@ -126,8 +126,8 @@ class TestDisconnect:
 
         try:
             disconnect(tenant=1, user="ann")
-            with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'.* 'tenant', 'user'"):
-                disconnect(tenant=1, team=2)
+            with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'planet'.* 'tenant', 'user'"):
+                disconnect(tenant=1, planet=2)
             assert len(control_messages()) == 1
         finally:
             identifier_names.discard("tenant")

@@ -109,8 +109,8 @@ class TestCommands:
         assert control_messages() == []
 
     def test_an_unknown_identifier_is_refused(self, http: Front) -> None:
-        message = error(post(http, command(disconnect_payload(team="int:1"))), 422)
-        assert "no connection is identified by 'team'" in message
+        message = error(post(http, command(disconnect_payload(planet="int:1"))), 422)
+        assert "no connection is identified by 'planet'" in message
         assert "'user'" in message
         assert control_messages() == []
 

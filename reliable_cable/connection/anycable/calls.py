@@ -190,7 +190,7 @@ class CommandCall(RemoteCall):
                     await unsubscribe(channel, self.env.channel_state, self.log)
                 return Answer(Status.SUCCESS, stop_streams=True)
             case commands.Perform() as command:
-                return await self._perform(command, channel)
+                return await self._perform(command, connection, channel)
         raise ProtocolError(f"the command {type(self.command).__name__} is not one of AnyCable's service")
 
     async def _subscribe(self, channel: Channel | None) -> Answer:
@@ -212,13 +212,15 @@ class CommandCall(RemoteCall):
         answer.transmissions.append(messages.acknowledgement(MessageType.CONFIRM_SUBSCRIPTION, self.identifier))
         return answer
 
-    async def _perform(self, command: commands.Perform, channel: Channel | None) -> Answer:
+    async def _perform(
+        self, command: commands.Perform, connection: RemoteConnection, channel: Channel | None
+    ) -> Answer:
         state = self.env.channel_state
         answer = Answer(Status.SUCCESS)
         if channel is None or ENDED in state:
             return self._with_failure(answer, command, CallFailure.NOT_SUBSCRIBED)
         load_state(channel, state)
-        found = find_action(RemoteConnection(channel.connection, self.log), channel, command)
+        found = find_action(connection, channel, command)
         if found is None:
             return self._with_failure(answer, command, CallFailure.UNKNOWN_ACTION)
         name, handler, check = found

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from reliable_cable.concurrency.threads import run_publish
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, reason
+from reliable_cable.exceptions import BroadcastError
 
-from .base import Adapter, join, uncertain
+from .base import Adapter, described, join, uncertain
 
 #: How long, in seconds, opening a connection may take.
 CONNECT_TIMEOUT: Final = 2.0
@@ -99,7 +99,7 @@ class HttpAdapter(Adapter):
             response.read()
         except (OSError, HTTPException) as error:
             connection.close()
-            raise uncertain(f"{self.place} did not respond: {_text(error)}.") from error
+            raise uncertain(f"{self.place} did not respond: {described(error)}.") from error
         except BaseException:
             connection.close()
             raise
@@ -150,7 +150,7 @@ class HttpAdapter(Adapter):
             connection.connect()
         except OSError as error:
             connection.close()
-            raise _NotHandled(f"{self.place} cannot be reached: {_text(error)}.") from error
+            raise _NotHandled(f"{self.place} cannot be reached: {described(error)}.") from error
         connection.sock.settimeout(RESPONSE_TIMEOUT)
         return connection
 
@@ -167,7 +167,3 @@ def _is_closed_by_server(connection: HTTPConnection) -> bool:
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return bool(selector.select(0))
-
-
-def _text(error: BaseException) -> str:
-    return reason(error) or type(error).__name__

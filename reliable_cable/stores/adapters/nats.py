@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, CableError, reason
+from reliable_cable.exceptions import BroadcastError, CableError
 
-from .base import Adapter, join, uncertain
+from .base import Adapter, described, join, uncertain
 
 #: How long, in seconds, opening a connection to one server may take.
 CONNECT_TIMEOUT: Final = 2.0
@@ -144,7 +144,7 @@ class _Connection:
         except Exception as error:
             # A late response must not be taken for the response to a later flush.
             await self._discard(client)
-            raise uncertain(f"{self._place} did not confirm it: {_text(error)}.") from error
+            raise uncertain(f"{self._place} did not confirm it: {described(error)}.") from error
         # The server reports a refusal before it responds to the flush.
         if self._refused > refused:
             raise BroadcastError(f"Nothing was broadcast: {self._place} does not allow this user to publish.")
@@ -183,7 +183,7 @@ class _Connection:
         assert error is not None  # noqa: S101 - there is at least one URL
         if isinstance(error, CableError):
             raise error
-        raise BroadcastError(f"Nothing was broadcast: {self._place} cannot be used: {_text(error)}.") from error
+        raise BroadcastError(f"Nothing was broadcast: {self._place} cannot be used: {described(error)}.") from error
 
     async def _open(self, url: str) -> Any:
         client: Any = _import_nats().NATS()
@@ -244,7 +244,3 @@ def _abandon(connection: _Connection) -> None:
         connection.stop()
     else:
         _inherited.append(connection)
-
-
-def _text(error: BaseException) -> str:
-    return reason(error) or type(error).__name__
