@@ -113,11 +113,11 @@ async def test_clients_miss_nothing_while_slots_move_and_are_told_of_a_failover(
         for client in clients:
             client.received.clear()
         primary = await asyncio.to_thread(cluster.owner, slot)
-        replica = await asyncio.to_thread(cluster.replica_of, primary)
+        await asyncio.to_thread(cluster.replica_of, primary)
         broadcaster = Broadcaster(two_servers[1], stream)
         await broadcaster.more(10)
         primary.kill()
-        await asyncio.to_thread(cluster.wait_for_owner, replica)
+        await asyncio.to_thread(cluster.wait_for_agreement)
         await broadcaster.more(10)
         sent = await broadcaster.stop()
         for client in clients:

@@ -34,9 +34,9 @@ def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count
     client = single_client(store)
     run = client._attempt
 
-    def lossy(calls: Any) -> list[Any]:
+    def lossy(calls: Any, **options: Any) -> list[Any]:
         called.extend(calls)
-        answers = run(calls)
+        answers = run(calls, **options)
         if len(called) <= count:
             raise RedisUnavailable("the answer was lost", sent=True)
         return answers
@@ -74,11 +74,11 @@ class TestLostAnswers:
         store = make_store()
         run, tries = store.client._attempt, []
 
-        def unheard(calls: Any) -> list[Any]:
+        def unheard(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
             if len(tries) == 1:
                 raise RedisUnavailable("the connection broke", sent=True)
-            return list(run(calls))
+            return list(run(calls, **options))
 
         monkeypatch.setattr(store.client, "_attempt", unheard)
         assert append(store, "1") == [1]
@@ -91,8 +91,8 @@ class TestLostAnswers:
         store, other = make_store(), make_store()
         run, epochs = store.client._attempt, list[str]()
 
-        def losing(calls: Any) -> list[Any]:
-            replies = run(calls)
+        def losing(calls: Any, **options: Any) -> list[Any]:
+            replies = run(calls, **options)
             epochs.append(other.position("a").epoch)
             if len(epochs) == 1:
                 other.forget("a")
@@ -122,9 +122,9 @@ class TestLostAnswers:
         store, other = make_store(history_size=3), make_store(history_size=3)
         run, tries = store.client._attempt, []
 
-        def overtaken(calls: Any) -> list[Any]:
+        def overtaken(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
-            answers = run(calls)
+            answers = run(calls, **options)
             if len(tries) == 1:
                 append(other, *map(str, range(50)))
                 raise RedisUnavailable("the answer was lost", sent=True)
@@ -145,9 +145,9 @@ class TestLostAnswers:
         clock.advance(100)
         run, tries = store.client._attempt, []
 
-        def stepping(calls: Any) -> list[Any]:
+        def stepping(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
-            answers = run(calls)
+            answers = run(calls, **options)
             if len(tries) == 1:
                 if others:
                     append(other, *map(str, range(others)))
@@ -170,13 +170,13 @@ class TestLostAnswers:
         append(other, *map(str, range(50, 100)))
         run, tries = store.client._attempt, []
 
-        def unheard(calls: Any) -> list[Any]:
+        def unheard(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
             if len(tries) == 1:
                 append(other, *map(str, range(100, 150)))
                 clock.advance(8)
                 raise RedisUnavailable("the connection broke", sent=True)
-            return list(run(calls))
+            return list(run(calls, **options))
 
         monkeypatch.setattr(store.client, "_attempt", unheard)
         assert append(store, '"x"') == [151]
@@ -199,9 +199,9 @@ class TestLostAnswers:
             store = make_store()
             run, tries = store.client._arun, []
 
-            async def lossy(calls: Any) -> list[Any]:
+            async def lossy(calls: Any, **options: Any) -> list[Any]:
                 tries.append(1)
-                answers = await run(calls)
+                answers = await run(calls, **options)
                 if len(tries) == 1:
                     raise RedisUnavailable("the answer was lost", sent=True)
                 return list(answers)
@@ -222,8 +222,8 @@ def test_a_retried_join_begins_another_incarnation_if_that_of_the_first_attempt_
     )
     run, incarnations = single_client(store)._attempt, list[str]()
 
-    def losing(calls: Any) -> list[Any]:
-        replies = run(calls)
+    def losing(calls: Any, **options: Any) -> list[Any]:
+        replies = run(calls, **options)
         incarnations.append(other.info("s").incarnation)
         if len(incarnations) == 1:
             redis_server.cli("DEL", *set(redis_server.cli("KEYS", f"{key_prefix}:*")) - {lineage_key(key_prefix)})

@@ -43,15 +43,18 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
     while time.monotonic() < end:
         slot = key_slot(stores[0].keys(chosen.choice(STREAMS))[0])
         kind = chosen.choice(kinds)
+        if kind != "move":
+            # A replica that does not know yet that its primary has got a slot would not take it over.
+            await asyncio.to_thread(cluster.wait_for_agreement)
         primary = await asyncio.to_thread(cluster.owner, slot)
         if kind == "move":
             await asyncio.to_thread(cluster.move, slot, cluster.other(primary))
         elif kind == "failover":
             await asyncio.to_thread(cluster.fail_over, primary)
         else:
-            replica = await asyncio.to_thread(cluster.replica_of, primary)
+            await asyncio.to_thread(cluster.replica_of, primary)
             primary.kill()
-            await asyncio.to_thread(cluster.wait_for_owner, replica)
+            await asyncio.to_thread(cluster.wait_for_agreement)
             await asyncio.to_thread(primary.start)
         done[kind] += 1
         if kind != "move":

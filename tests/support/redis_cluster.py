@@ -171,7 +171,10 @@ class RedisCluster:
         self.end_move(slot, target)
 
     def fail_over(self, primary: RedisServer) -> RedisServer:
-        """Let a replica take the place of its running primary without loss (CLUSTER FAILOVER), and return it."""
+        """Let a replica take the place of its running primary without loss (CLUSTER FAILOVER), and return it.
+
+        On a busy machine, another failover may follow.
+        """
         replica = self.replica_of(primary)
         begun_at = 0.0
 
@@ -185,19 +188,26 @@ class RedisCluster:
             return False
 
         _wait_for(is_primary, "the replica did not become a primary")
-        self.wait_for_owner(replica)
+        self.wait_for_agreement()
         return replica
 
-    def wait_for_owner(self, node: RedisServer) -> None:
-        """Wait until a node is a primary with slots, and all running nodes know it."""
-        _wait_for(
-            lambda: all(
-                any(primary[1] == node.port for _, _, primary, *_ in self._raw(each, "CLUSTER", "SLOTS"))
+    def wait_for_agreement(self) -> None:
+        """Wait until all running nodes agree which nodes have the slots, and all of these are running."""
+
+        def agree() -> bool:
+            views = {
+                tuple(
+                    sorted(
+                        (first, last, primary[1]) for first, last, primary, *_ in self._raw(each, "CLUSTER", "SLOTS")
+                    )
+                )
                 for each in self.nodes
                 if each.alive
-            ),
-            "the replica did not become a primary",
-        )
+            }
+            (view, *others) = views
+            return not others and all(self.at(port).alive for _, _, port in view)
+
+        _wait_for(agree, "the nodes do not agree on the slots")
 
     def wait_until_whole(self) -> None:
         """Wait until all running nodes accept commands for all slots, and all replicas follow their primaries."""

@@ -290,9 +290,11 @@ class RedisClient(BaseClient):
             raise
         finally:
             if connection is not None:
-                if self._async_pools.peek() is not pool:
-                    await connection.disconnect(nowait=True)  # the pool was closed during the call
                 await release(pool, connection)
+            if self._async_pools.peek() is not pool:
+                # The pool was closed during the call. If `get_connection` was cancelled, it has put an open connection
+                # back into the pool.
+                await pool.disconnect(inuse_connections=False)
         self._note_refusals(connection, replies)
         return replies
 
@@ -388,7 +390,7 @@ class BlockingClient(RedisClient):
         return nullcontext()
 
     async def _aattempt(self, calls: Sequence[Call], *, asking: bool = False) -> list[Any]:
-        return self._client._attempt(calls)
+        return self._client._attempt(calls, asking=asking)
 
 
 def _options(settings: CableSettings) -> dict[str, Any]:

@@ -41,6 +41,8 @@ MOVE_DELAYS: Final = (0.01, 0.2)
 MAX_REDIRECTS: Final = 16
 #: How long, in seconds, a process uses the slots before it reads them again.
 TOPOLOGY_AGE: Final = 5.0
+#: How long, in seconds, other nodes are asked for the slots before a node that has failed.
+FAILURE_AGE: Final = 30.0
 
 
 class ClusterClient(BaseClient):
@@ -64,6 +66,8 @@ class ClusterClient(BaseClient):
         self.lineages = PartitionLineages()
         self._nodes: dict[Address, NodeClient] = {}
         self._lock = threading.Lock()
+        #: When each node could last not be reached, or did not respond.
+        self._failed_at: dict[Address, float] = {}
         #: The slots of the nodes.
         self.slots = Slots(self.names.partitions())
         self.node(self._seeds[0])  # reports invalid options
@@ -148,7 +152,7 @@ class ClusterClient(BaseClient):
         known = self.slots.topology
         if known is None or known is stale:
             return await self._read_topology(first)
-        if self.slots.is_older_than(TOPOLOGY_AGE):
+        if self.slots.must_be_read(TOPOLOGY_AGE):
             try:
                 return await self._read_topology(first)
             except StoreError as error:
@@ -158,10 +162,13 @@ class ClusterClient(BaseClient):
     async def _read_topology(self, first: Sequence[Address]) -> Topology:
         known = self.slots.topology
         last_error: StoreError | None = None
-        for address in dict.fromkeys((*first, *(known.primaries if known else ()), *self._seeds, *self._nodes)):
+        addresses = dict.fromkeys((*first, *(known.primaries if known else ()), *self._seeds, *self._nodes))
+        # Each node that hangs would cost a timeout.
+        for address in sorted(addresses, key=self._has_failed):
             try:
                 (reply,) = checked(await self._attempt_on(self.node(address), [Call("CLUSTER SLOTS")], False))
             except StoreError as error:
+                self._failed_at[address] = time.monotonic()
                 last_error = error
                 continue
             topology = parse_slots(reply, address[0])
@@ -173,6 +180,10 @@ class ClusterClient(BaseClient):
             )
         assert last_error is not None  # noqa: S101 - there is at least one seed
         raise RedisUnavailable(f"No node of {self.place} answers. {last_error}", sent=False) from last_error
+
+    def _has_failed(self, address: Address) -> bool:
+        """Return whether a node could not be reached, or did not respond, within the last `FAILURE_AGE` seconds."""
+        return time.monotonic() - self._failed_at.get(address, -FAILURE_AGE) < FAILURE_AGE
 
     async def _follow_moves(self) -> None:
         """Read the lineages of moved partitions on their new nodes, before their former nodes may be shut down."""
@@ -316,6 +327,7 @@ class _Run:
         try:
             replies = await client._attempt_on(client.node(address), calls, asking)
         except RedisUnavailable as error:
+            client._failed_at[address] = time.monotonic()
             self.sent = self.sent or error.sent
             return error
         again, foreigners = [], {}

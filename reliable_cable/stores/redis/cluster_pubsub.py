@@ -26,6 +26,9 @@ from .topology import Topology
 #: The time, in seconds, between two checks whether channels have moved to other nodes.
 ROUTE_INTERVAL: Final = 0.5
 
+#: How long, in seconds, to wait before channels are moved again after a node was asked to subscribe to them again.
+RENEWAL_DELAY: Final = 0.05
+
 
 class NodePubSub(PubSub):
     """The pub/sub connection to one node.
@@ -41,11 +44,26 @@ class NodePubSub(PubSub):
     def __init__(self, client: NodeClient, report_move: Callable[[], None]) -> None:
         super().__init__(client)
         self._report_move = report_move
+        #: The channels whose subscriptions the node has ended or refused, because it did not have their slots.
+        self._ended: set[str] = set()
 
     @property
     def unused(self) -> bool:
         """Whether there are no subscriptions."""
         return not self._channels
+
+    async def renew(self) -> bool:
+        """Subscribe again to channels that the node has ended or refused, and that were not moved to another node.
+
+        Their slots were moved away and back, or no node that was asked knew the move yet.
+
+        Returns:
+            whether there were such channels.
+        """
+        channels = [channel for channel in self._ended if channel in self._channels]
+        self._ended.clear()
+        await self._send(self._subscribe_command, channels)
+        return bool(channels)
 
     async def unsubscribe_all(self) -> None:
         """End all subscriptions, which closes the connection."""
@@ -67,8 +85,11 @@ class NodePubSub(PubSub):
 
     def _handle(self, reply: Any) -> None:
         if isinstance(reply, list) and reply[0] == b"sunsubscribe" and reply[1] is not None:
-            if reply[1].decode() in self._channels:
-                self._report_move()  # the slot was moved, and the node has ended the subscription
+            channel = reply[1].decode()
+            if channel in self._channels:
+                # The slot was moved, and the node has ended the subscription.
+                self._ended.add(channel)
+                self._report_move()
         else:
             super()._handle(reply)
 
@@ -76,6 +97,7 @@ class NodePubSub(PubSub):
         if isinstance(error, MovedError):
             for channel in [each for each in self._unconfirmed if key_slot(each) == error.slot_id]:
                 del self._unconfirmed[channel]
+                self._ended.add(channel)
             self._report_move()
             return
         if "unknown command" in str(error).lower():
@@ -138,7 +160,10 @@ class ClusterPubSub:
                 continue
             self._homes[channel] = home
             groups.setdefault(home, {})[channel] = deliver
-        await asyncio.gather(*(self._node(address).subscribe(group) for address, group in groups.items()))
+        nodes = [(self._node(address), group) for address, group in groups.items()]
+        # All subscriptions are recorded before this method waits, so that a node with new ones is not left meanwhile.
+        added = [(node, node.add(group)) for node, group in nodes]
+        await asyncio.gather(*(node.confirm(each) for node, each in added))
 
     async def unsubscribe(self, channel: str, deliver: Deliver) -> None:
         """Stop calling `deliver` for a channel."""
@@ -212,6 +237,8 @@ class ClusterPubSub:
                 moved.setdefault(owner, []).append(channel)
         self._topology = topology
         await asyncio.gather(*(self._move(channels, owner) for owner, channels in moved.items()))
+        if any([await node.renew() for node in tuple(self._nodes.values())]):
+            await asyncio.sleep(RENEWAL_DELAY)  # the node may refuse again until the nodes agree
 
     async def _move(self, channels: Sequence[str], owner: Address) -> None:
         """Subscribe to channels on another node, and report that messages may have been missed."""

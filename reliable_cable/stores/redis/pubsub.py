@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -45,6 +45,18 @@ class _Channel:
     def __init__(self) -> None:
         self.callbacks: dict[Deliver, None] = {}
         self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Added(NamedTuple):
+    """Subscriptions that `PubSub.add` has recorded.
+
+    Args:
+        new: the channels that had no subscription before.
+        states: the channels of all subscriptions.
+    """
+
+    new: list[str]
+    states: list[_Channel]
 
 
 class PubSub:
@@ -89,6 +101,10 @@ class PubSub:
         Args:
             delivers: the functions, by channel.
         """
+        await self.confirm(self.add(delivers))
+
+    def add(self, delivers: Mapping[str, Deliver]) -> Added:
+        """Record subscriptions, which `confirm` then sends to Redis. Return what `confirm` needs."""
         new = [channel for channel in delivers if channel not in self._channels]
         for channel in new:
             self._channels[channel] = _Channel()
@@ -98,6 +114,11 @@ class PubSub:
             state.callbacks[deliver] = None
         if new and self._task is None:
             self._task = asyncio.create_task(self._keep_connected(), name="cable-pubsub")
+        return Added(new, states)
+
+    async def confirm(self, added: Added) -> None:
+        """Subscribe to channels in Redis, and wait until Redis has confirmed this, see `subscribe`."""
+        new, states = added
         await self._send(self._subscribe_command, new)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):

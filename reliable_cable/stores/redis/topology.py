@@ -72,9 +72,19 @@ class Slots:
         self._moved: set[str] = set()
         self._lock = threading.Lock()
 
-    def is_older_than(self, seconds: float) -> bool:
-        """Return whether the slots were read more than some seconds ago."""
-        return time.monotonic() - self._read_at > seconds
+    def must_be_read(self, max_age: float) -> bool:
+        """Return whether the caller must read the slots again, because they were read more than `max_age` seconds ago.
+
+        Only one caller must read them. Others use the known slots meanwhile.
+        """
+        if time.monotonic() - self._read_at <= max_age:
+            return False
+        with self._lock:
+            now = time.monotonic()
+            is_old = now - self._read_at > max_age
+            if is_old:
+                self._read_at = now
+        return is_old
 
     def put(self, topology: Topology) -> None:
         """Store a topology that was read from a node."""
