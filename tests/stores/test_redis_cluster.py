@@ -19,7 +19,7 @@ from reliable_cable.stores.redis.cleaning import delete_keys
 from reliable_cable.stores.redis.cluster import ClusterClient
 from reliable_cable.stores.redis.cluster_node import Foreign
 from reliable_cable.stores.redis.keys import PARTITIONS, SLOTS, key_slot, lineage_key
-from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent
+from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, Transient
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import until
 from tests.stores.writers import append, check_history, writing
@@ -107,6 +107,23 @@ class TestMoves:
         await until(lambda: Advanced("a") in heard)
         await listener.close()
 
+    async def test_a_listener_hears_messages_after_a_slot_was_moved_away_and_back(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        store, heard = make_store(), list[StreamEvent]()
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        slot = slot_of(store, "a")
+        first = cluster.owner(slot)
+        # The event loop does not run during the moves, so the process finds the slot where it was.
+        cluster.move(slot, cluster.other(first))
+        cluster.move(slot, first)
+        await until(lambda: first.cli("PUBSUB", "SHARDNUMSUB", store.channel("a"))[1] == 1)
+        await until(lambda: Advanced("a") in heard)
+        await store.awhisper("a", Message("1"))
+        await until(lambda: Transient("a", "1", whisper=True) in heard)
+        await listener.close()
+
     async def test_a_call_waits_while_the_keys_of_its_stream_are_on_two_nodes(
         self, cluster: RedisCluster, make_store: MakeStore
     ) -> None:
@@ -183,6 +200,26 @@ class TestMoves:
         await append(store, stream, "2")  # this says nothing about the stream `a`
         record = target.cli("HGET", names.lineage(names.partition("a")), "run_id")
         assert record == target.cli("INFO", "server")["run_id"]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_subscription_is_kept_although_the_last_other_one_on_its_node_ends(
+    cluster: RedisCluster, make_store: MakeStore, turns: int
+) -> None:
+    store, heard = make_store(), list[StreamEvent]()
+    node = cluster.owner(slot_of(store, "a"))
+    other = next(f"s{n}" for n in range(999) if cluster.owner(slot_of(store, f"s{n}")) is node)
+    listener = store.listen(heard.append)
+    await listener.subscribe("a")
+    subscribing = asyncio.create_task(listener.subscribe(other))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await listener.unsubscribe("a")
+    await subscribing
+    await store.awhisper(other, Message("1"))
+    await until(lambda: heard == [Transient(other, "1", whisper=True)])
+    await listener.close()
+    await until(lambda: not node.cli("PUBSUB", "SHARDCHANNELS", f"{store.settings.key_prefix}*"))
 
 
 class TestLosses:
