@@ -1,7 +1,9 @@
 """Reads REDIS_URL: one Redis server, the nodes of a Redis Cluster, or the Sentinels of a service."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 #: The schemes of a single server or of a cluster.
@@ -50,27 +52,62 @@ class RedisURL:
         return f"{scheme}://{self.userinfo}{address}{path}{'?' if query else ''}{query}"
 
 
+class ContradictingURLs(ValueError):
+    """Raised if a REDIS_URL consists of several URLs that contradict each other. The message contains no password."""
+
+
 def split_redis_url(url: str) -> RedisURL:
     """Return the parts of a REDIS_URL, except for `unix://`.
 
-    The addresses are separated by commas. Instead of an address, there may be a whole URL, whose other parts are
-    ignored: `redis://a:7000,redis://b:7000` are two addresses.
+    The addresses are separated by commas. Instead of an address, there may be a whole URL, as in
+    `redis://a:7000,redis://b:7000`. Its other parts may be missing, or must be the same in all URLs.
 
     Raises:
+        ContradictingURLs: whole URLs have different schemes, passwords, paths or options.
         ValueError: an address has no valid port, or the characters of a password are not encoded.
     """
-    scheme, _, rest = url.partition("://")
-    parts = urlsplit(f"redis://{rest.replace(f'{scheme}://', '')}")
-    userinfo, at, places = parts.netloc.rpartition("@")
-    hosts = [urlsplit(f"//{place}").hostname for place in places.split(",")]
-    if "@" in userinfo or "@" in parts.path + parts.fragment or ("@" in parts.query and not all(hosts)):
-        raise ValueError("a character of the password is not encoded")
+    scheme = url.partition("://")[0]
+    pieces = [_split_piece(each) for each in re.split(r",(?=[a-z+]+://)", url)]
+    if any(piece.scheme != scheme for piece in pieces):
+        raise ContradictingURLs("URLs with different schemes; either all nodes use TLS (rediss), or none")
+    userinfo = _same("users or passwords", [piece.userinfo for piece in pieces])
+    path = _same("paths", [piece.path.removeprefix("/") for piece in pieces])
+    query = tuple(parse_qsl(_same("options", [piece.query for piece in pieces]), keep_blank_values=True))
+    places = [place for piece in pieces for place in piece.places]
     sentinels = scheme.endswith("+sentinel")
     port = SENTINEL_PORT if sentinels else REDIS_PORT
-    addresses = tuple(_address(place, port) for place in places.split(","))
-    service, _, database = parts.path.removeprefix("/").partition("/") if sentinels else ("", "", parts.path[1:])
-    query = tuple(parse_qsl(parts.query, keep_blank_values=True))
-    return RedisURL(scheme, userinfo + at, addresses, unquote(service), database, query)
+    addresses = tuple(_address(place, port) for place in places)
+    service, _, database = path.partition("/") if sentinels else ("", "", path)
+    return RedisURL(scheme, userinfo, addresses, unquote(service), database, query)
+
+
+class _Piece(NamedTuple):
+    """One of the URLs in a REDIS_URL, whose places are the addresses as strings."""
+
+    scheme: str
+    userinfo: str
+    places: list[str]
+    path: str
+    query: str
+
+
+def _split_piece(url: str) -> _Piece:
+    scheme, _, rest = url.partition("://")
+    parts = urlsplit(f"redis://{rest}")
+    userinfo, at, netloc = parts.netloc.rpartition("@")
+    places = netloc.split(",")
+    hosts = [urlsplit(f"//{place}").hostname for place in places]
+    if "@" in userinfo or "@" in parts.path + parts.fragment or ("@" in parts.query and not all(hosts)):
+        raise ValueError("a character of the password is not encoded")
+    return _Piece(scheme, userinfo + at, places, parts.path, parts.query)
+
+
+def _same(name: str, values: Sequence[str]) -> str:
+    """Return the value that all values have in common, except for empty ones."""
+    given = dict.fromkeys(filter(None, values))
+    if len(given) > 1:
+        raise ContradictingURLs(f"URLs with different {name}; all nodes have the same, so give them once")
+    return next(iter(given), "")
 
 
 def _address(place: str, default_port: int) -> Address:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 from .rates import RateLimit
-from .redis_urls import SENTINEL_SCHEMES, SERVER_SCHEMES, split_redis_url
+from .redis_urls import SENTINEL_SCHEMES, SERVER_SCHEMES, ContradictingURLs, split_redis_url
 
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
@@ -116,6 +116,8 @@ def _check_redis_address(url: str) -> None:
     )
     try:
         parts = split_redis_url(url)
+    except ContradictingURLs as error:
+        raise ImproperlyConfigured(f"{NAME}['REDIS_URL'] has {error}.") from None
     except ValueError:
         # urllib's own error is not shown, because it may contain a part of the password.
         place = "addresses and a service" if sentinels else "a host and a port"

@@ -296,10 +296,23 @@ class TestCommands:
         out = StringIO()
         await asyncio.to_thread(call_command, "cable_doctor", stdout=out, stderr=out)
         assert "Nothing is wrong." in out.getvalue()
-        assert all(f"127.0.0.1:{port}" in out.getvalue() for port in cluster.slots())
+        assert all(f"The primary 127.0.0.1:{port} has " in out.getvalue() for port in cluster.slots())
+        assert "no stream can be used (cluster-require-full-coverage yes)" in out.getvalue()
         await asyncio.to_thread(call_command, "cable_prune", stdout=out)
         await asyncio.to_thread(delete_keys, get_settings())
         assert cluster.cli("KEYS", f"{key_prefix}:*") == []
+
+    async def test_the_doctor_names_the_node_whose_settings_are_wrong(
+        self, cluster: RedisCluster, make_store: MakeStore
+    ) -> None:
+        node = cluster.primaries[1]
+        node.cli("CONFIG", "SET", "maxmemory", "100mb", "maxmemory-policy", "volatile-lru")
+        try:
+            (problem,) = await asyncio.to_thread(make_store().problems)
+        finally:
+            node.cli("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction")
+        assert f"127.0.0.1:{node.port}" in problem
+        assert "set maxmemory-policy to noeviction" in problem
 
 
 class TestOldServers:
@@ -348,7 +361,7 @@ class TestBatches:
             return await append_one(items)
 
         monkeypatch.setattr(store, "aappend", fail_second)
-        with pytest.raises(BroadcastUncertain, match="1 of 2 slots were stored"):
+        with pytest.raises(BroadcastUncertain, match="1 of 2 messages were stored"):
             await store.aappend_parts(items)
 
 

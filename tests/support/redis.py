@@ -86,6 +86,33 @@ def find_all_binaries() -> tuple[Binary, ...]:
 
 
 @cache
+def find_tls_binary() -> Binary | None:
+    """Return the first server program that has TLS; None if there is none."""
+    for binary in find_all_binaries():
+        # The program ends at once, because it is told to listen nowhere, or does not know the second option.
+        words = [str(binary.path), "--port", "0", "--tls-port", "0"]
+        if "not listen anywhere" in subprocess.run(words, capture_output=True, text=True, check=False).stdout:
+            return binary
+    return None
+
+
+def tls_options(certificate: Path, key: Path) -> dict[str, str]:
+    """Return the options of a server that also listens with TLS, on the port `tls-port`.
+
+    Args:
+        certificate: a certificate that is its own authority.
+        key: the key of the certificate.
+    """
+    return {
+        "tls-port": str(free_port()),
+        "tls-cert-file": str(certificate),
+        "tls-key-file": str(key),
+        "tls-ca-cert-file": str(certificate),
+        "tls-auth-clients": "no",
+    }
+
+
+@cache
 def find_binaries() -> tuple[Binary, ...]:
     """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import redis
 
 from reliable_cable.stores.redis.keys import SLOTS, key_slot
-from tests.support.redis import PATIENCE, Binary, RedisServer, find_all_binaries
+from tests.support.redis import PATIENCE, Binary, RedisServer, find_all_binaries, tls_options
 from tests.support.server import free_port
 
 #: The oldest version whose clusters have sharded pub/sub.
@@ -37,6 +37,7 @@ class RedisCluster:
         replicas: the number of replicas of each primary.
         node_timeout: how long, in seconds, a node may be silent before it counts as failed.
         binary: the program; None: see `cluster_binary`.
+        certificate: the paths of a certificate and its key, if the URL is to use TLS. Slots cannot be moved then.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class RedisCluster:
         replicas: int = 0,
         node_timeout: float = 60.0,
         binary: Binary | None = None,
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
         self.binary = binary or cluster_binary()
+        self._certificate = certificate
         self._stack = ExitStack()
         self._ids: dict[int, str] = {}
         options = {
@@ -62,6 +65,8 @@ class RedisCluster:
         self.replicas = [self._node(folder / f"replica-{number}", options) for number in range(primaries * replicas)]
 
     def _node(self, folder: Path, options: dict[str, str]) -> RedisServer:
+        if self._certificate is not None:
+            options = {**options, **tls_options(*self._certificate), "tls-cluster": "yes"}
         server = RedisServer(folder, self.binary, options)
         server.port = free_port()
         if server.binary.version >= SHARDED:
@@ -80,7 +85,9 @@ class RedisCluster:
     @property
     def url(self) -> str:
         """The URL of the cluster, for `REDIS_URL`."""
-        return f"redis://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
+        scheme = "redis" if self._certificate is None else "rediss"
+        ports = [node.options.get("tls-port", node.port) for node in self.nodes]
+        return f"{scheme}://{','.join(f'127.0.0.1:{port}' for port in ports)}"
 
     @property
     def alive(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +26,22 @@ class Sentinel(OwnProcess):
     Args:
         folder: the folder for its configuration and log.
         binary: the server program.
-        primary: the primary that it monitors at first.
+        port: the port of the primary that it monitors at first.
         quorum: how many Sentinels must agree that the primary has failed.
         down_after: how long, in seconds, a server may be silent before it counts as failed.
+        options: further options of its configuration.
     """
 
-    def __init__(self, folder: Path, binary: Binary, primary: RedisServer, *, quorum: int, down_after: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        binary: Binary,
+        port: int,
+        *,
+        quorum: int,
+        down_after: float,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True)
         super().__init__(folder / "sentinel.log")
         self.port = free_port()
@@ -38,7 +49,8 @@ class Sentinel(OwnProcess):
         self._config = folder / "sentinel.conf"
         self._config.write_text(
             f"bind 127.0.0.1\nport {self.port}\ndir {folder}\n"
-            f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} {quorum}\n"
+            + "".join(f"{name} {value}\n" for name, value in (options or {}).items())
+            + f"sentinel monitor {SERVICE} 127.0.0.1 {port} {quorum}\n"
             f"sentinel down-after-milliseconds {SERVICE} {round(down_after * 1000)}\n"
             f"sentinel failover-timeout {SERVICE} 4000\n"
         )
@@ -88,7 +100,7 @@ class RedisSentinels:
             second.follow(first)
             for number in range(3):
                 folder = self._folder / f"sentinel-{number}"
-                sentinel = Sentinel(folder, first.binary, first, quorum=2, down_after=self._down_after)
+                sentinel = Sentinel(folder, first.binary, first.port, quorum=2, down_after=self._down_after)
                 self.sentinels.append(stack.enter_context(sentinel))
             self.wait_until_whole()
             self._stack = stack.pop_all()

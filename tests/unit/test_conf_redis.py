@@ -19,7 +19,9 @@ class TestURL:
         assert parts.server("::1", 2) == "rediss://u:p%2F@[::1]:2/0?ssl_cert_reqs=none"
 
     def test_whole_urls_are_addresses_too(self) -> None:
-        assert split_redis_url("redis://a:1,redis://b:2").addresses == (("a", 1), ("b", 2))
+        parts = split_redis_url("redis://:p,q@a:1/0,redis://b:2,c,redis://:p,q@d/0")
+        assert parts.addresses == (("a", 1), ("b", 2), ("c", 6379), ("d", 6379))
+        assert parts.server("b", 2) == "redis://:p,q@b:2/0"
 
     def test_sentinels_have_a_service(self) -> None:
         parts = split_redis_url("redis+sentinel://:p@a,b:2/main/3?sentinel_password=s&client_name=c")
@@ -56,6 +58,9 @@ class TestRedisCluster:
             ({"REDIS_URL": "redis+sentinel://a,b/service/x"}, "the database 'x'; it must be a number"),
             ({"REDIS_URL": "redis+sentinel://a:b/service"}, "is not a URL with addresses and a service"),
             ({"REDIS_URL": "redis://a:1,b:c"}, "is not a URL with a host and a port"),
+            ({"REDIS_URL": "redis://a,rediss://b"}, "has URLs with different schemes; either all nodes use TLS"),
+            ({"REDIS_URL": "redis://:p@a,redis://:q@b"}, "has URLs with different users or passwords"),
+            ({"REDIS_URL": "redis://a/0,redis://b/1"}, "has URLs with different paths"),
         ],
     )
     def test_contradictions_are_errors_that_say_what_is_allowed(self, values: dict[str, Any], problem: str) -> None:

@@ -169,7 +169,7 @@ class RedisClient(BaseClient):
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
             self.url,
             **self.options,
-            **(self.sentinels.sync_options(self.url) if self.sentinels else {}),
+            **(self.sentinels.sync_options() if self.sentinels else {}),
             timeout=self.options["socket_timeout"],
             redis_connect_func=self.lineage.handshake,
             queue_class=IdleQueue,
@@ -308,7 +308,7 @@ class RedisClient(BaseClient):
             self.url,
             **self.options,
             timeout=self.options["socket_timeout"],
-            **(self.sentinels.async_options(self.url) if self.sentinels else {}),
+            **(self.sentinels.async_options() if self.sentinels else {}),
             redis_connect_func=self.lineage.ahandshake,
         )
 

@@ -1,6 +1,10 @@
 """Finds problems of a Redis server, for the warnings at startup and for `manage.py cable_doctor`."""
 
+from collections import Counter
+
+from .calls import RedisRefused
 from .client import BaseClient, Call
+from .keys import SLOTS
 from .lineage import parse_info
 
 #: The oldest version of Redis with `XTRIM … MINID` and exclusive ranges.
@@ -15,11 +19,44 @@ def find_problems(client: BaseClient) -> list[str]:
     """
     if not client.names.cluster:
         return _find_server_problems(client, cluster=False)
-    return [
-        f"{server.place}: {problem}"
-        for server in client.servers()
-        for problem in _find_server_problems(server, cluster=True)
-    ]
+    problems = []
+    for server in client.servers():
+        found = _find_server_problems(server, cluster=True)
+        state = parse_info(server.run(Call("CLUSTER INFO"), idempotent=True)[0])
+        if state.get("cluster_state") != "ok" or state.get("cluster_slots_ok") != str(SLOTS):
+            found.append(
+                f"The cluster is incomplete: its state is {state.get('cluster_state')}, and "
+                f"{state.get('cluster_slots_ok')} of {SLOTS} slots can be used. `redis-cli --cluster check` says more."
+            )
+        problems += [f"{server.place}: {problem}" for problem in found]
+    return problems
+
+
+def describe_cluster(client: BaseClient) -> list[str]:
+    """Return the primaries of a cluster, and what happens while one of them is down, as sentences.
+
+    Raises:
+        StoreError: Redis could not be reached.
+    """
+    server = client.servers()[0]
+    slots: Counter[str] = Counter()
+    replicas: dict[str, int] = {}
+    (ranges,) = server.run(Call("CLUSTER SLOTS"), idempotent=True)
+    for first, last, primary, *others in ranges:
+        name = f"{primary[0].decode() if primary[0] else 'unknown host'}:{primary[1]}"
+        slots[name] += last - first + 1
+        replicas[name] = len(others)
+    notes = [f"The primary {name} has {count} slots, and {replicas[name]} replicas." for name, count in slots.items()]
+    try:
+        ((_, required),) = server.run(Call("CONFIG GET", [], ["cluster-require-full-coverage"]), idempotent=True)
+    except (RedisRefused, ValueError):  # hosted servers often refuse CONFIG
+        return notes
+    if required == b"yes":
+        notes.append(
+            "While a primary is down and no replica has taken its place, no stream can be used "
+            "(cluster-require-full-coverage yes). With no, the streams of other primaries can be used."
+        )
+    return notes
 
 
 def _find_server_problems(client: BaseClient, *, cluster: bool) -> list[str]:

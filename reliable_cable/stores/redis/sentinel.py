@@ -4,17 +4,17 @@ After a failover, the Sentinels make the former primary a replica. Its connectio
 address that moves (see lineage.py), and are opened again.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import redis
 import redis.asyncio
-from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
-from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
 
-from reliable_cable.conf.redis_urls import SENTINEL_OPTIONS, split_redis_url
+from reliable_cable.conf.redis_urls import SENTINEL_OPTIONS, Address, split_redis_url
+from reliable_cable.exceptions import reason
 
 #: The options of connections to Redis that connections to Sentinels have, too, in addition to those that begin with
 #: `ssl_`.
@@ -33,8 +33,10 @@ class Sentinels:
         parts = split_redis_url(url)
         self._service = parts.service
         self._addresses = list(parts.addresses)
-        #: The URL of the Redis server. Its host is a placeholder.
-        self.server_url = parts.server("sentinel", 0)
+        self._tls = parts.scheme.startswith("rediss")
+        #: The URL of the Redis server. Its host is a placeholder. Its scheme is always `redis`, because redis-py would
+        #: replace the class of the connections for `rediss`.
+        self.server_url = parts.server("sentinel", 0).replace("rediss://", "redis://", 1)
         self._options: dict[str, Any] = {
             name: value for name, value in options.items() if name in SHARED_OPTIONS or name.startswith("ssl_")
         }
@@ -42,7 +44,7 @@ class Sentinels:
             name.removeprefix("sentinel_"): value for name, value in parts.query if name in SENTINEL_OPTIONS
         }
         self._options |= {"retry": Retry(NoBackoff(), 0)}
-        if parts.scheme.startswith("rediss"):
+        if self._tls:
             self._options["ssl"] = True
 
     @property
@@ -51,54 +53,67 @@ class Sentinels:
         places = ", ".join(f"{host}:{port}" for host, port in self._addresses)
         return f"the Sentinels at {places}, service {self._service}"
 
-    def sync_options(self, url: str) -> dict[str, Any]:
+    def sync_options(self) -> dict[str, Any]:
         """Return the options that make the connections of a pool for sync code ask the Sentinels."""
-        cls = _SSLConnection if url.startswith("rediss://") else _Connection
+        cls = _SSLConnection if self._tls else _Connection
         return {"connection_class": cls, "sentinels": self}
 
-    def async_options(self, url: str) -> dict[str, Any]:
+    def async_options(self) -> dict[str, Any]:
         """Return the options that make the connections of a pool of `redis.asyncio` ask the Sentinels."""
-        cls = _AsyncSSLConnection if url.startswith("rediss://") else _AsyncConnection
+        cls = _AsyncSSLConnection if self._tls else _AsyncConnection
         return {"connection_class": cls, "sentinels": self}
 
-    def find(self) -> tuple[str, int]:
+    def find(self) -> Address:
         """Return the host and the port of the primary.
 
         Raises:
             redis.ConnectionError: no Sentinel that can be reached knows a primary.
         """
-        sentinel: Any = Sentinel(self._addresses, sentinel_kwargs=self._options)  # type: ignore[no-untyped-call]
-        try:
-            host, port = sentinel.discover_master(self._service)
-        except MasterNotFoundError:
-            raise self._not_found() from None
-        finally:
-            for each in sentinel.sentinels:
-                each.close()
-        self._put_first(sentinel.sentinels[0])
-        return host, port
+        problems = []
+        for address in tuple(self._addresses):
+            client: Any = redis.Redis(*address, **self._options)
+            try:
+                return self._primary(address, client.sentinel_masters())
+            except (RedisError, OSError) as error:
+                problems.append(_problem(address, error))
+            finally:
+                client.close()
+        raise self._not_found(problems)
 
-    async def afind(self) -> tuple[str, int]:
+    async def afind(self) -> Address:
         """Async twin of `find`."""
-        sentinel: Any = AsyncSentinel(self._addresses, sentinel_kwargs=self._options)  # type: ignore[no-untyped-call]
-        try:
-            host, port = await sentinel.discover_master(self._service)
-        except AsyncMasterNotFoundError:
-            raise self._not_found() from None
-        finally:
-            for each in sentinel.sentinels:
-                await each.aclose()
-        self._put_first(sentinel.sentinels[0])
-        return host, port
+        problems = []
+        for address in tuple(self._addresses):
+            client: Any = redis.asyncio.Redis(host=address[0], port=address[1], **self._options)
+            try:
+                return self._primary(address, await client.sentinel_masters())
+            except (RedisError, OSError) as error:
+                problems.append(_problem(address, error))
+            finally:
+                await client.aclose()
+        raise self._not_found(problems)
 
-    def _put_first(self, sentinel: Any) -> None:
-        """Ask this Sentinel first the next time, because others may be down."""
-        options = sentinel.connection_pool.connection_kwargs
-        first = (options["host"], options["port"])
-        self._addresses = [first, *(address for address in self._addresses if address != first)]
+    def _primary(self, address: Address, services: Mapping[str, Any]) -> Address:
+        """Return the host and port of the primary, from what a Sentinel knows of all its services.
 
-    def _not_found(self) -> redis.ConnectionError:
-        return redis.ConnectionError(f"{self.place}, cannot be reached or know no primary")
+        Args:
+            address: the address of the Sentinel, which is asked first the next time, because others may be down.
+            services: its reply to SENTINEL MASTERS.
+        """
+        state = services.get(self._service)
+        if state is None:
+            raise redis.ConnectionError(f"knows the services {', '.join(services) or '(none)'}")
+        if not state["is_master"] or state["is_sdown"] or state["is_odown"]:
+            raise redis.ConnectionError("no primary is up")
+        self._addresses = [address, *(each for each in self._addresses if each != address)]
+        return state["ip"], int(state["port"])
+
+    def _not_found(self, problems: Sequence[str]) -> redis.ConnectionError:
+        return redis.ConnectionError(f"{self.place}, cannot be reached or know no primary ({'; '.join(problems)})")
+
+
+def _problem(address: Address, error: Exception) -> str:
+    return f"{address[0]}:{address[1]}: {reason(error)}"
 
 
 class _FindsPrimary:

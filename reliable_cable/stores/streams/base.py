@@ -10,10 +10,10 @@ from reliable_cable.conf import IDLE_STREAM_TTL as IDLE_STREAM_TTL
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
-from reliable_cable.stores.base import Listener, Store, async_twin
+from reliable_cable.stores.base import Listener, async_twin
 
 from .failures import report_failure
-from .sharding import partly_stored, split_by_shard
+from .sharding import PartedStore
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
@@ -129,7 +129,7 @@ class StreamListener(Listener):
         """
 
 
-class StreamStore(Store):
+class StreamStore(PartedStore):
     """Base class of the stores that number, store and announce messages.
 
     In each epoch, the stored messages of a stream have the offsets 1, 2, 3, … without holes. An offset is never used
@@ -284,45 +284,6 @@ class StreamStore(Store):
         lineages = {each: await self.alineage(durable=each) for each in set(durable.values())}
         return [lineages[durable[stream]] for stream in streams]
 
-    def append_parts(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, and return their positions. Either all messages in one part of the store are stored, or none.
-
-        The parts (see `shard`) are stored one after another. A store with one part stores all messages or none.
-
-        Args:
-            items: the names of the streams, and the messages.
-
-        Raises:
-            BroadcastError: nothing was stored.
-            BroadcastUncertain: the messages in some parts were stored, or may have been.
-        """
-        parts = split_by_shard(self.shard, items)
-        positions: list[StreamPosition | None] = [None] * len(items)
-        for number, part in enumerate(parts):
-            with partly_stored(number, len(parts)):
-                stored = self.append([items[at] for at in part])
-            for at, position in zip(part, stored, strict=True):
-                positions[at] = position
-        return [position for position in positions if position is not None]
-
-    async def aappend_parts(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Async twin of `append_parts`."""
-        parts = split_by_shard(self.shard, items)
-        positions: list[StreamPosition | None] = [None] * len(items)
-        for number, part in enumerate(parts):
-            with partly_stored(number, len(parts)):
-                stored = await self.aappend([items[at] for at in part])
-            for at, position in zip(part, stored, strict=True):
-                positions[at] = position
-        return [position for position in positions if position is not None]
-
-    def shard(self, stream: str) -> str:
-        """Return the part of the store that has a stream. One call of `append` can only use one part.
-
-        By default, the store has one part, whose name is `""`.
-        """
-        return ""
-
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
         page = self.read(stream, after=0, limit=0)
@@ -386,6 +347,14 @@ class StreamStore(Store):
         """Return the problems of the store's server that break guarantees of the store.
 
         Each problem is a sentence that names a remedy.
+
+        Raises:
+            StoreError: the store could not be reached.
+        """
+        return []
+
+    def notes(self) -> list[str]:
+        """Return what `manage.py cable_doctor` prints of the store's servers, as sentences.
 
         Raises:
             StoreError: the store could not be reached.

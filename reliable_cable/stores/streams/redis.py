@@ -15,7 +15,7 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, Call, RedisRefused, RedisUnavailable
-from reliable_cable.stores.redis.doctor import find_problems
+from reliable_cable.stores.redis.doctor import describe_cluster, find_problems
 from reliable_cable.stores.redis.scanning import scan_keys
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
@@ -263,6 +263,10 @@ class RedisStreamStore(RedisStore, StreamStore):
     def problems(self) -> list[str]:
         """Return the problems of the Redis server that break guarantees of the store."""
         return find_problems(self.client)
+
+    def notes(self) -> list[str]:
+        """Return the primaries of a Redis Cluster, and what happens while one of them is down, as sentences."""
+        return describe_cluster(self.client) if self.client.names.cluster else []
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 

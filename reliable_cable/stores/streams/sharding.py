@@ -1,10 +1,13 @@
 """Batches of messages whose streams are in several parts of a store, such as the slots of a Redis Cluster."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidOption
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.base import Store
 
 #: A function that returns the part of the store that has a stream, see `StreamStore.shard`.
 Shard = Callable[[str], str]
@@ -37,19 +40,65 @@ def require_one_shard(shard: Shard, streams: Collection[str]) -> None:
         )
 
 
+class PartedStore(Store):
+    """A store whose streams may be in several parts, each of which stores the messages of one call all or none."""
+
+    @abstractmethod
+    def append(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
+        """Store messages, and return their positions. Either all messages are stored, or none."""
+
+    @abstractmethod
+    async def aappend(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
+        """Async twin of `append`."""
+
+    def append_parts(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
+        """Store messages, and return their positions. Either all messages in one part of the store are stored, or none.
+
+        The parts (see `shard`) are stored one after another. A store with one part stores all messages or none.
+
+        Args:
+            items: the names of the streams, and the messages.
+
+        Raises:
+            BroadcastError: nothing was stored.
+            BroadcastUncertain: the messages in some parts were stored, or may have been.
+        """
+        positions: dict[int, StreamPosition] = {}
+        for part in split_by_shard(self.shard, items):
+            with _partly_stored(len(positions), len(items)):
+                positions |= zip(part, self.append([items[at] for at in part]), strict=True)
+        return [positions[at] for at in range(len(items))]
+
+    async def aappend_parts(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
+        """Async twin of `append_parts`."""
+        positions: dict[int, StreamPosition] = {}
+        for part in split_by_shard(self.shard, items):
+            with _partly_stored(len(positions), len(items)):
+                positions |= zip(part, await self.aappend([items[at] for at in part]), strict=True)
+        return [positions[at] for at in range(len(items))]
+
+    def shard(self, stream: str) -> str:
+        """Return the part of the store that has a stream. One call of `append` can only use one part.
+
+        By default, the store has one part, whose name is `""`.
+        """
+        return ""
+
+
 @contextmanager
-def partly_stored(number: int, count: int) -> Iterator[None]:
+def _partly_stored(stored: int, count: int) -> Iterator[None]:
     """Convert an error of one part if the messages of earlier parts have been stored.
 
     Args:
-        number: how many parts have been stored.
-        count: the number of all parts.
+        stored: how many messages have been stored.
+        count: the number of all messages.
     """
     try:
         yield
     except BroadcastError as error:
-        if number == 0:
+        if stored == 0:
             raise
         raise BroadcastUncertain(
-            f"The messages of {number} of {count} slots were stored, and those of the others were not: {error}"
+            f"{stored} of {count} messages were stored. The messages of the next slot were not, or may not have been: "
+            f"{error} Those of later slots were not."
         ) from error
