@@ -72,8 +72,11 @@ class Sentinel(OwnProcess):
             self._process.wait(PATIENCE)
 
     def ask(self, *command: str) -> Any:
-        """Run a command of Sentinels about the service, and return the answer."""
-        with redis.Redis(port=self.port, decode_responses=True, socket_timeout=PATIENCE, retry=NO_RETRY) as client:
+        """Run a command of Sentinels about the service, and return the answer without a conversion."""
+        with redis.Redis(
+            port=self.port, protocol=2, decode_responses=True, socket_timeout=PATIENCE, retry=NO_RETRY
+        ) as client:
+            client.response_callbacks.clear()
             return client.execute_command("SENTINEL", *command, SERVICE)
 
 
@@ -154,11 +157,9 @@ class RedisSentinels:
 
 
 def _knows_all(sentinel: Sentinel) -> bool:
-    replicas, others = sentinel.ask("REPLICAS"), sentinel.ask("SENTINELS")
-    healthy = [
-        each for each in replicas if each["flags"] in ("slave", {"slave"}) and each["master-link-status"] == "ok"
-    ]
-    return bool(healthy) and len(others) == 2
+    replicas = [dict(zip(each[::2], each[1::2], strict=True)) for each in sentinel.ask("REPLICAS")]
+    healthy = [each for each in replicas if each["flags"] == "slave" and each["master-link-status"] == "ok"]
+    return bool(healthy) and len(sentinel.ask("SENTINELS")) == 2
 
 
 def _wait_for(condition: Any, failure: str) -> None:
