@@ -38,6 +38,10 @@ REDIS_CLUSTER = pytest.param(CLUSTER, id=CLUSTER, marks=[pytest.mark.redis, pyte
 SINGLE_REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
 REDIS_STORES = [*SINGLE_REDIS_STORES, REDIS_CLUSTER]
 DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest.mark.django_db(transaction=True)])
+#: The same on a Redis Cluster.
+DURABLE_ON_CLUSTER = pytest.param(
+    "durable-cluster", id="durable-cluster", marks=[*DURABLE.marks, pytest.mark.other_combination]
+)
 #: Values for `pytest.mark.parametrize("alias", …, indirect=True)`, so that a test runs with each store.
 EVERY_STORE = [MEMORY, SQLITE, POSTGRES, *REDIS_STORES, DURABLE]
 MODEL_STORES = [SQLITE, POSTGRES]
@@ -72,7 +76,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def alias(request: pytest.FixtureRequest) -> str:
-    """The backend: a database alias, `memory`, the name of a Redis, or `durable` (Redis and the default database)."""
+    """The backend: a database alias, `memory`, the name of a Redis, `cluster`, or `durable` (and a database)."""
     alias: str = request.param
     return alias
 
@@ -82,7 +86,8 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
     """The URL and the key prefix of a Redis, as settings of a store; empty if the backend has no Redis."""
     if alias in ("memory", *connections.settings):
         return {}
-    server = redis_pool.find(find_binaries()[0].name if alias == "durable" else alias)
+    names = {"durable": find_binaries()[0].name, "durable-cluster": CLUSTER}
+    server = redis_pool.find(names.get(alias, alias))
     values: dict[str, Any] = {"redis_url": server.url, "key_prefix": key_prefix}
     client = client_for(CableSettings(**values))
     # Redis records when its lineage (its data set) began, by its own clock. The tests have another clock.
@@ -119,7 +124,7 @@ def make_store(
         store: StreamStore
         if alias == "memory":
             store = MemoryStreamStore(CableSettings(**settings), clock=clock)
-        elif alias == "durable":
+        elif alias.startswith("durable"):
             patterns = {**settings.pop("streams", {}), "*": {}}
             streams = {
                 name: {"durable": options.get("history_size") != 0, **options} for name, options in patterns.items()
@@ -135,7 +140,7 @@ def make_store(
     yield make
     for store in made_stores:
         store.close()
-    if alias in ("durable", *connections.settings):
+    if alias in ("durable", "durable-cluster", *connections.settings):
         finish_store_threads()
 
 

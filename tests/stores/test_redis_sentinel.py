@@ -91,5 +91,7 @@ async def test_without_sentinels_nothing_is_broadcast(make_store: MakeStore) -> 
 
 async def test_an_unknown_service_has_no_primary(sentinels: RedisSentinels, make_store: MakeStore) -> None:
     store = make_store(sentinels.url.replace(SERVICE, "unknown"))
-    with pytest.raises(BroadcastError, match=r"service unknown, .*know no primary \(127.*: knows the services cable-test"):
+    with pytest.raises(
+        BroadcastError, match=r"service unknown, .*know no primary \(127.*: knows the services cable-test"
+    ):
         await append(store, "a", "1")

@@ -10,9 +10,9 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import IDLE_STREAM_TTL, Message, StreamStore
-from tests.stores.conftest import EVERY_STORE, Clock, MakeStore, with_own_connection
+from tests.stores.conftest import DURABLE_ON_CLUSTER, EVERY_STORE, Clock, MakeStore, with_own_connection
 
-pytestmark = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
+pytestmark = pytest.mark.parametrize("alias", [*EVERY_STORE, DURABLE_ON_CLUSTER], indirect=True)
 
 SIZE, TTL = 100, 300.0
 

@@ -50,11 +50,6 @@ class Call:
     args: Sequence[Argument] = ()
     beside: str = ""
 
-    @property
-    def needs_lineage(self) -> bool:
-        """Whether the call is a script that checks the lineage of the data."""
-        return bool(self.args) and self.args[0] is LINEAGE
-
 
 class RedisUnavailable(StoreError):
     """Raised if Redis could not be reached, did not respond, or currently accepts no commands.

@@ -322,15 +322,14 @@ class RedisClient(BaseClient):
             connection: the open connection.
             asking: whether to send ASKING before each call, see cluster.py.
         """
-        lineages = yield from self._lineages(calls, connection, asking)
+        records = [self.names.lineage_of(call) for call in calls]
+        lineages = yield from self._lineages(records, connection, asking)
         commands: dict[int, Command] = {}
         replies: list[Any] = [None] * len(calls)
-        for number, call in enumerate(calls):
-            lineage = (
-                lineages.get(self.names.lineage_beside((*call.keys, call.beside)[0]), "") if call.needs_lineage else ""
-            )
+        for number, (call, record) in enumerate(zip(calls, records, strict=True)):
+            lineage = lineages[record] if record else ""
             if isinstance(lineage, str):
-                commands[number] = self._command(call, lineage)
+                commands[number] = self._command(call, record, lineage)
             else:
                 replies[number] = lineage
         for number, reply in zip(commands, (yield from send(list(commands.values()), asking)), strict=True):
@@ -344,22 +343,25 @@ class RedisClient(BaseClient):
                 replies[number] = reply
         return replies
 
-    def _lineages(self, calls: Sequence[Call], connection: Any, asking: bool) -> Exchange[Mapping[str, Any]]:
-        """Return the lineage argument of the scripts in `calls`, by the key of their lineage record.
+    def _lineages(self, records: Sequence[str], connection: Any, asking: bool) -> Exchange[Mapping[str, Any]]:
+        """Return the lineage arguments of scripts, by the key of their lineage record.
 
         The value is an error if the lineage could not be determined. The scripts are then not sent.
+
+        Args:
+            records: the key of each call's lineage record; `""` if the call checks no lineage.
+            connection: the open connection.
+            asking: whether to send ASKING before each command.
         """
-        if any(call.needs_lineage for call in calls):
-            return {self.lineage.key: self.lineage.argument(connection)}
-        return {}
+        return {self.lineage.key: self.lineage.argument(connection)} if any(records) else {}
         yield  # this function is a generator, as those of subclasses
 
-    def _command(self, call: Call, lineage: str) -> Command:
+    def _command(self, call: Call, record: str, lineage: str) -> Command:
         keys, args = call.keys, call.args
         if not call.name.islower():  # this is a command, not a script
             return (*call.name.split(" "), *keys, *cast("Command", args))
-        if call.needs_lineage:
-            keys, args = (*keys, self.names.lineage_beside((*keys, call.beside)[0])), (lineage, *args[1:])
+        if record:
+            keys, args = (*keys, record), (lineage, *args[1:])
         if len(args) > 1 and args[1] is NEW_TOKEN:
             args = (args[0], secrets.token_hex(8), *args[2:])
         return ("EVALSHA", script_sha(call.name), len(keys), *keys, *cast("Command", args))

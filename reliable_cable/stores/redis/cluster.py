@@ -348,7 +348,7 @@ class _Run:
             elif is_unavailable(reply):
                 if "DATAMOVED" in str(reply):
                     call = self._calls[number]
-                    client.lineages.forget(client.names.lineage_beside((*call.keys, call.beside)[0]))
+                    client.lineages.forget(client.names.lineage_of(call))
                 self._stale = self._topology
                 if is_unavailable(refused):
                     continue  # it was refused twice

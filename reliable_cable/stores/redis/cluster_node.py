@@ -16,7 +16,6 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from reliable_cable.conf import CableSettings
 from reliable_cable.conf.redis_urls import Address, split_redis_url
 
-from .calls import Call
 from .client import RedisClient
 from .exchange import Command, Exchange, send
 from .lineage import CHECK_INTERVAL, Identity, LineageTracker, read_info, record_arguments
@@ -158,10 +157,8 @@ class NodeClient(RedisClient):
         # A new lineage of a partition concerns no connections. The client of the cluster reads it again.
         super()._note_refusals(connection, [reply for reply in replies if "DATAMOVED" not in str(reply)[:80]])
 
-    def _lineages(self, calls: Sequence[Call], connection: Any, asking: bool) -> Exchange[Mapping[str, Any]]:
-        keys = dict.fromkeys(
-            self.names.lineage_beside((*call.keys, call.beside)[0]) for call in calls if call.needs_lineage
-        )
+    def _lineages(self, records: Sequence[str], connection: Any, asking: bool) -> Exchange[Mapping[str, Any]]:
+        keys = dict.fromkeys(filter(None, records))
         info = connection.info
         found: dict[str, Any] = {key: self._lineages_of_partitions.argument(key, info["run_id"]) for key in keys}
         unknown = [key for key, argument in found.items() if argument is None]

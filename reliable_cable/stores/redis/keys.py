@@ -14,6 +14,8 @@ from binascii import crc_hqx
 from functools import cache, lru_cache
 from typing import Final
 
+from .calls import LINEAGE, Call
+
 #: The number of partitions in a cluster. It is a part of the format of the data, and must not be changed. A cluster
 #: cannot use more primaries than this. Each process asks for the expired members of all partitions every second.
 PARTITIONS: Final = 256
@@ -65,6 +67,7 @@ class KeyNames:
         self.prefix = prefix
         self.cluster = cluster
         self.database = database
+        self._lineage = lineage_key(prefix)
 
     def partition(self, stream: str) -> str:
         """Return the prefix of the keys that all streams of a partition share. A single server is one partition."""
@@ -91,9 +94,14 @@ class KeyNames:
         """Return the key of the lineage record of a partition."""
         return lineage_key(partition)
 
-    def lineage_beside(self, key: str) -> str:
-        """Return the key of the lineage record that is in the same partition as another key."""
-        return lineage_key(key[: key.index("}") + 1]) if self.cluster else lineage_key(self.prefix)
+    def lineage_of(self, call: Call) -> str:
+        """Return the key of the lineage record in the partition of a call; `""` if the call checks no lineage."""
+        if not call.args or call.args[0] is not LINEAGE:
+            return ""
+        if not self.cluster:
+            return self._lineage
+        key = call.keys[0] if call.keys else call.beside
+        return lineage_key(key[: key.index("}") + 1])
 
 
 @lru_cache(maxsize=16)
