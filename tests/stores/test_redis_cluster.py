@@ -17,7 +17,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.redis import cluster as cluster_client
 from reliable_cable.stores.redis.cleaning import delete_keys
 from reliable_cable.stores.redis.cluster import ClusterClient
-from reliable_cable.stores.redis.cluster_node import Foreign
+from reliable_cable.stores.redis.cluster_node import Foreign, NodeClient
 from reliable_cable.stores.redis.keys import PARTITIONS, SLOTS, key_slot, lineage_key
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, Transient
 from reliable_cable.stores.streams.redis import RedisStreamStore
@@ -284,6 +284,32 @@ class TestLosses:
         after = await append(make_store(cluster.url), "b", "2")
         assert after.offset == 1
         assert after.epoch != before.epoch
+
+
+async def test_a_node_that_hangs_delays_no_calls_for_other_nodes(
+    cluster: RedisCluster, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(redis_options={"socket_timeout": 1.0})
+    client, hanging = store.client, cluster.primaries[0]
+    assert isinstance(client, ClusterClient)
+    stream = next(f"s{n}" for n in range(99) if cluster.owner(slot_of(store, f"s{n}")) is not hanging)
+    await append(store, stream, "1")
+    attempt, asked = client._attempt_on, list[int]()
+
+    async def record(node: NodeClient, *args: Any) -> list[Any]:
+        asked.append(node.address[1])
+        return await attempt(node, *args)
+
+    monkeypatch.setattr(client, "_attempt_on", record)
+    monkeypatch.setattr(cluster_client, "TOPOLOGY_AGE", 0)
+    hanging.suspend()
+    try:
+        for _ in range(10):
+            await append(store, stream, "2")
+    finally:
+        hanging.resume()
+    assert asked.count(hanging.port) == 1
+    assert len(asked) > 20, "the slots were read before each call"
 
 
 class TestCommands:
