@@ -15,9 +15,7 @@ from typing import Any, Final, cast
 import redis
 import redis.asyncio
 from django.core.exceptions import ImproperlyConfigured
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
-from redis.retry import Retry
 
 from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.conf import CableSettings
@@ -36,19 +34,10 @@ from .exchange import Command, Exchange, arun_exchange, finish, run_exchange, se
 from .idle import IdleQueue, release
 from .keys import KeyNames, lineage_key
 from .lineage import LineageTracker
+from .options import pool_options
 from .scripts import script_sha, script_text
 from .sentinel import Sentinels
 
-#: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All options are explicit,
-#: because the defaults of redis-py differ between its versions.
-DEFAULT_OPTIONS: Final = {
-    "socket_timeout": 5.0,
-    "socket_connect_timeout": 2.0,
-    "socket_keepalive": True,
-    "health_check_interval": 0,
-    "protocol": 2,
-    "max_connections": 64,
-}
 #: The maximum number of calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
@@ -64,7 +53,7 @@ class BaseClient:
 
     def __init__(self, settings: CableSettings) -> None:
         self.settings = settings
-        self.options = _options(settings)
+        self.options = pool_options(settings)
         #: How long, in seconds, opening a connection may take.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
         #: The pub/sub connections of each event loop (see pubsub.py).
@@ -393,12 +382,3 @@ class BlockingClient(RedisClient):
 
     async def _aattempt(self, calls: Sequence[Call], *, asking: bool = False) -> list[Any]:
         return self._client._attempt(calls, asking=asking)
-
-
-def _options(settings: CableSettings) -> dict[str, Any]:
-    """Return the arguments of a connection pool."""
-    options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
-    if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
-        options.pop("socket_keepalive", None)  # this option is only for TCP
-    # REDIS_OPTIONS cannot change these options, because this module expects bytes, and retries calls itself.
-    return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
