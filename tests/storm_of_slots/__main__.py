@@ -23,6 +23,7 @@ django.setup()
 
 from reliable_cable.conf import CableSettings  # noqa: E402 - after django.setup()
 from reliable_cable.stores.redis.keys import key_slot  # noqa: E402
+from reliable_cable.stores.streams.base import Message, Transient  # noqa: E402
 from reliable_cable.stores.streams.redis import RedisStreamStore  # noqa: E402
 from tests.stores.conftest import until  # noqa: E402
 from tests.stores.writers import Writer, check_history  # noqa: E402
@@ -38,6 +39,9 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
     stores = [RedisStreamStore(CableSettings(redis_url=cluster.url, history_size=1_000_000)) for _ in range(3)]
     writers = [Writer(stores[number % 3], stream) for number, stream in enumerate(STREAMS)]
     tasks = [asyncio.create_task(writer.run()) for writer in writers]
+    heard: set[str] = set()
+    listener = stores[0].listen(lambda event: heard.add(event.stream) if isinstance(event, Transient) else None)
+    await listener.subscribe_many(STREAMS)
     done: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -67,6 +71,13 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
     await asyncio.wait(tasks)
     for writer, stream in zip(writers, STREAMS, strict=True):
         await check_history(stores[0], stream, writer)
+    # Subscriptions have followed their slots. Only they deliver whispers, of which each may be lost.
+    async with asyncio.timeout(30):
+        while len(heard) < len(STREAMS):
+            for stream in STREAMS:
+                await stores[1].awhisper(stream, Message("1"))
+            await asyncio.sleep(0.2)
+    await listener.close()
     stored = sum(len(writer.stored) for writer in writers)
     failed = sum(len(writer.failed) for writer in writers)
     uncertain = sum(len(writer.uncertain) for writer in writers)
