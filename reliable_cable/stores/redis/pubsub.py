@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
 
 from .client import CONNECTION_ERRORS, RedisClient
@@ -205,7 +206,9 @@ class PubSub:
                 if not self._failing:
                     expected = isinstance(error, (*CONNECTION_ERRORS, TimeoutError))
                     logger.warning(
-                        "The pub/sub connection to Redis was lost; reconnecting: %s.", error, exc_info=not expected
+                        "The pub/sub connection to Redis was lost; reconnecting: %s.",
+                        reason(error),
+                        exc_info=not expected,
                     )
                     delay = MIN_RETRY_DELAY
                 self._failing = True
