@@ -208,28 +208,6 @@ def test_the_error_for_an_unknown_key_guesses_what_was_meant(key: str, guess: st
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("redis://:secret@localhost:port/7", "is not a URL with a host and a port"),
-        ("redis://:secret@localhost:99999/7", "is not a URL with a host and a port"),
-        ("rediss://:secret@localhost/seven", "has the database 'seven'; it must be a number"),
-        ("redis://:secret@localhost/7/8", "has the database '7/8'; it must be a number"),
-    ],
-)
-def test_a_url_of_redis_with_a_wrong_port_or_database_is_an_error(url: str, message: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match=message) as caught:
-        read_settings({"REDIS_URL": url})
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "url", ["redis://h", "redis://h/", "redis://h:1/0", "rediss://u:p@h/15?x=1", "unix:///a/b?db=2"]
-)
-def test_correct_urls_of_redis_are_accepted(url: str) -> None:
-    assert read_settings({"REDIS_URL": url}).redis_url == url
-
-
 @pytest.mark.parametrize("key", ["HISTORY_SIZ", "history_size", "", 1, None])
 def test_the_error_for_an_unknown_key_lists_the_known_keys(key: Any) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
