@@ -20,6 +20,7 @@ from .protocol.recovery import StreamPage
 from .stores.engine import get_engine, require_own_servers
 from .stores.streams.base import NOWHERE, StreamStore
 from .stores.streams.failures import report_failure
+from .stores.streams.sharding import require_one_shard, split_by_shard
 from .validation import BatchItem, BatchOptions, Outgoing, aprepare_batch, prepare_batch, resolve_stream
 
 #: Functions that are called with the messages of each batch after it was sent. Only `reliable_cable.testing` uses this.
@@ -115,6 +116,7 @@ def broadcast_batch(
     to_others: bool = False,
     exclude_socket: str | None = None,
     using: str | None = None,
+    atomic: bool = True,
 ) -> list[StreamPosition | None]:
     """Broadcast several messages.
 
@@ -125,14 +127,19 @@ def broadcast_batch(
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
             for this item, which may be `transient`, `exclude_socket` and `idempotency_key`.
+        atomic: whether the stored messages are stored all or none. A Redis Cluster can do so only for streams in one
+            slot, which usually means one stream. With False, the messages of each slot are stored all or none, one slot
+            after another. Other stores always store all or none.
 
     Returns:
         A list with the return value of `broadcast` for each item.
 
     Raises:
         CableError: for the same reasons as `broadcast`.
+        InvalidOption: also if `atomic` is True, and the streams are in different slots of a Redis Cluster. Nothing was
+            sent.
     """
-    options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+    options = BatchOptions(transient, immediate, to_others, exclude_socket, using, atomic)
     return Batch(prepare_batch(items, options), options).send()
 
 
@@ -144,9 +151,10 @@ async def abroadcast_batch(
     to_others: bool = False,
     exclude_socket: str | None = None,
     using: str | None = None,
+    atomic: bool = True,
 ) -> list[StreamPosition | None]:
     """Async twin of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
-    options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+    options = BatchOptions(transient, immediate, to_others, exclude_socket, using, atomic)
     return await Batch(await aprepare_batch(items, options), options).asend()
 
 
@@ -276,6 +284,9 @@ class Batch:
         self._store = get_engine().streams
         self._kept = [(item.stream, item.message) for item in self._items if item.kept]
         self._others = [(item.stream, item.message) for item in self._items if not item.kept]
+        self._atomic = options.atomic or len(self._kept) < 2
+        if self._atomic and len(self._kept) > 1:
+            require_one_shard(self._store.shard, {stream for stream, _ in self._kept})
 
     @classmethod
     def of_one(cls, stream: str, data: Any, idempotency_key: str | None, options: BatchOptions) -> Self:
@@ -290,7 +301,9 @@ class Batch:
         """Send the messages now or after the commit, and return their positions, as `broadcast` does."""
         if not self._immediate and on_commit.defer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
-        positions = self._store.append(self._kept) if self._kept else []
+        store = self._store
+        append = store.append if self._atomic else store.append_parts
+        positions = append(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
             self._publish_others()
         self._report()
@@ -300,7 +313,9 @@ class Batch:
         """Async twin of `send`."""
         if not self._immediate and await on_commit.adefer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
-        positions = await self._store.aappend(self._kept) if self._kept else []
+        store = self._store
+        append = store.aappend if self._atomic else store.aappend_parts
+        positions = await append(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
             if self._others:
                 await self._store.apublish_transients(self._others)
@@ -310,12 +325,14 @@ class Batch:
     def _send_on_commit(self, databases: Sequence[str]) -> None:
         if self._others or observers or len(databases) > 1:
             on_commit.check_hooks(databases)  # before anything is stored
-        if len(databases) == 1 and self._kept:
-            self._store.append_on_commit(self._kept, using=databases[0])
-        elif self._kept:
-            on_commit.call_after_commit(
-                partial(self._store.append, self._kept), databases, failed=self._failure(self._kept)
-            )
+        parts = [self._kept] if self._kept else []
+        if not self._atomic:
+            parts = [[self._kept[at] for at in part] for part in split_by_shard(self._store.shard, self._kept)]
+        for part in parts:
+            if len(databases) == 1:
+                self._store.append_on_commit(part, using=databases[0])
+            else:
+                on_commit.call_after_commit(partial(self._store.append, part), databases, failed=self._failure(part))
         if self._others:
             on_commit.call_after_commit(self._publish_others, databases, failed=self._failure(self._others))
         if observers:

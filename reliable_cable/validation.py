@@ -49,6 +49,8 @@ class BatchOptions:
     to_others: bool
     exclude_socket: str | None
     using: str | None
+    #: Whether the stored messages of a batch are stored all or none.
+    atomic: bool = True
 
 
 BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]

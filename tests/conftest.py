@@ -23,7 +23,7 @@ from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_u
 from tests.support.nats import find_nats
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
-from tests.support.redis import find_binaries
+from tests.support.redis import CLUSTER, find_binaries
 
 __all__ = ["key_prefix", "redis_pool", "redis_server", "redis_url"]
 
@@ -52,6 +52,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealing
 #: The combinations of server and engine that are tested by default. On other combinations, slow tests run only if `-m`
 #: says so.
 COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
+#: The modules of `tests/conformance` whose tests also run on a Redis Cluster.
+CLUSTER_MODULES = {"test_processes.py", "test_history.py", "test_presence_processes.py", "test_revoke.py"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,6 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker("other_combination")
     slow = {item for item in others if item.get_closest_marker("slow")}
     left_out = {item for item in others if FEW and _is_repeated(item)}
+    left_out |= {item for item in others if _is_on_cluster(item)} - {item for item in others if _needs_cluster(item)}
     if "slow" not in config.option.markexpr:
         left_out |= slow
     if left_out:
@@ -82,8 +85,20 @@ def _is_chosen(item: pytest.Item) -> bool:
     return not {"kind", "engine"} <= params.keys() or (params["kind"], params["engine"]) in COMBINATIONS
 
 
+def _is_on_cluster(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and item.callspec.params["engine"] == CLUSTER
+
+
+def _needs_cluster(item: pytest.Item) -> bool:
+    """Return whether a test on a Redis Cluster is worth its time: one about several processes, on uvicorn."""
+    assert isinstance(item, pytest.Function)
+    return item.path.name in CLUSTER_MODULES and item.callspec.params["kind"] == "uvicorn"
+
+
 def _is_repeated(item: pytest.Item) -> bool:
     """Return whether runs with `CABLE_FEW` leave out a test on a combination that is not in `COMBINATIONS`."""
+    if _is_on_cluster(item):
+        return False
     # There are two such combinations. Each test runs on only one of them.
     kind = ("daphne", "uvicorn")[crc32(item.nodeid.partition("[")[0].encode()) % 2]
     return isinstance(item, pytest.Function) and item.callspec.params["kind"] == kind

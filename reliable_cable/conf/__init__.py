@@ -14,6 +14,7 @@ from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
 
 from .rates import RateLimit as RateLimit
+from .redis_urls import SENTINEL_SCHEMES, split_redis_url
 from .values import ANYCABLE as ANYCABLE
 from .values import BROADCAST_ADAPTERS as BROADCAST_ADAPTERS
 from .values import ENGINE_PARTS as ENGINE_PARTS
@@ -30,6 +31,7 @@ from .values import (
     check_api_url,
     check_broadcast_adapter,
     check_broadcast_url,
+    check_cluster,
     check_engine,
     check_key_set,
     check_namespace,
@@ -113,6 +115,7 @@ class CableSettings:
     """
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
+    redis_cluster: bool = _setting(False, check_switch)
     redis_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     engine: str | Mapping[str, str] = _setting("", check_engine)
     broadcast_adapter: str | None = _setting(None, check_broadcast_adapter)
@@ -177,6 +180,14 @@ class CableSettings:
     #: Whether `RELIABLE_CABLE` contains a setting for tokens, which is `AUTHENTICATORS` or begins with `JWT_`. This
     #: field is not a setting itself.
     reads_tokens: bool = False
+
+    @property
+    def uses_cluster(self) -> bool:
+        """Whether Redis is a cluster: `REDIS_CLUSTER` is True, or `REDIS_URL` has several addresses."""
+        url = self.redis_url
+        if self.redis_cluster or url is None or url.startswith(("unix://", *SENTINEL_SCHEMES)):
+            return self.redis_cluster
+        return len(split_redis_url(url).addresses) > 1
 
     def policy(self, stream: str) -> StreamPolicy:
         """Return the policy of a stream.
@@ -250,6 +261,7 @@ def read_settings(values: Any) -> CableSettings:
         given["public_streams"] = ("*",) if public else ()
     _complete_token_settings(given)
     settings = CableSettings(**{key: _frozen(value) for key, value in given.items()})
+    check_cluster(settings.redis_url, settings.uses_cluster, settings.key_prefix)
     least = max(settings.history_ttl, settings.sessions_ttl)
     if settings.history_meta_ttl < least:
         allowed = (

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 from .rates import RateLimit
+from .redis_urls import SENTINEL_SCHEMES, SERVER_SCHEMES, ContradictingURLs, split_redis_url
 
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
@@ -20,7 +21,7 @@ REDIS_ADAPTERS = ("redisx", "redis")
 #: The name of the engine if `BROADCAST_ADAPTER` is set. The setting `ENGINE` cannot have this value.
 ANYCABLE: Final = "anycable"
 NATS_SCHEMES = ("nats://", "tls://", "ws://", "wss://")
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+REDIS_SCHEMES = (*SERVER_SCHEMES, *SENTINEL_SCHEMES)
 ENGINE_PARTS = ("streams", "presence", "sessions")
 #: The minimum of `history_meta_ttl`, in seconds. An append that got no response is retried for several seconds, and the
 #: epoch and offset of its stream must be kept during this time.
@@ -110,27 +111,64 @@ def check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
 
 
 def _check_redis_address(url: str) -> None:
-    """Check the port and the database in a URL of Redis.
+    """Check the addresses, the service and the database in a URL of Redis.
 
     For an invalid port, redis-py raises an error that does not name the setting. It ignores an invalid database.
     """
+    sentinels = url.startswith(SENTINEL_SCHEMES)
+    example = (
+        "redis+sentinel://sentinel1:26379,sentinel2:26379/myservice/0" if sentinels else "redis://localhost:6379/0"
+    )
     try:
-        address = urlsplit(url)
-        address.port  # noqa: B018 - this raises an error if the port is not a number
-        misplaced = "@" in address.path + address.fragment or ("@" in address.query and not address.hostname)
+        parts = split_redis_url(url)
+    except ContradictingURLs as error:
+        raise ImproperlyConfigured(f"{NAME}['REDIS_URL'] has {error}.") from None
     except ValueError:
-        misplaced = True
-    if misplaced:
         # urllib's own error is not shown, because it may contain a part of the password.
+        place = "addresses and a service" if sentinels else "a host and a port"
+        example = example if sentinels else "redis://:password@localhost:6379/0"
         raise ImproperlyConfigured(
-            f"{NAME}['REDIS_URL'] is not a URL with a host and a port, as in redis://:password@localhost:6379/0. "
+            f"{NAME}['REDIS_URL'] is not a URL with {place}, as in {example}. "
             "Encode the characters / ? # [ ] @ : of the password, for example / as %2F."
-        )
-    database = address.path.removeprefix("/")
-    if database and not database.isdecimal():
+        ) from None
+    if sentinels and not parts.service:
         raise ImproperlyConfigured(
-            f"{NAME}['REDIS_URL'] has the database {database!r}; it must be a number, as in redis://localhost:6379/0."
+            f"{NAME}['REDIS_URL'] has no name of the Sentinels' service; write it as in {example}."
         )
+    if parts.database and not parts.database.isdecimal():
+        raise ImproperlyConfigured(
+            f"{NAME}['REDIS_URL'] has the database {parts.database!r}; it must be a number, as in {example}."
+        )
+
+
+def check_cluster(url: str | None, cluster: bool, key_prefix: str) -> None:
+    """Check that `REDIS_URL` and `KEY_PREFIX` can be used with a Redis Cluster.
+
+    Args:
+        url: `REDIS_URL`, which `check_redis_url` has checked.
+        cluster: whether the URL is that of a cluster: `REDIS_CLUSTER` is True, or the URL has several addresses.
+        key_prefix: `KEY_PREFIX`.
+
+    Raises:
+        ImproperlyConfigured: the settings contradict each other.
+    """
+    if not cluster:
+        return
+    if url is None or not url.startswith(("redis://", "rediss://")):
+        given = "no REDIS_URL" if url is None else f"a REDIS_URL that begins with {url.partition('://')[0]}://"
+        raise ImproperlyConfigured(
+            f"{NAME}['REDIS_CLUSTER'] is True with {given}; it needs the address of at least one node of the cluster, "
+            "as in redis://node1:6379,node2:6379. Sentinels (redis+sentinel://) manage one primary, and no cluster."
+        )
+    database = split_redis_url(url).database
+    if database and int(database):
+        raise ImproperlyConfigured(
+            f"{NAME}['REDIS_URL'] has the database {database}, but a Redis Cluster has only the database 0: remove the "
+            "number, and let each project have its own KEY_PREFIX."
+        )
+    if "{" in key_prefix or "}" in key_prefix:
+        allowed = "a string without braces, since braces in keys determine the node of a Redis Cluster"
+        raise setting_error("KEY_PREFIX", key_prefix, allowed)
 
 
 def check_broadcast_adapter(key: str | tuple[str, ...], value: Any) -> None:

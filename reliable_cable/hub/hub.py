@@ -283,12 +283,10 @@ class Hub:
         kept = [stream for stream in streams if policies[stream.name].history_size]
         # The lineage, which changes when the store may have lost data, is read before the positions. So if a stream
         # does not exist, it has not existed since this lineage began.
-        kinds = {policies[stream.name].durable for stream in kept}
-        lineages = {durable: await store.alineage(durable=durable) for durable in kinds}
+        lineages = await store.alineages([stream.name for stream in kept]) if kept else []
         positions = await store.apositions([stream.name for stream in kept]) if kept else []
-        for stream, position in zip(kept, positions, strict=True):
-            stream.position = position
-            stream.lineage = lineages[policies[stream.name].durable]
+        for stream, position, lineage in zip(kept, positions, lineages, strict=True):
+            stream.position, stream.lineage = position, lineage
 
     def _release(self, stream: HubStream) -> None:
         stream.users -= 1

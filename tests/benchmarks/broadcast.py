@@ -15,7 +15,7 @@ from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from reliable_cable import broadcast
 from reliable_cable.stores.engine import get_engine
-from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.redis.client import Call, RedisClient
 from reliable_cable.stores.redis.scripts import script_text
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.redis import RedisStreamStore
@@ -40,6 +40,7 @@ def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
     client = redis.Redis.from_url(url)
     script = client.register_script(script_text("append"))
     store.client.run(Call("PING"))
+    assert isinstance(store.client, RedisClient)
     assert store.client.lineage.identity is not None
     call = store._append_attempts([("bench-bare", Message('{"n":1,"text":"' + "x" * 200 + '"}'))])("")
     keys = [*call.keys, store.client.lineage.key]

@@ -7,13 +7,15 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.support.client import Client, unique
 from tests.support.fixtures import beside, kind, server, strict
-from tests.support.redis import RedisPool, RedisServer, find_binaries
+from tests.support.redis import CLUSTER, RedisPool, RedisServer, find_binaries
+from tests.support.redis_cluster import RedisCluster
 from tests.support.server import Server, ServerPool
 
 __all__ = ["beside", "kind", "server", "strict"]
@@ -22,27 +24,34 @@ Connect = Callable[..., Awaitable[Client]]
 Pair = tuple[Server, Server]
 
 
-def redis_options(server: RedisServer, prefix: str) -> dict[str, Any]:
+def redis_options(server: RedisServer | RedisCluster, prefix: str) -> dict[str, Any]:
     """Return the settings for servers that share a Redis."""
     return {"REDIS_URL": server.url, "KEY_PREFIX": prefix}
 
 
-SharedRedis = Callable[[], dict[str, Any]]
+SharedRedis = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
 def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
-    """Return a function that makes settings for servers on a Redis of this test run, with a new key prefix."""
+    """Return a function that makes settings for servers on a Redis of this test run, with a new key prefix.
 
-    def settings() -> dict[str, Any]:
+    Its argument is the engine: `redis` or `cluster`.
+    """
+
+    def settings(engine: str = "redis") -> dict[str, Any]:
         pool: RedisPool = request.getfixturevalue("redis_pool")
-        return redis_options(pool.get(find_binaries()[0].name), unique("shared"))
+        return redis_options(pool.find(CLUSTER if engine == CLUSTER else find_binaries()[0].name), unique("shared"))
 
     return settings
 
 
 #: The engines of the servers under test.
-ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
+ENGINES = [
+    pytest.param("redis", marks=pytest.mark.redis),
+    pytest.param("database"),
+    pytest.param(CLUSTER, marks=pytest.mark.redis),
+]
 
 
 @pytest.fixture(scope="session", params=ENGINES)
@@ -57,6 +66,7 @@ def pools(shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory) -
     pools = {
         "redis": ServerPool(tmp_path_factory.mktemp("servers"), shared_redis),
         "database": ServerPool(tmp_path_factory.mktemp("servers")),
+        CLUSTER: ServerPool(tmp_path_factory.mktemp("servers"), partial(shared_redis, CLUSTER)),
     }
     yield pools
     for pool in pools.values():
@@ -73,10 +83,13 @@ def servers(pools: dict[str, ServerPool], engine: str) -> ServerPool:
 def shared(
     engine: str, servers: ServerPool, shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    """Two running servers, daphne and uvicorn, with one database and, if the engine is Redis, one Redis."""
-    options = shared_redis() if engine == "redis" else {}
+    """Two running servers with one database and, if the engine is Redis, one Redis.
+
+    They are daphne and uvicorn, or twice uvicorn on a Redis Cluster.
+    """
+    options = {} if engine == "database" else shared_redis(engine)
     with (
-        servers.make("daphne", **options) as first,
+        servers.make("uvicorn" if engine == CLUSTER else "daphne", **options) as first,
         Server("uvicorn", tmp_path_factory.mktemp("second"), first.database, options, shared=True) as second,
     ):
         yield first, second

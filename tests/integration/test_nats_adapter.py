@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import gc
-import ipaddress
 import json
 import os
 import signal
@@ -19,14 +17,12 @@ from unittest import mock
 
 import nats
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from django.test import override_settings
 
 from reliable_cable import BroadcastError, BroadcastUncertain, PayloadTooLarge, abroadcast, abroadcast_batch, broadcast
 from reliable_cable.stores.adapters import nats as adapter
 from reliable_cable.stores.engine import get_engine
+from tests.support.certificates import make_certificate
 from tests.support.nats import NatsServer
 
 pytestmark = pytest.mark.nats
@@ -93,25 +89,6 @@ async def test_a_missing_permission_is_an_error(tmp_path: Path) -> None:
             for _ in range(2):
                 with pytest.raises(BroadcastError, match="does not allow this user to publish"):
                     await abroadcast("chat", 1)
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a self-signed certificate for this machine. Return the paths of the certificate and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(encoding))
-    paths[1].write_bytes(key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
-    return paths
 
 
 async def test_tls_verifies_the_certificate_of_the_server(tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.presence.base import PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.presence.redis import RedisPresenceStore
-from reliable_cable.stores.redis.client import Call, RedisClient
+from reliable_cable.stores.redis.client import LINEAGE, Call, RedisClient
+from reliable_cable.stores.redis.clients import client_for
 from reliable_cable.stores.streams.base import StreamStore
 from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.presence import KEPT, TTL, Recorder, ThreadedPresenceStore, listen
-from tests.support.redis import RedisPool, find_binaries
+from tests.support.redis import CLUSTER, RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
 SQLITE = pytest.param("default", id="sqlite", marks=pytest.mark.django_db(transaction=True))
@@ -32,8 +33,15 @@ POSTGRES = pytest.param(
     id="postgres",
     marks=[pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["postgres"])],
 )
-REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
+#: Redis Cluster, on which `-m other_combination` runs the tests of stores.
+REDIS_CLUSTER = pytest.param(CLUSTER, id=CLUSTER, marks=[pytest.mark.redis, pytest.mark.other_combination])
+SINGLE_REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
+REDIS_STORES = [*SINGLE_REDIS_STORES, REDIS_CLUSTER]
 DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest.mark.django_db(transaction=True)])
+#: The same on a Redis Cluster.
+DURABLE_ON_CLUSTER = pytest.param(
+    "durable-cluster", id="durable-cluster", marks=[*DURABLE.marks, pytest.mark.other_combination]
+)
 #: Values for `pytest.mark.parametrize("alias", …, indirect=True)`, so that a test runs with each store.
 EVERY_STORE = [MEMORY, SQLITE, POSTGRES, *REDIS_STORES, DURABLE]
 MODEL_STORES = [SQLITE, POSTGRES]
@@ -56,6 +64,13 @@ class Clock:
         self.now += seconds
 
 
+def single_client(store: RedisStreamStore | RedisPresenceStore) -> RedisClient:
+    """Return the client of a store on a single Redis."""
+    client = store.client
+    assert isinstance(client, RedisClient)
+    return client
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -63,7 +78,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def alias(request: pytest.FixtureRequest) -> str:
-    """The backend: a database alias, `memory`, the name of a Redis, or `durable` (Redis and the default database)."""
+    """The backend: a database alias, `memory`, the name of a Redis, `cluster`, or `durable` (and a database)."""
     alias: str = request.param
     return alias
 
@@ -73,11 +88,14 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
     """The URL and the key prefix of a Redis, as settings of a store; empty if the backend has no Redis."""
     if alias in ("memory", *connections.settings):
         return {}
-    server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
+    names = {"durable": find_binaries()[0].name, "durable-cluster": CLUSTER}
+    server = redis_pool.find(names.get(alias, alias))
     values: dict[str, Any] = {"redis_url": server.url, "key_prefix": key_prefix}
-    client = RedisClient(CableSettings(**values))
+    client = client_for(CableSettings(**values))
     # Redis records when its lineage (its data set) began, by its own clock. The tests have another clock.
-    client.run(Call("HSET", [client.lineage.key], ["began", 0]))
+    records = [client.names.lineage(partition) for partition in client.names.partitions()]
+    client.run(*(Call("tails", [], [LINEAGE], beside=record) for record in records), idempotent=True)
+    client.run(*(Call("HSET", [record], ["began", 0]) for record in records), idempotent=True)
     client.close()
     return values
 
@@ -108,7 +126,7 @@ def make_store(
         store: StreamStore
         if alias == "memory":
             store = MemoryStreamStore(CableSettings(**settings), clock=clock)
-        elif alias == "durable":
+        elif alias.startswith("durable"):
             patterns = {**settings.pop("streams", {}), "*": {}}
             streams = {
                 name: {"durable": options.get("history_size") != 0, **options} for name, options in patterns.items()
@@ -124,7 +142,7 @@ def make_store(
     yield make
     for store in made_stores:
         store.close()
-    if alias in ("durable", *connections.settings):
+    if alias in ("durable", "durable-cluster", *connections.settings):
         finish_store_threads()
 
 

@@ -17,7 +17,8 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
 from reliable_cable.stores.sessions.model import ModelSessionStore
 from reliable_cable.stores.sessions.redis import RedisSessionStore
-from tests.support.redis import RedisPool, RedisServer, find_binaries
+from tests.support.redis import CLUSTER, RedisPool, RedisServer, find_binaries
+from tests.support.redis_cluster import RedisCluster
 
 from .conftest import REDIS_STORES, Clock
 
@@ -51,7 +52,7 @@ def statements(alias: str, call: Callable[[], object]) -> list[str]:
 class RedisClock(Clock):
     """A clock that also shortens the TTLs of keys in Redis, because Redis expires them by its own clock."""
 
-    def __init__(self, server: RedisServer, prefix: str) -> None:
+    def __init__(self, server: RedisServer | RedisCluster, prefix: str) -> None:
         super().__init__()
         self._server = server
         self._prefix = prefix
@@ -98,7 +99,7 @@ async def store_on(
         if server_kind == "postgres":
             store = ModelSessionStore(replace(get_settings(), sessions_ttl=TTL, database="postgres"))
         else:
-            url = redis_pool.get(server_kind).url
+            url = redis_pool.find(server_kind).url
             store = RedisSessionStore(replace(get_settings(), sessions_ttl=TTL, redis_url=url, key_prefix=key_prefix))
             made.append(store)
         store.clock = lambda: time.time() + ahead
@@ -120,8 +121,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def clock(request: pytest.FixtureRequest, key_prefix: str) -> Clock:
     kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else ""
-    if kind in {binary.name for binary in find_binaries()}:
-        return RedisClock(request.getfixturevalue("redis_pool").get(kind), key_prefix)
+    if kind in {CLUSTER, *(binary.name for binary in find_binaries())}:
+        return RedisClock(request.getfixturevalue("redis_pool").find(kind), key_prefix)
     return Clock()
 
 
@@ -130,7 +131,7 @@ async def store(kind: str, clock: Clock, redis_pool: RedisPool, key_prefix: str)
     if kind == "memory":
         yield MemorySessionStore(replace(get_settings(), sessions_ttl=TTL), clock=clock)
     elif isinstance(clock, RedisClock):
-        settings = replace(get_settings(), sessions_ttl=TTL, redis_url=redis_pool.get(kind).url, key_prefix=key_prefix)
+        settings = replace(get_settings(), sessions_ttl=TTL, redis_url=redis_pool.find(kind).url, key_prefix=key_prefix)
         store = RedisSessionStore(settings, clock=clock)
         yield store
         await store.client.aclose()

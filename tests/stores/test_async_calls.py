@@ -116,7 +116,7 @@ async def test_no_async_twin_waits_for_the_shared_thread() -> None:
     async with busy_thread():
         async with asyncio.timeout(30):
             assert await abroadcast("a", 1) == await aposition("a")
-            assert [at and at.offset for at in await abroadcast_batch([("a", 2), ("b", 3)])] == [2, 1]
+            assert [at and at.offset for at in await abroadcast_batch([("a", 2), ("b", 3)], atomic=False)] == [2, 1]
             await abroadcast("a", 4, transient=True)
             await Room.abroadcast_to(1, 1)
             await adisconnect(user="ann")

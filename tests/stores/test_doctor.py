@@ -104,6 +104,7 @@ def test_a_redis_that_is_down_fails(redis: RedisServer) -> None:
 )
 def test_old_versions_clusters_and_missing_fields_are_problems(info: bytes, problem: str) -> None:
     client = mock.Mock(run=mock.Mock(return_value=[info]))
+    client.names.cluster = False
     assert [problem in found for found in find_problems(client)] == ([True] if problem else [])
 
 

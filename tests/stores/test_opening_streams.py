@@ -23,7 +23,7 @@ from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import NAMES_PER_QUERY, ModelStreamStore
 from tests.support.subscriber import LoneSubscriber
 
-from .conftest import EVERY_STORE, MODEL_STORES, REDIS_STORES, MakeStore, finish_store_threads, until
+from .conftest import EVERY_STORE, MODEL_STORES, SINGLE_REDIS_STORES, MakeStore, finish_store_threads, until
 
 NAMES = [f"stream {number}" for number in range(800)]
 
@@ -65,7 +65,7 @@ class TestManyStreams:
 
     async def test_all_of_them_are_announced(self, hub: Hub) -> None:
         subscribers = await subscribe_all(hub)
-        await hub.engine.streams.aappend([(name, Message("1")) for name in (NAMES[0], NAMES[-1])])
+        await hub.engine.streams.aappend_parts([(name, Message("1")) for name in (NAMES[0], NAMES[-1])])
         await until(lambda: subscribers[0].stream.position.offset == subscribers[-1].stream.position.offset == 1)
 
 
@@ -103,7 +103,7 @@ class TestModelStore:
         await listener.close()
 
 
-@pytest.mark.parametrize("alias", REDIS_STORES, indirect=True)
+@pytest.mark.parametrize("alias", SINGLE_REDIS_STORES, indirect=True)
 class TestRedisStore:
     async def test_the_number_of_round_trips(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         trips: list[str] = []

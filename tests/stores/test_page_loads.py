@@ -227,7 +227,7 @@ def test_with_redis_a_snapshot_that_is_older_than_the_position_has_a_gap(databas
 @pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
 async def test_a_stream_that_does_not_exist_has_the_lineage_that_the_hub_compares(engine: Engine, alias: str) -> None:
     at = await aposition("never")
-    lineage = await engine.streams.alineage(durable=alias == "durable")
+    (lineage,) = await engine.streams.alineages(["never"])
     assert (at, at.named) == (NOWHERE, beginning_of(lineage))
     found = PagePosition.parse(str(at), "never")
     assert found is not None

@@ -129,6 +129,25 @@ async def test_a_closed_client_finishes_its_calls_and_keeps_no_connection(tmp_pa
         await until(lambda: connections(server) == 1)
 
 
+async def test_a_call_that_is_cancelled_when_its_client_is_closed_leaves_no_connection(tmp_path: Path) -> None:
+    clients = []  # so that the garbage collector closes no connection
+    with RedisServer(tmp_path) as server:
+        for turns in range(1000):
+            client = RedisClient(CableSettings(redis_url=server.url))
+            clients.append(client)
+            await client.arun(Call("PING"))
+            call = asyncio.create_task(client.arun(Call("PING")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            ended = call.done()
+            call.cancel()
+            await client.aclose()
+            await asyncio.wait([call])
+            if ended:
+                break
+        await until(lambda: connections(server) == 1)
+
+
 def connections(server: RedisServer) -> int:
     """Return the number of connections to the server, including the connection that this call opens."""
     return int(server.cli("INFO", "clients")["connected_clients"])

@@ -9,7 +9,7 @@ import pytest
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.redis import lineage
-from reliable_cable.stores.redis.pubsub import pubsub_of
+from reliable_cable.stores.redis.listening import pubsub_of
 from reliable_cable.stores.streams import redis_listener
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, Transient
 from tests.stores.conftest import until

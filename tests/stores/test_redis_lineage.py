@@ -17,7 +17,7 @@ from reliable_cable.stores.redis import lineage
 from reliable_cable.stores.redis.client import Call
 from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent
 from reliable_cable.stores.streams.redis import RedisStreamStore
-from tests.stores.conftest import until
+from tests.stores.conftest import single_client, until
 from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
@@ -145,7 +145,7 @@ class TestLineage(RedisPair):
         before, store = make_store(primary.port), make_store(primary.port)
         given = await append(before, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
-        connection = store.client.new_connection()
+        connection = single_client(store).new_connection()
         # Pause the opening of the connection after the reply to INFO: the server delays the lineage script.
         primary.cli("CLIENT", "PAUSE", 60_000, "WRITE")
         opening = asyncio.create_task(connection.connect())
@@ -157,8 +157,9 @@ class TestLineage(RedisPair):
         primary.cli("CLIENT", "UNPAUSE")
         await opening
         await connection.disconnect()
-        assert before.client.lineage.identity is not None
-        assert connection.identity.lineage != before.client.lineage.identity.lineage
+        identity = single_client(before).lineage.identity
+        assert identity is not None
+        assert connection.identity.lineage != identity.lineage
         given += await append(store, "2")
         assert [position.offset for position in given] == [1, 1]
         assert await append(make_store(primary.port), "3") == [StreamPosition(given[-1].epoch, 2)], "one epoch began"
@@ -171,7 +172,7 @@ class TestLineage(RedisPair):
         await asyncio.to_thread(fail_over, address, primary, replica)
         # After the failover, there is a new lineage. A second connection requests it, and the server delays the reply.
         replica.cli("CLIENT", "PAUSE", 60_000, "WRITE")
-        second = store.client.new_connection()
+        second = single_client(store).new_connection()
         opening = asyncio.create_task(second.connect())
         await until(lambda: "cmd=eval" in replica.cli("CLIENT", "LIST"))
         # The old primary refuses a command on the first connection.

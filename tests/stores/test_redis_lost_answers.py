@@ -15,7 +15,7 @@ from reliable_cable.stores.redis.keys import lineage_key
 from reliable_cable.stores.streams import redis as redis_streams
 from reliable_cable.stores.streams.base import YOUNG_TIME, Message
 from reliable_cable.stores.streams.redis import RedisStreamStore
-from tests.stores.conftest import Clock, MakeStore
+from tests.stores.conftest import Clock, MakeStore, single_client
 from tests.stores.test_redis_streams import alias
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer
@@ -31,11 +31,12 @@ def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count
     Return a list to which all calls are added, even those whose replies arrive.
     """
     called: list[Call] = []
-    run = store.client._attempt
+    client = single_client(store)
+    run = client._attempt
 
-    def lossy(calls: Any) -> list[Any]:
+    def lossy(calls: Any, **options: Any) -> list[Any]:
         called.extend(calls)
-        answers = run(calls)
+        answers = run(calls, **options)
         if len(called) <= count:
             raise RedisUnavailable("the answer was lost", sent=True)
         return answers
@@ -73,11 +74,11 @@ class TestLostAnswers:
         store = make_store()
         run, tries = store.client._attempt, []
 
-        def unheard(calls: Any) -> list[Any]:
+        def unheard(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
             if len(tries) == 1:
                 raise RedisUnavailable("the connection broke", sent=True)
-            return list(run(calls))
+            return list(run(calls, **options))
 
         monkeypatch.setattr(store.client, "_attempt", unheard)
         assert append(store, "1") == [1]
@@ -90,8 +91,8 @@ class TestLostAnswers:
         store, other = make_store(), make_store()
         run, epochs = store.client._attempt, list[str]()
 
-        def losing(calls: Any) -> list[Any]:
-            replies = run(calls)
+        def losing(calls: Any, **options: Any) -> list[Any]:
+            replies = run(calls, **options)
             epochs.append(other.position("a").epoch)
             if len(epochs) == 1:
                 other.forget("a")
@@ -121,9 +122,9 @@ class TestLostAnswers:
         store, other = make_store(history_size=3), make_store(history_size=3)
         run, tries = store.client._attempt, []
 
-        def overtaken(calls: Any) -> list[Any]:
+        def overtaken(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
-            answers = run(calls)
+            answers = run(calls, **options)
             if len(tries) == 1:
                 append(other, *map(str, range(50)))
                 raise RedisUnavailable("the answer was lost", sent=True)
@@ -144,9 +145,9 @@ class TestLostAnswers:
         clock.advance(100)
         run, tries = store.client._attempt, []
 
-        def stepping(calls: Any) -> list[Any]:
+        def stepping(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
-            answers = run(calls)
+            answers = run(calls, **options)
             if len(tries) == 1:
                 if others:
                     append(other, *map(str, range(others)))
@@ -169,13 +170,13 @@ class TestLostAnswers:
         append(other, *map(str, range(50, 100)))
         run, tries = store.client._attempt, []
 
-        def unheard(calls: Any) -> list[Any]:
+        def unheard(calls: Any, **options: Any) -> list[Any]:
             tries.append(1)
             if len(tries) == 1:
                 append(other, *map(str, range(100, 150)))
                 clock.advance(8)
                 raise RedisUnavailable("the connection broke", sent=True)
-            return list(run(calls))
+            return list(run(calls, **options))
 
         monkeypatch.setattr(store.client, "_attempt", unheard)
         assert append(store, '"x"') == [151]
@@ -198,9 +199,9 @@ class TestLostAnswers:
             store = make_store()
             run, tries = store.client._arun, []
 
-            async def lossy(calls: Any) -> list[Any]:
+            async def lossy(calls: Any, **options: Any) -> list[Any]:
                 tries.append(1)
-                answers = await run(calls)
+                answers = await run(calls, **options)
                 if len(tries) == 1:
                     raise RedisUnavailable("the answer was lost", sent=True)
                 return list(answers)
@@ -219,10 +220,10 @@ def test_a_retried_join_begins_another_incarnation_if_that_of_the_first_attempt_
     store, other = (
         RedisPresenceStore(CableSettings(redis_url=redis_server.url, key_prefix=key_prefix)) for _ in range(2)
     )
-    run, incarnations = store.client._attempt, list[str]()
+    run, incarnations = single_client(store)._attempt, list[str]()
 
-    def losing(calls: Any) -> list[Any]:
-        replies = run(calls)
+    def losing(calls: Any, **options: Any) -> list[Any]:
+        replies = run(calls, **options)
         incarnations.append(other.info("s").incarnation)
         if len(incarnations) == 1:
             redis_server.cli("DEL", *set(redis_server.cli("KEYS", f"{key_prefix}:*")) - {lineage_key(key_prefix)})

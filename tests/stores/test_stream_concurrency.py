@@ -86,7 +86,7 @@ class TestThreads:
 
             def write() -> None:
                 for number in range(MESSAGES):
-                    store.append([(stream, Message(json.dumps([name, number]))) for stream in streams])
+                    store.append_parts([(stream, Message(json.dumps([name, number]))) for stream in streams])
 
             return write
 

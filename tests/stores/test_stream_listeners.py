@@ -144,6 +144,7 @@ def test_a_closed_event_loop_does_not_break_a_broadcast(store: StreamStore) -> N
 
     async def subscribe_and_vanish() -> None:
         await store.listen(heard.append).subscribe("a")
+        await store.aclose()  # this closes no subscriptions
 
     asyncio.run(subscribe_and_vanish())
     store.whisper("a", Message("1"))

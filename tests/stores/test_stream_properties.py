@@ -105,7 +105,9 @@ def run(make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]) 
         if what == "append":
             items = [(stream, str(number + index), key) for index, (stream, key) in enumerate(argument)]
             number += len(items)
-            positions = store.append([(stream, Message(data, idempotency_key=key)) for stream, data, key in items])
+            positions = store.append_parts(
+                [(stream, Message(data, idempotency_key=key)) for stream, data, key in items]
+            )
             for stream, model in streams.items():
                 wanted = model.append([(data, key) for where, data, key in items if where == stream], clock.now)
                 got = [p.offset for p, item in zip(positions, items, strict=True) if item[0] == stream]

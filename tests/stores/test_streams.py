@@ -10,9 +10,9 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import IDLE_STREAM_TTL, Message, StreamStore
-from tests.stores.conftest import EVERY_STORE, Clock, MakeStore, with_own_connection
+from tests.stores.conftest import DURABLE_ON_CLUSTER, EVERY_STORE, Clock, MakeStore, with_own_connection
 
-pytestmark = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
+pytestmark = pytest.mark.parametrize("alias", [*EVERY_STORE, DURABLE_ON_CLUSTER], indirect=True)
 
 SIZE, TTL = 100, 300.0
 
@@ -37,7 +37,7 @@ class TestAppending:
         assert kept(store) == [(1, '"x"'), (2, '"y"'), (3, '"z"')]
 
     def test_every_stream_has_its_own_offsets_and_epoch(self, store: StreamStore) -> None:
-        a, b, again = store.append([("a", Message("1")), ("b", Message("2")), ("a", Message("3"))])
+        a, b, again = store.append_parts([("a", Message("1")), ("b", Message("2")), ("a", Message("3"))])
         assert (a.offset, b.offset, again.offset) == (1, 1, 2)
         assert a.epoch == again.epoch != b.epoch
         assert a.epoch
@@ -58,7 +58,7 @@ class TestAppending:
         assert store.position("a") == StreamPosition("", 0)
 
     def test_a_batch_of_many_messages_is_stored_in_order(self, store: StreamStore) -> None:
-        positions = store.append([(f"s{n % 3}", Message(str(n))) for n in range(1500)])
+        positions = store.append_parts([(f"s{n % 3}", Message(str(n))) for n in range(1500)])
         assert [p.offset for p in positions] == [n // 3 + 1 for n in range(1500)]
         assert [offset for offset, _ in kept(store, "s2")] == list(range(401, 501))
 
@@ -193,7 +193,7 @@ class TestKeeping:
     ) -> None:
         store = make_store(history_ttl=60, streams={"answer:*": {"history_meta_ttl": 600}})
         names = ["room", *(f"answer:{number}" for number in range(5))]
-        store.append([(name, Message("1")) for name in names])
+        store.append_parts([(name, Message("1")) for name in names])
         clock.advance(599)
         while store.prune(limit=2):
             pass
@@ -274,7 +274,7 @@ class TestSince:
 class TestPositions:
     async def test_the_positions_of_many_streams(self, store: StreamStore) -> None:
         names = [f"s{number}" for number in range(1, 1001)]
-        expected = await store.aappend([(name, Message("1")) for name in names[::100]])
+        expected = await store.aappend_parts([(name, Message("1")) for name in names[::100]])
         positions = await store.apositions(names)
         assert positions[::100] == expected
         assert set(positions) == {StreamPosition("", 0), *expected}

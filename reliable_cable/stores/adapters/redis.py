@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
-from reliable_cable.stores.redis.client import Call, RedisClient, RedisRefused, RedisUnavailable, client_for
+from reliable_cable.stores.redis.client import BaseClient, Call, RedisRefused, RedisUnavailable
+from reliable_cable.stores.redis.clients import client_for
 
 from .base import Adapter, join, uncertain
 
@@ -15,7 +16,7 @@ class RedisAdapter(Adapter):
 
     def __init__(self, settings: CableSettings) -> None:
         super().__init__(settings)
-        self.client: RedisClient = client_for(settings)
+        self.client: BaseClient = client_for(settings)
 
     @property
     def place(self) -> str:

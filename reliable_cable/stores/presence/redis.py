@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, Call, RedisClient
-from reliable_cable.stores.redis.keys import stream_tag
-from reliable_cable.stores.redis.pubsub import ChannelListener
+from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, BaseClient, Call
+from reliable_cable.stores.redis.listening import ChannelListener
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import Member, PresenceEvent, PresenceInfo, PresenceListener, PresenceMissed, PresenceStore, Refreshed
@@ -39,16 +38,15 @@ class RedisPresenceStore(RedisStore, PresenceStore):
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
-        self._index = f"{settings.key_prefix}:presence"
-        self._sweeps = f"{settings.key_prefix}:presence-sweeps"
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def _call(self, name: str, stream: str, *args: Argument) -> Call:
-        tag = stream_tag(self.settings.key_prefix, stream)
+        keys_of = self.client.names
+        tag = keys_of.stream(stream)
         names = ("presence", "expiries", "sessions", "members", "left", "infos", "queue")
-        keys = [*(f"{tag}:{name}" for name in names), self._index]
-        shared: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), stream, self.channel(stream)]
+        keys = [*(f"{tag}:{name}" for name in names), _index(keys_of.partition(stream))]
+        shared: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), stream, self.channel_argument(stream)]
         return Call(f"presence_{name}", keys, [*shared, self.settings.presence_ttl, self.memory, *args])
 
     # -- members ------------------------------------------------------------------------------------------------------
@@ -96,13 +94,23 @@ class RedisPresenceStore(RedisStore, PresenceStore):
         events: list[PresenceEvent] = []
         args: list[Argument] = [SCRIPTS_PER_ROUND_TRIP, self.settings.presence_ttl, self.outage]
         for _ in range(EXPIRE_ROUNDS):
-            (names,) = await self.client.arun(Call("due", [self._index, self._sweeps], [self.script_time(), *args]))
-            if not names:
+            partitions = await self._used_partitions()
+            calls = [Call("due", [_index(each), _sweeps(each)], [self.script_time(), *args]) for each in partitions]
+            replies = await self.client.arun(*calls) if calls else []
+            due = [name.decode() for names in replies for name in names]
+            if not due:
                 break
-            due = [name.decode() for name in names]
-            calls = [self._call("expire", stream, EXPIRE_SIZE) for stream in due]
-            events += _events(due, await self.client.arun(*calls))
+            expired = [self._call("expire", stream, EXPIRE_SIZE) for stream in due]
+            events += _events(due, await self.client.arun(*expired))
         return events
+
+    async def _used_partitions(self) -> list[str]:
+        """Return the partitions that have members, or had some until now. A single server is one partition."""
+        partitions = self.client.names.partitions()
+        if not self.client.names.cluster:
+            return list(partitions)
+        found = await self.client.arun_all([Call("EXISTS", [_index(each), _sweeps(each)]) for each in partitions])
+        return [partition for partition, exists in zip(partitions, found, strict=True) if exists]
 
     expire = sync_twin(aexpire)
 
@@ -136,7 +144,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
 class RedisPresenceListener(ChannelListener, PresenceListener):
     """Announces the events that the scripts publish on the channels of the streams."""
 
-    def __init__(self, client: RedisClient, deliver: Deliver) -> None:
+    def __init__(self, client: BaseClient, deliver: Deliver) -> None:
         super().__init__(client)
         self._deliver = deliver
 
@@ -146,6 +154,16 @@ class RedisPresenceListener(ChannelListener, PresenceListener):
         elif message[:1] in (b"j", b"l"):
             event = json.loads(message[1:])
             self._deliver(_event(stream, message[:1], event["id"], event["info"]))
+
+
+def _index(partition: str) -> str:
+    """Return the key of the index of a partition's streams by their first expiry."""
+    return f"{partition}:presence"
+
+
+def _sweeps(partition: str) -> str:
+    """Return the key under which the last search for expired members of a partition is recorded."""
+    return f"{partition}:presence-sweeps"
 
 
 def _event(stream: str, kind: bytes, id_: str, info: Any) -> PresenceEvent:

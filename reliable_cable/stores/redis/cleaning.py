@@ -4,7 +4,9 @@ from typing import Final
 
 from reliable_cable.conf import CableSettings
 
-from .client import Call, client_for
+from .client import Call
+from .clients import client_for
+from .scanning import scan_keys
 
 #: The number of keys that a SCAN examines in one call.
 KEYS_PER_CALL: Final = 1000
@@ -20,11 +22,7 @@ def delete_keys(settings: CableSettings) -> None:
         StoreError: Redis could not be reached.
     """
     client = client_for(settings)
-    cursor = None
-    while cursor != 0:
-        scan = Call("SCAN", [], [cursor or 0, "MATCH", f"{settings.key_prefix}:*", "COUNT", KEYS_PER_CALL])
-        ((cursor, keys),) = client.run(scan, idempotent=True)
-        cursor = int(cursor)
-        for key in keys:
-            client.run(Call("UNLINK", [key.decode()]), idempotent=True)
+    for keys in scan_keys(client, f"{settings.key_prefix}:*", KEYS_PER_CALL):
+        if keys:
+            client.run(*(Call("UNLINK", [key]) for key in keys), idempotent=True)
     client.close()

@@ -5,170 +5,97 @@ idempotent. A call that was certainly not executed may be sent again in any case
 """
 
 import asyncio
-import os
-import re
 import secrets
-import threading
 import time
-import weakref
-from collections.abc import Collection, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import redis
 import redis.asyncio
 from django.core.exceptions import ImproperlyConfigured
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.retry import Retry
+from redis.exceptions import NoScriptError, RedisError
 
 from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import StoreError, reason
+from reliable_cable.conf.redis_urls import SENTINEL_SCHEMES
+from reliable_cable.exceptions import reason
 
-from .exchange import Command, Exchange, arun_exchange, finish, run_exchange
+from .calls import CONNECTION_ERRORS as CONNECTION_ERRORS
+from .calls import LINEAGE as LINEAGE
+from .calls import NEW_TOKEN as NEW_TOKEN
+from .calls import Argument as Argument
+from .calls import Call as Call
+from .calls import RedisRefused as RedisRefused
+from .calls import RedisUnavailable as RedisUnavailable
+from .calls import checked, is_unavailable, unavailable
+from .exchange import Command, Exchange, arun_exchange, finish, run_exchange, send
 from .idle import IdleQueue, release
-from .keys import lineage_key
+from .keys import KeyNames, lineage_key
 from .lineage import LineageTracker
+from .options import pool_options
 from .scripts import script_sha, script_text
-
-#: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All options are explicit,
-#: because the defaults of redis-py differ between its versions.
-DEFAULT_OPTIONS: Final = {
-    "socket_timeout": 5.0,
-    "socket_connect_timeout": 2.0,
-    "socket_keepalive": True,
-    "health_check_interval": 0,
-    "protocol": 2,
-    "max_connections": 64,
-}
-#: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
-CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
+from .sentinel import Sentinels
 
 #: The maximum number of calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
-#: The errors of a server that currently accepts no commands or no writes. It may be a replica, a server that is loading
-#: its data, or a primary that has lost its replicas. The command was not executed. If the command was a script, the
-#: error has another class, and its text contains one of `UNAVAILABLE_CODES`.
-UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
-UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
-
-class _Placeholder:
-    """An argument of a script whose value is unknown until the script is sent."""
-
-
-#: A placeholder for the lineage of the connection's data (see lineage.py). It can only be the first argument.
-LINEAGE: Final = _Placeholder()
-#: A placeholder for a random token. It can only be the second argument, after `LINEAGE`. Each attempt gets a new token,
-#: because a former attempt whose reply was lost may have used its token for data that a failover has replaced.
-NEW_TOKEN: Final = _Placeholder()
-
-Argument = str | int | float | bytes | _Placeholder
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A Redis command or a Lua script to run, with its keys and arguments.
-
-    Args:
-        name: the name of a command in capitals, or the name of a script in `lua/`.
-        keys: the keys that the call uses. If the first argument of a script is `LINEAGE`, the key of the lineage record
-            is added at the end.
-        args: the arguments after the keys.
-    """
-
-    name: str
-    keys: Sequence[str] = ()
-    args: Sequence[Argument] = ()
-
-
-class RedisUnavailable(StoreError):
-    """Raised if Redis could not be reached, did not respond, or currently accepts no commands.
-
-    Args:
-        message: the error message.
-        sent: whether at least one of the calls may have been executed.
-    """
-
-    def __init__(self, message: str, *, sent: bool) -> None:
-        super().__init__(message)
-        self.sent = sent
-
-
-class RedisRefused(StoreError):
-    """Raised if Redis responded with an error. The call did nothing."""
-
-    sent = False
-
-
-class RedisClient:
-    """Runs calls, from sync code in any thread (`run`) and from any event loop (`arun`).
+class BaseClient:
+    """Base class of the clients of one server and of a cluster.
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
-
-    Raises:
-        ImproperlyConfigured: `redis_options` has an option that connections do not accept.
     """
 
+    names: KeyNames
+
     def __init__(self, settings: CableSettings) -> None:
-        assert settings.redis_url is not None  # noqa: S101 - for the type checker; `read_settings` ensures this
         self.settings = settings
-        self.url = settings.redis_url
-        self.options = _options(settings)
+        self.options = pool_options(settings)
         #: How long, in seconds, opening a connection may take.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
-        #: Keeps track of the server behind `url`, which a failover may change, and of the lineage of its data.
-        self.lineage = LineageTracker(lineage_key(settings.key_prefix))
-        self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
-            self.url,
-            **self.options,
-            timeout=self.options["socket_timeout"],
-            redis_connect_func=self.lineage.handshake,
-            queue_class=IdleQueue,
-        )
-        try:
-            self._pool.connection_class(**self._pool.connection_kwargs)
-        except (TypeError, ValueError) as error:
-            raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {reason(error)}.") from error
-        #: The number of the Redis database.
-        self.database = int(self._pool.connection_kwargs.get("db") or 0)
-        self._async_pools: PerLoop[redis.asyncio.ConnectionPool] = PerLoop()
-        #: The pub/sub connection of each event loop (see pubsub.py).
+        #: The pub/sub connections of each event loop (see pubsub.py).
         self.pubsubs: PerLoop[Any] = PerLoop()
 
     @property
+    @abstractmethod
     def place(self) -> str:
-        """The address of the server and the number of the database."""
-        options = self._pool.connection_kwargs
-        address = options["path"] if "path" in options else f"{options['host']}:{options['port']}"
-        return f"Redis at {address}, database {self.database}"
+        """The addresses of the servers and the number of the database, for messages. It contains no password."""
 
+    @abstractmethod
+    def blocking(self) -> "BaseClient":
+        """Return a client whose async methods block, instead of suspending their caller, for code without a loop."""
+
+    @abstractmethod
+    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
+        """Async twin of `run`, over connections of the running event loop."""
+
+    @abstractmethod
+    async def alineages(self, partitions: Collection[str]) -> dict[str, str]:
+        """Return the lineages of the data of partitions, as this process last saw them; `""` if one is unknown.
+
+        This seldom takes a round trip.
+
+        Args:
+            partitions: some of `names.partitions()`.
+        """
+
+    @abstractmethod
+    async def aservers(self) -> "Sequence[BaseClient]":
+        """Return clients for each primary server. Their calls run on that server only."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close the connections of sync code."""
-        self._pool.disconnect()
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        pool = self._async_pools.pop()
-        if pool is not None:
-            # A connection that is in use is closed by the task that uses it.
-            await pool.disconnect(inuse_connections=False)
-
-    # -- sync ---------------------------------------------------------------------------------------------------------
 
     def run(self, *calls: Call, idempotent: bool = False) -> list[Any]:
-        """Run calls in one round trip, and return their replies.
+        """Run calls in one round trip for each server, and return their replies.
 
         If the server currently accepts none of the calls, they are sent again over another connection. After a
         failover, that is a connection to the new primary.
@@ -181,41 +108,11 @@ class RedisClient:
             RedisUnavailable: Redis could not be reached, did not respond, or currently does not accept the calls.
             RedisRefused: the reply to a call was an error. The other calls were executed.
         """
-        return finish(BlockingClient(self).arun(*calls, idempotent=idempotent))
+        return finish(self.blocking().arun(*calls, idempotent=idempotent))
 
-    def _attempt(self, calls: Sequence[Call]) -> list[Any]:
-        """Run calls over one connection, and return their replies, which may be errors."""
-        connection: Any = None
-        sent = False
-        try:
-            connection = self._pool.get_connection()
-            if self.lineage.is_stale(connection):
-                connection.disconnect()
-                connection.connect()
-            sent = True
-            replies = run_exchange(connection, self._exchange(calls, connection))
-        except BaseException as error:
-            if connection is not None:
-                connection.disconnect()
-            if isinstance(error, (RedisError, OSError)):
-                raise _unavailable(error, sent) from error
-            raise
-        finally:
-            if connection is not None:
-                self._pool.release(connection)
-        self._note_refusals(connection, replies)
-        return replies
-
-    # -- async --------------------------------------------------------------------------------------------------------
-
-    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
-        """Async twin of `run`, over connections of the running event loop."""
-        try:
-            return await self._arun(calls)
-        except RedisUnavailable:
-            if not idempotent:
-                raise
-        return await self._arun(calls)
+    def servers(self) -> "Sequence[BaseClient]":
+        """Sync twin of `aservers`."""
+        return finish(self.blocking().aservers())
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
         """Run any number of idempotent calls, and return their replies. A round trip contains up to `size` calls.
@@ -235,14 +132,134 @@ class RedisClient:
         """Return a context manager that raises `TimeoutError` if its block takes longer than `seconds`."""
         return asyncio.timeout(seconds)
 
+
+class RedisClient(BaseClient):
+    """Runs calls on one server, from sync code in any thread (`run`) and from any event loop (`arun`).
+
+    Args:
+        settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
+        url: the URL of the server, if it is not `redis_url`.
+
+    Raises:
+        ImproperlyConfigured: `redis_options` has an option that connections do not accept.
+    """
+
+    def __init__(self, settings: CableSettings, url: str | None = None) -> None:
+        super().__init__(settings)
+        assert settings.redis_url is not None  # noqa: S101 - for the type checker; `read_settings` ensures this
+        self.url = url or settings.redis_url
+        #: The Sentinels that know the address of the primary; None if the address is in the URL.
+        self.sentinels: Sentinels | None = None
+        if self.url.startswith(SENTINEL_SCHEMES):
+            self.sentinels = Sentinels(self.url, self.options)
+            self.url = self.sentinels.server_url
+        #: Keeps track of the server behind `url`, which a failover may change, and of the lineage of its data.
+        self.lineage = self._new_tracker()
+        self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
+            self.url,
+            **self.options,
+            **(self.sentinels.sync_options() if self.sentinels else {}),
+            timeout=self.options["socket_timeout"],
+            redis_connect_func=self.lineage.handshake,
+            queue_class=IdleQueue,
+        )
+        try:
+            self._pool.connection_class(**self._pool.connection_kwargs)
+        except (TypeError, ValueError) as error:
+            raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {reason(error)}.") from error
+        #: The number of the Redis database.
+        self.database = int(self._pool.connection_kwargs.get("db") or 0)
+        self.names = KeyNames(settings.key_prefix, cluster=settings.uses_cluster, database=self.database)
+        self._async_pools: PerLoop[redis.asyncio.ConnectionPool] = PerLoop()
+
+    def _new_tracker(self) -> LineageTracker:
+        return LineageTracker(lineage_key(self.settings.key_prefix))
+
+    @property
+    def place(self) -> str:
+        """The address of the server and the number of the database."""
+        if self.sentinels is not None:
+            return f"Redis by {self.sentinels.place}, database {self.database}"
+        options = self._pool.connection_kwargs
+        address = options["path"] if "path" in options else f"{options['host']}:{options['port']}"
+        return f"Redis at {address}, database {self.database}"
+
+    def blocking(self) -> "BlockingClient":
+        """Return a client whose async methods block, instead of suspending their caller, for code without a loop."""
+        return BlockingClient(self)
+
+    async def aservers(self) -> Sequence[BaseClient]:
+        """Return this client, because there is one server."""
+        return [self]
+
+    async def alineages(self, partitions: Collection[str]) -> dict[str, str]:
+        """Return the lineage of the data, as this process last saw it. This seldom takes a round trip."""
+        if self.lineage.identity is None:
+            await self.arun(Call("PING"), idempotent=True)
+        identity = self.lineage.identity
+        return dict.fromkeys(partitions, "" if identity is None else identity.lineage)
+
+    def close(self) -> None:
+        """Close the connections of sync code."""
+        self._pool.disconnect()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        pool = self._async_pools.pop()
+        if pool is not None:
+            # A connection that is in use is closed by the task that uses it.
+            await pool.disconnect(inuse_connections=False)
+
+    # -- sync ---------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, calls: Sequence[Call], *, asking: bool = False) -> list[Any]:
+        """Run calls over one connection, and return their replies, which may be errors.
+
+        Args:
+            calls: the calls.
+            asking: whether to send ASKING before each call (see cluster.py).
+        """
+        connection: Any = None
+        sent = False
+        try:
+            connection = self._pool.get_connection()
+            if self.lineage.is_stale(connection):
+                connection.disconnect()
+                connection.connect()
+            sent = True
+            replies = run_exchange(connection, self._exchange(calls, connection, asking=asking))
+        except BaseException as error:
+            if connection is not None:
+                connection.disconnect()
+            if isinstance(error, (RedisError, OSError)):
+                raise unavailable(error, sent) from error
+            raise
+        finally:
+            if connection is not None:
+                self._pool.release(connection)
+        self._note_refusals(connection, replies)
+        return replies
+
+    # -- async --------------------------------------------------------------------------------------------------------
+
+    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
+        """Async twin of `run`, over connections of the running event loop."""
+        try:
+            return await self._arun(calls)
+        except RedisUnavailable:
+            if not idempotent:
+                raise
+        return await self._arun(calls)
+
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
-        if all(map(_is_unavailable, replies)):
+        if all(map(is_unavailable, replies)):
             # No call was executed. The address may now be that of another server.
             replies = await self._aattempt(calls)
-        return _checked(replies)
+        return checked(replies)
 
-    async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
+    async def _aattempt(self, calls: Sequence[Call], *, asking: bool = False) -> list[Any]:
+        """Async twin of `_attempt`."""
         pool: Any = self._async_pools.get(self._new_pool)
         connection: Any = None
         sent = False
@@ -252,19 +269,21 @@ class RedisClient:
                 await connection.disconnect(nowait=True)
                 await connection.connect()
             sent = True
-            replies = await arun_exchange(connection, self._exchange(calls, connection))
+            replies = await arun_exchange(connection, self._exchange(calls, connection, asking=asking))
         except BaseException as error:
             # A late reply, for example after a cancellation, must not be read as the reply to another call.
             if connection is not None:
                 await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
-                raise _unavailable(error, sent) from error
+                raise unavailable(error, sent) from error
             raise
         finally:
             if connection is not None:
-                if self._async_pools.peek() is not pool:
-                    await connection.disconnect(nowait=True)  # the pool was closed during the call
                 await release(pool, connection)
+            if self._async_pools.peek() is not pool:
+                # The pool was closed during the call. If `get_connection` was cancelled, it has put an open connection
+                # back into the pool.
+                await pool.disconnect(inuse_connections=False)
         self._note_refusals(connection, replies)
         return replies
 
@@ -278,38 +297,66 @@ class RedisClient:
             self.url,
             **self.options,
             timeout=self.options["socket_timeout"],
+            **(self.sentinels.async_options() if self.sentinels else {}),
             redis_connect_func=self.lineage.ahandshake,
         )
 
     # -- sync and async -----------------------------------------------------------------------------------------------
 
-    def _exchange(self, calls: Sequence[Call], connection: Any) -> Exchange[list[Any]]:
-        """Run calls over a connection. If the server does not have a script, load it, and run its calls again."""
-        needs_lineage = any(call.args and call.args[0] is LINEAGE for call in calls)
-        lineage = self.lineage.argument(connection) if needs_lineage else ""
-        commands = [self._command(call, lineage) for call in calls]
-        replies = yield commands
+    def _exchange(self, calls: Sequence[Call], connection: Any, *, asking: bool = False) -> Exchange[list[Any]]:
+        """Run calls over a connection. If the server does not have a script, load it, and run its calls again.
+
+        Args:
+            calls: the calls.
+            connection: the open connection.
+            asking: whether to send ASKING before each call, see cluster.py.
+        """
+        records = [self.names.lineage_of(call) for call in calls]
+        lineages = yield from self._lineages(records, connection, asking)
+        commands: dict[int, Command] = {}
+        replies: list[Any] = [None] * len(calls)
+        for number, (call, record) in enumerate(zip(calls, records, strict=True)):
+            lineage = lineages[record] if record else ""
+            if isinstance(lineage, str):
+                commands[number] = self._command(call, record, lineage)
+            else:
+                replies[number] = lineage
+        for number, reply in zip(commands, (yield from send(list(commands.values()), asking)), strict=True):
+            replies[number] = reply
         missing = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missing:
             scripts = dict.fromkeys(calls[number].name for number in missing)
             yield [("SCRIPT", "LOAD", script_text(name)) for name in scripts]
-            missing_replies = yield [commands[number] for number in missing]
+            missing_replies = yield from send([commands[number] for number in missing], asking)
             for number, reply in zip(missing, missing_replies, strict=True):
                 replies[number] = reply
         return replies
 
-    def _command(self, call: Call, lineage: str) -> Command:
+    def _lineages(self, records: Sequence[str], connection: Any, asking: bool) -> Exchange[Mapping[str, Any]]:
+        """Return the lineage arguments of scripts, by the key of their lineage record.
+
+        The value is an error if the lineage could not be determined. The scripts are then not sent.
+
+        Args:
+            records: the key of each call's lineage record; `""` if the call checks no lineage.
+            connection: the open connection.
+            asking: whether to send ASKING before each command.
+        """
+        return {self.lineage.key: self.lineage.argument(connection)} if any(records) else {}
+        yield  # this function is a generator, as those of subclasses
+
+    def _command(self, call: Call, record: str, lineage: str) -> Command:
         keys, args = call.keys, call.args
         if not call.name.islower():  # this is a command, not a script
-            return (call.name, *keys, *cast("Command", args))
-        if args and args[0] is LINEAGE:
-            keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
+            return (*call.name.split(" "), *keys, *cast("Command", args))
+        if record:
+            keys, args = (*keys, record), (lineage, *args[1:])
         if len(args) > 1 and args[1] is NEW_TOKEN:
             args = (args[0], secrets.token_hex(8), *args[2:])
         return ("EVALSHA", script_sha(call.name), len(keys), *keys, *cast("Command", args))
 
     def _note_refusals(self, connection: Any, replies: Sequence[Any]) -> None:
-        refusals = [str(reply) for reply in replies if _is_unavailable(reply)]
+        refusals = [str(reply) for reply in replies if is_unavailable(reply)]
         if refusals:
             self.lineage.reopen_all(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
 
@@ -333,55 +380,5 @@ class BlockingClient(RedisClient):
         """Return a context manager that does nothing, because each call has the timeout of its connection."""
         return nullcontext()
 
-    async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
-        return self._client._attempt(calls)
-
-
-def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
-    problem = "did not respond" if sent else "cannot be reached"
-    if isinstance(error, redis.AuthenticationError):
-        problem = "refused the user or the password in REDIS_URL"
-    return RedisUnavailable(f"Redis {problem}: {reason(error)}.", sent=sent)
-
-
-def _is_unavailable(reply: Any) -> bool:
-    """Return whether a reply is an error of a server that currently does not accept the command."""
-    if isinstance(reply, UNAVAILABLE_ERRORS):
-        return True
-    return isinstance(reply, ResponseError) and UNAVAILABLE_CODES.search(str(reply)) is not None
-
-
-def _checked(replies: list[Any]) -> list[Any]:
-    errors = [reply for reply in replies if _is_unavailable(reply)]
-    if errors:
-        message = f"Redis currently does not accept the command: {reason(errors[0])}."
-        raise RedisUnavailable(message, sent=len(errors) < len(replies)) from errors[0]
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            raise RedisRefused(f"Redis refused a command: {reason(reply)}.") from reply
-    return replies
-
-
-def _options(settings: CableSettings) -> dict[str, Any]:
-    """Return the arguments of a connection pool."""
-    options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
-    if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
-        options.pop("socket_keepalive", None)  # this option is only for TCP
-    # REDIS_OPTIONS cannot change these options, because this module expects bytes, and retries calls itself.
-    return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
-
-
-_clients: weakref.WeakValueDictionary[tuple[int, int], RedisClient] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
-
-
-def client_for(settings: CableSettings) -> RedisClient:
-    """Return the client that the stores of one engine share. A forked child process gets a new client."""
-    with _lock:
-        # The id of the settings is a safe key, because each client keeps its settings alive. So no other settings can
-        # get the same id.
-        key = (os.getpid(), id(settings))
-        client = _clients.get(key)
-        if client is None:
-            client = _clients[key] = RedisClient(settings)
-        return client
+    async def _aattempt(self, calls: Sequence[Call], *, asking: bool = False) -> list[Any]:
+        return self._client._attempt(calls, asking=asking)

@@ -31,6 +31,22 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join(parts)
 
 
+def send(commands: Sequence[Command], asking: bool) -> Exchange[list[Any]]:
+    """Send commands in one write, and return the replies.
+
+    Args:
+        commands: the commands.
+        asking: whether to send ASKING before each command. A node of a cluster then executes a command for a slot that
+            is being moved to it.
+    """
+    if not commands:
+        return []
+    if not asking:
+        return (yield commands)
+    replies = yield [each for command in commands for each in (("ASKING",), command)]
+    return replies[1::2]
+
+
 def run_exchange(connection: Any, exchange: Exchange[T]) -> T:
     """Run an exchange over an open connection of redis-py, and return its result.
 

@@ -122,32 +122,38 @@ class LineageTracker:
 
     def _handshake(self, connection: Any) -> Exchange[None]:
         generation = self._generation
-        info: dict[str, str] = {}
-        for reply in (yield [("INFO", "server"), ("INFO", "replication")]):
-            info |= parse_info(_checked(reply))
+        info = yield from read_info()
         if info.get("role") in ("slave", "replica"):
             raise redis.ConnectionError(
                 "the server is a replica, which accepts no broadcasts: set REDIS_URL to the primary"
             )
-        try:
-            run_id = info["run_id"]
-        except KeyError:
-            raise redis.ConnectionError("the reply to INFO has no run_id") from None
-        (reply,) = yield [self._record_command(info, "")]
-        lineage = _checked(reply).decode()
-        if self._has_returned(lineage, generation):
-            (reply,) = yield [self._record_command(info, lineage)]
-            lineage = _checked(reply).decode()
-        connection.identity = Identity(run_id, lineage)
+        lineage = yield from self._find_lineage(info, generation)
+        self._accept(connection, Identity(info["run_id"], lineage), generation)
+
+    def _accept(self, connection: Any, identity: Identity, generation: int) -> None:
+        """Record the server and the lineage of a new connection.
+
+        Args:
+            connection: the connection.
+            identity: its server and lineage.
+            generation: the generation of connections when the connection was opened.
+        """
+        connection.identity = identity
         connection.generation = self._record_identity(connection.identity, generation)
         connection.check_at = time.monotonic() + CHECK_INTERVAL
         connection.expires = time.monotonic() + MAX_CONNECTION_AGE * random.uniform(0.75, 1)  # noqa: S311 - not all at once
 
+    def _find_lineage(self, info: dict[str, str], generation: int) -> Exchange[str]:
+        """Return the lineage of the server's data."""
+        (reply,) = yield [self._record_command(info, "")]
+        lineage: str = _checked(reply).decode()
+        if self._has_returned(lineage, generation):
+            (reply,) = yield [self._record_command(info, lineage)]
+            lineage = _checked(reply).decode()
+        return lineage
+
     def _record_command(self, info: dict[str, str], replaced: str) -> Command:
-        fresh = f"{info['run_id']}-{secrets.token_hex(8)}"
-        replication_ids = (info.get("master_replid", ""), info.get("master_replid2", ""))
-        args = (info["run_id"], *replication_ids, fresh, replaced, RECORD_TTL, info.get("uptime_in_seconds", 0))
-        return ("EVAL", script_text("lineage"), 1, self.key, *args)
+        return ("EVAL", script_text("lineage"), 1, self.key, *record_arguments(info, replaced))
 
     def _has_returned(self, lineage: str, generation: int) -> bool:
         """Return whether the data have an old lineage again, after this process has seen a newer one.
@@ -169,6 +175,32 @@ class LineageTracker:
                 self._seen_lineages.add(identity.lineage)
                 return self._generation
             return generation
+
+
+def record_arguments(info: dict[str, str], replaced: str) -> tuple[str | int, ...]:
+    """Return the arguments of lineage.lua on a single server.
+
+    Args:
+        info: the server's fields of INFO.
+        replaced: a lineage that must be replaced by a new one; `""` if there is none.
+    """
+    fresh = f"{info['run_id']}-{secrets.token_hex(8)}"
+    replication_ids = (info.get("master_replid", ""), info.get("master_replid2", ""))
+    return (info["run_id"], *replication_ids, fresh, replaced, RECORD_TTL, int(info.get("uptime_in_seconds", 0)))
+
+
+def read_info() -> Exchange[dict[str, str]]:
+    """Read the fields of INFO that identify the server, its role and its replication.
+
+    Raises:
+        RedisError: the reply is an error, or lacks the field `run_id`.
+    """
+    info: dict[str, str] = {}
+    for reply in (yield [("INFO", "server"), ("INFO", "replication")]):
+        info |= parse_info(_checked(reply))
+    if "run_id" not in info:
+        raise redis.ConnectionError("the reply to INFO has no run_id")
+    return info
 
 
 def parse_info(reply: bytes) -> dict[str, str]:

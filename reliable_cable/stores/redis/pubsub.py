@@ -2,19 +2,18 @@
 
 import asyncio
 import contextlib
-from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from reliable_cable.concurrency.per_loop import PerLoop
+from redis.exceptions import ResponseError
+
+from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
-from reliable_cable.stores.base import Listener
 
 from .client import CONNECTION_ERRORS, RedisClient
 from .exchange import cancellable
-from .keys import former_channel, stream_channel
+from .keys import former_channel
 
 #: A function that is called with each message, and with None if messages may have been missed.
 Deliver = Callable[[bytes | None], None]
@@ -49,6 +48,18 @@ class _Channel:
         self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
+class Added(NamedTuple):
+    """Subscriptions that `PubSub.add` has recorded.
+
+    Args:
+        new: the channels that had no subscription before.
+        states: the channels of all subscriptions.
+    """
+
+    new: list[str]
+    states: list[_Channel]
+
+
 class PubSub:
     """Subscribes to channels, and reconnects whenever the connection is lost.
 
@@ -58,6 +69,9 @@ class PubSub:
     It also subscribes to the former name of each channel, because processes of the previous release publish under that
     name. The next release will not need this.
     """
+
+    _subscribe_command = "SUBSCRIBE"
+    _unsubscribe_command = "UNSUBSCRIBE"
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
@@ -88,16 +102,25 @@ class PubSub:
         Args:
             delivers: the functions, by channel.
         """
+        await self.confirm(self.add(delivers))
+
+    def add(self, delivers: Mapping[str, Deliver]) -> Added:
+        """Record subscriptions, which `confirm` then sends to Redis. Return what `confirm` needs."""
         new = [channel for channel in delivers if channel not in self._channels]
         for channel in new:
             self._channels[channel] = _Channel()
-            self._names[former_channel(channel)] = channel
+            self._names |= dict.fromkeys(self._other_names(channel), channel)
         states = [self._channels[channel] for channel in delivers]
         for state, deliver in zip(states, delivers.values(), strict=True):
             state.callbacks[deliver] = None
         if new and self._task is None:
             self._task = asyncio.create_task(self._keep_connected(), name="cable-pubsub")
-        await self._send("SUBSCRIBE", new)
+        return Added(new, states)
+
+    async def confirm(self, added: Added) -> None:
+        """Subscribe to channels in Redis, and wait until Redis has confirmed this, see `subscribe`."""
+        new, states = added
+        await self._send(self._subscribe_command, new)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
                 for state in states:
@@ -116,11 +139,12 @@ class PubSub:
         if state.callbacks:
             return
         del self._channels[channel]
-        del self._names[former_channel(channel)]
+        for name in self._other_names(channel):
+            del self._names[name]
         if not state.confirmed.done():
             state.confirmed.set_result(None)
         if self._channels:
-            await self._send("UNSUBSCRIBE", [channel])
+            await self._send(self._unsubscribe_command, [channel])
         elif self._task is not None:
             task, self._task = self._task, None
             task.cancel()
@@ -160,13 +184,13 @@ class PubSub:
         connection = self._connection
         if connection is None or not connection.is_connected:
             return  # `_serve` subscribes to all channels after the reconnect
-        if command == "SUBSCRIBE":
+        if command == self._subscribe_command:
             channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
                 self._unconfirmed.setdefault(channel, deque()).append(self._channels[channel])
         # The former name comes first, so that Redis has subscribed to both names when it confirms the new name. Both
         # names are in the same command, because scripts compare their numbers of subscribers (see lua/prelude.lua).
-        names = [name for channel in channels for name in (former_channel(channel), channel)]
+        names = [name for channel in channels for name in (*self._other_names(channel), channel)]
         try:
             if names:  # the list is empty if `unsubscribe` was called in the meantime
                 await cancellable(connection.send_command(command, *names, check_health=False))
@@ -182,7 +206,9 @@ class PubSub:
                 if not self._failing:
                     expected = isinstance(error, (*CONNECTION_ERRORS, TimeoutError))
                     logger.warning(
-                        "The pub/sub connection to Redis was lost; reconnecting: %s.", error, exc_info=not expected
+                        "The pub/sub connection to Redis was lost; reconnecting: %s.",
+                        reason(error),
+                        exc_info=not expected,
                     )
                     delay = MIN_RETRY_DELAY
                 self._failing = True
@@ -198,12 +224,16 @@ class PubSub:
             self._unconfirmed.clear()
             self._connection = connection
             self._last_reply_at = asyncio.get_running_loop().time()
-            await self._send("SUBSCRIBE", list(self._channels))
+            await self._send(self._subscribe_command, list(self._channels))
             watch = asyncio.create_task(self._watch(connection))
             while True:
-                reply = await connection.read_response()
+                try:
+                    reply: Any = await connection.read_response()
+                except ResponseError as error:
+                    self._handle_error(error)
+                else:
+                    self._handle(reply)
                 self._last_reply_at = asyncio.get_running_loop().time()
-                self._handle(reply)
         finally:
             if self._connection is connection:
                 self._connection = None
@@ -217,14 +247,23 @@ class PubSub:
     def _handle(self, reply: Any) -> None:
         # Before the first subscription, the reply to PING is not a list.
         kind = reply[0] if isinstance(reply, list) else b"pong"
-        if kind == b"message":
+        if kind in (b"message", b"smessage"):
             self._receive(reply[1].decode(), reply[2])
-        elif kind == b"subscribe":
+        elif kind in (b"subscribe", b"ssubscribe"):
             self._confirm(reply[1].decode())
         elif kind == b"pong":
             passed = self._fences.get(reply[1] if isinstance(reply, list) else reply)
             if passed is not None and not passed.done():
                 passed.set_result(None)
+
+    def _handle_error(self, error: ResponseError) -> None:
+        """Handle an error reply. An error that is raised again breaks the connection."""
+        raise error
+
+    @staticmethod
+    def _other_names(channel: str) -> tuple[str, ...]:
+        """Return the other names of a channel, to which the connection also subscribes."""
+        return (former_channel(channel),)
 
     def _receive(self, name: str, message: bytes) -> None:
         state = self._channels.get(name)
@@ -249,13 +288,17 @@ class PubSub:
         else:
             state.confirmed.set_result(None)
 
-    @staticmethod
-    def _deliver(state: _Channel, message: bytes | None) -> None:
+    def _deliver(self, state: _Channel, message: bytes | None) -> None:
         for deliver in tuple(state.callbacks):
-            try:
-                deliver(message)
-            except Exception:
-                logger.exception("A message from Redis could not be delivered.")
+            self.call(deliver, message)
+
+    @staticmethod
+    def call(deliver: Deliver, message: bytes | None) -> None:
+        """Call a function with a message, and log an error of the function."""
+        try:
+            deliver(message)
+        except Exception:
+            logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
         """Ping Redis. Close the connection if Redis does not respond, or if newer connections are to another server.
@@ -276,52 +319,3 @@ class PubSub:
                 return
             with contextlib.suppress(*CONNECTION_ERRORS):
                 await cancellable(connection.send_command("PING", check_health=False))
-
-
-class ChannelListener(Listener):
-    """Receives the messages on the channels of streams, over the pub/sub connection of the running event loop.
-
-    Args:
-        client: the Redis client of the store.
-    """
-
-    def __init__(self, client: RedisClient) -> None:
-        self._client = client
-        self._pubsub = pubsub_of(client)
-        self._callbacks: dict[str, Deliver] = {}
-
-    async def subscribe(self, stream: str) -> None:
-        """Start announcing the events of a stream."""
-        await self._subscribe_channels([stream])
-
-    async def _subscribe_channels(self, streams: Collection[str]) -> None:
-        callbacks = {stream: partial(self._receive, stream) for stream in streams if stream not in self._callbacks}
-        self._callbacks |= callbacks
-        await self._pubsub.subscribe({self._channel(stream): callback for stream, callback in callbacks.items()})
-
-    async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream."""
-        callback = self._callbacks.pop(stream, None)
-        if callback is not None:
-            await self._pubsub.unsubscribe(self._channel(stream), callback)
-
-    async def close(self) -> None:
-        """Unsubscribe from all streams."""
-        for stream in list(self._callbacks):
-            await self.unsubscribe(stream)
-
-    def _channel(self, stream: str) -> str:
-        return stream_channel(self._client.settings.key_prefix, self._client.database, stream)
-
-    @abstractmethod
-    def _receive(self, stream: str, message: bytes | None) -> None:
-        """Deliver the event that a message contains.
-
-        If the message is None, deliver an event which says that messages may have been missed.
-        """
-
-
-def pubsub_of(client: RedisClient) -> PubSub:
-    """Return the pub/sub connection of the running event loop."""
-    pubsubs: PerLoop[PubSub] = client.pubsubs
-    return pubsubs.get(partial(PubSub, client))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from copy import copy
 from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -10,9 +10,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.base import Store
 
-from .client import BlockingClient, Call, RedisClient, client_for
+from .client import BaseClient, Call
+from .clients import client_for
 from .exchange import finish
-from .keys import stream_channel
+from .keys import SHARDED
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class RedisStore(Store):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
         self._clock = clock
-        self.client: RedisClient = client_for(settings)
+        self.client: BaseClient = client_for(settings)
 
     @property
     def place(self) -> str:
@@ -61,29 +62,37 @@ class RedisStore(Store):
     def blocking(self) -> Self:
         """A copy of this store with a blocking Redis client, for sync code."""
         store = copy(self)
-        store.client = BlockingClient(self.client)
+        store.client = self.client.blocking()
         return store
 
     def channel(self, stream: str) -> str:
         """Return the pub/sub channel of a stream."""
-        return stream_channel(self.settings.key_prefix, self.client.database, stream)
+        return self.client.names.channel(stream)
+
+    def channel_argument(self, stream: str) -> str:
+        """Return the pub/sub channel of a stream, as an argument of a script that publishes."""
+        return f"{SHARDED if self.client.names.cluster else ''}{self.channel(stream)}"
 
     def script_time(self) -> str:
         """Return the time argument for Lua scripts: `""` to use Redis's clock, or the time of a test's clock."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def atime(self) -> float:
-        """Return the current time by Redis's clock, in seconds since 1970."""
+        """Return the current time by Redis's clock, in seconds since 1970.
+
+        In a cluster, this is the earliest time of the nodes.
+        """
         if self._clock is not None:
             return self._clock()
-        ((seconds, microseconds),) = await self.client.arun(Call("TIME"), idempotent=True)
-        return int(seconds) + int(microseconds) / 1e6
+        return min([await _read_clock(server) for server in await self.client.aservers()])
 
     time = sync_twin(atime)
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clock of Redis."""
-        return {"Redis": lambda: finish(RedisStore.atime(self.blocking))}
+        """Return the clocks of Redis. In a cluster, each node has its own clock."""
+        if not self.client.names.cluster:
+            return {"Redis": lambda: finish(RedisStore.atime(self.blocking))}
+        return _NodeClocks(self.client)
 
     def close(self) -> None:
         """Close the connections of sync code."""
@@ -95,3 +104,34 @@ class RedisStore(Store):
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.to_thread(call)
+
+
+class _NodeClocks(Mapping[str, Callable[[], float]]):
+    """The clocks of the nodes of a cluster, by their addresses. The nodes are only looked up when they are needed.
+
+    Args:
+        client: the client of the cluster.
+    """
+
+    def __init__(self, client: BaseClient) -> None:
+        self._client = client
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> Callable[[], float]:
+        for server in self._client.servers():
+            if server.place == name:
+                return lambda: finish(_read_clock(server))
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([server.place for server in self._client.servers()])
+
+    def __len__(self) -> int:
+        return len(self._client.servers())
+
+
+async def _read_clock(server: BaseClient) -> float:
+    ((seconds, microseconds),) = await server.arun(Call("TIME"), idempotent=True)
+    return int(seconds) + int(microseconds) / 1e6

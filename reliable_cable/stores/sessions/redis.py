@@ -73,8 +73,13 @@ class RedisSessionStore(RedisStore, SessionStore):
         sids = [sid for sid, _ in wanted if is_session_id(sid)]
         # Revocations are read after the records, so that a revocation during the reads is found.
         revocations = self._revocations([identity for _, identity in wanted]) if sids else {}
-        calls = [*(Call("GET", [self._key(sid)]) for sid in sids), *revocations.values()]
-        replies = await self.client.arun_all(calls)
+        calls = [Call("GET", [self._key(sid)]) for sid in sids]
+        if self.client.names.cluster:
+            # The calls of one round trip run at the same time on several nodes.
+            replies = await self.client.arun_all(calls)
+            replies += await self.client.arun_all(revocations.values())
+        else:
+            replies = await self.client.arun_all([*calls, *revocations.values()])
         texts = dict(zip(sids, replies, strict=False))
         times = _times(dict(zip(revocations, replies[len(sids) :], strict=True)))
         return [_loaded(texts.get(sid), identity, times) for sid, identity in wanted]

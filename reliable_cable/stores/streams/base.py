@@ -10,9 +10,10 @@ from reliable_cable.conf import IDLE_STREAM_TTL as IDLE_STREAM_TTL
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
-from reliable_cable.stores.base import Listener, Store, async_twin
+from reliable_cable.stores.base import Listener, async_twin
 
 from .failures import report_failure
+from .sharding import PartedStore
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
@@ -119,7 +120,7 @@ class StreamListener(Listener):
         """
 
 
-class StreamStore(Store):
+class StreamStore(PartedStore):
     """Base class of the stores that number, store and announce messages.
 
     In each epoch, the stored messages of a stream have the offsets 1, 2, 3, … without holes. An offset is never used
@@ -265,6 +266,15 @@ class StreamStore(Store):
         """
         return ""
 
+    async def alineages(self, streams: Collection[str]) -> list[str]:
+        """Return the lineage of the data of each stream, see `alineage`.
+
+        A subclass overrides this method if the streams are in several data sets, such as the nodes of a cluster.
+        """
+        durable = {stream: self.settings.policy(stream).durable for stream in streams}
+        lineages = {each: await self.alineage(durable=each) for each in set(durable.values())}
+        return [lineages[durable[stream]] for stream in streams]
+
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
         page = self.read(stream, after=0, limit=0)
@@ -328,6 +338,14 @@ class StreamStore(Store):
         """Return the problems of the store's server that break guarantees of the store.
 
         Each problem is a sentence that names a remedy.
+
+        Raises:
+            StoreError: the store could not be reached.
+        """
+        return []
+
+    def notes(self) -> list[str]:
+        """Return what `manage.py cable_doctor` prints of the store's servers, as sentences.
 
         Raises:
             StoreError: the store could not be reached.

@@ -147,9 +147,16 @@ class DurableStreamStore(RedisStreamStore):
                     return page
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
-    async def alineage(self, *, durable: bool = False) -> str:
-        """Return the id of the data set (the lineage): the database's if `durable` is True, and Redis's otherwise."""
-        return await (self._model.alineage() if durable else super().alineage())
+    async def alineages(self, streams: Collection[str]) -> list[str]:
+        """Return the lineage of the data of each stream: the database's for durable streams, and Redis's for others."""
+        others = [stream for stream in streams if not self._is_durable(stream)]
+        in_redis = iter(await super().alineages(others))
+        in_models = await self._model.alineage() if len(others) < len(streams) else ""
+        return [in_models if self._is_durable(stream) else next(in_redis) for stream in streams]
+
+    def shard(self, stream: str) -> str:
+        """Return the partition of a stream in a Redis Cluster; `""` for a durable stream, and on a single server."""
+        return "" if self._is_durable(stream) else super().shard(stream)
 
     async def aposition(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message."""

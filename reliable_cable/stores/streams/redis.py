@@ -7,7 +7,7 @@ import base64
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from reliable_cable.conf import CableSettings
@@ -15,12 +15,13 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, Call, RedisRefused, RedisUnavailable
-from reliable_cable.stores.redis.doctor import find_problems
-from reliable_cable.stores.redis.keys import stream_tag
+from reliable_cable.stores.redis.doctor import describe_cluster, find_problems
+from reliable_cable.stores.redis.scanning import scan_keys
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
 from .redis_listener import WHISPER_SUFFIX, RedisStreamListener
+from .sharding import require_one_shard
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
@@ -45,13 +46,14 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
-        self._meta_pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", settings.key_prefix) + ":{*}:meta"
+        prefix = re.sub(r"([*?\[\]\\^])", r"\\\1", settings.key_prefix)
+        self._meta_pattern = f"{prefix}:{{*}}:{'*:' if settings.uses_cluster else ''}meta"
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def keys(self, stream: str) -> tuple[str, str, str]:
         """Return three Redis keys of a stream, under which its state, entries and idempotency keys are stored."""
-        tag = stream_tag(self.settings.key_prefix, stream)
+        tag = self.client.names.stream(stream)
         return f"{tag}:meta", f"{tag}:log", f"{tag}:keys"
 
     # -- appending ----------------------------------------------------------------------------------------------------
@@ -91,12 +93,13 @@ class RedisStreamStore(RedisStore, StreamStore):
         """
         names = list(dict.fromkeys(name for name, _ in items))
         self.require_history(names)
+        require_one_shard(self.shard, names)
         numbers = {name: number for number, name in enumerate(names, 1)}
         keys = [key for name in names for key in self.keys(name)]
         append_id = base64.b64encode(secrets.token_bytes(9)).decode()
         rest: list[Argument] = [*_common_limits(), len(names)]
         for name in names:
-            rest += [name, self.channel(name), *self._retention(name)]
+            rest += [name, self.channel_argument(name), *self._retention(name)]
         for name, message in items:
             rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
         return lambda elapsed: Call("append", keys, [LINEAGE, NEW_TOKEN, self.script_time(), append_id, elapsed, *rest])
@@ -110,7 +113,9 @@ class RedisStreamStore(RedisStore, StreamStore):
         await self._publish(stream, message.exclude + WHISPER_SUFFIX, message.data)
 
     async def _publish(self, stream: str, head: str, data: str) -> None:
-        call = Call("transient", [], [LINEAGE, self.channel(stream), f"t{head}\n{data}"])
+        names = self.client.names
+        args: list[Argument] = [LINEAGE, self.channel_argument(stream), f"t{head}\n{data}"]
+        call = Call("transient", [], args, beside=names.lineage(names.partition(stream)))
         try:
             await self.client.arun(call)
         except (RedisUnavailable, RedisRefused) as error:
@@ -143,15 +148,14 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     read = sync_twin(aread)
 
-    async def alineage(self, *, durable: bool = False) -> str:
-        """Return the id of Redis's data set (the lineage), as this process last saw it.
+    async def alineages(self, streams: Collection[str]) -> list[str]:
+        """Return the lineages of Redis's data of streams, as this process last saw them.
 
         This seldom takes a round trip.
         """
-        if self.client.lineage.identity is None:
-            await self.client.arun(Call("PING"), idempotent=True)
-        identity = self.client.lineage.identity
-        return "" if identity is None else identity.lineage
+        partitions = [self.client.names.partition(stream) for stream in streams]
+        lineages = await self.client.alineages(dict.fromkeys(partitions))
+        return [lineages[partition] for partition in partitions]
 
     async def aposition(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message; `("", 0)` if the stream does not exist."""
@@ -185,20 +189,35 @@ class RedisStreamStore(RedisStore, StreamStore):
     async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
         """Return the positions of streams, by name. Each round trip reads up to `KEYS_PER_CALL` positions."""
         positions: dict[str, StreamPosition] = {}
-        for start in range(0, len(streams), KEYS_PER_CALL):
-            batch = streams[start : start + KEYS_PER_CALL]
-            call = Call("tails", [self.keys(stream)[0] for stream in batch], [LINEAGE])
-            (tails,) = await self.client.arun(call, idempotent=True)
+        batches = []
+        for part in self._parts(streams).values():
+            batches += [part[start : start + KEYS_PER_CALL] for start in range(0, len(part), KEYS_PER_CALL)]
+        calls = [Call("tails", [self.keys(stream)[0] for stream in batch], [LINEAGE]) for batch in batches]
+        # On a single server, each call is a round trip, so that no reply is large.
+        size = KEYS_PER_CALL if self.client.names.cluster else 1
+        for batch, tails in zip(batches, await self.client.arun_all(calls, size=size), strict=True):
             for stream, (epoch, tail) in zip(batch, tails, strict=True):
                 positions[stream] = StreamPosition(epoch.decode(), int(tail))
         return positions
+
+    def _parts(self, streams: Iterable[str]) -> dict[str, list[str]]:
+        """Return the streams of each partition. A script can only use the keys of one partition."""
+        parts: dict[str, list[str]] = {}
+        for stream in streams:
+            parts.setdefault(self.client.names.partition(stream), []).append(stream)
+        return parts
+
+    def shard(self, stream: str) -> str:
+        """Return the partition of a stream in a Redis Cluster, or `""` on a single server."""
+        return self.client.names.partition(stream) if self.client.names.cluster else ""
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
         idle = int(self.settings.policy(stream).history_meta_ttl)
-        args: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), self.channel(stream), epoch, idle]
+        args: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), self.channel_argument(stream)]
+        args += [epoch, idle]
         await self.client.arun(Call("forget", self.keys(stream), args), idempotent=True)
 
     forget = sync_twin(aforget)
@@ -213,7 +232,9 @@ class RedisStreamStore(RedisStore, StreamStore):
             StoreError: Redis could not be reached.
         """
         lineage = ["token", secrets.token_hex(16), "began", f"{self.time():.6f}"]
-        self.client.run(Call("HSET", [self.client.lineage.key], lineage), idempotent=True)
+        names = self.client.names
+        records = [names.lineage(partition) for partition in names.partitions()]
+        self.client.run(*(Call("HSET", [record], lineage) for record in records), idempotent=True)
         return len({name for names in self._names() for name in names})
 
     def prune(self, *, limit: int = 1000) -> int:
@@ -230,12 +251,8 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     def _names(self) -> Iterator[list[str]]:
         """Yield the names of all streams, in several lists. A name may occur twice."""
-        cursor = None
-        while cursor != 0:
-            scan = Call("SCAN", [], [cursor or 0, "MATCH", self._meta_pattern, "COUNT", KEYS_PER_CALL])
-            ((cursor, metas),) = self.client.run(scan, idempotent=True)
-            cursor = int(cursor)
-            calls = [Call("HGET", [meta.decode()], ["n"]) for meta in metas]
+        for metas in scan_keys(self.client, self._meta_pattern, KEYS_PER_CALL):
+            calls = [Call("HGET", [meta], ["n"]) for meta in metas]
             names = [name.decode() for name in self.client.run(*calls, idempotent=True) if name] if calls else []
             if names:
                 yield names
@@ -246,6 +263,10 @@ class RedisStreamStore(RedisStore, StreamStore):
     def problems(self) -> list[str]:
         """Return the problems of the Redis server that break guarantees of the store."""
         return find_problems(self.client)
+
+    def notes(self) -> list[str]:
+        """Return the primaries of a Redis Cluster, and what happens while one of them is down, as sentences."""
+        return describe_cluster(self.client) if self.client.names.cluster else []
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
@@ -263,7 +284,12 @@ class RedisStreamStore(RedisStore, StreamStore):
             streams.setdefault((event.stream, event.epoch), []).append(event)
         calls = []
         for (stream, epoch), group in streams.items():
-            args: list[Argument] = [self.channel(stream), *self._retention(stream), *_common_limits(), epoch]
+            args: list[Argument] = [
+                self.channel_argument(stream),
+                *self._retention(stream),
+                *_common_limits(),
+                epoch,
+            ]
             for event in group:
                 args += [event.entry.offset, event.entry.data, event.entry.exclude]
             calls.append(Call("push", self.keys(stream)[:2], args))

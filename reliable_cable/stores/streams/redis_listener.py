@@ -10,8 +10,8 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
-from reliable_cable.stores.redis.client import RedisClient
-from reliable_cable.stores.redis.pubsub import ChannelListener
+from reliable_cable.stores.redis.client import BaseClient
+from reliable_cable.stores.redis.listening import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
@@ -35,7 +35,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
 
     def __init__(
         self,
-        client: RedisClient,
+        client: BaseClient,
         tails: Callable[[Sequence[str]], Awaitable[Mapping[str, StreamPosition]]],
         deliver: Callable[[StreamEvent], None],
     ) -> None:

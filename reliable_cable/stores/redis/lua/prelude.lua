@@ -50,10 +50,18 @@ end
 -- The former name of each channel, if a process of the previous release subscribes to it; otherwise false.
 local former = {}
 
--- Publish a message on a channel. If a process of the previous release subscribes to the former name of the channel,
--- also publish a copy under that name. Processes of this release subscribe to both names (see pubsub.py), and drop the
+-- Publish a message in a cluster. Servers before Redis 7 have no sharded pub/sub; their subscribers use SUBSCRIBE.
+local function publish_in_cluster(channel, message)
+  local reply = redis.pcall('SPUBLISH', channel, message)
+  if type(reply) == 'table' and reply.err then redis.call('PUBLISH', channel, message) end
+end
+
+-- Publish a message on a channel. A channel that begins with the byte 1 is a channel of a cluster (`keys.SHARDED`), whose
+-- name follows. Otherwise, if a process of the previous release subscribes to the former name of the channel, also
+-- publish a copy under that name. Processes of this release subscribe to both names (see pubsub.py), and drop the
 -- copies. A copy ends with a space, which has no meaning after the JSON of a message.
 local function publish(channel, message)
+  if string.byte(channel) == 1 then return publish_in_cluster(string.sub(channel, 2), message) end
   redis.call('PUBLISH', channel, message)
   if former[channel] == nil then
     local name = string.gsub(channel, ':stream@%d+:', ':stream:', 1)
