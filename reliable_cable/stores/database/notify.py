@@ -15,6 +15,7 @@ from django.db import connections
 from reliable_cable.concurrency.on_commit import is_manual
 from reliable_cable.concurrency.threads import run_store
 from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
 
 #: The maximum size of a payload, in bytes. PostgreSQL refuses payloads of 8000 bytes or more.
@@ -82,6 +83,17 @@ class _SilentError(Exception):
     """Raised if a process does not receive its own notifications."""
 
 
+class _PooledError(Exception):
+    """Raised if the connections of a database go through a connection pooler, and the settings do not say how."""
+
+
+async def _is_pooled(connection: Any) -> bool:
+    """Return whether a connection goes through a connection pooler. If so, the pooler has invented its process id."""
+    async for (pid,) in await connection.execute("SELECT pg_backend_pid()"):
+        return bool(pid != connection.info.backend_pid)
+    return False
+
+
 class NotificationReceiver:
     """Receives notifications on the running event loop, with a connection of its own.
 
@@ -99,7 +111,10 @@ class NotificationReceiver:
         changed: Callable[[], None],
         probe: Callable[[str], None],
     ) -> None:
+        self._database = settings.database
         self._alias = settings.notify if isinstance(settings.notify, str) else settings.database
+        #: Whether to LISTEN through a connection pooler, too.
+        self._may_be_pooled = isinstance(settings.notify, str)
         self._poll_interval = settings.poll_interval
         self._received = received
         self._changed = changed
@@ -114,14 +129,25 @@ class NotificationReceiver:
         while True:
             try:
                 await self._receive()
-            except _SilentError:
+            except _PooledError:
                 self._report(
-                    "its own notifications do not arrive. A connection pooler in transaction mode may be in between; "
-                    "set RELIABLE_CABLE['NOTIFY'] to the alias of a direct connection, or to False"
+                    "its connections go through a connection pooler. Set RELIABLE_CABLE['NOTIFY'] to the alias of a "
+                    f"direct connection, to {self._alias!r} if the pooler is in session mode, or to False"
                 )
                 pause = SILENT_RETRY_DELAY
+            except _SilentError:
+                if self.working:
+                    self._report("its own notifications do not arrive any more")
+                    pause = delay
+                else:
+                    self._report(
+                        "its own notifications do not arrive. A connection pooler in transaction mode may be in "
+                        f"between, or this is not the database {self._database!r}. Set RELIABLE_CABLE['NOTIFY'] to the "
+                        "alias of a direct connection to that database, or to False"
+                    )
+                    pause = SILENT_RETRY_DELAY
             except Exception as error:
-                self._report(error)
+                self._report(reason(error) or type(error).__name__)
                 pause = delay
             else:
                 pause = delay  # the server has closed the connection
@@ -129,7 +155,7 @@ class NotificationReceiver:
             self._end()
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
 
-    def _report(self, problem: object) -> None:
+    def _report(self, problem: str) -> None:
         if not self._failing:
             logger.warning(
                 "This process cannot LISTEN on the database %r: %s. Until it can, it polls every %g s.",
@@ -142,24 +168,39 @@ class NotificationReceiver:
     async def _receive(self) -> None:
         from psycopg import AsyncConnection, sql
 
-        parameters = await run_store(self._parameters)
+        parameters, channel = await run_store(self._parameters)
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection = await AsyncConnection.connect(**parameters, autocommit=True)
+        name = sql.Identifier(channel)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                async for (channel,) in await connection.execute(f"SELECT {_CHANNEL}"):
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            await self._read(connection)
+                if not self._may_be_pooled and await _is_pooled(connection):
+                    raise _PooledError
+                await connection.execute(sql.SQL("LISTEN {}").format(name))
+            try:
+                await self._read(connection)
+            except _SilentError:
+                # A pooler may give this server connection to other clients, which must not receive notifications.
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        await connection.execute(sql.SQL("UNLISTEN {}").format(name))
+                raise
         finally:
             await connection.close()
 
-    def _parameters(self) -> dict[str, Any]:
-        """Return the parameters of a connection. Some projects request them from a server, so this runs in a thread."""
+    def _parameters(self) -> tuple[dict[str, Any], str]:
+        """Return the parameters of a connection, and the channel. Both may take a query, so this runs in a thread.
+
+        The channel is that of the processes that send notifications, which use the alias `database`.
+        """
         parameters = dict(connections[self._alias].get_connection_params())
         # These are for sync connections that run Django's queries.
         for name in ("cursor_factory", "context", "prepare_threshold"):
             parameters.pop(name, None)
-        return {"fallback_application_name": "reliable_cable LISTEN", **parameters}
+        with connections[self._database].cursor() as cursor:
+            cursor.execute(f"SELECT {_CHANNEL}")
+            (channel,) = cursor.fetchone()
+        return {"fallback_application_name": "reliable_cable LISTEN", **parameters}, channel
 
     async def _read(self, connection: Any) -> None:
         """Pass on notifications until the connection breaks, or a notification of this process does not arrive."""

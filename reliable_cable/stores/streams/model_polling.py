@@ -20,7 +20,8 @@ from reliable_cable.stores.database.notify import NotificationReceiver
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .model_announcer import Announcer
-from .model_notices import Moved, NoticedEvent, StoredTransient
+from .model_notices import Moved, Notice, NoticedEvent, StoredTransient
+from .model_unannounced import Unannounced
 from .wakeup import receive_wakeups
 
 #: How long, in seconds, polls look for rows with smaller ids after a row has become visible. Rows with smaller ids may
@@ -155,8 +156,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._notifications: NotificationReceiver | None = None
         #: The ids of transient messages that were announced in the last `ANNOUNCED_TIME`, and the times of this.
         self._announced: dict[int, float] = {}
-        #: The streams of which the last poll has found messages that no notification has announced so far.
-        self._unannounced: set[str] = set()
+        self._unannounced = Unannounced()
         #: The time until which regular polls are frequent, by the monotonic clock.
         self._frequent_until = 0.0
         self._wakeups = wakeups
@@ -219,6 +219,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
         self._known.pop(stream, None)
+        self._unannounced.forget(stream)
         self._woken_early.discard(stream)
         await super().unsubscribe(stream)
 
@@ -245,6 +246,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
 
     def _receive(self, event: StreamEvent) -> None:
         self.note(event)
+        self._unannounced.hear(event)
         self._deliver_event(event)
 
     async def _keep_polling(self) -> None:
@@ -290,19 +292,26 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         return interval
 
     async def _receive_notifications(self) -> None:
-        if self._announcer is not None and self._announcer.notifies:
-            self._notifications = NotificationReceiver(
-                self._store.settings, self._receive_notification, self._woken.set, self._announcer.probe
+        announcer = self._announcer
+        if announcer is not None and announcer.notifies:
+            receiver = NotificationReceiver(
+                self._store.settings,
+                lambda payload: self._receive_notice(announcer.decode(payload)),
+                self._woken.set,
+                announcer.probe,
             )
-            await self._notifications.run()
+            self._notifications = receiver
+            try:
+                await receiver.run()
+            finally:
+                receiver.working = False
 
-    def _receive_notification(self, payload: str) -> None:
-        notice = self._announcer.decode(payload) if self._announcer is not None else None
-        if notice is None or notice.look:
+    def _receive_notice(self, notice: Notice) -> None:
+        if notice.look:
             self._woken.set()
-        if notice is None:
-            return
-        self._unannounced.difference_update(event.stream for event in notice.events)
+        for event in notice.events:
+            if event.stream in self.streams:
+                self._unannounced.hear(event)
         if notice.origin != self._store.origin:
             self.push([new for event in notice.events if (new := self._new_event(event)) is not None])
 
@@ -353,9 +362,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self._failing = False
 
     async def _poll(self) -> None:
-        if self._unannounced:
+        if self._unannounced.check():
             self._frequent_until = time.monotonic() + UNANNOUNCED_TIME
-            self._unannounced.clear()
         before = dict(self._known)
         poll = await run_store(self._store.poll, list(before), self._seen)
         events: list[StreamEvent] = list(self._new_transients(poll.transients))
@@ -366,7 +374,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
                 self._known[stream] = tail
                 events.append(Advanced(stream))
                 if self._notified:
-                    self._unannounced.add(stream)
+                    self._unannounced.find(stream, tail)
         self.push(events)
         if poll.pending:
             # The process that has stored these messages may be unable to number them.
