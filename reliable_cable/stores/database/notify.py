@@ -125,6 +125,12 @@ class NotificationReceiver:
 
     async def run(self) -> None:
         """Receive notifications until cancelled. If the connection is lost, open another one."""
+        try:
+            await self._keep_receiving()
+        finally:
+            self.working = False
+
+    async def _keep_receiving(self) -> None:
         delay, longest = RETRY_DELAYS
         while True:
             try:
@@ -206,23 +212,40 @@ class NotificationReceiver:
         """Pass on notifications until the connection breaks, or a notification of this process does not arrive."""
         loop = asyncio.get_running_loop()
         payload = PROBE + secrets.token_hex(8)
-        self._probe(payload)
+        broken: asyncio.Future[None] = loop.create_future()
         next_probe: asyncio.TimerHandle | None = None
+        # `connection.notifies()` costs several times as much CPU time for each notification, and some while it waits.
+        pgconn, socket, encoding = connection.pgconn, connection.fileno(), connection.info.encoding
+        limit = asyncio.timeout(PROBE_TIMEOUT)
+
+        def read() -> None:
+            try:
+                pgconn.consume_input()
+                while (notification := pgconn.notifies()) is not None:
+                    handle(notification.extra.decode(encoding))
+            except Exception as error:
+                loop.remove_reader(socket)
+                if not broken.done():
+                    broken.set_exception(error)
+
+        def handle(text: str) -> None:
+            nonlocal next_probe
+            if not text.startswith(PROBE):
+                self._received(text)
+            elif text == payload:
+                limit.reschedule(loop.time() + PROBE_INTERVAL + PROBE_TIMEOUT)
+                next_probe = loop.call_later(PROBE_INTERVAL, self._probe, payload)
+                self._begin()
+
         try:
-            async with (
-                asyncio.timeout(PROBE_TIMEOUT) as limit,
-                contextlib.aclosing(connection.notifies()) as notifications,
-            ):
-                async for notification in notifications:
-                    if not notification.payload.startswith(PROBE):
-                        self._received(notification.payload)
-                    elif notification.payload == payload:
-                        limit.reschedule(loop.time() + PROBE_INTERVAL + PROBE_TIMEOUT)
-                        next_probe = loop.call_later(PROBE_INTERVAL, self._probe, payload)
-                        self._begin()
+            async with limit:
+                loop.add_reader(socket, read)
+                self._probe(payload)
+                await broken
         except TimeoutError as error:
             raise _SilentError from error
         finally:
+            loop.remove_reader(socket)
             if next_probe is not None:
                 next_probe.cancel()
 

@@ -183,11 +183,21 @@ class Announcer:
         return list(map(StoredTransient, keys, whispers))
 
     def _notify(self, pending: _Pending, events: Sequence[NoticedEvent], probes: Sequence[str], look: bool) -> None:
-        payloads = [*probes, *self._codec.encode(Notice(self._origin(), events, look or pending.missed))]
+        # After an error, the receivers are only told to poll: a failover may have lost the events of before.
+        missed = Notice(self._origin(), look=True)
+        notice = missed if pending.missed else Notice(self._origin(), events, look)
+        payloads = [*probes, *self._codec.encode(notice)]
         if not payloads:
             return
         try:
-            self._send(payloads)
+            try:
+                send_notifications(self._alias, payloads)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                # The connection may have been closed by the server since it was last used.
+                self._disconnect()
+                send_notifications(self._alias, [*probes, *self._codec.encode(missed)])
         except Exception as error:
             pending.missed = True
             self._failed(
@@ -197,16 +207,6 @@ class Announcer:
             )
         else:
             self._failing = pending.missed = False
-
-    def _send(self, payloads: Sequence[str]) -> None:
-        try:
-            send_notifications(self._alias, payloads)
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            # The connection may have been closed by the server since it was last used.
-            self._disconnect()
-            send_notifications(self._alias, payloads)
 
     def _failed(self, message: str, error: Exception) -> None:
         """Log an error, once until notifications succeed, and close the connection."""

@@ -294,17 +294,13 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
     async def _receive_notifications(self) -> None:
         announcer = self._announcer
         if announcer is not None and announcer.notifies:
-            receiver = NotificationReceiver(
+            self._notifications = NotificationReceiver(
                 self._store.settings,
                 lambda payload: self._receive_notice(announcer.decode(payload)),
                 self._woken.set,
                 announcer.probe,
             )
-            self._notifications = receiver
-            try:
-                await receiver.run()
-            finally:
-                receiver.working = False
+            await self._notifications.run()
 
     def _receive_notice(self, notice: Notice) -> None:
         if notice.look:
