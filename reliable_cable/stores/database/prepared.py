@@ -1,0 +1,94 @@
+"""A statement that PostgreSQL parses and plans once for each connection."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from django.db import Error, connections
+
+#: The number of executions on a connection before the statement is prepared there. Many connections execute few
+#: statements.
+PREPARE_AFTER: Final = 3
+
+#: The error codes if other code has discarded a prepared statement, if a statement with its name exists, and if a
+#: migration has changed its tables.
+_STALE: Final = {"26000", "42P05", "0A000"}
+
+
+class StaleStatementError(Exception):
+    """Raised if a prepared statement cannot be executed. Nothing was changed, but an open transaction is broken.
+
+    On this connection, the statement is not prepared again.
+    """
+
+
+class PreparedStatement:
+    """Executes a statement, which is prepared on connections that execute it often.
+
+    PostgreSQL may need longer to plan a statement than to execute it. Connections that go through a connection
+    pooler do not prepare it, because the pooler may change the server connection between two transactions.
+
+    Args:
+        alias: the alias of the database.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        #: The number of executions on each of the driver's connections; None if the statement must not be prepared.
+        self._executions: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+
+    def execute(self, query: str, params: Sequence[Any]) -> Any:
+        """Execute the statement, and return its first row; None if there is none.
+
+        Args:
+            query: the statement, with the placeholders `%s` and without other percent signs.
+            params: the values of the placeholders. They are passed as literals.
+
+        Raises:
+            StaleStatementError: the statement was prepared, but cannot be executed any more.
+            django.db.Error: the statement failed.
+        """
+        wrapper = connections[self._alias]
+        with wrapper.cursor() as cursor:
+            raw = wrapper.connection
+            count = self._executions.get(raw, 0)
+            if count == PREPARE_AFTER and not self._is_direct(wrapper, cursor):
+                count = None
+            if count is None or count < PREPARE_AFTER:
+                cursor.execute(query, params)
+                self._executions[raw] = None if count is None else count + 1
+                return cursor.fetchone()
+            name, definition, execution = _statements(query)
+            try:
+                if count == PREPARE_AFTER:
+                    # A rollback does not remove the prepared statement.
+                    cursor.execute(f"PREPARE {name} AS {definition}")
+                    self._executions[raw] = count + 1
+                cursor.execute(execution, params)
+            except Error as error:
+                if getattr(error.__cause__, "sqlstate", None) not in _STALE:
+                    raise
+                self._executions[raw] = None
+                raise StaleStatementError(str(error)) from error
+            return cursor.fetchone()
+
+    def _is_direct(self, wrapper: Any, cursor: Any) -> bool:
+        """Return whether the connection can be used for prepared statements: no pooler and no server-side binding."""
+        settings = wrapper.settings_dict
+        if settings.get("DISABLE_SERVER_SIDE_CURSORS") or settings["OPTIONS"].get("server_side_binding"):
+            return False
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+        # A pooler invents a process id for each of its clients.
+        return bool(pid == wrapper.connection.info.backend_pid)
+
+
+@lru_cache(maxsize=16)
+def _statements(query: str) -> tuple[str, str, str]:
+    """Return the name and the definition of a prepared statement, and the statement that executes it."""
+    first, *parts = query.split("%s")
+    definition = first + "".join(f"${number}{part}" for number, part in enumerate(parts, 1))
+    name = f"reliable_cable_{hashlib.blake2b(query.encode(), digest_size=8).hexdigest()}"
+    return name, definition, f"EXECUTE {name}({', '.join(['%s'] * len(parts))})"
