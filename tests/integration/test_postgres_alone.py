@@ -61,11 +61,9 @@ class Stage:
         folder.mkdir()
         variables = {"CABLE_TEST_POSTGRES": self.postgres}
         if pooler is not None:
-            variables = {
-                "CABLE_TEST_POSTGRES": "127.0.0.1",
-                "CABLE_TEST_POSTGRES_PORT": str(pooler.port),
-                "CABLE_TEST_DIRECT_POSTGRES": self.postgres,
-            }
+            variables = {"CABLE_TEST_POSTGRES": "127.0.0.1", "CABLE_TEST_POSTGRES_PORT": str(pooler.port)}
+        if settings.get("NOTIFY") == "direct":
+            variables["CABLE_TEST_DIRECT_POSTGRES"] = self.postgres
         return Server(kind, folder, self._template, {"POLL_INTERVAL": HOUR, **settings}, shared=True, **variables)
 
 

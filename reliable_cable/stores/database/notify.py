@@ -18,14 +18,20 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
 
+from .prepared import PreparedStatement, StaleStatementError
+
 #: The maximum size of a payload, in bytes. PostgreSQL refuses payloads of 8000 bytes or more.
 MAX_PAYLOAD: Final = 7900
+#: The maximum number of notifications in a statement.
+PAYLOADS_PER_STATEMENT: Final = 64
 #: How long, in seconds, it may take to connect to the database.
 CONNECT_TIMEOUT: Final = 10.0
 #: How often, in seconds, a receiver checks that its own notifications arrive.
 PROBE_INTERVAL: Final = 30.0
 #: How long, in seconds, the notification of such a check may take to arrive.
 PROBE_TIMEOUT: Final = 10.0
+#: How often, in seconds, such a notification is sent until one arrives. The connection that sends it may be broken.
+PROBE_RETRY_INTERVAL: Final = 2.0
 #: The delays, in seconds, before the first retry of a connection and between later retries. The delay doubles.
 RETRY_DELAYS: Final = (0.1, 5.0)
 #: How long, in seconds, to wait before the next attempt if the notifications of a check do not arrive.
@@ -56,27 +62,43 @@ def supports_notify(settings: CableSettings) -> bool:
     return bool(is_psycopg3)
 
 
-def send_notifications(alias: str, payloads: Sequence[str]) -> None:
-    """Send notifications in a transaction of their own, on this thread's connection, which has no open transaction.
-
-    NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. So this transaction contains
-    nothing else, and does not wait until it is stored on disk.
+class NotificationSender:
+    """Sends notifications on the calling thread's connection, which must have no open transaction.
 
     Args:
         alias: the alias of the database.
-        payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
-
-    Raises:
-        django.db.Error: some or all notifications were not sent.
     """
-    connection = connections[alias]
-    calls = ", ".join(["pg_notify(channel.name, %s)"] * len(payloads))
-    # `true` limits the parameter to this transaction, because other clients use the connection of a connection pooler.
-    query = f"SELECT set_config('synchronous_commit', 'off', true), {calls} FROM (SELECT {_CHANNEL} AS name) AS channel"  # noqa: S608
-    with connection.cursor() as cursor:
-        cursor.execute(query, payloads)
-    if is_manual(connection):
-        connection.commit()
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._single = PreparedStatement(alias)
+
+    def send(self, payloads: Sequence[str]) -> None:
+        """Send notifications in a transaction of their own.
+
+        NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. So this transaction contains
+        nothing else. PostgreSQL does not wait until it is stored on disk, because it changes no data.
+
+        Args:
+            payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
+
+        Raises:
+            django.db.Error: some or all notifications were not sent.
+        """
+        connection = connections[self._alias]
+        for start in range(0, len(payloads), PAYLOADS_PER_STATEMENT):
+            self._send(connection, payloads[start : start + PAYLOADS_PER_STATEMENT])
+        if is_manual(connection):
+            connection.commit()
+
+    def _send(self, connection: Any, payloads: Sequence[str]) -> None:
+        if len(payloads) == 1:
+            with contextlib.suppress(StaleStatementError):
+                self._single.execute(f"SELECT pg_notify({_CHANNEL}, %s)", payloads)
+                return
+        calls = ", ".join(["pg_notify(channel.name, %s)"] * len(payloads))
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {calls} FROM (SELECT {_CHANNEL} AS name) AS channel", payloads)  # noqa: S608
 
 
 class _SilentError(Exception):
@@ -234,13 +256,20 @@ class NotificationReceiver:
                 self._received(text)
             elif text == payload:
                 limit.reschedule(loop.time() + PROBE_INTERVAL + PROBE_TIMEOUT)
-                next_probe = loop.call_later(PROBE_INTERVAL, self._probe, payload)
+                if next_probe is not None:
+                    next_probe.cancel()
+                next_probe = loop.call_later(PROBE_INTERVAL, probe)
                 self._begin()
+
+        def probe() -> None:
+            nonlocal next_probe
+            next_probe = loop.call_later(PROBE_RETRY_INTERVAL, probe)
+            self._probe(payload)
 
         try:
             async with limit:
                 loop.add_reader(socket, read)
-                self._probe(payload)
+                probe()
                 await broken
         except TimeoutError as error:
             raise _SilentError from error

@@ -16,14 +16,14 @@ from reliable_cable.concurrency.threads import submit_alone, with_kept_connectio
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
-from reliable_cable.stores.database.notify import send_notifications, supports_notify
+from reliable_cable.stores.database.notify import NotificationSender, supports_notify
 
 from .base import Transient
 from .model_notices import Notice, NoticeCodec, NoticedEvent, StoredTransient
 
 #: The minimum time, in seconds, between the beginnings of two transactions with notifications. Events that happen
 #: meanwhile share the next one.
-MIN_INTERVAL: Final = 0.002
+MIN_INTERVAL: Final = 0.005
 #: The minimum pause between two transactions, as a multiple of the duration of the first one. So if the database is
 #: slow, more events share a transaction.
 PAUSE_FACTOR: Final = 2.0
@@ -79,6 +79,7 @@ class Announcer:
         self._origin = origin
         self._store = store
         self._codec = NoticeCodec(settings)
+        self._sender = NotificationSender(settings.database)
         self._processes: dict[int, _Pending] = {}
         self._failing = False
 
@@ -191,13 +192,13 @@ class Announcer:
             return
         try:
             try:
-                send_notifications(self._alias, payloads)
+                self._sender.send(payloads)
             except Exception as error:
                 if not is_outage(error):
                     raise
                 # The connection may have been closed by the server since it was last used.
                 self._disconnect()
-                send_notifications(self._alias, [*probes, *self._codec.encode(missed)])
+                self._sender.send([*probes, *self._codec.encode(missed)])
         except Exception as error:
             pending.missed = True
             self._failed(

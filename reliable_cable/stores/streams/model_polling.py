@@ -34,6 +34,8 @@ SLOW_POLL_INTERVAL = 1.0
 #: How long, in seconds, regular polls are frequent after a poll has found messages that were not announced. Their
 #: process may be unable to send notifications.
 UNANNOUNCED_TIME = 10.0
+#: The maximum time, in seconds, until a poll that has failed is repeated.
+RETRY_DELAY = 1.0
 #: How often, in seconds, a listener prunes the store.
 PRUNE_INTERVAL = 60.0
 #: The approximate maximum number of rows that a listener deletes each time it prunes the store.
@@ -257,7 +259,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self.streams:
-                await wait_and_clear(self._woken, self._interval())
+                interval = self._interval()
+                await wait_and_clear(self._woken, min(interval, RETRY_DELAY) if self._failing else interval)
                 await self._attempt(self._poll)
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + PRUNE_INTERVAL
