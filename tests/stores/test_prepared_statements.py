@@ -9,7 +9,6 @@ import pytest
 from django.db import connections
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.stores.database import prepared
 from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import POSTGRES, finish_store_threads
 from tests.stores.test_streams import append, kept
@@ -73,12 +72,10 @@ def test_it_may_become_invalid(store: ModelStreamStore, alias: str, change: str)
         write(store, 3)
 
 
-def test_another_statement_may_have_its_name(store: ModelStreamStore, alias: str) -> None:
-    write(store, 2)
-    with mock.patch.object(prepared, "_statements", return_value=("taken", "SELECT 2", "EXECUTE taken")):
-        with connections[alias].cursor() as cursor:
-            cursor.execute("PREPARE taken AS SELECT 1")
-        write(store, 5)
+def test_two_stores_share_it(store: ModelStreamStore, alias: str) -> None:
+    write(store, 6)
+    write(ModelStreamStore(store.settings), 6)
+    assert statements(alias) == 1
 
 
 @pytest.mark.parametrize("option", ["DISABLE_SERVER_SIDE_CURSORS", "server_side_binding"])

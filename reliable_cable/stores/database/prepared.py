@@ -12,9 +12,8 @@ from django.db import Error, connections
 #: statements.
 PREPARE_AFTER: Final = 3
 
-#: The error codes if other code has discarded a prepared statement, if a statement with its name exists, and if a
-#: migration has changed its tables.
-_STALE: Final = {"26000", "42P05", "0A000"}
+#: The error codes if other code has discarded a prepared statement, and if a migration has changed its tables.
+_STALE: Final = {"26000", "0A000"}
 
 
 class StaleStatementError(Exception):
@@ -54,35 +53,40 @@ class PreparedStatement:
         with wrapper.cursor() as cursor:
             raw = wrapper.connection
             count = self._executions.get(raw, 0)
-            if count == PREPARE_AFTER and not self._is_direct(wrapper, cursor):
-                count = None
+            if count == PREPARE_AFTER:
+                # A rollback does not remove a prepared statement.
+                count = count + 1 if _prepare(wrapper, cursor, query) else None
+                self._executions[raw] = count
             if count is None or count < PREPARE_AFTER:
                 cursor.execute(query, params)
                 self._executions[raw] = None if count is None else count + 1
                 return cursor.fetchone()
-            name, definition, execution = _statements(query)
             try:
-                if count == PREPARE_AFTER:
-                    # A rollback does not remove the prepared statement.
-                    cursor.execute(f"PREPARE {name} AS {definition}")
-                    self._executions[raw] = count + 1
-                cursor.execute(execution, params)
+                cursor.execute(_statements(query)[2], params)
             except Error as error:
-                if getattr(error.__cause__, "sqlstate", None) not in _STALE:
+                code = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
+                if code not in _STALE:
                     raise
                 self._executions[raw] = None
                 raise StaleStatementError(str(error)) from error
             return cursor.fetchone()
 
-    def _is_direct(self, wrapper: Any, cursor: Any) -> bool:
-        """Return whether the connection can be used for prepared statements: no pooler and no server-side binding."""
-        settings = wrapper.settings_dict
-        if settings.get("DISABLE_SERVER_SIDE_CURSORS") or settings["OPTIONS"].get("server_side_binding"):
-            return False
-        cursor.execute("SELECT pg_backend_pid()")
-        (pid,) = cursor.fetchone()
-        # A pooler invents a process id for each of its clients.
-        return bool(pid == wrapper.connection.info.backend_pid)
+
+def _prepare(wrapper: Any, cursor: Any, query: str) -> bool:
+    """Prepare a statement. Return False if the connection goes through a pooler, or binds parameters on the server."""
+    settings = wrapper.settings_dict
+    if settings.get("DISABLE_SERVER_SIDE_CURSORS") or settings["OPTIONS"].get("server_side_binding"):
+        return False
+    name, definition, _ = _statements(query)
+    # Another object may have prepared the same statement.
+    cursor.execute("SELECT pg_backend_pid(), EXISTS (SELECT 1 FROM pg_prepared_statements WHERE name = %s)", [name])
+    pid, exists = cursor.fetchone()
+    # A pooler invents a process id for each of its clients.
+    if pid != wrapper.connection.info.backend_pid:
+        return False
+    if not exists:
+        cursor.execute(f"PREPARE {name} AS {definition}")
+    return True
 
 
 @lru_cache(maxsize=16)
