@@ -22,6 +22,7 @@ from tests.support.examples import FEW, examples
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nats import find_nats
 from tests.support.nginx import find_nginx
+from tests.support.pgbouncer import find_pgbouncer
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import CLUSTER, find_binaries
 
@@ -115,6 +116,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no anycable-go on this machine, and no Go to build it")
     if item.get_closest_marker("nats") and find_nats() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no NATS server on this machine")
+    if item.get_closest_marker("pgbouncer") and find_pgbouncer() is None:
+        (pytest.fail if REQUIRE else pytest.skip)("no PgBouncer on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
 

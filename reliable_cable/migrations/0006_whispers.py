@@ -12,19 +12,27 @@ STORAGE = {
     "reliable_cable_transiententry": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000",
 }
 
+#: Statements that a server may refuse. The table works as well if it is logged, but a server may refuse to change it, for
+#: example if the table is published by name for logical replication. Ids must not begin again after a crash, because
+#: listeners remember the ids of the last minute. Since PostgreSQL 15, the sequence of an unlogged table would do so.
+#: Earlier versions do not know the second statement, and log all sequences.
+UNLOGGED = [
+    "ALTER TABLE reliable_cable_transiententry SET UNLOGGED",
+    "ALTER SEQUENCE reliable_cable_transiententry_id_seq SET LOGGED",
+]
+
 
 def set_storage(apps: Any, schema_editor: Any) -> None:
     if schema_editor.connection.vendor != "postgresql":
         return
     for table, parameters in STORAGE.items():
         schema_editor.execute(f"ALTER TABLE {table} SET ({parameters})")
-    # A server may refuse this, for example if the table is published by name for logical replication. The table works
-    # as well if it is logged.
-    try:
-        with transaction.atomic(using=schema_editor.connection.alias):
-            schema_editor.execute("ALTER TABLE reliable_cable_transiententry SET UNLOGGED")
-    except DatabaseError:
-        pass
+    for statement in UNLOGGED:
+        try:
+            with transaction.atomic(using=schema_editor.connection.alias):
+                schema_editor.execute(statement)
+        except DatabaseError:
+            pass
 
 
 def reset_storage(apps: Any, schema_editor: Any) -> None:

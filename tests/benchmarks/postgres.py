@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ import psycopg
 
 from tests.benchmarks.fanout.process import usage
 from tests.support.client import Client, identify
+from tests.support.outage import child_pids
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.server import ROOT, Server, environment, make_database
 
@@ -77,7 +79,7 @@ async def _measure(host: str, folder: Path, level: str, rate: float, options: ar
                 names = streams[start : start + STREAMS_PER_SUBSCRIPTION]
                 await client.subscribe(identify("StreamChannel", streams=names))
             await asyncio.sleep(1)
-            before = usage(server.pid).cpu
+            before, database_before = usage(server.pid).cpu, _database_cpu(host)
             writers = [
                 subprocess.Popen(  # noqa: ASYNC220
                     [sys.executable, "-m", __name__, json.dumps(_share(streams, index, rate, options))],
@@ -86,13 +88,27 @@ async def _measure(host: str, folder: Path, level: str, rate: float, options: ar
                 for index in range(options.writers)
             ]  # fmt: skip
             times, offsets = await _receive(client, writers)
-            cpu = usage(server.pid).cpu - before
+            cpu, database_cpu = usage(server.pid).cpu - before, _database_cpu(host) - database_before
             made = [json.loads((writer.communicate()[0] or b"{}").splitlines()[-1]) for writer in writers]
     count = sum(each["count"] for each in made)
     # The first message of each stream is not measured.
     complete = _is_complete(offsets, count + len(streams))
-    _print(level, rate, times, made, cpu, host, complete=complete)
+    _print(level, rate, times, made, (cpu, database_cpu), host, complete=complete)
     return complete
+
+
+def _database_cpu(host: str) -> float:
+    """Return the CPU time of a PostgreSQL server and of its processes, also of those that have ended, in seconds."""
+    postmaster = int((Path(host) / "data" / "postmaster.pid").read_text().split()[0])
+    ticks = sum(_times(postmaster)) + sum(sum(_times(child)[:2]) for child in child_pids(postmaster))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _times(pid: int) -> list[int]:
+    """Return the user and system time of a process, and those of its ended children, in ticks."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        return [int(value) for value in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
+    return []
 
 
 def _share(streams: Sequence[str], index: int, rate: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +153,14 @@ def _is_complete(offsets: dict[str, list[int]], count: int) -> bool:
 
 
 def _print(
-    level: str, rate: float, times: Sequence[float], made: Sequence[Any], cpu: float, host: str, *, complete: bool
+    level: str,
+    rate: float,
+    times: Sequence[float],
+    made: Sequence[Any],
+    cpu: tuple[float, float],
+    host: str,
+    *,
+    complete: bool,
 ) -> None:
     cuts = quantiles(times, n=100)
     count = sum(each["count"] for each in made)
@@ -148,7 +171,7 @@ def _print(
         f"{level}, {rate:g}/s: {count} broadcasts in {longest:.1f} s ({count / longest:.0f}/s, "
         f"at most {lag:.2f} s late); "
         f"delivery p50 {cuts[49] * 1000:.1f} ms, p90 {cuts[89] * 1000:.1f} ms, p99 {cuts[98] * 1000:.1f} ms; "
-        f"server {cpu / count * 1e6:.0f} µs of CPU per message; "
+        f"CPU per message: server {cpu[0] / count * 1e6:.0f} µs, PostgreSQL {cpu[1] / count * 1e6:.0f} µs, "
         f"writers {sum(each['cpu'] for each in made) / count * 1e6:.0f} µs; "
         f"{'no gap, no repeat' if complete else 'NOT COMPLETE'}; load {load:.0f}\n"
     )

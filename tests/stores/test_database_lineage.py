@@ -11,6 +11,7 @@ import pytest
 from django.db import connections, transaction
 
 from reliable_cable import models
+from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
@@ -142,6 +143,8 @@ def cluster(django_db_blocker: Any) -> Iterator[Cluster]:
         options = {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres"}
         with django_db_blocker.unblock(), another_database("cluster", HOST=cluster.primary.host, **options):
             yield cluster
+            # The threads must close their connections while the alias exists.
+            assert end_threads(30)
     finally:
         cluster.primary.delete()
         cluster.standby.delete()

@@ -79,7 +79,8 @@ def connected(alias: str) -> int:
     """Return the number of connections of other threads."""
     with connections[alias].cursor() as cursor:
         cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid() "
+            "AND backend_type = 'client backend'"  # autovacuum has connections, too
         )
         return int(cursor.fetchone()[0])
 

@@ -32,7 +32,7 @@ NAMES = [f"stream {number}" for number in range(800)]
 async def hub(make_store: MakeStore) -> AsyncIterator[Hub]:
     """A hub whose store does not poll during the test."""
     settings = read_settings({"ENGINE": "memory"})
-    store = make_store(poll_interval=60)
+    store = make_store(poll_interval=60, notify=False)
     hub = Hub(Engine(store, MemoryPresenceStore(settings), MemorySessionStore(settings)), settings)
     await subscribe(hub, "the first stream")
     yield hub

@@ -156,7 +156,7 @@ class TestOutbox:
         assert_complete(history(store, "a"), 4, MESSAGES)
 
 
-@pytest.fixture(params=["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.fixture(params=["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def isolation(request: pytest.FixtureRequest, alias: str) -> Iterator[str]:
     """Give new connections another default isolation level, by a parameter of PostgreSQL instead of Django's option."""
     options = connections[alias].settings_dict["OPTIONS"]

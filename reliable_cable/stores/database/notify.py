@@ -15,16 +15,23 @@ from django.db import connections
 from reliable_cable.concurrency.on_commit import is_manual
 from reliable_cable.concurrency.threads import run_store
 from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
+
+from .prepared import PreparedStatement, StaleStatementError
 
 #: The maximum size of a payload, in bytes. PostgreSQL refuses payloads of 8000 bytes or more.
 MAX_PAYLOAD: Final = 7900
+#: The maximum number of notifications in a statement.
+PAYLOADS_PER_STATEMENT: Final = 64
 #: How long, in seconds, it may take to connect to the database.
 CONNECT_TIMEOUT: Final = 10.0
 #: How often, in seconds, a receiver checks that its own notifications arrive.
 PROBE_INTERVAL: Final = 30.0
 #: How long, in seconds, the notification of such a check may take to arrive.
 PROBE_TIMEOUT: Final = 10.0
+#: How often, in seconds, such a notification is sent until one arrives. The connection that sends it may be broken.
+PROBE_RETRY_INTERVAL: Final = 2.0
 #: The delays, in seconds, before the first retry of a connection and between later retries. The delay doubles.
 RETRY_DELAYS: Final = (0.1, 5.0)
 #: How long, in seconds, to wait before the next attempt if the notifications of a check do not arrive.
@@ -55,31 +62,58 @@ def supports_notify(settings: CableSettings) -> bool:
     return bool(is_psycopg3)
 
 
-def send_notifications(alias: str, payloads: Sequence[str]) -> None:
-    """Send notifications in a transaction of their own, on this thread's connection, which has no open transaction.
-
-    NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. So this transaction contains
-    nothing else, and does not wait until it is stored on disk.
+class NotificationSender:
+    """Sends notifications on the calling thread's connection, which must have no open transaction.
 
     Args:
         alias: the alias of the database.
-        payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
-
-    Raises:
-        django.db.Error: some or all notifications were not sent.
     """
-    connection = connections[alias]
-    calls = ", ".join(["pg_notify(channel.name, %s)"] * len(payloads))
-    # `true` limits the parameter to this transaction, because other clients use the connection of a connection pooler.
-    query = f"SELECT set_config('synchronous_commit', 'off', true), {calls} FROM (SELECT {_CHANNEL} AS name) AS channel"  # noqa: S608
-    with connection.cursor() as cursor:
-        cursor.execute(query, payloads)
-    if is_manual(connection):
-        connection.commit()
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._single = PreparedStatement(alias)
+
+    def send(self, payloads: Sequence[str]) -> None:
+        """Send notifications in a transaction of their own.
+
+        NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. So this transaction contains
+        nothing else. PostgreSQL does not wait until it is stored on disk, because it changes no data.
+
+        Args:
+            payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
+
+        Raises:
+            django.db.Error: some or all notifications were not sent.
+        """
+        connection = connections[self._alias]
+        for start in range(0, len(payloads), PAYLOADS_PER_STATEMENT):
+            self._send(connection, payloads[start : start + PAYLOADS_PER_STATEMENT])
+        if is_manual(connection):
+            connection.commit()
+
+    def _send(self, connection: Any, payloads: Sequence[str]) -> None:
+        if len(payloads) == 1:
+            with contextlib.suppress(StaleStatementError):
+                self._single.execute(f"SELECT pg_notify({_CHANNEL}, %s)", payloads)
+                return
+        calls = ", ".join(["pg_notify(channel.name, %s)"] * len(payloads))
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {calls} FROM (SELECT {_CHANNEL} AS name) AS channel", payloads)  # noqa: S608
 
 
 class _SilentError(Exception):
     """Raised if a process does not receive its own notifications."""
+
+
+class _PooledError(Exception):
+    """Raised if the connections of a database go through a connection pooler, and the settings do not say how."""
+
+
+async def _is_pooled(connection: Any) -> bool:
+    """Return whether a connection goes through a connection pooler. If so, the pooler has invented its process id."""
+    async for (pid,) in await connection.execute("SELECT pg_backend_pid()"):
+        return bool(pid != connection.info.backend_pid)
+    return False
 
 
 class NotificationReceiver:
@@ -99,7 +133,10 @@ class NotificationReceiver:
         changed: Callable[[], None],
         probe: Callable[[str], None],
     ) -> None:
+        self._database = settings.database
         self._alias = settings.notify if isinstance(settings.notify, str) else settings.database
+        #: Whether to LISTEN through a connection pooler, too.
+        self._may_be_pooled = isinstance(settings.notify, str)
         self._poll_interval = settings.poll_interval
         self._received = received
         self._changed = changed
@@ -110,18 +147,35 @@ class NotificationReceiver:
 
     async def run(self) -> None:
         """Receive notifications until cancelled. If the connection is lost, open another one."""
+        try:
+            await self._keep_receiving()
+        finally:
+            self.working = False
+
+    async def _keep_receiving(self) -> None:
         delay, longest = RETRY_DELAYS
         while True:
             try:
                 await self._receive()
-            except _SilentError:
+            except _PooledError:
                 self._report(
-                    "its own notifications do not arrive. A connection pooler in transaction mode may be in between; "
-                    "set RELIABLE_CABLE['NOTIFY'] to the alias of a direct connection, or to False"
+                    "its connections go through a connection pooler. Set RELIABLE_CABLE['NOTIFY'] to the alias of a "
+                    f"direct connection, to {self._alias!r} if the pooler is in session mode, or to False"
                 )
                 pause = SILENT_RETRY_DELAY
+            except _SilentError:
+                if self.working:
+                    self._report("its own notifications do not arrive any more")
+                    pause = delay
+                else:
+                    self._report(
+                        "its own notifications do not arrive. A connection pooler in transaction mode may be in "
+                        f"between, or this is not the database {self._database!r}. Set RELIABLE_CABLE['NOTIFY'] to the "
+                        "alias of a direct connection to that database, or to False"
+                    )
+                    pause = SILENT_RETRY_DELAY
             except Exception as error:
-                self._report(error)
+                self._report(reason(error) or type(error).__name__)
                 pause = delay
             else:
                 pause = delay  # the server has closed the connection
@@ -129,7 +183,7 @@ class NotificationReceiver:
             self._end()
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
 
-    def _report(self, problem: object) -> None:
+    def _report(self, problem: str) -> None:
         if not self._failing:
             logger.warning(
                 "This process cannot LISTEN on the database %r: %s. Until it can, it polls every %g s.",
@@ -142,46 +196,85 @@ class NotificationReceiver:
     async def _receive(self) -> None:
         from psycopg import AsyncConnection, sql
 
-        parameters = await run_store(self._parameters)
+        parameters, channel = await run_store(self._parameters)
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection = await AsyncConnection.connect(**parameters, autocommit=True)
+        name = sql.Identifier(channel)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                async for (channel,) in await connection.execute(f"SELECT {_CHANNEL}"):
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            await self._read(connection)
+                if not self._may_be_pooled and await _is_pooled(connection):
+                    raise _PooledError
+                await connection.execute(sql.SQL("LISTEN {}").format(name))
+            try:
+                await self._read(connection)
+            except _SilentError:
+                # A pooler may give this server connection to other clients, which must not receive notifications.
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        await connection.execute(sql.SQL("UNLISTEN {}").format(name))
+                raise
         finally:
             await connection.close()
 
-    def _parameters(self) -> dict[str, Any]:
-        """Return the parameters of a connection. Some projects request them from a server, so this runs in a thread."""
+    def _parameters(self) -> tuple[dict[str, Any], str]:
+        """Return the parameters of a connection, and the channel. Both may take a query, so this runs in a thread.
+
+        The channel is that of the processes that send notifications, which use the alias `database`.
+        """
         parameters = dict(connections[self._alias].get_connection_params())
         # These are for sync connections that run Django's queries.
         for name in ("cursor_factory", "context", "prepare_threshold"):
             parameters.pop(name, None)
-        return {"fallback_application_name": "reliable_cable LISTEN", **parameters}
+        with connections[self._database].cursor() as cursor:
+            cursor.execute(f"SELECT {_CHANNEL}")
+            (channel,) = cursor.fetchone()
+        return {"fallback_application_name": "reliable_cable LISTEN", **parameters}, channel
 
     async def _read(self, connection: Any) -> None:
         """Pass on notifications until the connection breaks, or a notification of this process does not arrive."""
         loop = asyncio.get_running_loop()
         payload = PROBE + secrets.token_hex(8)
-        self._probe(payload)
+        broken: asyncio.Future[None] = loop.create_future()
         next_probe: asyncio.TimerHandle | None = None
+        # `connection.notifies()` costs several times as much CPU time for each notification, and some while it waits.
+        pgconn, socket, encoding = connection.pgconn, connection.fileno(), connection.info.encoding
+        limit = asyncio.timeout(PROBE_TIMEOUT)
+
+        def read() -> None:
+            try:
+                pgconn.consume_input()
+                while (notification := pgconn.notifies()) is not None:
+                    handle(notification.extra.decode(encoding))
+            except Exception as error:
+                loop.remove_reader(socket)
+                if not broken.done():
+                    broken.set_exception(error)
+
+        def handle(text: str) -> None:
+            nonlocal next_probe
+            if not text.startswith(PROBE):
+                self._received(text)
+            elif text == payload:
+                limit.reschedule(loop.time() + PROBE_INTERVAL + PROBE_TIMEOUT)
+                if next_probe is not None:
+                    next_probe.cancel()
+                next_probe = loop.call_later(PROBE_INTERVAL, probe)
+                self._begin()
+
+        def probe() -> None:
+            nonlocal next_probe
+            next_probe = loop.call_later(PROBE_RETRY_INTERVAL, probe)
+            self._probe(payload)
+
         try:
-            async with (
-                asyncio.timeout(PROBE_TIMEOUT) as limit,
-                contextlib.aclosing(connection.notifies()) as notifications,
-            ):
-                async for notification in notifications:
-                    if not notification.payload.startswith(PROBE):
-                        self._received(notification.payload)
-                    elif notification.payload == payload:
-                        limit.reschedule(loop.time() + PROBE_INTERVAL + PROBE_TIMEOUT)
-                        next_probe = loop.call_later(PROBE_INTERVAL, self._probe, payload)
-                        self._begin()
+            async with limit:
+                loop.add_reader(socket, read)
+                probe()
+                await broken
         except TimeoutError as error:
             raise _SilentError from error
         finally:
+            loop.remove_reader(socket)
             if next_probe is not None:
                 next_probe.cancel()
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 
 from django.db import connections
@@ -17,6 +18,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.bus import Bus
+from reliable_cable.stores.database.prepared import StaleStatementError
 from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
@@ -154,7 +156,8 @@ class ModelStreamStore(ModelStore, StreamStore):
             self._lineages.prepare()
         written = None
         if len(items) == 1 and self._single_append.supports(items[0][1]):
-            written = self._database.write_broadcast(partial(self._single_append.write, *items[0]))
+            with suppress(StaleStatementError):
+                written = self._database.write_broadcast(partial(self._single_append.write, *items[0]))
         while True:
             written = written or self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:

@@ -1,5 +1,6 @@
 """Announces events of the model store to other processes, in a background thread."""
 
+import contextlib
 import os
 import threading
 import time
@@ -13,15 +14,21 @@ from django.db import connections
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
 from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import reason
 from reliable_cable.logs import logger
-from reliable_cable.stores.database.notify import send_notifications, supports_notify
+from reliable_cable.stores.database.notify import NotificationSender, supports_notify
 
 from .base import Transient
 from .model_notices import Notice, NoticeCodec, NoticedEvent, StoredTransient
 
 #: The minimum time, in seconds, between the beginnings of two transactions with notifications. Events that happen
 #: meanwhile share the next one.
-MIN_INTERVAL: Final = 0.002
+MIN_INTERVAL: Final = 0.005
+#: The minimum pause between two transactions, as a multiple of the duration of the first one. So if the database is
+#: slow, more events share a transaction.
+PAUSE_FACTOR: Final = 2.0
+#: The maximum pause, in seconds, between two transactions with notifications.
+MAX_PAUSE: Final = 0.05
 #: The maximum number of whispers that are stored in one transaction.
 WHISPERS_PER_TRANSACTION: Final = 500
 #: The maximum total size of the pending events, in characters of their data. Above it, pending events are replaced by
@@ -77,6 +84,7 @@ class Announcer:
         self._store = store
         self.topic = topic
         self._codec = NoticeCodec(settings, topic)
+        self._sender = NotificationSender(settings.database)
         self._processes: dict[int, _Pending] = {}
         self._failing = False
 
@@ -85,8 +93,8 @@ class Announcer:
         """Whether processes with this database can notify each other."""
         return supports_notify(self._settings)
 
-    def decode(self, payload: str) -> Notice | None:
-        """Return the notice in a payload; None if another project or another release has sent it."""
+    def decode(self, payload: str) -> Notice:
+        """Return the notice in a payload."""
         return self._codec.decode(payload)
 
     def announce(self, events: Iterable[NoticedEvent]) -> None:
@@ -138,12 +146,13 @@ class Announcer:
             pending.active = True
         try:
             submit_alone(f"announcer{self.topic}", partial(with_kept_connections, self._work, pending))
-        except RuntimeError:
-            logger.debug("Events are not announced, because the interpreter is shutting down.")
+        except RuntimeError as error:
+            with pending.lock:
+                pending.active = False
+            logger.debug("Events are not announced, because no thread can be started: %s", error)
 
     def _work(self, pending: _Pending) -> None:
         """Announce pending events until there are none."""
-        interval = MIN_INTERVAL if self.notifies else self._poll_interval
         while True:
             began = time.monotonic()
             with pending.lock:
@@ -157,47 +166,64 @@ class Announcer:
                 if not (whispers or events or probes or look):
                     pending.active = False
                     return
-            self._attempt(pending, whispers, events, probes, look or pending.missed)
-            time.sleep(max(0.0, began + interval - time.monotonic()))
-
-    def _attempt(
-        self,
-        pending: _Pending,
-        whispers: Sequence[Transient],
-        events: Sequence[NoticedEvent],
-        probes: Sequence[str],
-        look: bool,
-    ) -> None:
-        try:
-            if whispers:
-                keys = self._store(whispers)
-                events = [*events, *map(StoredTransient, keys, whispers)]
+            events = [*events, *self._stored(whispers)]
             if self.notifies:
-                self._notify([*probes, *self._codec.encode(Notice(self._origin(), events, look))])
-            self._failing = pending.missed = False
-        except Exception as error:
-            if not self._failing:
-                logger.warning(
-                    "Other processes could not be notified of new messages. They find these when they poll the "
-                    "database: %s",
-                    error,
-                    exc_info=not is_outage(error),
-                )
-            self._failing = True
-            pending.missed = True
-            connections[self._alias].close()
+                self._notify(pending, events, probes, look)
+            time.sleep(self._pause(time.monotonic() - began))
 
-    def _notify(self, payloads: Sequence[str]) -> None:
+    def _pause(self, took: float) -> float:
+        """Return how long to wait after a transaction that has taken `took` seconds."""
+        if not self.notifies:
+            return self._poll_interval
+        return min(max(MIN_INTERVAL - took, PAUSE_FACTOR * took), MAX_PAUSE)
+
+    def _stored(self, whispers: Sequence[Transient]) -> list[NoticedEvent]:
+        """Store whispers. If this fails, return an empty list."""
+        if not whispers:
+            return []
+        try:
+            keys = self._store(whispers)
+        except Exception as error:
+            self._failed("Whispers could not be passed to other processes, and are lost for their clients: %s", error)
+            return []
+        return list(map(StoredTransient, keys, whispers))
+
+    def _notify(self, pending: _Pending, events: Sequence[NoticedEvent], probes: Sequence[str], look: bool) -> None:
+        # After an error, the receivers are only told to poll: a failover may have lost the events of before.
+        missed = Notice(self._origin(), look=True)
+        notice = missed if pending.missed else Notice(self._origin(), events, look)
+        payloads = [*probes, *self._codec.encode(notice)]
         if not payloads:
             return
         try:
-            send_notifications(self._alias, payloads)
+            try:
+                self._sender.send(payloads)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                # The connection may have been closed by the server since it was last used.
+                self._disconnect()
+                self._sender.send([*probes, *self._codec.encode(missed)])
         except Exception as error:
-            if not is_outage(error):
-                raise
-            # The connection may have been closed by the server since it was last used.
+            pending.missed = True
+            self._failed(
+                "Other processes could not be notified of new messages. They find these when they poll the database: "
+                "%s",
+                error,
+            )
+        else:
+            self._failing = pending.missed = False
+
+    def _failed(self, message: str, error: Exception) -> None:
+        """Log an error, once until notifications succeed, and close the connection."""
+        if not self._failing:
+            logger.warning(message, reason(error), exc_info=not is_outage(error))
+        self._failing = True
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        with contextlib.suppress(Exception):
             connections[self._alias].close()
-            send_notifications(self._alias, payloads)
 
 
 def _size(event: NoticedEvent) -> int:

@@ -60,7 +60,7 @@ class Notice:
     """The content of a notification.
 
     Args:
-        origin: the name of the store that has announced the events.
+        origin: the name of the store that has announced the events; `""` if the receiver does not know it.
         events: the events.
         look: whether the receiver must poll the database, because there are events that are not in the notification.
     """
@@ -68,6 +68,10 @@ class Notice:
     origin: str
     events: Sequence[NoticedEvent] = ()
     look: bool = False
+
+
+#: The notice in a payload that cannot be read.
+UNREADABLE: Final = Notice("", look=True)
 
 
 class NoticeCodec:
@@ -94,18 +98,23 @@ class NoticeCodec:
             payloads = [self._payload(notice.origin, [["l"]], "")]
         return payloads
 
-    def decode(self, payload: str) -> Notice | None:
-        """Return the notice in a payload; None if another project or another release has sent it."""
+    def decode(self, payload: str) -> Notice:
+        """Return the notice in a payload.
+
+        If another project or another release has sent the payload, its receiver must poll the database.
+        """
         payload = payload.removeprefix(self._topic)
         signature, text = payload[:_SIGNATURE_SIZE], payload[_SIGNATURE_SIZE:]
+        # The digests are compared as bytes, because `compare_digest` refuses strings that are not ASCII.
         if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
-            return None
+            return UNREADABLE
         head, _, data = text.partition("\n")
         try:
             origin, items = json.loads(head)
-            return Notice(origin, list(_decode_items(items, data)), look=["l"] in items)
+            events, look = _decode_items(items, data)
         except (ValueError, TypeError, LookupError):
-            return None
+            return UNREADABLE
+        return Notice(origin, events, look)
 
     def _payload(self, origin: str, items: list[Any], data: str) -> str:
         text = f"{_dumps([origin, items])}\n{data}"
@@ -173,7 +182,14 @@ def _newest_positions(events: Sequence[NoticedEvent]) -> list[NoticedEvent]:
     return list(newest.values())
 
 
-def _decode_items(items: Sequence[Any], data: str) -> Iterator[NoticedEvent]:
+def _decode_items(items: Sequence[Any], data: str) -> tuple[list[NoticedEvent], bool]:
+    """Return the events in a payload, and whether its receiver must poll.
+
+    The receiver must also poll if another release has sent an item of an unknown kind. The items after it are left out,
+    because the size of its data is unknown.
+    """
+    events: list[NoticedEvent] = []
+    look = False
     start = 0
 
     def take(size: int) -> str:
@@ -184,10 +200,15 @@ def _decode_items(items: Sequence[Any], data: str) -> Iterator[NoticedEvent]:
     for item in items:
         match item:
             case ["p", stream, epoch, offset, exclude, size]:
-                yield Published(stream, epoch, Entry(offset, take(size), exclude))
+                events.append(Published(stream, epoch, Entry(offset, take(size), exclude)))
             case ["t" | "w" as kind, stream, pk, exclude, size]:
-                yield StoredTransient(pk, Transient(stream, take(size), exclude, whisper=kind == "w"))
+                events.append(StoredTransient(pk, Transient(stream, take(size), exclude, whisper=kind == "w")))
             case ["m", stream, epoch, offset]:
-                yield Moved(stream, StreamPosition(epoch, offset))
+                events.append(Moved(stream, StreamPosition(epoch, offset)))
             case ["a", stream]:
-                yield Advanced(stream)
+                events.append(Advanced(stream))
+            case ["l"]:
+                look = True
+            case _:
+                return events, True
+    return events, look

@@ -20,7 +20,8 @@ from reliable_cable.stores.database.shared_receiver import SharedReceiver
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .model_announcer import Announcer
-from .model_notices import Moved, NoticedEvent, StoredTransient
+from .model_notices import Moved, Notice, NoticedEvent, StoredTransient
+from .model_unannounced import Unannounced
 from .wakeup import receive_wakeups
 
 #: How long, in seconds, polls look for rows with smaller ids after a row has become visible. Rows with smaller ids may
@@ -33,6 +34,8 @@ SLOW_POLL_INTERVAL = 1.0
 #: How long, in seconds, regular polls are frequent after a poll has found messages that were not announced. Their
 #: process may be unable to send notifications.
 UNANNOUNCED_TIME = 10.0
+#: The maximum time, in seconds, until a poll that has failed is repeated.
+RETRY_DELAY = 1.0
 #: How often, in seconds, a listener prunes the store.
 PRUNE_INTERVAL = 60.0
 #: The approximate maximum number of rows that a listener deletes each time it prunes the store.
@@ -155,8 +158,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._notifications: SharedReceiver | None = None
         #: The ids of transient messages that were announced in the last `ANNOUNCED_TIME`, and the times of this.
         self._announced: dict[int, float] = {}
-        #: The streams of which the last poll has found messages that no notification has announced so far.
-        self._unannounced: set[str] = set()
+        self._unannounced = Unannounced()
         #: The time until which regular polls are frequent, by the monotonic clock.
         self._frequent_until = 0.0
         self._wakeups = wakeups
@@ -219,6 +221,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
         self._known.pop(stream, None)
+        self._unannounced.forget(stream)
         self._woken_early.discard(stream)
         await super().unsubscribe(stream)
 
@@ -245,6 +248,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
 
     def _receive(self, event: StreamEvent) -> None:
         self.note(event)
+        self._unannounced.hear(event)
         self._deliver_event(event)
 
     async def _keep_polling(self) -> None:
@@ -255,7 +259,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self.streams:
-                await wait_and_clear(self._woken, self._interval())
+                interval = self._interval()
+                await wait_and_clear(self._woken, min(interval, RETRY_DELAY) if self._failing else interval)
                 await self._attempt(self._poll)
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + PRUNE_INTERVAL
@@ -290,23 +295,23 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         return interval
 
     async def _receive_notifications(self) -> None:
-        if self._announcer is not None and self._announcer.notifies:
+        announcer = self._announcer
+        if announcer is not None and announcer.notifies:
             self._notifications = SharedReceiver(
                 self._store.settings,
-                self._announcer.topic,
-                self._receive_notification,
+                announcer.topic,
+                lambda payload: self._receive_notice(announcer.decode(payload)),
                 self._woken.set,
-                self._announcer.probe,
+                announcer.probe,
             )
             await self._notifications.run()
 
-    def _receive_notification(self, payload: str) -> None:
-        notice = self._announcer.decode(payload) if self._announcer is not None else None
-        if notice is None or notice.look:
+    def _receive_notice(self, notice: Notice) -> None:
+        if notice.look:
             self._woken.set()
-        if notice is None:
-            return
-        self._unannounced.difference_update(event.stream for event in notice.events)
+        for event in notice.events:
+            if event.stream in self.streams:
+                self._unannounced.hear(event)
         if notice.origin != self._store.origin:
             self.push([new for event in notice.events if (new := self._new_event(event)) is not None])
 
@@ -357,9 +362,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self._failing = False
 
     async def _poll(self) -> None:
-        if self._unannounced:
+        if self._unannounced.check():
             self._frequent_until = time.monotonic() + UNANNOUNCED_TIME
-            self._unannounced.clear()
         before = dict(self._known)
         poll = await run_store(self._store.poll, list(before), self._seen)
         events: list[StreamEvent] = list(self._new_transients(poll.transients))
@@ -370,7 +374,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
                 self._known[stream] = tail
                 events.append(Advanced(stream))
                 if self._notified:
-                    self._unannounced.add(stream)
+                    self._unannounced.find(stream, tail)
         self.push(events)
         if poll.pending:
             # The process that has stored these messages may be unable to number them.

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from django.db import connections
-
 from reliable_cable.conf import CableSettings
 from reliable_cable.models import OutboxEntry, Stream, StreamEntry
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.database.database import Database
+from reliable_cable.stores.database.prepared import PreparedStatement
 from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import Message, Published
@@ -19,7 +18,8 @@ from .model_retention import Retention
 class SingleAppend:
     """Numbers a message and inserts it as an entry, with one statement.
 
-    `Numbering` does the same for all other cases. It takes several statements, each of which Django compiles again.
+    `Numbering` does the same for all other cases. It takes several statements, each of which Django compiles again, and
+    PostgreSQL plans again.
 
     Args:
         database: the database with the streams.
@@ -35,6 +35,7 @@ class SingleAppend:
         self._settings = settings
         self._server = server
         self._retention = retention
+        self._statement = PreparedStatement(database.alias)
 
     def supports(self, message: Message) -> bool:
         """Return whether `write` can be called: on PostgreSQL, for a message without an idempotency key."""
@@ -50,6 +51,10 @@ class SingleAppend:
         Returns:
             None if nothing was changed, because the stream has no current epoch, or has messages in the outbox. Then
             `Numbering.write` must be called.
+
+        Raises:
+            StaleStatementError: nothing was changed. `Numbering.write` must be called in another transaction.
+            django.db.Error: nothing was changed.
         """
         now, times = self._server.now_sql()
         lineage = self._server.lineage_sql("lineage")
@@ -67,9 +72,7 @@ class SingleAppend:
                 (SELECT created FROM {_name(StreamEntry)} WHERE stream_id = stream.id AND "offset" = stream.tail - 1)
             FROM stream
         """  # noqa: S608 - only names of tables and functions
-        with connections[self._database.alias].cursor() as cursor:
-            cursor.execute(query, [*times, name, name, message.data, message.exclude])
-            row = cursor.fetchone()
+        row = self._statement.execute(query, [*times, name, name, message.data, message.exclude])
         return None if row is None else self._written(name, message, *row)
 
     def _written(

@@ -49,6 +49,10 @@ if "CABLE_TEST_POSTGRES" in os.environ:
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": "CABLE_TEST_HEALTH_CHECKS" in os.environ,
     }
+if "CABLE_TEST_DIRECT_POSTGRES" in os.environ:
+    # The other database is a connection pooler in transaction mode. This one is PostgreSQL itself.
+    DATABASES["direct"] = {**DATABASES["default"], "HOST": os.environ["CABLE_TEST_DIRECT_POSTGRES"], "PORT": ""}
+    DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True
 # The app of runs cannot be used with a broadcast adapter. The tests with an adapter start no runs.
 SILENCED_SYSTEM_CHECKS = ["reliable_cable.E008"]
 RELIABLE_CABLE = {

@@ -1,0 +1,161 @@
+"""Single messages on PostgreSQL, which are appended with one statement, beside all other writes of a stream."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from unittest import mock
+
+import psycopg
+import pytest
+from django.db import connections, transaction
+
+from reliable_cable import models
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.model import ModelStreamStore
+from tests.stores.conftest import POSTGRES, MakeStore, wait_until, with_own_connection
+from tests.stores.test_stream_concurrency import assert_complete, history, in_threads, isolation
+from tests.stores.test_streams import append, kept
+from tests.support.examples import examples
+
+__all__ = ["isolation"]
+
+pytestmark = [pytest.mark.parametrize("alias", [POSTGRES], indirect=True), pytest.mark.usefixtures("isolation")]
+
+
+class RolledBack(Exception):
+    """Raised to roll a transaction back."""
+
+
+@pytest.fixture
+def raw(alias: str, isolation: str) -> Iterator[psycopg.Connection]:
+    """A connection to the test database that belongs to no store. Its transactions end when the test says so."""
+    with psycopg.connect(**connections[alias].get_connection_params()) as connection:
+        yield connection
+
+
+def waits_for_a_lock(alias: str) -> bool:
+    """Return whether a connection is waiting for a lock."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with connections[alias].cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchone() is not None
+
+
+def test_appends_transactions_and_batches_of_many_threads_lose_nothing(make_store: MakeStore, alias: str) -> None:
+    store = make_store(history_size=10_000)
+    count = examples(20)
+
+    def single(name: int, number: int) -> None:
+        for stream in "ab":
+            append(store, json.dumps([name, number]), stream=stream)
+
+    def batch(name: int, number: int) -> None:
+        store.append([(stream, Message(json.dumps([name, number]))) for stream in "ba"])
+
+    def commit(items: Sequence[tuple[str, Message]], *, lost: bool) -> None:
+        with suppress(RolledBack), transaction.atomic(using=alias):
+            store.append_on_commit(items, using=alias)
+            if lost:
+                raise RolledBack
+
+    def in_transaction(name: int, number: int) -> None:
+        items = [(stream, Message(json.dumps([name, number]))) for stream in "ab"]
+        for lost in (True, False):
+            # The transaction of a caller may conflict with others at the level SERIALIZABLE. The caller must repeat it.
+            store._database._retry(partial(commit, items, lost=lost), 30)
+
+    def writer(name: int, write: Callable[[int, int], None]) -> Callable[[], None]:
+        def write_all() -> None:
+            for number in range(count):
+                write(name, number)
+
+        return write_all
+
+    kinds = [single, single, single, batch, in_transaction, in_transaction]
+    in_threads(*(writer(name, write) for name, write in enumerate(kinds)))
+    store.number_outbox()
+    for stream in "ab":
+        assert_complete(history(store, stream), len(kinds), count)
+
+
+def test_an_append_waits_for_another_writer_and_follows_its_message(
+    make_store: MakeStore, alias: str, raw: psycopg.Connection, isolation: str
+) -> None:
+    store = make_store()
+    append(store, "1")
+    raw.execute("UPDATE reliable_cable_stream SET tail = tail + 1")
+    raw.execute(
+        'INSERT INTO reliable_cable_streamentry (stream_id, "offset", data, exclude, created) '
+        "SELECT id, tail, '2', '', tail_at FROM reliable_cable_stream"
+    )
+    with mock.patch.object(store._single_append, "write", wraps=store._single_append.write) as write:
+        thread = threading.Thread(target=with_own_connection(lambda: append(store, "3")))
+        thread.start()
+        wait_until(lambda: waits_for_a_lock(alias))
+        raw.commit()
+        thread.join(30)
+        # At the other levels, the waiting transaction has failed, and was repeated.
+        assert (write.call_count == 1) == (isolation == "READ COMMITTED")
+    assert kept(store) == [(1, "1"), (2, "2"), (3, "3")]
+
+
+def test_an_append_after_a_rollback_of_another_writer_leaves_no_hole(
+    make_store: MakeStore, alias: str, raw: psycopg.Connection
+) -> None:
+    store = make_store()
+    append(store, "1")
+    raw.execute("UPDATE reliable_cable_stream SET tail = tail + 1")
+    thread = threading.Thread(target=with_own_connection(lambda: append(store, "2")))
+    thread.start()
+    wait_until(lambda: waits_for_a_lock(alias))
+    raw.rollback()
+    thread.join(30)
+    assert kept(store) == [(1, "1"), (2, "2")]
+
+
+def test_committed_messages_that_have_no_number_yet_come_first(
+    store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(store, "1")
+    monkeypatch.setattr(ModelStreamStore, "_number_after_commit", lambda self, names: None)
+    with transaction.atomic(using=alias):
+        store.append_on_commit([("a", Message("2"))], using=alias)
+    assert append(store, "3") == [3]
+    assert kept(store) == [(1, "1"), (2, "2"), (3, "3")]
+
+
+def test_an_append_inside_a_transaction_is_not_a_part_of_it(store: ModelStreamStore, alias: str) -> None:
+    append(store, "1")
+    with suppress(RolledBack), transaction.atomic(using=alias):
+        models.OutboxEntry.objects.using(alias).exists()
+        append(store, "2")
+        raise RolledBack
+    assert kept(store) == [(1, "1"), (2, "2")]
+
+
+def test_without_threads_an_append_is_a_part_of_the_transaction(make_store: MakeStore, alias: str) -> None:
+    store = make_store(handler_threads=0)
+    append(store, "1")
+    with suppress(RolledBack), transaction.atomic(using=alias):
+        append(store, "2")
+        assert kept(store) == [(1, "1"), (2, "2")]
+        raise RolledBack
+    with transaction.atomic(using=alias):
+        append(store, "3")
+    assert kept(store) == [(1, "1"), (2, "3")]
+
+
+def test_an_append_and_a_batch_return_positions_of_the_same_epoch(store: ModelStreamStore) -> None:
+    (first,) = store.append([("a", Message("1"))])
+    (single,) = store.append([("a", Message("2", exclude="sid"))])
+    batch = store.append([("a", Message("3")), ("a", Message("4"))])
+    assert [single, *batch] == [StreamPosition(first.epoch, offset) for offset in (2, 3, 4)]
+    page = store.read("a", after=0, limit=10)
+    assert [entry.exclude for entry in page.entries] == ["", "sid", "", ""]
+    times = list(models.StreamEntry.objects.using(store.settings.database).order_by("offset").values_list("created"))
+    assert times == sorted(times)

@@ -1,0 +1,88 @@
+"""PgBouncer, a connection pooler in front of the PostgreSQL of a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+from tests.support.postgres import unprivileged_user
+from tests.support.process import RestartableProcess
+from tests.support.server import PATIENCE, free_port
+
+CONFIGURATION = """
+[databases]
+postgres = host={host} port=5432 dbname=postgres
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {folder}/users
+pool_mode = {mode}
+max_client_conn = 200
+default_pool_size = 20
+ignore_startup_parameters = extra_float_digits
+"""
+
+
+def find_pgbouncer() -> Path | None:
+    """Return the path of PgBouncer, or None. Debian installs it outside of the PATH of users."""
+    found = shutil.which("pgbouncer", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
+    return Path(found) if found else None
+
+
+class PgBouncer(RestartableProcess):
+    """A PgBouncer. Use it as a context manager, which starts and kills it. It keeps its port.
+
+    Args:
+        host: the directory of the socket of the PostgreSQL.
+        mode: when a server connection is given to another client: after each transaction, or when the client leaves.
+    """
+
+    def __init__(self, host: str, mode: Literal["transaction", "session"]) -> None:
+        # The temporary directory of pytest cannot be used, because only its owner can enter it.
+        self._temporary = tempfile.TemporaryDirectory(prefix="cable-pgbouncer-")
+        folder = Path(self._temporary.name)
+        super().__init__(folder / "log")
+        self.port = free_port()
+        self._user = unprivileged_user()
+        self._configuration = folder / "pgbouncer.ini"
+        self._configuration.write_text(CONFIGURATION.format(host=host, port=self.port, folder=folder, mode=mode))
+        (folder / "users").write_text('"postgres" ""\n')
+        self._log.touch()
+        if self._user is not None:
+            for path in (folder, *folder.iterdir()):
+                shutil.chown(path, self._user)
+
+    def start(self) -> None:
+        """Start the process, and wait until it accepts connections."""
+        program = find_pgbouncer()
+        if program is None:
+            raise RuntimeError("PgBouncer is not installed")
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, self._configuration], stdout=log, stderr=subprocess.STDOUT, user=self._user
+            )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                if not self.alive or time.monotonic() > deadline:
+                    self.kill()
+                    raise RuntimeError(f"PgBouncer did not start:\n{self.log}") from None
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        """Kill the process, and delete its files."""
+        super().kill()
+        self._temporary.cleanup()
