@@ -217,12 +217,13 @@ class TestLostConnections:
             mock.patch.object(notify, "PROBE_TIMEOUT", 5),
         ):
             listener, _ = await listen(here, "a")
+            # The time for the next notification of the process to itself ends before it is sent.
             with (
-                mock.patch.object(notify, "PROBE_TIMEOUT", 0.05),
-                mock.patch.object(notify, "SILENT_RETRY_DELAY", 0.01),
+                mock.patch.object(notify, "PROBE_TIMEOUT", 0),
+                mock.patch.object(notify.NotificationReceiver, "_begin"),
             ):
-                with mock.patch.object(notify.NotificationReceiver, "_begin"):
-                    await until(lambda: not listener._notified)
+                await until(lambda: not listener._notified)
+            with mock.patch.object(notify, "SILENT_RETRY_DELAY", 0.01):
                 await until(lambda: listener._notified)
 
     async def test_messages_that_are_not_announced_make_polls_frequent(
