@@ -18,6 +18,7 @@ from typing import Any, Final
 from tests.support.nats import NatsServer
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import RedisCluster
 from tests.support.server import PATIENCE, ROOT, environment, make_database
 from tests.support.standalone_anycable import StandaloneAnyCable
 
@@ -95,6 +96,10 @@ def _redis(folder: Path, stack: ExitStack) -> Step:
     return {"REDIS_URL": stack.enter_context(RedisServer(folder / "redis")).url}, {}
 
 
+def _cluster(folder: Path, stack: ExitStack) -> Step:
+    return {"REDIS_URL": stack.enter_context(RedisCluster(folder)).url}, {}
+
+
 def _redisx(folder: Path, stack: ExitStack) -> Step:
     # No anycable-go is needed: the adapter only appends to a Redis stream.
     settings, variables = _redis(folder, stack)
@@ -116,6 +121,7 @@ STEPS: Final[Mapping[str, Callable[[Path, ExitStack], Step]]] = {
     "SQLite": _sqlite,
     "PostgreSQL": _postgres,
     "Redis": _redis,
+    "Redis Cluster": _cluster,
     "anycable-go, redisx": _redisx,
     "anycable-go, nats": _nats,
     "anycable-go, http": _http,
