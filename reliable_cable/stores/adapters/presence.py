@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from reliable_cable.concurrency.threads import run_publish
-from reliable_cable.exceptions import NotSupported, StoreError
+from reliable_cable.exceptions import NotSupported, StoreError, described
 from reliable_cable.stores.presence.base import (
     Member,
     PresenceEvent,
@@ -21,7 +21,7 @@ from reliable_cable.stores.presence.base import (
     Refreshed,
 )
 
-from .base import described, shared_key
+from .base import shared_key
 
 T = TypeVar("T")
 
