@@ -31,11 +31,11 @@ def reported(settings: Any, databases: dict[str, Any], id: str = "W014", **value
         settings.RELIABLE_CABLE = {"DATABASE": "shop", **values}
         messages = run_checks(tags=[checks.TAG])
     finally:
-        for alias in databases:
-            del settings.DATABASES[alias]
         for connection in connections.all(initialized_only=True):
             if connection.alias in databases:
                 del connections[connection.alias]
+        for alias in databases:
+            del settings.DATABASES[alias]
     return [message for message in messages if message.id == f"reliable_cable.{id}"]
 
 
