@@ -8,6 +8,11 @@ def reason(error: BaseException) -> str:
     return str(error).rstrip(".")
 
 
+def described(error: BaseException) -> str:
+    """Return the message of an error for use inside a sentence. If it has none, return the name of its type."""
+    return reason(error) or type(error).__name__
+
+
 class CableError(Exception):
     """Base class of the exceptions of this package."""
 

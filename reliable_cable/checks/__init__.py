@@ -5,7 +5,7 @@
 | `reliable_cable.E001` | The setting `RELIABLE_CABLE` has an unknown key, a wrong type or an impossible value. |
 | `reliable_cable.E002` | Several channel classes have the same name. |
 | `reliable_cable.E003` | The engine cannot be imported, or lacks a feature that the settings require. |
-| `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
+| `reliable_cable.E004` | `DATABASE` names a database that cannot store streams, or `NOTIFY` one without LISTEN. |
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
 | `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names a class that cannot be used. |
@@ -43,6 +43,7 @@ from .channels import check_order_of_bases as check_order_of_bases
 from .databases import check_database as check_database
 from .databases import check_health_checks as check_health_checks
 from .databases import check_journal_mode as check_journal_mode
+from .databases import check_notify_alias as check_notify_alias
 from .databases import check_transaction_pooling as check_transaction_pooling
 from .settings import check_engine as check_engine
 from .settings import check_public_streams as check_public_streams

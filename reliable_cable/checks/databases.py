@@ -11,6 +11,7 @@ from django.db import connections, router
 
 from reliable_cable.conf import ENGINE_PARTS, NAME
 from reliable_cable.stores.engine import engine_classes
+from reliable_cable.stores.presence.model import ModelPresenceStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 
 from .valid_settings import TAG, valid_settings
@@ -108,11 +109,8 @@ def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
     Django asks for `DISABLE_SERVER_SIDE_CURSORS` in this case. Such a pooler accepts LISTEN, but passes no
     notifications on.
     """
-    settings = valid_settings()
-    if settings is None or settings.notify is False or not settings.handler_threads or _database() is None:
-        return []
-    alias = settings.notify if isinstance(settings.notify, str) else settings.database
-    if not issubclass(engine_classes(settings)["streams"], ModelStreamStore):
+    alias = _listening_alias()
+    if alias is None:
         return []
     options = django_settings.DATABASES.get(alias, {})
     if "postgresql" not in options.get("ENGINE", "") or not options.get("DISABLE_SERVER_SIDE_CURSORS"):
@@ -128,6 +126,43 @@ def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
             id="reliable_cable.W014",
         )
     ]
+
+
+@register(TAG)
+def check_notify_alias(**kwargs: Any) -> list[CheckMessage]:
+    """Report a setting `NOTIFY` that names a database other than PostgreSQL, through which nobody can LISTEN (E004).
+
+    If `DATABASE` is not PostgreSQL, `NOTIFY` has no effect, and is not reported.
+    """
+    settings, alias = valid_settings(), _listening_alias()
+    if settings is None or alias is None or settings.notify != alias:
+        return []
+    try:
+        if connections[settings.database].vendor != "postgresql" or connections[alias].vendor == "postgresql":
+            return []
+        problem = f"{alias!r}, a {connections[alias].vendor} database; LISTEN needs PostgreSQL."
+    except ImproperlyConfigured as error:
+        problem = f"{alias!r}, which cannot be used: {error}"
+    hint = (
+        f"Set {NAME}['NOTIFY'] to the alias of a direct connection to the database {settings.database!r}, or to True."
+    )
+    return [Error(f"{NAME}['NOTIFY'] is {problem}", hint=hint, id="reliable_cable.E004")]
+
+
+def _listening_alias() -> str | None:
+    """Return the alias of the database through which servers LISTEN if it is PostgreSQL.
+
+    Returns:
+        None if no part of the engine uses notifications, or if the settings are invalid or turn them off.
+    """
+    settings = valid_settings()
+    if settings is None or settings.notify is False or not settings.handler_threads or _database() is None:
+        return None
+    classes = engine_classes(settings)
+    notifying = issubclass(classes["streams"], ModelStreamStore) or issubclass(classes["presence"], ModelPresenceStore)
+    if not notifying:
+        return None
+    return settings.notify if isinstance(settings.notify, str) else settings.database
 
 
 def _database() -> str | None:

@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from reliable_cable.exceptions import InvalidStreamName, StoreError
+from reliable_cable.exceptions import InvalidStreamName, NotSupported, StoreError
 from reliable_cable.logs import logger
 from reliable_cable.presence import presence_for
 from reliable_cable.protocol import messages
@@ -18,6 +18,8 @@ def list_users(request: Request) -> Steps[Response]:
         info: PresenceInfo = yield Call(presence.ainfo, presence.info)
     except InvalidStreamName as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    except NotSupported as error:
+        raise Refusal(HTTPStatus.NOT_IMPLEMENTED, str(error)) from error
     except StoreError as error:
         logger.exception("The presence of the stream %r could not be read.", request.stream)
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Presence cannot be read now. Try again.") from error

@@ -217,13 +217,13 @@ class TestLostConnections:
             mock.patch.object(notify, "PROBE_TIMEOUT", 5),
         ):
             listener, _ = await listen(here, "a")
-            # The time for the next notification of the process to itself ends before it is sent.
-            with (
-                mock.patch.object(notify, "PROBE_TIMEOUT", 0),
-                mock.patch.object(notify.NotificationReceiver, "_begin"),
-            ):
-                await until(lambda: not listener._notified)
             with mock.patch.object(notify, "SILENT_RETRY_DELAY", 0.01):
+                with (
+                    # The time for the next notification of the process to itself ends before it is sent.
+                    mock.patch.object(notify, "PROBE_TIMEOUT", 0),
+                    mock.patch.object(notify.NotificationReceiver, "_begin"),
+                ):
+                    await until(lambda: not listener._notified)
                 await until(lambda: listener._notified)
 
     async def test_messages_that_are_not_announced_make_polls_frequent(
@@ -311,6 +311,27 @@ async def test_whispers_that_cannot_be_stored_delay_no_other_message(
         (position,) = await there.aappend([("a", Message("2"))])
         await until(lambda: "Whispers could not be passed" in caplog.text and heard)
     assert heard == [Published("a", position.epoch, Entry(1, "2", ""))]
+
+
+@postgres
+def test_probes_do_not_wait_for_whispers(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    announcer = make_store()._announcer
+    done: list[str] = []
+
+    def store(whispers: Sequence[Transient]) -> list[int]:
+        done.append("store")
+        raise TimeoutError
+
+    with (
+        mock.patch.object(announcer, "_start"),
+        mock.patch.object(announcer, "_store", store),
+        mock.patch.object(announcer._sender, "send", side_effect=lambda payloads: done.extend(payloads)),
+    ):
+        announcer.whisper(Transient("a", "1", whisper=True))
+        announcer.probe("?1")
+        announcer._work(announcer._pending)
+    assert done == ["?1", "store"]
+    assert "are lost for their clients: TimeoutError" in caplog.text
 
 
 @postgres

@@ -75,6 +75,12 @@ def test_a_server_without_the_api_is_reported_with_a_remedy(api: API) -> None:
         presence_for("chat").info()
 
 
+def test_a_server_without_a_broker_is_reported_with_a_remedy(api: API) -> None:
+    api.response = (501, "Not Implemented")
+    with pytest.raises(NotSupported, match="Start anycable-go with --broker"):
+        presence_for("chat").info()
+
+
 @pytest.mark.parametrize(
     ("response", "message"),
     [

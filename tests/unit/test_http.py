@@ -313,6 +313,11 @@ class TestFailures:
             response = http.get("/api/presence/a/users", API_KEY)
         assert "Try again" in error(response, 503)
 
+    def test_members_that_are_in_anycable_go_are_reported_with_a_remedy(self, http: Front) -> None:
+        with override_settings(RELIABLE_CABLE={"BROADCAST_ADAPTER": "http", "SECRET": "s"}):
+            response = http.get("/api/presence/a/users", API_KEY)
+        assert "set API_URL" in error(response, 501)
+
     @pytest.mark.django_db(transaction=True)
     def test_a_failure_is_reported_in_a_project_with_atomic_requests(self, http: Front) -> None:
         with (

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastUncertain, PayloadTooLarge, reason
+from reliable_cable.exceptions import BroadcastUncertain, PayloadTooLarge
 
 
 class Adapter(ABC):
@@ -124,11 +124,6 @@ def uncertain(why: object) -> BroadcastUncertain:
     return BroadcastUncertain(
         f"The broadcast may or may not have been sent: {why} If it is repeated, clients may receive it twice."
     )
-
-
-def described(error: BaseException) -> str:
-    """Return the message of an error for use inside a sentence. If it has none, return the name of its type."""
-    return reason(error) or type(error).__name__
 
 
 def _joined(part: Sequence[str]) -> str:

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from reliable_cable.concurrency.threads import run_publish
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError
+from reliable_cable.exceptions import BroadcastError, described
 
-from .base import Adapter, described, join, shared_key, uncertain
+from .base import Adapter, join, shared_key, uncertain
 
 #: How long, in seconds, opening a connection may take.
 CONNECT_TIMEOUT: Final = 2.0

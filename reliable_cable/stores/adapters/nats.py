@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, CableError
+from reliable_cable.exceptions import BroadcastError, CableError, described
 
-from .base import Adapter, described, join, uncertain
+from .base import Adapter, join, uncertain
 
 #: How long, in seconds, opening a connection to one server may take.
 CONNECT_TIMEOUT: Final = 2.0

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from reliable_cable.concurrency.threads import run_publish
-from reliable_cable.exceptions import NotSupported, StoreError
+from reliable_cable.exceptions import NotSupported, StoreError, described
 from reliable_cable.stores.presence.base import (
     Member,
     PresenceEvent,
@@ -21,7 +21,7 @@ from reliable_cable.stores.presence.base import (
     Refreshed,
 )
 
-from .base import described, shared_key
+from .base import shared_key
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class AdapterPresenceStore(PresenceStore):
         """Request the members of a stream from the API.
 
         Raises:
-            NotSupported: the setting `API_URL` is not set, or the server has no such API.
+            NotSupported: the setting `API_URL` is not set, or the server has no such API or no broker.
             StoreError: the API could not be read.
         """
         if self.settings.api_url is None:
@@ -104,6 +104,11 @@ class AdapterPresenceStore(PresenceStore):
                     f"The members of streams cannot be read, because there is no such API at {place}. anycable-go has "
                     "it since version 1.6, but not for streams with '/' in their names. Check "
                     "RELIABLE_CABLE['API_URL']."
+                ) from None
+            if error.code == HTTPStatus.NOT_IMPLEMENTED:
+                raise NotSupported(
+                    f"The members of streams cannot be read, because anycable-go at {place} has no broker, which keeps "
+                    "them. Start anycable-go with --broker, such as --broker=memory."
                 ) from None
             hint = (
                 " Set RELIABLE_CABLE['SECRET'] to its secret, or RELIABLE_CABLE['API_KEY'] to its --api_secret."

@@ -15,7 +15,7 @@ from django.db import connections
 from reliable_cable.concurrency.on_commit import is_manual
 from reliable_cable.concurrency.threads import run_store
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import reason
+from reliable_cable.exceptions import described
 from reliable_cable.logs import logger
 
 from .prepared import PreparedStatement, StaleStatementError
@@ -175,7 +175,7 @@ class NotificationReceiver:
                     )
                     pause = SILENT_RETRY_DELAY
             except Exception as error:
-                self._report(reason(error) or type(error).__name__)
+                self._report(described(error))
                 pause = delay
             else:
                 pause = delay  # the server has closed the connection

@@ -14,7 +14,7 @@ from django.db import connections
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import reason
+from reliable_cable.exceptions import described
 from reliable_cable.logs import logger
 from reliable_cable.stores.database.notify import NotificationSender, supports_notify
 
@@ -166,9 +166,12 @@ class Announcer:
                 if not (whispers or events or probes or look):
                     pending.active = False
                     return
+            if probes and self.notifies:
+                # A store that is slow or fails must not look like a connection pooler, which passes no probes on.
+                self._notify(pending, [], probes, look=False)
             events = [*events, *self._stored(whispers)]
             if self.notifies:
-                self._notify(pending, events, probes, look)
+                self._notify(pending, events, [], look)
             time.sleep(self._pause(time.monotonic() - began))
 
     def _pause(self, took: float) -> float:
@@ -217,7 +220,7 @@ class Announcer:
     def _failed(self, message: str, error: Exception) -> None:
         """Log an error, once until notifications succeed, and close the connection."""
         if not self._failing:
-            logger.warning(message, reason(error), exc_info=not is_outage(error))
+            logger.warning(message, described(error), exc_info=not is_outage(error))
         self._failing = True
         self._disconnect()
 
