@@ -188,7 +188,10 @@ class ModelPresenceListener(PresenceListener):
                     await self._end_older(since, found)
                 except Exception as error:
                     logger.debug("Presence events could not be read; trying again after the next poll: %s", error)
-                    for stream in since:
+                    # The events of streams that have become stale during the read are missing, too.
+                    doubted = {**since, **self._stale}
+                    self._stale.clear()
+                    for stream in doubted:
                         self._polling.doubt(PREFIX + stream)
                     return
                 for stream, position in since.items():
