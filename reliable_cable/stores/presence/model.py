@@ -224,15 +224,19 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         with self._errors("removed"):
             if not self._sweeps.may_expire():
                 return []
+            # This query reads all sessions, so there is only one.
+            streams = self._streams.filter(pk__in=overdue.values("stream")).order_by("name")
+            names = list(streams.values_list("name", flat=True)[: STREAMS_PER_SWEEP * EXPIRE_ROUNDS])
             for _ in range(EXPIRE_ROUNDS):
-                streams = self._streams.filter(pk__in=overdue.values("stream")).order_by("name")
-                names = list(streams.values_list("name", flat=True)[:STREAMS_PER_SWEEP])
                 if not names:
                     break
                 self._server.prepare()
-                written = self._database.write(partial(self._changes.expire, names, CHANGES_PER_TRANSACTION))
+                some = names[:STREAMS_PER_SWEEP]
+                written = self._database.write(partial(self._changes.expire, some, CHANGES_PER_TRANSACTION))
                 self._announce(written)
                 events += _flat(written.caused)
+                if len(written.caused) < CHANGES_PER_TRANSACTION:
+                    del names[:STREAMS_PER_SWEEP]
         return events
 
     # -- reading ------------------------------------------------------------------------------------------------------
