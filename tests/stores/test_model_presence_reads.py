@@ -1,4 +1,4 @@
-"""How the listener of the presence store in the database reads events: failed reads, and reads that are running."""
+"""How the listener of the presence store in the database polls and reads events, also if a read fails."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.presence import model_listener
 from reliable_cable.stores.presence.model import ModelPresenceStore
 
 from .conftest import until
 from .presence import joined
-from .test_model_presence import MakePresence, make, on_every_database
+from .test_model_presence import MakePresence, heard, here, make, on_every_database, queries
 
-__all__ = ["make"]
+__all__ = ["heard", "here", "make", "queries"]
 
 
 class GatedReads:
@@ -47,6 +48,56 @@ class GatedReads:
             self._gates[-1].set_result(None)
         else:
             self._gates[-1].set_exception(error)
+
+
+@on_every_database
+class TestPolls:
+    @pytest.fixture(autouse=True)
+    def no_complete_polls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let polls read the positions of all streams only if there is a reason."""
+        monkeypatch.setattr(model_listener, "COMPLETE_INTERVAL", 3600)
+
+    async def test_without_new_events_a_poll_reads_only_one_value(
+        self, make: MakePresence, heard: list[Any], monkeypatch: pytest.MonkeyPatch, queries: list[str]
+    ) -> None:
+        def polls(table: str) -> int:
+            return len([sql for sql in queries if sql.startswith("SELECT") and f'FROM "reliable_cable_{table}"' in sql])
+
+        await until(lambda: polls("presenceentry"))
+        queries.clear()
+        await until(lambda: polls("presenceentry") >= 3)
+        assert polls("presencestream") == 0
+
+    async def test_events_of_another_process_are_found(self, make: MakePresence, heard: list[Any]) -> None:
+        there = make(notify=False)
+        for number in range(3):
+            there.join("s", "phone", str(number))
+            await until(lambda: heard[-1:] == [joined(str(number))])  # noqa: B023 - called in this round
+
+    async def test_a_failed_read_is_repeated(
+        self, make: MakePresence, here: ModelPresenceStore, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        there = make(notify=False)
+        with monkeypatch.context() as patch:
+            reads = GatedReads(here, patch)
+            there.join("s", "phone", "1")
+            for number in range(3):
+                await until(lambda: len(reads.begun) > number)  # noqa: B023 - called in this round
+                reads.end(StoreError("down"))
+        await until(lambda: heard)
+        assert heard == [joined("1")]
+
+
+@on_every_database
+async def test_events_that_become_visible_late_are_found(
+    here: ModelPresenceStore, make: MakePresence, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An event with a higher id is visible before.
+    monkeypatch.setattr(here, "newest", lambda: 100)
+    monkeypatch.setattr(model_listener, "COMPLETE_INTERVAL", 0.05)
+    make(notify=False).join("s", "phone", "1")
+    await until(lambda: heard)
+    assert heard == [joined("1")]
 
 
 @on_every_database

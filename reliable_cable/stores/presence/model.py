@@ -283,6 +283,16 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return ModelPresenceListener(self, deliver, self._announcer)
 
     @retried_read
+    def newest(self) -> int:
+        """Return the highest id of an event of any stream; 0 if there is none.
+
+        Raises:
+            StoreError: the database could not be read.
+        """
+        with self._errors("read"):
+            return self._events.newest()
+
+    @retried_read
     def positions(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         """Return the incarnation and the number of the newest event of streams, by name.
 
