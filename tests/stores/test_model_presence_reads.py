@@ -121,3 +121,48 @@ class TestReads:
         await until(lambda: heard)
         assert heard == [joined("1")]
         await listener.close()
+
+    async def test_a_fence_does_not_wait_for_later_events(
+        self, make: MakePresence, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make(notify=False, poll_interval=3600)
+        listener = store.listen(lambda event: None)
+        await listener.subscribe_many(["s", "t"])
+        with monkeypatch.context() as patch:
+            reads = GatedReads(store, patch)
+            fence = asyncio.create_task(listener.fence("t"))
+            await until(lambda: reads.begun)
+            await asyncio.to_thread(store.join, "s", "phone", "1")
+            await until(lambda: "s" in listener._stale)
+            later = asyncio.create_task(listener.fence("t"))
+            reads.end()
+            await until(lambda: len(reads.begun) == 2)
+            await until(fence.done)
+            assert not later.done(), "its read has only begun"
+            reads.end(StoreError("down"))
+            await until(later.done)
+        await listener.close()
+
+    async def test_a_listener_that_is_closed_ends_its_fences(
+        self, make: MakePresence, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make(notify=False, poll_interval=3600)
+        listener = store.listen(lambda event: None)
+        await listener.subscribe("s")
+        with monkeypatch.context() as patch:
+            reads = GatedReads(store, patch)
+            fences = [asyncio.create_task(listener.fence("s"))]
+            await until(lambda: reads.begun)
+            fences.append(asyncio.create_task(listener.fence("s")))
+            await until(lambda: "s" in listener._stale)
+            await listener.close()
+            await asyncio.wait_for(asyncio.gather(*fences), 10)
+
+    async def test_a_listener_that_is_closed_before_a_read_begins_ends_its_fences(self, make: MakePresence) -> None:
+        listener = make(notify=False, poll_interval=3600).listen(lambda event: None)
+        await listener.subscribe("s")
+        fence = asyncio.create_task(listener.fence("s"))
+        asyncio.get_running_loop().call_soon(lambda: listener._reading and listener._reading.cancel())
+        await until(lambda: listener._reading is not None or fence.done())
+        await listener.close()
+        await asyncio.wait_for(fence, 10)

@@ -139,6 +139,8 @@ class ModelPresenceListener(PresenceListener):
         #: position from which the listener begins.
         self._early: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
+        #: Is done when the streams in `_stale` have been read, or when this has failed.
+        self._next_read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def subscribe(self, stream: str) -> None:
         """Start announcing the events of a stream."""
@@ -168,7 +170,9 @@ class ModelPresenceListener(PresenceListener):
     async def fence(self, stream: str) -> None:
         """Read the stream's events now. If this fails, they are read after the next poll."""
         if stream in self._positions:
-            await asyncio.wait([self._read_soon(stream)])
+            self._read_soon(stream)
+            # Later reads, which are caused by later events, are not awaited.
+            await asyncio.wait([self._next_read])
 
     async def close(self) -> None:
         """Unsubscribe from all streams, and stop polling and reading."""
@@ -180,6 +184,7 @@ class ModelPresenceListener(PresenceListener):
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 await reading
+        self._end_waits(self._next_read)  # a task that had not begun to read has ended no waits
         await self._polling.close()
 
     def _receive(self, event: StreamEvent) -> None:
@@ -197,18 +202,19 @@ class ModelPresenceListener(PresenceListener):
                 return
         self._read_soon(stream)
 
-    def _read_soon(self, stream: str) -> asyncio.Task[None]:
-        """Read the events of a stream, and return the task that reads them."""
+    def _read_soon(self, stream: str) -> None:
+        """Read the events of a stream. If a read is running, they are read after it."""
         self._stale[stream] = None
         if self._reading is None:
             self._reading = asyncio.get_running_loop().create_task(self._read_stale(), context=Context())
-        return self._reading
 
     async def _read_stale(self) -> None:
         """Read the events of all streams that need it, and announce them."""
+        done = self._next_read
         try:
             while self._stale:
                 stale, self._stale = self._stale, {}
+                done, self._next_read = self._next_read, asyncio.get_running_loop().create_future()
                 since = {stream: self._positions[stream] for stream in stale if stream in self._positions}
                 try:
                     found = await self._store.aread_events(since)
@@ -226,8 +232,17 @@ class ModelPresenceListener(PresenceListener):
                     # The position has changed if the stream was closed during the read.
                     if self._positions.get(stream) == position:
                         self._take(stream, position, found.get(stream, NewEvents(NOWHERE, None)))
+                done.set_result(None)
         finally:
             self._reading = None
+            self._end_waits(done, self._next_read)
+
+    def _end_waits(self, *reads: asyncio.Future[None]) -> None:
+        """End the waits for reads that failed or will not begin."""
+        for read in reads:
+            if not read.done():
+                read.set_result(None)
+        self._next_read = asyncio.get_running_loop().create_future()
 
     async def _end_older(self, since: Mapping[str, StreamPosition], found: Mapping[str, NewEvents]) -> None:
         """If the database has fewer events than were announced, begin new incarnations, because data were lost.
