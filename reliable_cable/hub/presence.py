@@ -16,7 +16,7 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.logs import logger
 from reliable_cable.namespaces import split_namespace, use_namespace
 from reliable_cable.signals import presence_joined, presence_left
-from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
+from reliable_cable.stores.presence.base import SEARCH_INTERVAL, Member, PresenceEvent, PresenceStore
 
 from .rosters import Rosters
 
@@ -30,8 +30,9 @@ LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 #: The time, in seconds, between two sweeps, which remove expired members after a client has closed its web page.
 SWEEP_INTERVAL: Final = 1.0
 
-#: How long, in seconds, sweeps continue after `PRESENCE_GRACE`, because the clock of the store may differ.
-SWEEP_MARGIN: Final = 0.1
+#: How long, in seconds, sweeps continue after `PRESENCE_GRACE`, because the clock of the store may differ, and because
+#: a store may omit a sweep if another process has just made one.
+SWEEP_MARGIN: Final = SEARCH_INTERVAL + 0.1
 
 #: The maximum number of members that join again in one call to the store.
 REJOIN_SIZE: Final = 1000

@@ -79,6 +79,21 @@ async def heard(here: ModelPresenceStore) -> AsyncIterator[list[PresenceEvent | 
     await listener.close()
 
 
+@pytest.fixture
+def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list of the statements that all threads execute."""
+    queries: list[str] = []
+    execute = CursorWrapper.execute
+
+    def counted(cursor: Any, sql: str, params: Any = None) -> Any:
+        if not sql.startswith("PRAGMA"):
+            queries.append(sql)
+        return execute(cursor, sql, params)
+
+    monkeypatch.setattr(CursorWrapper, "execute", counted)
+    return queries
+
+
 async def delete_rows(alias: str, *deleted: type[Any]) -> None:
     def delete() -> None:
         for model in deleted:
@@ -241,20 +256,6 @@ class TestLostData:
 
 @on_every_database
 class TestCost:
-    @pytest.fixture
-    def queries(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """A list of the statements that all threads execute."""
-        queries: list[str] = []
-        execute = CursorWrapper.execute
-
-        def counted(cursor: Any, sql: str, params: Any = None) -> Any:
-            if not sql.startswith("PRAGMA"):
-                queries.append(sql)
-            return execute(cursor, sql, params)
-
-        monkeypatch.setattr(CursorWrapper, "execute", counted)
-        return queries
-
     def test_a_thousand_members_are_renewed_with_few_statements(
         self, make: MakePresence, clock: Clock, queries: list[str]
     ) -> None:

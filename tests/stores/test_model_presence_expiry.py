@@ -12,16 +12,17 @@ import pytest
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.database.server import DatabaseServer
-from reliable_cable.stores.presence.base import Member, PresenceEvent
+from reliable_cable.stores.presence import model
+from reliable_cable.stores.presence.base import SEARCH_INTERVAL, Member, PresenceEvent
 from reliable_cable.stores.presence.model import ModelPresenceStore
 from reliable_cable.stores.streams.model_polling import PRUNE_INTERVAL
 
 from .conftest import POSTGRES, Clock, until, wait_until, with_own_connection
 from .presence import KEPT, TTL, left
-from .test_model_presence import MakePresence, heard, here, make, on_every_database, there
+from .test_model_presence import MakePresence, heard, here, make, on_every_database, queries, there
 from .test_stream_concurrency import in_threads
 
-__all__ = ["heard", "here", "make", "there"]
+__all__ = ["heard", "here", "make", "queries", "there"]
 
 
 @on_every_database
@@ -53,6 +54,31 @@ class TestExpiry:
         returned: list[PresenceEvent] = []
         in_threads(*(partial(lambda store: returned.extend(store.expire()), store) for store in stores))
         assert sorted(event.id for event in returned) == sorted(str(number) for number in range(50))
+
+    def test_processes_search_for_expired_members_in_turn(
+        self, here: ModelPresenceStore, there: ModelPresenceStore, clock: Clock, queries: list[str]
+    ) -> None:
+        here.join("s", "phone", "1")
+        clock.advance(TTL - SEARCH_INTERVAL / 2)
+        assert here.expire() == []
+        clock.advance(SEARCH_INTERVAL / 2)
+        queries.clear()
+        assert there.expire() == []
+        assert not [sql for sql in queries if '"expires"' in sql], "another process has just searched"
+        clock.advance(SEARCH_INTERVAL / 2)
+        assert there.expire() == [left("1")]
+
+    def test_one_search_finds_the_expired_members_of_many_streams(
+        self, here: ModelPresenceStore, queries: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(model, "STREAMS_PER_SWEEP", 2)
+        monkeypatch.setattr(model, "CHANGES_PER_TRANSACTION", 3)
+        here.join_all([Member(f"s{number % 5}", f"phone{number}", str(number)) for number in range(20)])
+        clock.advance(TTL)
+        queries.clear()
+        assert sorted(int(event.id) for event in here.expire()) == list(range(20))
+        searches = [sql for sql in queries if '"expires" <=' in sql and "presencestream" in sql]
+        assert len(searches) == 1, "a search reads all sessions"
 
 
 @on_every_database

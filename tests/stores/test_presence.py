@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo, PresenceStore
+from reliable_cable.stores.presence.base import (
+    SEARCH_INTERVAL,
+    UNHEARD_TIME,
+    Member,
+    PresenceEvent,
+    PresenceInfo,
+    PresenceStore,
+)
 
 from .conftest import PRESENCE_STORES, Clock
 from .presence import KEPT, TTL, Recorder, joined, left
@@ -251,9 +258,9 @@ class TestShorten:
         store.join("s", "phone", "1")
         store.join("s", "desk", "2")
         store.shorten("s", "phone")
-        clock.advance(2.9)
+        clock.advance(3 - SEARCH_INTERVAL)
         assert store.expire() == []
-        clock.advance(0.1)
+        clock.advance(SEARCH_INTERVAL)
         assert store.info("s", overdue=False).records == {"2": None}
         assert store.expire() == [left("1")]
         assert await recorder.events() == [joined("1"), joined("2"), left("1")]

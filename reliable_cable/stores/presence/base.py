@@ -18,6 +18,9 @@ UNHEARD_TIME: Final = 60.0
 #: the store assumes the outage.
 OUTAGE_SHARE: Final = 0.5
 
+#: The maximum time, in seconds, after a search for expired sessions in which further searches may be omitted.
+SEARCH_INTERVAL: Final = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class PresenceEvent:
@@ -174,6 +177,8 @@ class PresenceStore(Store):
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
         """Remove the expired sessions of all streams. Return the resulting leave events.
+
+        If a process has searched for expired sessions less than `SEARCH_INTERVAL` seconds ago, the call may do nothing.
 
         Each process calls this method after each `refresh`. If no process has called it for `outage` seconds, the
         processes could not refresh their sessions either. To give them time for this, no sessions are removed in the

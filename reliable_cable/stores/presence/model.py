@@ -224,15 +224,19 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         with self._errors("removed"):
             if not self._sweeps.may_expire():
                 return []
+            # This query reads all sessions, so there is only one.
+            streams = self._streams.filter(pk__in=overdue.values("stream")).order_by("name")
+            names = list(streams.values_list("name", flat=True)[: STREAMS_PER_SWEEP * EXPIRE_ROUNDS])
             for _ in range(EXPIRE_ROUNDS):
-                streams = self._streams.filter(pk__in=overdue.values("stream")).order_by("name")
-                names = list(streams.values_list("name", flat=True)[:STREAMS_PER_SWEEP])
                 if not names:
                     break
                 self._server.prepare()
-                written = self._database.write(partial(self._changes.expire, names, CHANGES_PER_TRANSACTION))
+                some = names[:STREAMS_PER_SWEEP]
+                written = self._database.write(partial(self._changes.expire, some, CHANGES_PER_TRANSACTION))
                 self._announce(written)
                 events += _flat(written.caused)
+                if len(written.caused) < CHANGES_PER_TRANSACTION:
+                    del names[:STREAMS_PER_SWEEP]
         return events
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -277,6 +281,16 @@ class ModelPresenceStore(ModelStore, PresenceStore):
     def listen(self, deliver: Deliver) -> ModelPresenceListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
         return ModelPresenceListener(self, deliver, self._announcer)
+
+    @retried_read
+    def newest(self) -> int:
+        """Return the highest id of an event of any stream; 0 if there is none.
+
+        Raises:
+            StoreError: the database could not be read.
+        """
+        with self._errors("read"):
+            return self._events.newest()
 
     @retried_read
     def positions(self, streams: Collection[str]) -> dict[str, StreamPosition]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from django.db.models import Q, QuerySet
+from django.db.models import Max, Q, QuerySet
 
 from reliable_cable.models import PresenceEntry, PresenceStream
 from reliable_cable.protocol.positions import StreamPosition
@@ -42,6 +42,10 @@ class EventReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def newest(self) -> int:
+        """Return the highest id of an event in the database; 0 if there is none."""
+        return self._database.rows(PresenceEntry).aggregate(newest=Max("pk"))["newest"] or 0
 
     def positions(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         """Return the incarnation and the number of the newest event of streams, by name."""

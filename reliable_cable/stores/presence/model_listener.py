@@ -1,6 +1,7 @@
 """The listener of the model store for presence. It finds the events of other processes by notifications and polls."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -26,6 +27,8 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 PREFIX: Final = "presence:"
 #: The maximum number of calls of `ModelPresenceStore.prune` each time the listener prunes the store.
 PRUNE_ROUNDS: Final = 100
+#: How often, in seconds, a poll reads the positions of all streams, even if there is no event with a higher id.
+COMPLETE_INTERVAL: Final = 1.0
 
 
 class PresenceSource(Protocol):
@@ -37,6 +40,9 @@ class PresenceSource(Protocol):
     @property
     def origin(self) -> str:
         """The name of the store in this process, whose wake-ups are ignored."""
+
+    def newest(self) -> int:
+        """Return the highest id of an event of any stream; 0 if there is none."""
 
     def positions(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         """Return the incarnations of streams and the numbers of their newest events. Streams may be missing."""
@@ -55,11 +61,21 @@ class _PolledPresence:
     """Offers presence to a `PollingListener`, as if the events of a stream were the messages of another stream.
 
     The name of that stream has the prefix `PREFIX`. Its epoch is the incarnation.
+
+    While there are no new events, most polls read only one value, whatever the number of streams is. A poll that reads
+    the positions of all streams follows within `COMPLETE_INTERVAL`. It finds changes of incarnations, and events whose
+    ids are not the highest, because they became visible after an event with a higher id (on PostgreSQL).
     """
 
     def __init__(self, store: PresenceSource) -> None:
         self._store = store
         self.settings = store.settings
+        #: The number of calls of `doubt`.
+        self._doubts = 0
+        #: The highest id of an event and the number of doubts before the last complete poll; None if there was none.
+        self._polled: tuple[int, int] | None = None
+        #: The time of the last complete poll, by the monotonic clock.
+        self._polled_at = 0.0
 
     @property
     def origin(self) -> str:
@@ -69,10 +85,20 @@ class _PolledPresence:
         positions = self._store.positions([stream.removeprefix(PREFIX) for stream in streams])
         return {PREFIX + stream: position for stream, position in positions.items()}
 
+    def doubt(self) -> None:
+        """Make the next poll read the positions of all streams."""
+        self._doubts += 1
+
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
+        now = time.monotonic()
+        state = (self._store.newest(), self._doubts)
+        if seen.primed and state == self._polled and now < self._polled_at + COMPLETE_INTERVAL:
+            return Poll({}, (), (), unchanged=True)
         with seen.lock:
             seen.add(())  # there are no transient messages
-        return Poll(self.tails(streams), (), ())
+        tails = self.tails(streams)
+        self._polled, self._polled_at = state, now
+        return Poll(tails, (), ())
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Do nothing, because events are numbered in the transaction that inserts them."""
@@ -103,7 +129,8 @@ class ModelPresenceListener(PresenceListener):
     def __init__(self, store: PresenceSource, deliver: Deliver, announcer: Announcer) -> None:
         self._store = store
         self._deliver = deliver
-        self._polling = PollingListener(_PolledPresence(store), store.bus, self._receive, announcer=announcer)
+        self._polled = _PolledPresence(store)
+        self._polling = PollingListener(self._polled, store.bus, self._receive, announcer=announcer)
         #: The position of the last announced event of each stream.
         self._positions: dict[str, StreamPosition] = {}
         #: The streams whose events must be read, in the order in which this became known.
@@ -112,6 +139,8 @@ class ModelPresenceListener(PresenceListener):
         #: position from which the listener begins.
         self._early: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
+        #: Is done when the streams in `_stale` have been read, or when this has failed.
+        self._next_read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def subscribe(self, stream: str) -> None:
         """Start announcing the events of a stream."""
@@ -141,7 +170,9 @@ class ModelPresenceListener(PresenceListener):
     async def fence(self, stream: str) -> None:
         """Read the stream's events now. If this fails, they are read after the next poll."""
         if stream in self._positions:
-            await asyncio.wait([self._read_soon(stream)])
+            self._read_soon(stream)
+            # Later reads, which are caused by later events, are not awaited.
+            await asyncio.wait([self._next_read])
 
     async def close(self) -> None:
         """Unsubscribe from all streams, and stop polling and reading."""
@@ -153,6 +184,7 @@ class ModelPresenceListener(PresenceListener):
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 await reading
+        self._end_waits(self._next_read)  # a task that had not begun to read has ended no waits
         await self._polling.close()
 
     def _receive(self, event: StreamEvent) -> None:
@@ -170,33 +202,47 @@ class ModelPresenceListener(PresenceListener):
                 return
         self._read_soon(stream)
 
-    def _read_soon(self, stream: str) -> asyncio.Task[None]:
-        """Read the events of a stream, and return the task that reads them."""
+    def _read_soon(self, stream: str) -> None:
+        """Read the events of a stream. If a read is running, they are read after it."""
         self._stale[stream] = None
         if self._reading is None:
             self._reading = asyncio.get_running_loop().create_task(self._read_stale(), context=Context())
-        return self._reading
 
     async def _read_stale(self) -> None:
         """Read the events of all streams that need it, and announce them."""
+        done = self._next_read
         try:
             while self._stale:
                 stale, self._stale = self._stale, {}
+                done, self._next_read = self._next_read, asyncio.get_running_loop().create_future()
                 since = {stream: self._positions[stream] for stream in stale if stream in self._positions}
                 try:
                     found = await self._store.aread_events(since)
                     await self._end_older(since, found)
                 except Exception as error:
                     logger.debug("Presence events could not be read; trying again after the next poll: %s", error)
-                    for stream in since:
+                    # The events of streams that have become stale during the read are missing, too.
+                    doubted = {**since, **self._stale}
+                    self._stale.clear()
+                    for stream in doubted:
                         self._polling.doubt(PREFIX + stream)
+                    self._polled.doubt()
                     return
                 for stream, position in since.items():
                     # The position has changed if the stream was closed during the read.
                     if self._positions.get(stream) == position:
                         self._take(stream, position, found.get(stream, NewEvents(NOWHERE, None)))
+                done.set_result(None)
         finally:
             self._reading = None
+            self._end_waits(done, self._next_read)
+
+    def _end_waits(self, *reads: asyncio.Future[None]) -> None:
+        """End the waits for reads that failed or will not begin."""
+        for read in reads:
+            if not read.done():
+                read.set_result(None)
+        self._next_read = asyncio.get_running_loop().create_future()
 
     async def _end_older(self, since: Mapping[str, StreamPosition], found: Mapping[str, NewEvents]) -> None:
         """If the database has fewer events than were announced, begin new incarnations, because data were lost.

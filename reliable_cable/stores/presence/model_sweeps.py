@@ -1,15 +1,17 @@
-"""Decides whether expired sessions may be removed from the database, or whether an outage kept them from renewal."""
+"""Decides which process searches for expired sessions, and whether an outage kept sessions from renewal."""
 
 from typing import Any, Final
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import QuerySet
 
 from reliable_cable.models import PresenceSession, PresenceSweep
 from reliable_cable.stores.database.database import Database
 from reliable_cable.stores.database.server import DatabaseServer
 
-#: How often the time of the last search for expired sessions is stored, as a fraction of `outage`.
-SWEEP_SHARE: Final = 1 / 8
+from .base import SEARCH_INTERVAL
+
+#: The maximum of the minimum time between two searches, as a fraction of `outage`.
+SEARCH_SHARE: Final = 1 / 8
 
 
 class Sweeps:
@@ -27,31 +29,37 @@ class Sweeps:
         self._server = server
         self._outage = outage
         self._grace = grace
+        #: The minimum time between two searches, in seconds. A search reads the rows of all sessions.
+        self._interval = min(SEARCH_INTERVAL, outage * SEARCH_SHARE)
 
     def may_expire(self) -> bool:
-        """Record this search for expired sessions. Return whether there are any that may be removed."""
-        sessions = self._database.rows(PresenceSession)
-        counts = sessions.aggregate(
-            sessions=Count("key"), overdue=Count("key", filter=Q(expires__lte=self._server.ago(0)))
-        )
+        """Return whether the caller should search for expired sessions, and record this.
+
+        The result is False if a process has searched just now, if there was an outage, or if there are no sessions.
+        """
         sweep: Any = self._rows.annotate(now=self._server.now()).first()
-        if not counts["sessions"]:
+        if not self._database.rows(PresenceSession).exists():
+            # A time without sessions is not an outage.
             if sweep is not None:
                 self._database.write(self._rows.delete)
             return False
-        if sweep is None or abs(sweep.now - sweep.at) > self._outage * SWEEP_SHARE:
-            sweep = self._database.write(self._record)
-        return bool(counts["overdue"]) and (sweep is None or sweep.now >= sweep.grace_end)
+        return (sweep is None or self._is_due(sweep)) and self._database.write(self._record)
 
-    def _record(self) -> Any:
+    def _is_due(self, sweep: Any) -> bool:
+        # If the clock was set back, the time of the last search is in the future.
+        return bool(abs(sweep.now - sweep.at) >= self._interval)
+
+    def _record(self) -> bool:
         sweep: Any = self._rows.select_for_update().annotate(now=self._server.now()).first()
         if sweep is None:
             self._rows.bulk_create([PresenceSweep(pk=1, at=self._server.now())], ignore_conflicts=True)
-            return None
+            return True
+        if not self._is_due(sweep):
+            return False  # another process searches
         if sweep.now - sweep.at > self._outage:
             sweep.grace_end = sweep.now + self._grace
         self._rows.update(at=sweep.now, grace_end=sweep.grace_end)
-        return sweep
+        return bool(sweep.now >= sweep.grace_end)
 
     @property
     def _rows(self) -> QuerySet[PresenceSweep]:

@@ -96,11 +96,13 @@ class Poll:
         tails: the positions of the streams that exist.
         transients: the new transient messages of other processes.
         pending: the names of streams with messages in the outbox.
+        unchanged: whether the positions were not read, because they are the same as at the last poll.
     """
 
     tails: Mapping[str, StreamPosition]
     transients: Sequence[StoredTransient]
     pending: Sequence[str]
+    unchanged: bool = False
 
 
 class PolledStore(Protocol):
@@ -116,7 +118,10 @@ class PolledStore(Protocol):
         """Return the positions of streams, by name. Streams that do not exist are left out."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Query the tables for the positions of streams, transient messages, and messages in the outbox."""
+        """Query the tables for the positions of streams, transient messages, and messages in the outbox.
+
+        The positions are always read before `seen` is primed.
+        """
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Number the committed messages in the outbox."""
@@ -367,10 +372,11 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         before = dict(self._known)
         poll = await run_store(self._store.poll, list(before), self._seen)
         events: list[StreamEvent] = list(self._new_transients(poll.transients))
-        for stream, was in before.items():
+        for stream, was in before.items() if not poll.unchanged else ():
             now = self._known.get(stream)
             tail = poll.tails.get(stream, NOWHERE)
-            if now is not None and moved(was, now, tail):
+            doubted = now == NOWHERE != was and tail != NOWHERE  # `doubt` was called during the poll
+            if now is not None and (doubted or moved(was, now, tail)):
                 self._known[stream] = tail
                 events.append(Advanced(stream))
                 if self._notified:
