@@ -26,6 +26,9 @@ from tests.support.pgbouncer import find_pgbouncer
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import CLUSTER, find_binaries
 
+# With the support for forks, grpcio runs code of its own in each program that is started after a fork, such as nginx.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 __all__ = ["key_prefix", "redis_pool", "redis_server", "redis_url"]
 
 #: Whether to fail tests whose server program is missing, instead of skipping them. `.ci/run` sets this.

@@ -23,7 +23,7 @@ PREFIX = "moving"
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
     """A cluster for one test, in which failures are soon noticed."""
-    with RedisCluster(tmp_path, replicas=1, node_timeout=2.0) as started:
+    with RedisCluster(tmp_path, replicas=1, node_timeout=5.0) as started:
         yield started
 
 

@@ -141,7 +141,7 @@ def test_it_prints_where_it_serves_and_what_it_uses(site: Site, kind: Kind) -> N
         output = site.output.read_text()
     assert f"Serving site1.asgi.application at http://127.0.0.1:{site.port}/ with {kind} " in output
     assert "Streams: database 'default'." in output
-    assert "Presence: memory of this process." in output
+    assert "Presence: database 'default'." in output
     assert "Sessions: database 'default'." in output
     assert "Static files: /static/, because DEBUG is on." in output
 

@@ -6,13 +6,12 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.support.client import PATIENCE, Client, identify
+from tests.support.client import PATIENCE, Client
 from tests.support.server import PROJECT, Kind, Server, make_database
 
 APPLICATION = f"{PROJECT}.asgi:application"
@@ -72,32 +71,3 @@ async def test_a_wrong_path_is_one_line_that_names_the_right_one(command: str, t
         await refuse(server, "/cabel")
         await server.logs("No WebSocket route has the path '/cabel'. The routes are: /cable, /tenants, /layered.")
         assert "Traceback" not in server.log
-
-
-async def join(server: Server, clients: AsyncExitStack) -> None:
-    """Let a client of a server become a member of a stream."""
-    client = await clients.enter_async_context(Client(server.url))
-    identifier = identify("LobbyChannel", news="news", lobby="lobby", id="ann")
-    await client.subscribe(identifier)
-
-
-UNSHARED = "Another process has members, too, but presence is in the memory of each process"
-
-
-async def test_members_in_two_processes_are_reported_unless_they_share_presence(template: Path, tmp_path: Path) -> None:
-    former, other = tmp_path / "former", tmp_path / "other"
-    async with AsyncExitStack() as stack:
-        for folder in (former, other):
-            folder.mkdir()
-        with CommandServer("uvicorn", former, template, shared=True) as server:
-            await join(server, stack)
-        with (
-            CommandServer("daphne", tmp_path, template, shared=True) as one,
-            CommandServer("uvicorn", other, template, shared=True) as two,
-        ):
-            await join(one, stack)
-            await one.call("broadcast", "news", 1)
-            assert UNSHARED not in one.log, "the former process has ended"
-            for _ in range(2):
-                await join(two, stack)
-            await one.logs(UNSHARED)

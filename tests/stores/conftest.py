@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from reliable_cable.concurrency.threads import end_threads
+from reliable_cable.concurrency.threads import busy_threads, end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.presence.base import PresenceStore
@@ -195,7 +195,7 @@ def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_store
 
 def finish_store_threads() -> None:
     """End the store threads, so that none of them trims a stream while the tables are emptied."""
-    assert end_threads(30)
+    assert end_threads(30), busy_threads()
 
 
 @pytest.fixture

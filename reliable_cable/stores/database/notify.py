@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -197,8 +198,13 @@ class NotificationReceiver:
         from psycopg import AsyncConnection, sql
 
         parameters, channel = await run_store(self._parameters)
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            connection = await AsyncConnection.connect(**parameters, autocommit=True)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                connection = await AsyncConnection.connect(**parameters, autocommit=True)
+        except BaseException as error:
+            # psycopg closes a connection that was not completed when nothing refers to it any more.
+            traceback.clear_frames(error.__traceback__)
+            raise
         name = sql.Identifier(channel)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):

@@ -187,7 +187,7 @@ class Announcer:
         try:
             keys = self._store(whispers)
         except Exception as error:
-            self._failed("Whispers could not be passed to other processes, and are lost for their clients: %s", error)
+            self._failed("Whispers could not be passed to other processes, and are lost for their clients", error)
             return []
         return list(map(StoredTransient, keys, whispers))
 
@@ -210,17 +210,16 @@ class Announcer:
         except Exception as error:
             pending.missed = True
             self._failed(
-                "Other processes could not be notified of new messages. They find these when they poll the database: "
-                "%s",
+                "Other processes could not be notified of new messages. They find these when they poll the database",
                 error,
             )
         else:
             self._failing = pending.missed = False
 
     def _failed(self, message: str, error: Exception) -> None:
-        """Log an error, once until notifications succeed, and close the connection."""
+        """Log a message and its cause, once until notifications succeed, and close the connection."""
         if not self._failing:
-            logger.warning(message, described(error), exc_info=not is_outage(error))
+            logger.warning("%s: %s", message, described(error), exc_info=not is_outage(error))
         self._failing = True
         self._disconnect()
 
