@@ -87,6 +87,17 @@ def numbers(client: RecoveringClient, identifier: str) -> list[int]:
     return [message["n"] for message in client.received[identifier]]
 
 
+async def wait_until_pages_miss_nothing(server: Server, identifier: str) -> None:
+    """Wait until a new cluster's data are older than a new page, and the server has measured the cluster's clock."""
+    found = False
+    async with asyncio.timeout(PATIENCE):
+        while not found:
+            async with RecoveringClient(server.url) as client:
+                await client.subscribe(identifier)
+                await client.wait_for(lambda client=client: client.infos[identifier])  # type: ignore[misc]
+                found = client.infos[identifier] == ["history_received"]
+
+
 async def test_clients_miss_nothing_while_slots_move_and_are_told_of_a_failover(
     cluster: RedisCluster, two_servers: tuple[Server, Server]
 ) -> None:
@@ -94,6 +105,8 @@ async def test_clients_miss_nothing_while_slots_move_and_are_told_of_a_failover(
     identifier, slot = identify("StreamChannel", streams=[stream]), slot_of(stream)
     async with AsyncExitStack() as stack:
         urls = [server.url for server in two_servers for _ in range(3)]
+        for server in two_servers:
+            await wait_until_pages_miss_nothing(server, identifier)
         clients = [await stack.enter_async_context(RecoveringClient(url)) for url in urls]
         for client in clients:
             await client.subscribe(identifier)
