@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -162,8 +164,10 @@ async def test_cut_while_a_subscribe_is_unanswered(
     await publisher.say(room, LINES[:50])
     await window.shows(*LINES[:50])
 
-    # The presence was lost with the server, so the subscription is not restored and the channel subscribes again.
+    # The sessions are deleted, so the subscription is not restored, and the channel subscribes again.
     await asyncio.to_thread(server.kill)
+    with contextlib.closing(sqlite3.connect(server.database)) as database, database:
+        database.execute("DELETE FROM reliable_cable_session")
     await window.disconnected()
     proxy.withhold()
     await publisher.say(room, LINES[50:80])

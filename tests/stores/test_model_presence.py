@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import connections, transaction
@@ -19,6 +20,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceMissed
 from reliable_cable.stores.presence.model import ModelPresenceStore
 from reliable_cable.stores.presence.model_events import MAX_NEW_EVENTS
+from reliable_cable.stores.streams.model_polling import Poll
 from tests.support.layer import CrossLoopLayer
 
 from .conftest import (
@@ -135,6 +137,20 @@ class TestProcesses:
         heard: list[Any] = []
         listener = here.listen(heard.append)
         await listener.subscribe("s")
+        there.join("s", "desk", "2")
+        await until(lambda: heard)
+        await listener.close()
+        assert heard == [joined("2")]
+
+    async def test_the_first_subscription_needs_no_complete_poll(
+        self, here: ModelPresenceStore, there: ModelPresenceStore
+    ) -> None:
+        there.join("s", "phone", "1")
+        heard: list[Any] = []
+        listener = here.listen(heard.append)
+        # A regular poll in another thread has just read that there are no newer events.
+        with mock.patch.object(listener._polled, "poll", return_value=Poll({}, (), (), unchanged=True)):
+            await listener.subscribe("s")
         there.join("s", "desk", "2")
         await until(lambda: heard)
         await listener.close()

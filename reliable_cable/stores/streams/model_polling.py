@@ -217,7 +217,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         # A late notification must not announce the messages from before the first subscription.
         self._announced |= dict.fromkeys(self._seen.ids, time.monotonic())
         self.push(self._new_transients(poll.transients))
-        return poll.tails
+        # A regular poll may have run meanwhile, without these streams.
+        return await run_store(self._store.tails, streams) if poll.unchanged else poll.tails
 
     def position(self, stream: str) -> StreamPosition:
         """Return the position up to which a stream's messages were announced; `("", 0)` if it is not subscribed."""
