@@ -93,8 +93,8 @@ async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, 
 async def test_a_client_whose_clock_is_fast_gets_the_messages_of_the_last_seconds(
     connect: Connect, server: Server
 ) -> None:
-    # If `since` lies in the future, the server uses its own time minus one ping interval. A new Redis Cluster may not have
-    # existed at that time, so messages may be missing until its data are older.
+    # If `since` lies in the future, the server uses its own time minus one ping interval. A new Redis Cluster may not
+    # have existed at that time, so messages may be missing until its data are older.
     acknowledgement = ""
     async with asyncio.timeout(PATIENCE):
         while acknowledgement != "confirm_history":
