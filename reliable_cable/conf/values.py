@@ -184,16 +184,17 @@ def check_nats_url(key: str | tuple[str, ...], value: Any) -> None:
 
 
 def check_broadcast_url(key: str | tuple[str, ...], value: Any) -> None:
-    allowed = "a URL that begins with 'http://' or 'https://'"
-    secret_instance(str, allowed)(key, value)
-    _check_server_url(key, value, ("http://", "https://"), allowed)
+    _check_http_url(key, value, "a URL that begins with 'http://' or 'https://'")
 
 
 def check_api_url(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None:
-        allowed = "None or a URL that begins with 'http://' or 'https://'"
-        secret_instance(str, allowed)(key, value)
-        _check_server_url(key, value, ("http://", "https://"), allowed)
+        _check_http_url(key, value, "None or a URL that begins with 'http://' or 'https://'")
+
+
+def _check_http_url(key: str | tuple[str, ...], value: Any, allowed: str) -> None:
+    secret_instance(str, allowed)(key, value)
+    _check_server_url(key, value, ("http://", "https://"), allowed)
 
 
 def _check_server_url(key: str | tuple[str, ...], url: str, schemes: tuple[str, ...], allowed: str) -> None:

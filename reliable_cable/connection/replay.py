@@ -32,8 +32,8 @@ class Replay:
     A request is a `HistoryRequest` of the client, or None if the server itself needs a replay, for example to start a
     stream, to join presence, or to catch up after the client has read too slowly. A stream that starts at the position
     of a web page is handled as if the client had requested the messages after this position. After each request, all
-    streams are live.
-    At most one request is pending. Further requests are merged into it, and each of them gets the same answer.
+    streams are live. At most one request is pending. Further requests are merged into it, and each of them gets the
+    same answer.
 
     Args:
         subscription: the subscription whose streams are replayed.

@@ -24,8 +24,8 @@ STORAGE: Final = {
     "TransientEntry": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000",
 }
 
-#: How long, in seconds, each statement waits for its lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic vacuum for
-#: which others wait.
+#: How long, in seconds, each statement waits for its lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic
+#: vacuum for which others wait.
 LOCK_TIMEOUT: Final = 3.0
 
 

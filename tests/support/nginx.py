@@ -7,16 +7,15 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.process import wait_until_listening
 from tests.support.server import PATIENCE, ROOT, Server, free_port
 
 DEPLOY = ROOT / "demo_project" / "deploy"
@@ -118,7 +117,7 @@ class Nginx:
                 self._process = subprocess.Popen(
                     [str(binary), *command[1:]], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, user=self._user
                 )
-            if self._listens():
+            if wait_until_listening(self._process, self.port):
                 return
             if "in use" not in self._log.read_text():
                 break
@@ -139,13 +138,3 @@ class Nginx:
         if self._user is not None:
             for path in (self._folder, self._run, self._log):
                 shutil.chown(path, self._user)
-
-    def _listens(self) -> bool:
-        assert self._process is not None
-        deadline = time.monotonic() + PATIENCE
-        while self._process.poll() is None and time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return True
-            time.sleep(0.02)
-        return False

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Literal
 
 from tests.support.postgres import unprivileged_user
-from tests.support.process import RestartableProcess
-from tests.support.server import PATIENCE, free_port
+from tests.support.process import RestartableProcess, wait_until_listening
+from tests.support.server import free_port
 
 CONFIGURATION = """
 [databases]
@@ -70,17 +68,10 @@ class PgBouncer(RestartableProcess):
             self._process = subprocess.Popen(
                 [program, self._configuration], stdout=log, stderr=subprocess.STDOUT, user=self._user
             )
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                if not self.alive or time.monotonic() > deadline:
-                    self.kill()
-                    raise RuntimeError(f"PgBouncer did not start:\n{self.log}") from None
-                time.sleep(0.01)
-            else:
-                return
+        if not wait_until_listening(self._process, self.port):
+            output = self.log
+            self.kill()
+            raise RuntimeError(f"PgBouncer did not start:\n{output}")
 
     def kill(self) -> None:
         """Kill the process, and delete its files."""

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.support.forks import Program
 
-#: How long, in seconds, a process may take to end after SIGKILL.
+#: How long, in seconds, a process may take to listen, or to end after SIGKILL.
 PATIENCE = 30.0
+
+
+def wait_until_listening(process: Program, port: int) -> bool:
+    """Wait until a port of this host accepts connections. Return False if the process has ended, or takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.02)
+    return False
 
 
 class OwnProcess:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -360,3 +360,19 @@ class RedisPool:
         self._stack.close()
         for server in self._servers.values():
             server.kill()
+
+
+def wait_for(condition: Callable[..., object], failure: str) -> None:
+    """Wait until a condition is true. Errors of Redis mean that it is not.
+
+    Raises:
+        RuntimeError: the condition did not become true in time. The message is `failure`.
+    """
+    deadline = time.monotonic() + 2 * PATIENCE
+    while True:
+        with suppress(redis.RedisError):
+            if condition():
+                return
+        if time.monotonic() > deadline:
+            raise RuntimeError(failure)
+        time.sleep(0.02)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Self
 import redis
 
 from reliable_cable.stores.redis.keys import SLOTS, key_slot
-from tests.support.redis import PATIENCE, Binary, RedisServer, find_all_binaries, tls_options
+from tests.support.redis import PATIENCE, Binary, RedisServer, find_all_binaries, tls_options, wait_for
 from tests.support.server import free_port
 
 #: The oldest version whose clusters have sharded pub/sub.
@@ -145,7 +144,7 @@ class RedisCluster:
                     found.append(node)
             return bool(found)
 
-        _wait_for(find, "the primary has no replica")
+        wait_for(find, "the primary has no replica")
         return found[0]
 
     # -- changes ------------------------------------------------------------------------------------------------------
@@ -194,7 +193,7 @@ class RedisCluster:
                 begun_at = time.monotonic()
             return False
 
-        _wait_for(is_primary, "the replica did not become a primary")
+        wait_for(is_primary, "the replica did not become a primary")
         self.wait_for_agreement()
         return replica
 
@@ -214,11 +213,11 @@ class RedisCluster:
             (view, *others) = views
             return not others and all(self.at(port).alive for _, _, port in view)
 
-        _wait_for(agree, "the nodes do not agree on the slots")
+        wait_for(agree, "the nodes do not agree on the slots")
 
     def wait_until_whole(self) -> None:
         """Wait until all running nodes accept commands for all slots, and all replicas follow their primaries."""
-        _wait_for(lambda: all(self._is_ok(node) for node in self.nodes if node.alive), "the cluster is not whole")
+        wait_for(lambda: all(self._is_ok(node) for node in self.nodes if node.alive), "the cluster is not whole")
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -233,7 +232,7 @@ class RedisCluster:
         for number, node in enumerate(self.primaries):
             start, stop = number * SLOTS // count, (number + 1) * SLOTS // count
             self._raw(node, "CLUSTER", "ADDSLOTS", *range(start, stop))
-        _wait_for(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes did not meet")
+        wait_for(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes did not meet")
         for number, node in enumerate(self.replicas):
             self._raw(node, "CLUSTER", "REPLICATE", self._id(self.primaries[number % count]))
         self.wait_until_whole()
@@ -263,14 +262,3 @@ class RedisCluster:
         with redis.Redis(port=node.port, socket_timeout=PATIENCE, protocol=2) as client:
             client.response_callbacks.clear()
             return client.execute_command(*command)
-
-
-def _wait_for(condition: Callable[[], bool], failure: str) -> None:
-    deadline = time.monotonic() + 2 * PATIENCE
-    while True:
-        with contextlib.suppress(redis.RedisError):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError(failure)
-        time.sleep(0.02)

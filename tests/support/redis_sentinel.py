@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Self
 import redis
 
 from tests.support.process import OwnProcess
-from tests.support.redis import NO_RETRY, PATIENCE, Binary, RedisServer
+from tests.support.redis import NO_RETRY, PATIENCE, Binary, RedisServer, wait_for
 from tests.support.server import free_port
 
 #: The name of the service that the Sentinels monitor.
@@ -112,7 +111,7 @@ class RedisSentinels:
                 sentinel = Sentinel(folder, first.binary, first.port, quorum=2, down_after=self._down_after)
                 self.sentinels.append(stack.enter_context(sentinel))
             for sentinel in self.sentinels:
-                _wait_for(lambda each=sentinel: each.hurry() is None, "a Sentinel does not answer")
+                wait_for(lambda each=sentinel: each.hurry() is None, "a Sentinel does not answer")
             self.wait_until_whole()
             self._stack = stack.pop_all()
         return self
@@ -136,7 +135,7 @@ class RedisSentinels:
             found.update(ports)
             return len(ports) == 1
 
-        _wait_for(agree, "the Sentinels do not agree on the primary")
+        wait_for(agree, "the Sentinels do not agree on the primary")
         return next(server for server in self.servers if server.port == int(next(iter(found))))
 
     def fail_over(self) -> RedisServer:
@@ -151,31 +150,20 @@ class RedisSentinels:
                 begun = True
             return self.primary() is not former
 
-        _wait_for(promoted, "the Sentinels did not promote the replica")
+        wait_for(promoted, "the Sentinels did not promote the replica")
         return self.primary()
 
     def wait_for_another(self, former: RedisServer) -> RedisServer:
         """Wait until the Sentinels have promoted another server than `former`, and return it."""
-        _wait_for(lambda: self.primary() is not former, "the Sentinels did not promote the replica")
+        wait_for(lambda: self.primary() is not former, "the Sentinels did not promote the replica")
         return self.primary()
 
     def wait_until_whole(self) -> None:
         """Wait until the Sentinels know each other and a running replica."""
-        _wait_for(lambda: all(map(_knows_all, self.sentinels)), "the Sentinels do not know each other and a replica")
+        wait_for(lambda: all(map(_knows_all, self.sentinels)), "the Sentinels do not know each other and a replica")
 
 
 def _knows_all(sentinel: Sentinel) -> bool:
     replicas = [dict(zip(each[::2], each[1::2], strict=True)) for each in sentinel.ask("REPLICAS")]
     healthy = [each for each in replicas if each["flags"] == "slave" and each["master-link-status"] == "ok"]
     return bool(healthy) and len(sentinel.ask("SENTINELS")) == 2
-
-
-def _wait_for(condition: Any, failure: str) -> None:
-    deadline = time.monotonic() + 2 * PATIENCE
-    while True:
-        with contextlib.suppress(redis.RedisError):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError(failure)
-        time.sleep(0.05)

@@ -106,8 +106,13 @@ def is_conflict(error: BaseException) -> bool:
     if isinstance(cause, sqlite3.Error):
         # The low byte is the primary error code. The other bytes distinguish variants of this code.
         return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CONFLICTS
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # names in psycopg and psycopg2
-    return code in _POSTGRES_CONFLICTS
+    return sqlstate(error) in _POSTGRES_CONFLICTS
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the code (SQLSTATE) of a database error of Django on PostgreSQL; None if it has none."""
+    cause = error.__cause__
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # names in psycopg and psycopg2
 
 
 def _remedy(error: Error) -> str:

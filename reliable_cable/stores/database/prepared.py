@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 
 from django.db import Error, connections
 
+from .database import sqlstate
+
 #: The number of executions on a connection before the statement is prepared there. Many connections execute few
 #: statements.
 PREPARE_AFTER: Final = 3
@@ -64,8 +66,7 @@ class PreparedStatement:
             try:
                 cursor.execute(_statements(query)[2], params)
             except Error as error:
-                code = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
-                if code not in _STALE:
+                if sqlstate(error) not in _STALE:
                     raise
                 self._executions[raw] = None
                 raise StaleStatementError(str(error)) from error

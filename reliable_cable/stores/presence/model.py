@@ -21,7 +21,7 @@ from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION
 from reliable_cable.stores.database.shared_receiver import PRESENCE
 from reliable_cable.stores.database.store import ModelStore, retried_read
-from reliable_cable.stores.streams.base import StreamEvent, Transient
+from reliable_cable.stores.streams.base import StreamEvent
 from reliable_cable.stores.streams.model_announcer import Announcer
 from reliable_cable.stores.streams.wakeup import Waker
 
@@ -78,7 +78,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         self.bus: Bus[StreamEvent] = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
-        self._announcer = Announcer(settings, lambda: self.origin, _store_whispers, topic=PRESENCE)
+        self._announcer = Announcer(settings, lambda: self.origin, topic=PRESENCE)
 
     @property
     def origin(self) -> str:
@@ -389,7 +389,3 @@ class ModelPresenceStore(ModelStore, PresenceStore):
 
 def _flat(caused: Iterable[Sequence[PresenceEvent]]) -> list[PresenceEvent]:
     return [event for events in caused for event in events]
-
-
-def _store_whispers(whispers: Sequence[Transient]) -> Sequence[int]:
-    raise NotImplementedError("presence has no whispers")

@@ -63,7 +63,8 @@ class Announcer:
     Args:
         settings: the settings; `notify`, `database` and `poll_interval` are used.
         origin: a function that returns the name of the store in this process.
-        store: a function that stores whispers in a transaction, and returns the ids of their rows.
+        store: a function that stores whispers in a transaction, and returns the ids of their rows. None: `whisper` is
+            never called.
         topic: the beginning of all notifications. Each topic has its own thread, so that they do not wait for each
             other.
     """
@@ -72,7 +73,7 @@ class Announcer:
         self,
         settings: CableSettings,
         origin: Callable[[], str],
-        store: Callable[[Sequence[Transient]], Sequence[int]],
+        store: Callable[[Sequence[Transient]], Sequence[int]] | None = None,
         *,
         topic: str = "",
     ) -> None:
@@ -100,9 +101,10 @@ class Announcer:
     def announce(self, events: Iterable[NoticedEvent]) -> None:
         """Notify the other processes of events, if the database supports notifications."""
         if self.notifies:
-            with self._pending.lock:
+            pending = self._pending
+            with pending.lock:
                 for event in events:
-                    self._add(self._pending, event)
+                    self._add(pending, event)
             self._start()
 
     def whisper(self, message: Transient) -> None:
@@ -119,8 +121,9 @@ class Announcer:
 
     def probe(self, payload: str) -> None:
         """Send a notification with this payload."""
-        with self._pending.lock:
-            self._pending.probes.append(payload)
+        pending = self._pending
+        with pending.lock:
+            pending.probes.append(payload)
         self._start()
 
     @property
@@ -182,7 +185,7 @@ class Announcer:
 
     def _stored(self, whispers: Sequence[Transient]) -> list[NoticedEvent]:
         """Store whispers. If this fails, return an empty list."""
-        if not whispers:
+        if not whispers or self._store is None:
             return []
         try:
             keys = self._store(whispers)
