@@ -7,6 +7,7 @@ by the poll that a server makes when notifications begin to arrive.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -32,7 +33,7 @@ STREAM = identify("AnswerChannel", stream="a")
 
 
 class Stage:
-    """Makes servers that share a PostgreSQL, and forgets the stream of the last test."""
+    """Makes servers that share a PostgreSQL. The stream keeps the messages of earlier tests."""
 
     def __init__(self, postgres: str, template: Path, folder: Path) -> None:
         self.postgres = postgres
@@ -81,10 +82,11 @@ async def next_number(client: Client) -> int:
 
 async def broadcast(server: Server | OtherProcess, number: int) -> None:
     """Broadcast a number, and repeat this until it was stored."""
+    key = secrets.token_hex(8)
     async with asyncio.timeout(60):
         while True:
             with suppress(CallFailed):
-                await server.call("broadcast", "a", {"n": number}, idempotency_key=f"{id(server)}:{number}")
+                await server.call("broadcast", "a", {"n": number}, idempotency_key=key)
                 return
             await asyncio.sleep(0.05)
 

@@ -18,7 +18,7 @@ from reliable_cable import models
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.stores.database import database
 from reliable_cable.stores.sessions.model import ModelSessionStore
-from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_numbering import Numbering
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, with_own_connection
@@ -176,12 +176,18 @@ class TestErrors:
             raise OperationalError("server closed the connection unexpectedly")
 
         append(store, "0")
-        with (
-            mock.patch.object(connection, "commit", commit_and_lose_the_answer),
-            pytest.raises(BroadcastUncertain, match="idempotency_key"),
-        ):
-            append(store, "1", key="k")
-        assert append(store, "1", key="k") == [2]
+        events: list[StreamEvent] = []
+        with mock.patch.object(store.bus, "publish", events.extend):
+            with (
+                mock.patch.object(connection, "commit", commit_and_lose_the_answer),
+                pytest.raises(BroadcastUncertain, match="idempotency_key"),
+            ):
+                append(store, "1", key="k")
+            # The message may have been stored, so listeners read the stream.
+            assert events == [Advanced("a")]
+            # The process of the first attempt may have ended before it could announce the message.
+            assert append(store, "1", key="k") == [2]
+            assert events == [Advanced("a")] * 2
         assert append(store, "2") == [3]
 
     def test_reading_a_database_that_is_down_is_a_store_error(self, store: ModelStreamStore) -> None:

@@ -13,7 +13,7 @@ from reliable_cable import models
 from reliable_cable.concurrency.batching import Batches, Outcome
 from reliable_cable.concurrency.on_commit import call_after_commit, in_transaction, runs_hooks
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
@@ -25,7 +25,7 @@ from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListe
 from .model_announcer import Announcer
 from .model_lineage import Lineages
 from .model_notices import StoredTransient
-from .model_numbering import Numbering
+from .model_numbering import Numbering, Written
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_reading import PageReader, PageRequest
 from .model_retention import EXISTS, Retention
@@ -157,9 +157,9 @@ class ModelStreamStore(ModelStore, StreamStore):
         written = None
         if len(items) == 1 and self._single_append.supports(items[0][1]):
             with suppress(StaleStatementError):
-                written = self._database.write_broadcast(partial(self._single_append.write, *items[0]))
+                written = self._write(names, partial(self._single_append.write, *items[0]))
         while True:
-            written = written or self._database.write_broadcast(partial(self._numbering.write, names, items))
+            written = written or self._write(names, partial(self._numbering.write, names, items))
             if written is None:
                 # The rows of new streams are inserted in a separate transaction, because locks on these rows could
                 # cause a deadlock.
@@ -170,6 +170,14 @@ class ModelStreamStore(ModelStore, StreamStore):
             if written.complete:
                 return written.positions
             written = None
+
+    def _write(self, names: Sequence[str], call: Callable[[], Written | None]) -> Written | None:
+        """Run a call that writes to streams. If its outcome is uncertain, make the listeners read these streams."""
+        try:
+            return self._database.write_broadcast(call)
+        except BroadcastUncertain:
+            self._announce([Advanced(name) for name in names])
+            raise
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,8 @@ class Numbering:
         """Insert messages as entries. Return the positions of the messages, and the events to announce.
 
         If a stored entry has the same idempotency key as a message, the message is not inserted, and its position is
-        that of the entry.
+        that of the entry. It is announced by `Advanced`, because the process that has stored the entry may have ended
+        before it could announce it.
 
         Args:
             streams: the locked rows of the streams, by name. Their tails are updated.
@@ -140,6 +141,7 @@ class Numbering:
         positions: list[StreamPosition] = []
         entries: list[StreamEntry] = []
         events: list[StreamEvent] = []
+        repeated: list[str] = []
         for name, message in items:
             stream = streams[name]
             key = message.idempotency_key or None
@@ -155,6 +157,8 @@ class Numbering:
                 events.append(Published(name, stream.epoch, Entry(offset, message.data, message.exclude)))
                 if key:
                     repeats[name, key] = offset
+            else:
+                repeated.append(name)
             positions.append(StreamPosition(stream.epoch, offset))
         if entries:
             self._database.rows(StreamEntry).bulk_create(entries)
@@ -164,7 +168,7 @@ class Numbering:
                 self._database.rows(Stream).filter(pk=changed[0].pk).update(**values)
             else:
                 self._database.rows(Stream).bulk_update(changed, CHANGING)
-        return positions, events
+        return positions, [*events, *map(Advanced, dict.fromkeys(repeated))]
 
     def _repeats(
         self, streams: Mapping[str, Stream], items: Iterable[tuple[str, Message]], now: float
