@@ -121,8 +121,8 @@ def broadcast_batch(
     """Broadcast several messages.
 
     First, the messages are stored, in the given order, except for transient messages and messages of streams without a
-    history. Either all of them are stored, or none. Then the other messages are sent, in the given order. The options
-    are those of `broadcast`.
+    history. Unless `atomic` is False, either all of them are stored, or none. Then the other messages are sent, in the
+    given order. The options are those of `broadcast`.
 
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options

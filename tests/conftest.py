@@ -94,7 +94,7 @@ def _is_on_cluster(item: pytest.Item) -> bool:
 
 
 def _needs_cluster(item: pytest.Item) -> bool:
-    """Return whether a test on a Redis Cluster is worth its time: one about several processes, on uvicorn."""
+    """Return whether a test runs on a Redis Cluster: only on uvicorn, and only in `CLUSTER_MODULES`, to save time."""
     assert isinstance(item, pytest.Function)
     return item.path.name in CLUSTER_MODULES and item.callspec.params["kind"] == "uvicorn"
 

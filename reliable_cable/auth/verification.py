@@ -218,7 +218,7 @@ class TokenVerifier:
             claims = self._jwt.decode(token, options={"verify_signature": False})
             expiry = self._expiry(claims)
         except Exception:
-            return TokenAuthentication(user)  # the token is not a JWT
+            return TokenAuthentication(user)  # the token is not a JWT, or its expiry is not a number
         return TokenAuthentication(user, MappingProxyType(claims), expires_at=expiry)
 
     def _expiry(self, claims: Mapping[str, Any]) -> float | None:

@@ -24,7 +24,7 @@ class ChannelOwner(Protocol):
         """The logger for messages that the client can cause repeatedly."""
 
     def bad_frame(self, error: ProtocolError) -> None:
-        """Log a command that violates the protocol."""
+        """Log a command that violates the protocol. A WebSocket connection also counts it as a fault of the client."""
 
 
 def make_channel(connection: ChannelOwner, identifier: str) -> Channel | None:

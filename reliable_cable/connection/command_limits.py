@@ -9,10 +9,10 @@ from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.conf import CableSettings, RateLimit
 from reliable_cable.protocol import commands
 
-#: How long, in seconds, commands may be delayed without interruption. After that, the client is disconnected.
+#: How long, in seconds, a client may send commands so fast that each is delayed. After that, it is disconnected.
 WAITING_TIME: Final = 10.0
-#: How long, in seconds after the arrival of an unanswered `subscribe`, commands may be delayed. Clients repeat a
-#: `subscribe` after 5 seconds, and give up after 10.
+#: How long, in seconds after the arrival of an unanswered `subscribe`, commands may be delayed. After that, they are
+#: handled, even if the limits do not allow this: clients repeat a `subscribe` after 5 seconds, and give up after 10.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
 #: A delay that is shorter than this, in seconds, counts as a rounding error.

@@ -354,8 +354,9 @@ class Commands(CommandQueue):
             decides: whether a false result of the handler, other than None, rejects the subscription.
 
         Returns:
-            The reply. `REFUSED` if the handler or the check refused the client. If the check called `reject()`, another
-            reply that is equal to it, and that ends the subscription. None if the handler or the check failed.
+            The reply. The object `REFUSED` if the handler or the check refused the client. If the check called
+            `reject()`, which ends the subscription, the reply is another object with the same values. None if the
+            handler or the check failed.
         """
         saved = channel.begin()
         try:

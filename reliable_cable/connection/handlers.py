@@ -57,10 +57,10 @@ def overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable
     """Return the handlers that are not None and that `base` does not itself define. Handlers of `base` do nothing."""
     overridden = []
     for handler in handlers:
-        target = handler.func if isinstance(handler, partial) else handler
-        function = getattr(target, "__func__", None)
-        if handler is not None and (function is None or function is not getattr(base, function.__name__, None)):
-            overridden.append(handler)
+        if handler is not None:
+            function = getattr(handler.func if isinstance(handler, partial) else handler, "__func__", None)
+            if function is None or function is not getattr(base, function.__name__, None):
+                overridden.append(handler)
     return overridden
 
 

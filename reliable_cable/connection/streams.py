@@ -127,20 +127,20 @@ class SubscribedStream(Subscriber):
             self.stream.stop_live(self)
 
     def start_after_page(self, page: PagePosition) -> None:
-        """Catch up from the position at which the data of the client's web page were read."""
+        """Set the position from which to catch up to that at which the data of the client's web page were read."""
         if self.resolve(page.named) == LOST:
             page = PagePosition(LOST.epoch, LOST.offset, page.stream)
         self.page = page
         self.start_at(page)
 
     def start_at(self, position: StreamPosition) -> None:
-        """Catch up from a position, for example one that the client named."""
+        """Set the position from which the subscriber catches up. A subscriber that is not catching up keeps its own."""
         self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.first = position
 
     def start_at_end(self) -> None:
-        """Skip entries that cannot be replayed: catch up from the stream's current position.
+        """Skip entries that cannot be replayed: set the position from which to catch up to the stream's current one.
 
         `first` is not changed. If the client does not receive the notice of the loss, the next restore has to send the
         notice again.

@@ -88,7 +88,7 @@ class ControlBus:
         self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
         #: The session ids of the new connections whose takeovers this process announces. An id is removed when its
-        #: announcement comes back over the control bus.
+        #: announcement comes back over the control bus or can no longer come back, and when the connection ends.
         self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None

@@ -128,7 +128,7 @@ class Writer:
         self._add(check_part(part))
 
     def count(self, usage: Mapping[str, Any]) -> None:
-        """Record numbers that the model reports, such as tokens. A later value replaces the value of the same name."""
+        """Record numbers that the model reports, such as its count of tokens. Later values replace earlier ones."""
         self._attempt.usage.update(usage)
 
     def _end(self) -> None:

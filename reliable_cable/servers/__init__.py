@@ -59,13 +59,13 @@ def _find(send: Any, make: Callable[[Any], T | None]) -> T | None:
     """Return the transport that `make` returns for a `send`, or for a callable that it wraps; None if there is none."""
     candidates = [send]
     for _ in range(_MAX_WRAPPERS):
-        wrapped: list[Any] = []
         for candidate in candidates:
             found = make(candidate)
             if found is not None:
                 return found
-            wrapped += _wrapped(candidate)
-        candidates = wrapped
+        candidates = [wrapped for candidate in candidates for wrapped in _wrapped(candidate)]
+        if not candidates:
+            break
     return None
 
 
@@ -75,11 +75,11 @@ def _wrapped(send: Any) -> list[Any]:
     These are the variables in its closure. For a method, they also include those attributes of its object that have a
     name ending with `send`.
     """
-    owner = getattr(send, "__self__", None)
-    function = getattr(send, "__func__", send)
     candidates: list[Any] = []
-    for cell in getattr(function, "__closure__", None) or ():
+    for cell in getattr(getattr(send, "__func__", send), "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # the variable has no value
             candidates.append(cell.cell_contents)
-    candidates += [value for name, value in getattr(owner, "__dict__", {}).items() if name.endswith("send")]
-    return [candidate for candidate in candidates if callable(candidate)]
+    for name, value in getattr(getattr(send, "__self__", None), "__dict__", {}).items():
+        if name.endswith("send"):
+            candidates.append(value)
+    return list(filter(callable, candidates))

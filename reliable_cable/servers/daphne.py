@@ -1,7 +1,7 @@
 """daphne's transport of a WebSocket connection.
 
-daphne's `send` does not wait, and Twisted's transport buffers without limit. So this module registers a producer, which
-the transport calls when the buffer is full.
+daphne's `send` does not wait, and Twisted's transport buffers without limit. So this module registers a producer. The
+transport tells the producer when the buffer exceeds a size, and when it is empty again.
 
 If the transport's buffer is empty, a frame that is shared by many subscribers is written to the socket directly.
 If the buffer is not empty, the frame is written to the transport, so that the order is preserved. With TLS, frames are

@@ -102,10 +102,11 @@ class StoreClock:
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
         self._used_at = now = self._monotonic()
-        if self._measured is not None and self._is_fresh(now):
-            return moment + self._measured[0]
+        measured = self._measured
+        if measured is not None and now - measured[1] <= MAX_AGE:
+            return moment + measured[0]
         self._measure_soon()
-        offset = self._host() - now if self._measured is None else self._measured[0]
+        offset = self._host() - now if measured is None else measured[0]
         return moment + offset - MARGIN
 
     def of_host(self, host_time: float) -> float:

@@ -46,7 +46,7 @@ _INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceS
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The stores of streams, presence and sessions, and their clocks."""
+    """The stores of streams, presence and sessions, and their clocks and shared token buckets."""
 
     streams: StreamStore
     presence: PresenceStore

@@ -118,7 +118,7 @@ class Publisher:
         await self._process.wait()
 
     async def call(self, name: str, *arguments: Any) -> Any:
-        """Make a call (project/__main__.py) in the process, and return its result."""
+        """Run a function of `calls` in project/__main__.py in the process, and return the function's result."""
         source, sink = self._process.stdout, self._process.stdin
         assert source is not None
         assert sink is not None

@@ -115,7 +115,7 @@ async def test_clients_miss_nothing_while_slots_move_and_are_told_of_a_failover(
             await broadcaster.more(10)
             await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
             for client in clients[::2]:
-                await client.cut()  # so that it replays the history from the new node
+                await client.cut()  # so that its replay is read from the new node
         await broadcaster.more(10)
         sent = await broadcaster.stop()
         for client in clients:

@@ -86,8 +86,8 @@ async def test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_n
     await server.call("broadcast", stream, {"transient": True}, transient=True)
     await server.call("broadcast", stream, {"last": True})
     frames = await bob.until({"message": {"last": True}})
-    # Messages without a position follow the replay. A replay that is still running sends the message `last` before
-    # them.
+    # Messages without a position follow the replay. If the replay is still running when `last` is broadcast, `last` is
+    # a part of it.
     while len(without_position(frames)) < 2:
         frames.append(await bob.next())
     assert [frame["offset"] for frame in frames if "offset" in frame] == list(range(1, 702))

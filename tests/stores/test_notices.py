@@ -133,7 +133,7 @@ def test_a_payload_of_another_secret_causes_a_poll(codec: NoticeCodec) -> None:
 def test_an_unknown_item_of_a_newer_release_causes_a_poll(
     codec: NoticeCodec, head: list[Any], events: list[NoticedEvent]
 ) -> None:
-    # The size of its data is unknown, so the data of later items cannot be found.
+    # The size of an unknown item's data is unknown, so the data of later items cannot be found.
     text = json.dumps(head) + "\nabc123"
     assert codec.decode(codec._sign(text) + text) == Notice("x", events, look=True)
 

@@ -46,7 +46,8 @@ class Faults:
 
     def __init__(self, stage: Stage, rng: random.Random, broadcaster: Broadcaster) -> None:
         self.history: list[Fault] = []
-        #: Descriptions of faults that failed, and of servers that ended without a fault or with a wrong exit code.
+        #: Descriptions of faults that could not be made, and of servers that ended without a fault or with
+        #: a wrong exit code.
         self.complaints: list[str] = []
         self._stage = stage
         self._rng = rng

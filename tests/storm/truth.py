@@ -81,8 +81,8 @@ class Loss:
 
     Args:
         at: when the first message that may be lost was broadcast.
-        noticed: when the loss must have been noticed. Until then, a store that cannot know of the loss may assign
-            positions a second time. For a store that notices the loss at once, this is `at`.
+        noticed: the latest time at which the store notices the loss. Until then, a store that cannot know of the loss
+            may assign positions a second time. For a store that notices the loss at once, this is `at`.
     """
 
     at: float

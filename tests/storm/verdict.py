@@ -218,7 +218,7 @@ class _Run:
     offsets: list[int]
     #: The offsets that the client missed while it was disconnected and that the history no longer kept.
     excused: set[int] = field(default_factory=set)
-    #: The offsets of missed messages that were broadcast after the client was told of a loss within this epoch.
+    #: The offsets of missed messages that were broadcast after the client was told of a loss, in this epoch.
     late: list[int] = field(default_factory=list)
 
     @property

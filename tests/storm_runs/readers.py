@@ -49,7 +49,7 @@ class Reader(ABC):
         self.address = address
         self.rng = rng
         self.complaints: list[str] = []
-        #: What happened, and how often.
+        #: How often each event happened, by its name, such as "visits".
         self.counts: Counter[str] = Counter()
 
     async def run(self, delay: float) -> None:

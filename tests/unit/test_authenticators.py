@@ -96,7 +96,7 @@ class TestAuthenticators:
 
     @pytest.mark.parametrize("result", [False, True, "", 7, Promise(), [], User(username="unsaved"), object()])
     async def test_a_result_that_is_no_user_lets_nobody_in(self, result: Any) -> None:
-        """The default string of an object contains its address in memory, so two users could have the same identity."""
+        """The identity would be the string of the result, which may contain an address that is used again."""
         known["token"] = result
         with pytest.raises(TypeError, match="it must return a user or None"):
             await make_client("token").communicator.connect()

@@ -258,7 +258,7 @@ async def test_what_has_ended_is_not_counted() -> None:
 
 
 class TestPagesOfHistory:
-    #: How many streams the client follows, how many messages each stream has, and the size of a message.
+    #: How many streams the client subscribes to, how many messages each stream has, and the size of a message.
     STREAMS, MESSAGES, SIZE = 20, 4, 2000
 
     async def test_only_some_first_pages_are_held_while_another_subscription_is_reading(self) -> None:

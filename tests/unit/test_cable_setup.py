@@ -113,7 +113,7 @@ class TestSettings:
         assert "There is nothing that this command can change." in site.set_up()
         assert 'Write the code that is shown above, after "Not changed".' in site.set_up(example=True)
         assert (site["asgi.py"], site["urls.py"]) == (ASGI, URLS)
-        assert (tmp_path / "cable_example/cable.py").exists()  # the settings will name this app
+        assert (tmp_path / "cable_example/cable.py").exists()  # the output tells the developer to add this app
 
     def test_settings_without_which_the_cable_works_do_not_prevent_the_rest(
         self, make_site: MakeSite, settings: Any

@@ -25,7 +25,7 @@ class RecordingService(RPCService):
     def __init__(self) -> None:
         self.calls: list[tuple[str, Mapping[str, Any], str]] = []
         self.answer: dict[str, Any] = {"status": 1}
-        #: Calls whose values have "wait" release `waiting`, and wait for the gate.
+        #: A call whose values contain "wait" releases `waiting`, and then waits for `gate`.
         self.waiting, self.gate = asyncio.Semaphore(0), asyncio.Event()
 
     async def call(self, method: str, values: Mapping[str, Any], sid: str) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Client:
         protocol: the offered subprotocol.
         consumer: the consumer class under test.
         scope: more items of the ASGI scope, such as `user`.
+        query: more parameters, appended to the query string.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Fork:
     Args:
         source: the name of the stream to fork.
         offset: the offset at which to fork; `""` for the end.
-        size: how many bytes or JSON values after the offset to copy, too.
+        size: how many bytes or JSON values to copy of the entry that follows the offset.
     """
 
     source: str

@@ -42,7 +42,8 @@ _LAST_YEAR: Final = 9998
 _CURSOR_EPOCH: Final = 1728432000
 _CURSOR_INTERVAL: Final = 20
 _CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-#: The maximum by which the value is increased if the client has already sent the current one.
+#: If a client has sent a value that is not below the current one, the next value is the client's value plus a random
+#: number from 1 to this one.
 _CURSOR_JITTER: Final = 3600 // _CURSOR_INTERVAL
 
 

@@ -32,7 +32,7 @@ def transport_of(send: Any) -> Any:
 
 
 def socket_of(transport: Any) -> Any:
-    """Return the socket of a transport."""
+    """Return the socket of a transport of Twisted (daphne) or asyncio (uvicorn)."""
     return transport.socket if hasattr(transport, "socket") else transport.get_extra_info("socket")
 
 
@@ -108,7 +108,7 @@ class Hub:
         await send({"type": "http.response.body", "body": answer})
 
     async def broadcast(self, subscribers: Subscribers, text: str, way: str) -> None:
-        """Send a message to all subscribers."""
+        """Send a message to all subscribers in one of the ways that the benchmark compares."""
         if way == "send":
             for send in subscribers.sends:
                 await send({"type": "websocket.send", "text": text})

@@ -9,7 +9,7 @@ from reliable_cable.runs.durable_models import DurableStream
 
 
 class Streams(DurableStreams):
-    """Users may create streams. Everybody may use the streams of the conformance suite, and read those in "open/"."""
+    """Users may create streams. Everybody may use the streams of the suite, and read streams in "open/"."""
 
     login_required = False
     max_streams = 10_000

@@ -1,4 +1,4 @@
-"""Runs the project with two tenants, and writes what their clients see as one line of JSON."""
+"""Runs the project with two tenants, and writes one line of JSON with what their clients see."""
 
 from __future__ import annotations
 

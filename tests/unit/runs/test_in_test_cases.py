@@ -15,7 +15,7 @@ from reliable_cable.testing import CableTestCase, capture_broadcasts
 
 
 def wait_until_saved(run: Run, out: Writer) -> None:
-    """Wait until the row of a run has a text, while the task asks whether the run was stopped."""
+    """Read `out.stopped` until the row of a run has a text. In a transaction, this also saves the answer when due."""
     while not run.text:
         assert not out.stopped
         run.refresh_from_db()
