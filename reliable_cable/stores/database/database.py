@@ -207,10 +207,12 @@ class Database:
     def outside(self, call: Callable[[], T], error: type[CableError] = StoreError) -> T:
         """Run a call outside of the caller's transaction. If a transaction is open, the call runs in a store thread.
 
+        If `handler_threads` is 0, the call runs in the caller's transaction.
+
         Args:
             call: the call to run.
-            error: the class of the error to raise if the caller's transaction has SQLite's write lock. The call could
-                never get the lock, because the caller waits for the call.
+            error: the class of the error to raise if the caller's transaction took SQLite's write lock when it began.
+                The call could never get the lock, because the caller waits for the call.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -225,7 +227,7 @@ class Database:
         return submit_store(partial(_with_short_wait, call)).result()
 
     def delete_soon(self, call: Callable[[], object]) -> None:
-        """Schedule a call that deletes old rows, in a store thread.
+        """Schedule a call that deletes old rows, in a store thread. If `handler_threads` is 0, run the call now.
 
         If the call fails, or if the process ends before the call, the rows remain until another call deletes them.
         """
@@ -297,7 +299,10 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. A `StoreError` whose cause is a conflict is retried, too."""
+        """Run a call, and retry it after conflicts for up to `retry_time` seconds, and once after a broken connection.
+
+        A `StoreError` is handled in the same way as the database error that caused it.
+        """
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True
