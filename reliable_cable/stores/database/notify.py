@@ -140,7 +140,7 @@ class NotificationReceiver:
     ) -> None:
         self._database = settings.database
         self._alias = settings.notify if isinstance(settings.notify, str) else settings.database
-        #: Whether a connection through a connection pooler is used, too. If False, it is an error.
+        #: Whether the connection may go through a connection pooler.
         self._may_be_pooled = isinstance(settings.notify, str)
         self._poll_interval = settings.poll_interval
         self._received = received
