@@ -190,7 +190,7 @@ def _print(
 
 
 def _write(options: dict[str, Any]) -> None:
-    """Broadcast at a fixed rate. Print the number of broadcasts, the longest delay of one, the duration and CPU time."""
+    """Broadcast at a fixed rate. Print the number of broadcasts, the longest delay of one, and the time they took."""
     import django
 
     django.setup()

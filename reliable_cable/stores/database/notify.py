@@ -108,7 +108,7 @@ class _SilentError(Exception):
 
 
 class _PooledError(Exception):
-    """Raised if the connections of a database go through a connection pooler, and the settings do not say how."""
+    """Raised if a connection goes through a connection pooler, and `NOTIFY` does not name the database."""
 
 
 async def _is_pooled(connection: Any) -> bool:
@@ -246,7 +246,8 @@ class NotificationReceiver:
         payload = PROBE + secrets.token_hex(8)
         broken: asyncio.Future[None] = loop.create_future()
         next_probe: asyncio.TimerHandle | None = None
-        # `connection.notifies()` costs several times as much CPU time for each notification, and some while it waits.
+        # `connection.notifies()` would cost several times the CPU time of `read` for each notification, and also some
+        # CPU time while it waits.
         pgconn, socket, encoding = connection.pgconn, connection.fileno(), connection.info.encoding
         limit = asyncio.timeout(PROBE_TIMEOUT)
 

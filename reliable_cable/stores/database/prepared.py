@@ -10,8 +10,8 @@ from django.db import Error, connections
 
 from .database import sqlstate
 
-#: The number of executions on a connection before the statement is prepared there. Many connections execute it less
-#: often, so that it would be prepared in vain.
+#: The number of executions on a connection before the statement is prepared there. On a connection with few executions,
+#: preparing it would cost more time than it saves.
 PREPARE_AFTER: Final = 3
 
 #: The error codes if other code has discarded a prepared statement, and if a migration has changed its tables.

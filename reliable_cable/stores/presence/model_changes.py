@@ -310,7 +310,7 @@ class _Batch:
         return events
 
     def _rename(self, join: Join) -> PresenceSession | None:
-        """If a join replaces a session with the same member, give that session the join's key, and return it."""
+        """If a join replaces a session of the same member, give it the join's key and return it; otherwise None."""
         session = self._sessions.get(join.replaces)
         if session is None or session.member_key != join.member_key:
             return None

@@ -87,7 +87,7 @@ StreamEvent = Published | Transient | Advanced
 
 
 def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> bool:
-    """Return whether a read of a stream's tail has found messages that were not announced.
+    """Return whether a read of a stream's tail has found messages, or a new epoch, that were not announced.
 
     Args:
         was: the newest announced position when the read began.

@@ -96,7 +96,7 @@ class Poll:
         tails: the positions of the streams that exist.
         transients: the new transient messages of other processes.
         pending: the names of streams with messages in the outbox.
-        unchanged: whether the positions were not read, because they are the same as at the last poll.
+        unchanged: whether the positions were not read, because nothing shows that they have changed since the last poll.
     """
 
     tails: Mapping[str, StreamPosition]
@@ -131,7 +131,7 @@ class PolledStore(Protocol):
 
 
 class PollingListener(BusListener[StreamEvent], StreamListener):
-    """Announces events of this process immediately, and events of other processes after a poll.
+    """Announces events of this process immediately, and events of other processes after a notification or a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
     announced position. It does not compare ids of rows, because rows may not become visible in the order of their ids.
