@@ -96,7 +96,7 @@ class Poll:
         tails: the positions of the streams that exist.
         transients: the new transient messages of other processes.
         pending: the names of streams with messages in the outbox.
-        unchanged: whether the positions were not read, because nothing shows that they have changed since the last poll.
+        unchanged: whether the positions were not read, because nothing shows that they changed since the last poll.
     """
 
     tails: Mapping[str, StreamPosition]
