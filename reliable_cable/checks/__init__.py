@@ -21,7 +21,7 @@
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
 | `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
-| `reliable_cable.W011` | A setting has no effect on anycable-go (`BROADCAST_ADAPTER`), or its key cannot be right. |
+| `reliable_cable.W011` | A setting has no effect on anycable-go (`BROADCAST_ADAPTER`), or the key for it is wrong. |
 | `reliable_cable.W012` | A part of a channel has no effect behind anycable-go. |
 | `reliable_cable.W013` | `connect` of a consumer sets an attribute that later calls of anycable-go lack. |
 | `reliable_cable.W014` | A connection pooler passes no notifications of PostgreSQL on. |

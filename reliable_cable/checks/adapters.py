@@ -1,4 +1,4 @@
-"""Checks of projects whose clients are connected to anycable-go by `BROADCAST_ADAPTER` (E008, W011)."""
+"""Checks of projects that set `BROADCAST_ADAPTER`, so that their clients are connected to anycable-go (E008, W011)."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -40,7 +40,7 @@ def check_broadcast_adapter(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_unused_settings(**kwargs: Any) -> list[CheckMessage]:
-    """Report settings that have no effect on anycable-go, and a key that it cannot have (W011)."""
+    """Report settings that have no effect on anycable-go, and a broadcast key derived from `SECRET_KEY` (W011)."""
     settings = valid_settings()
     if settings is None or settings.broadcast_adapter is None:
         return []

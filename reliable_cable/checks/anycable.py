@@ -12,7 +12,7 @@ from reliable_cable.conf import NAME, CableSettings
 
 from .valid_settings import TAG, valid_settings
 
-#: What a channel may override or call, and why it has no effect behind anycable-go.
+#: The methods that a channel may override, and for each the reason why it has no effect behind anycable-go.
 _UNSUPPORTED: Final = {
     "resubscribed": "anycable-go restores a session without a call, so resubscribed() is never called",
     "snapshot": "anycable-go sends the history by itself, so snapshot() is never called",
@@ -58,7 +58,7 @@ def check_remote_channels(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_remote_attributes(**kwargs: Any) -> list[CheckMessage]:
-    """Report attributes of a consumer that only the call of `connect` has behind anycable-go (W013)."""
+    """Report attributes that the `connect` of a consumer sets, but later calls of anycable-go lack (W013)."""
     if _rpc_settings() is None:
         return []
     from channels.consumer import AsyncConsumer
@@ -78,7 +78,7 @@ def check_remote_attributes(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _rpc_settings() -> CableSettings | None:
-    """Return the settings if they are valid and name an `RPC_CONSUMER`."""
+    """Return the settings if they are valid and name an `RPC_CONSUMER`, otherwise None."""
     settings = valid_settings()
     return settings if settings is not None and settings.rpc_consumer is not None else None
 
@@ -97,7 +97,7 @@ def _problems_of(cls: Any, settings: CableSettings) -> Iterator[str]:
 
 
 def _names_in(cls: type) -> set[str]:
-    """Return the names of attributes and arguments that the methods of a class use."""
+    """Return the names of attributes and globals that the methods of a class use. Names of arguments are not found."""
     names: set[str] = set()
     for function in vars(cls).values():
         code = getattr(getattr(function, "__wrapped__", function), "__code__", None)

@@ -150,7 +150,7 @@ def check_notify_alias(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _listening_alias() -> str | None:
-    """Return the alias of the database through which servers LISTEN if it is PostgreSQL.
+    """Return the alias of the database through which servers LISTEN. It may be a database other than PostgreSQL.
 
     Returns:
         None if no part of the engine uses notifications, or if the settings are invalid or turn them off.

@@ -5,7 +5,7 @@ three times in PRESENCE_TTL) cost no I/O for the log, and are not sent to replic
 empties these tables, and a promoted replica has none of their rows. Presence allows for that: a new incarnation begins,
 and the servers add their members again.
 
-The table of sessions also leaves free space in its pages, so that PostgreSQL can update a row in place.
+The tables of streams and sessions also leave free space in their pages, so that PostgreSQL can update a row in place.
 """
 
 from typing import Any

@@ -20,7 +20,7 @@ LOCK_TIMEOUT: Final = 2.0
 ATTEMPTS: Final = 30
 PAUSE: Final = 1.0
 
-#: The beginnings of the codes (SQLSTATE) of errors that another attempt may not have: the connection is lost, a
+#: The beginnings of the codes (SQLSTATE) of errors that the next `migrate` may not have: the connection is lost, a
 #: transaction was rolled back, the server lacks resources, a lock was not available, or the server was stopped.
 PASSING: Final = ("08", "40", "53", "55P03", "57", "58")
 
@@ -83,7 +83,7 @@ def set_logged(apps: Any, schema_editor: Any) -> None:
 
 
 def _is_used(apps: Any, schema_editor: Any) -> bool:
-    """Return whether the table is on this PostgreSQL."""
+    """Return whether the database is PostgreSQL and contains the table."""
     connection, model = schema_editor.connection, apps.get_model("reliable_cable", "TransientEntry")
     return connection.vendor == "postgresql" and router.allow_migrate_model(connection.alias, model)
 

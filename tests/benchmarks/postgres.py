@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure each isolation level and rate, print a line for each, and return the exit code."""
+    """Measure each isolation level and rate, print the results, and return the exit code."""
     binaries = find_postgres()
     if binaries is None:
         sys.stderr.write("PostgreSQL is needed: initdb and pg_ctl.\n")
@@ -105,7 +105,7 @@ def _database_cpu(host: str) -> float:
 
 
 def _times(pid: int) -> list[int]:
-    """Return the user and system time of a process, and those of its ended children, in ticks."""
+    """Return the user and system time of a process, and those of its ended children, in ticks; `[]` if it has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
         return [int(value) for value in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
     return []
@@ -190,7 +190,7 @@ def _print(
 
 
 def _write(options: dict[str, Any]) -> None:
-    """Broadcast at a fixed rate, and print the number of broadcasts and how late the latest one was."""
+    """Broadcast at a fixed rate. Print the number of broadcasts, the longest delay of one, and the time they took."""
     import django
 
     django.setup()

@@ -30,10 +30,10 @@ MEMBERS = STREAMS * MEMBERS_PER_STREAM
 ROUNDS = 20
 #: How long, in seconds, a listener of all streams polls without events.
 IDLE_TIME = 5.0
-#: How long, in seconds, a listener may take until notifications arrive.
+#: How long, in seconds, to wait until notifications arrive at a new listener.
 SETTLE_TIME = 1.0
 
-#: The statements that were executed; calls to Redis are not counted.
+#: The statements of the current measurement. Calls of Redis are not included.
 _statements: list[str] = []
 
 

@@ -1,6 +1,6 @@
 """Measures what `broadcast()` costs its caller on each engine: the database, Redis, and each adapter for anycable-go.
 
-Each engine is measured in a process of its own, which has the test project and nothing else to do.
+Each engine is measured in a process of its own, which loads the test project and does nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAYLOAD: Final = {"n": 1, "text": "x" * 180}
 #: The number of broadcasts in a round, and the number of rounds. The medians of the rounds are the results.
 BROADCASTS: Final = 200
 ROUNDS: Final = 7
-#: Prints the result of `measure_here`.
+#: The program of the process in which an engine is measured.
 _SCRIPT: Final = "from tests.benchmarks.steps import measure_here; measure_here()"
 
 #: The settings of the package and the environment variables of a step.
@@ -78,7 +78,7 @@ def measure_here() -> None:
         for number in range(BROADCASTS):
             broadcast("steps", {**PAYLOAD, "n": number})
         rounds.append((time.process_time() - cpu, time.perf_counter() - wall))
-    # The first round opens connections.
+    # The first round opens connections, so it is left out.
     sys.stdout.write(json.dumps([median(each) / BROADCASTS * 1e6 for each in zip(*rounds[1:], strict=True)]))
 
 

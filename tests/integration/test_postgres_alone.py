@@ -33,7 +33,7 @@ STREAM = identify("AnswerChannel", stream="a")
 
 
 class Stage:
-    """Makes servers that share a PostgreSQL. The stream keeps the messages of earlier tests."""
+    """Makes servers that share a PostgreSQL server. The stream `a` keeps the messages of earlier tests."""
 
     def __init__(self, postgres: str, template: Path, folder: Path) -> None:
         self.postgres = postgres
@@ -63,7 +63,7 @@ def stage(postgres: str, template: Path, tmp_path: Path) -> Stage:
 
 @asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[Client]:
-    """A client that is subscribed to the stream."""
+    """A client that is subscribed to the stream `a`."""
     async with Client(server.url) as client:
         await client.subscribe(STREAM)
         yield client
@@ -75,13 +75,13 @@ async def is_logged(server: Server, text: str) -> None:
 
 
 async def next_number(client: Client) -> int:
-    """Return the number in the next message of the stream."""
+    """Return the number in the next message of the stream `a`."""
     (frame,) = await client.messages(STREAM, 1)
     return int(frame["n"])
 
 
 async def broadcast(server: Server | OtherProcess, number: int) -> None:
-    """Broadcast a number, and repeat this until it was stored."""
+    """Broadcast a number to the stream `a`. Repeat this after errors, with the same idempotency key."""
     key = secrets.token_hex(8)
     async with asyncio.timeout(60):
         while True:

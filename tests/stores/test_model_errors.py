@@ -40,7 +40,7 @@ def sqlite_busy() -> sqlite3.Error:
 
 
 def postgres_error(code: str) -> psycopg.Error:
-    """Return an error of PostgreSQL with a code."""
+    """Return the exception of psycopg for an SQLSTATE."""
     return psycopg.errors.lookup(code)()
 
 

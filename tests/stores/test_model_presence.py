@@ -83,7 +83,7 @@ async def heard(here: ModelPresenceStore) -> AsyncIterator[list[PresenceEvent | 
 
 @pytest.fixture
 def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list of the statements that all threads execute."""
+    """A list of the statements that all threads execute, except for PRAGMA."""
     queries: list[str] = []
     execute = CursorWrapper.execute
 

@@ -25,12 +25,12 @@ class GatedReads:
 
     Args:
         store: the store.
-        patch: replaces the method of the store.
+        patch: replaces the method `aread_events` of the store.
     """
 
     def __init__(self, store: ModelPresenceStore, patch: pytest.MonkeyPatch) -> None:
         self._read = store.aread_events
-        #: The streams of each read that has begun.
+        #: The streams of each read that has reached its gate, where it waits for `end`.
         self.begun: list[list[str]] = []
         self._gates: list[asyncio.Future[None]] = []
         patch.setattr(store, "aread_events", self._gated)
@@ -43,7 +43,7 @@ class GatedReads:
         return found
 
     def end(self, error: Exception | None = None) -> None:
-        """Let the running read end."""
+        """Let the newest read end, with an error if one is given."""
         if error is None:
             self._gates[-1].set_result(None)
         else:
@@ -54,7 +54,7 @@ class GatedReads:
 class TestPolls:
     @pytest.fixture(autouse=True)
     def no_complete_polls(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let polls read the positions of all streams only if there is a reason."""
+        """Let a poll read the positions of all streams only after a new event or a failed read."""
         monkeypatch.setattr(model_listener, "COMPLETE_INTERVAL", 3600)
 
     async def test_without_new_events_a_poll_reads_only_one_value(
@@ -92,7 +92,7 @@ class TestPolls:
 async def test_events_that_become_visible_late_are_found(
     here: ModelPresenceStore, make: MakePresence, heard: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An event with a higher id is visible before.
+    # As if an event with a higher id had become visible earlier.
     monkeypatch.setattr(here, "newest", lambda: 100)
     monkeypatch.setattr(model_listener, "COMPLETE_INTERVAL", 0.05)
     make(notify=False).join("s", "phone", "1")

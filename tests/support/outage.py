@@ -1,4 +1,4 @@
-"""Simulates outages of the PostgreSQL of the tests: it is stopped, or it hangs."""
+"""Simulates outages of the PostgreSQL server of the tests: the server is stopped, or it hangs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def stop(host: str, *, mode: str = "immediate") -> None:
     """Stop the server of `running_postgres`. Its connections are closed, and new ones are refused.
 
     Args:
-        host: the HOST of the server.
+        host: the HOST of the server, a directory that contains its socket and its data.
         mode: the shutdown mode. With "immediate", the latest commits may be lost. With "fast", none is lost.
     """
     _pg_ctl(host, "-m", mode, "stop")
@@ -47,7 +47,7 @@ def hanging(host: str) -> Iterator[None]:
 
 
 def child_pids(process: int) -> list[int]:
-    """Return the ids of the child processes."""
+    """Return the ids of the child processes of a process."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], check=False, capture_output=True, text=True)
     return [int(line) for line in listed.stdout.split()]
 

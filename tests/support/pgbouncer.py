@@ -1,4 +1,4 @@
-"""PgBouncer, a connection pooler in front of the PostgreSQL of a test."""
+"""PgBouncer, a connection pooler in front of the PostgreSQL server of a test."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ ignore_startup_parameters = extra_float_digits
 
 
 def find_pgbouncer() -> Path | None:
-    """Return the path of PgBouncer, or None. Debian installs it outside of the PATH of users."""
+    """Return the path of PgBouncer; None if it is not installed. Debian installs it outside of the PATH of users."""
     found = shutil.which("pgbouncer", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
     return Path(found) if found else None
 
 
 class PgBouncer(RestartableProcess):
-    """A PgBouncer. Use it as a context manager, which starts and kills it. It keeps its port.
+    """A PgBouncer process on a free port. Use it as a context manager, which starts and kills it.
 
     Args:
-        host: the directory of the socket of the PostgreSQL.
-        mode: when a server connection is given to another client: after each transaction, or when the client leaves.
+        host: the directory with the socket of the PostgreSQL server.
+        mode: the pool mode. It decides when a server connection may be given to another client: after each transaction,
+            or after the client has disconnected.
     """
 
     def __init__(self, host: str, mode: Literal["transaction", "session"]) -> None:

@@ -53,8 +53,8 @@ _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
 #: Whether writes to SQLite are retried for the `timeout` in the database's OPTIONS, not for `WRITE_RETRY_TIME`. It is
-#: True for a call whose caller may hold the write lock while it waits for the call (see `outside`), and for deletions
-#: that later calls repeat (see `delete_soon`).
+#: True for a call whose caller may hold the write lock while it waits for the call (see `outside`), for deletions that
+#: later calls repeat (see `delete_soon`), and in `write_soon`.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -136,13 +136,13 @@ class Database:
         self.threads = settings.handler_threads > 0
 
     def rows(self, model: type[M]) -> QuerySet[M]:
-        """Return all rows of a model in this database."""
+        """Return a query for all rows of a model in this database."""
         return model._default_manager.using(self.alias)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, call: Callable[[], T]) -> T:
-        """Run a call in a short transaction. All writes of the stores use this method.
+        """Run a call in a short transaction. The stores use this method for all writes except `append_on_commit`.
 
         On SQLite, the writers of a process wait in a queue, because SQLite does not grant its lock in the order of
         arrival. The transaction takes the write lock when it begins, even if the project's `transaction_mode` differs,
@@ -207,10 +207,12 @@ class Database:
     def outside(self, call: Callable[[], T], error: type[CableError] = StoreError) -> T:
         """Run a call outside of the caller's transaction. If a transaction is open, the call runs in a store thread.
 
+        If `handler_threads` is 0, the call runs in the caller's transaction.
+
         Args:
             call: the call to run.
-            error: the class of the error to raise if the caller's transaction has SQLite's write lock. The call could
-                never get the lock, because the caller waits for the call.
+            error: the class of the error to raise if the caller's transaction took SQLite's write lock when it began.
+                The call could never get the lock, because the caller waits for the call.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -225,7 +227,7 @@ class Database:
         return submit_store(partial(_with_short_wait, call)).result()
 
     def delete_soon(self, call: Callable[[], object]) -> None:
-        """Schedule a call that deletes old rows, in a store thread.
+        """Schedule a call that deletes old rows, in a store thread. If `handler_threads` is 0, run the call now.
 
         If the call fails, or if the process ends before the call, the rows remain until another call deletes them.
         """
@@ -289,7 +291,7 @@ class Database:
             raise StoreError(f"{message}: database {self.alias!r}: {reason(error)}.{_remedy(error)}") from error
 
     def _recover(self) -> None:
-        # Django replaces broken connections only when a request begins, and not in commands, workers and shells.
+        # Django replaces broken connections only when a request begins or ends, not in commands, workers and shells.
         connection = connections[self.alias]
         if not in_transaction(connection):
             connection.close_if_unusable_or_obsolete()
@@ -297,7 +299,10 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. A `StoreError` whose cause is a conflict is retried, too."""
+        """Run a call, and retry it after conflicts for up to `retry_time` seconds, and once after a broken connection.
+
+        A `StoreError` is handled in the same way as the database error that caused it.
+        """
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True

@@ -33,9 +33,10 @@ PROBE_INTERVAL: Final = 30.0
 PROBE_TIMEOUT: Final = 10.0
 #: How often, in seconds, such a notification is sent until one arrives. The connection that sends it may be broken.
 PROBE_RETRY_INTERVAL: Final = 2.0
-#: The delays, in seconds, before the first retry of a connection and between later retries. The delay doubles.
+#: The first and the longest delay, in seconds, before a retry of a connection. The delay doubles with each failure.
 RETRY_DELAYS: Final = (0.1, 5.0)
-#: How long, in seconds, to wait before the next attempt if the notifications of a check do not arrive.
+#: How long, in seconds, to wait before the next attempt if a connection pooler was found, or if none of this process's
+#: own notifications has arrived.
 SILENT_RETRY_DELAY: Final = 60.0
 
 #: The first character of the payload of a check. The payloads of callers must not begin with it.
@@ -75,10 +76,10 @@ class NotificationSender:
         self._single = PreparedStatement(alias)
 
     def send(self, payloads: Sequence[str]) -> None:
-        """Send notifications in a transaction of their own.
+        """Send notifications in transactions that contain nothing else.
 
-        NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. So this transaction contains
-        nothing else. PostgreSQL does not wait until it is stored on disk, because it changes no data.
+        NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. These transactions end
+        quickly: they change no data, so PostgreSQL does not wait for the disk.
 
         Args:
             payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
@@ -107,11 +108,14 @@ class _SilentError(Exception):
 
 
 class _PooledError(Exception):
-    """Raised if the connections of a database go through a connection pooler, and the settings do not say how."""
+    """Raised if a connection goes through a connection pooler, and `NOTIFY` does not name the database."""
 
 
 async def _is_pooled(connection: Any) -> bool:
-    """Return whether a connection goes through a connection pooler. If so, the pooler has invented its process id."""
+    """Return whether a connection goes through a connection pooler.
+
+    A pooler invents the process id that it reports to its client. So this id differs from that of the server process.
+    """
     async for (pid,) in await connection.execute("SELECT pg_backend_pid()"):
         return bool(pid != connection.info.backend_pid)
     return False
@@ -136,13 +140,13 @@ class NotificationReceiver:
     ) -> None:
         self._database = settings.database
         self._alias = settings.notify if isinstance(settings.notify, str) else settings.database
-        #: Whether to LISTEN through a connection pooler, too.
+        #: Whether the connection may go through a connection pooler.
         self._may_be_pooled = isinstance(settings.notify, str)
         self._poll_interval = settings.poll_interval
         self._received = received
         self._changed = changed
         self._probe = probe
-        #: Whether notifications arrive. The receiver has received one that this process has sent.
+        #: Whether notifications arrive: whether the receiver has received one that this process sent.
         self.working = False
         self._failing = False
 
@@ -202,7 +206,7 @@ class NotificationReceiver:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 connection = await AsyncConnection.connect(**parameters, autocommit=True)
         except BaseException as error:
-            # psycopg closes a connection that was not completed when nothing refers to it any more.
+            # psycopg closes an incomplete connection as soon as nothing refers to it.
             traceback.clear_frames(error.__traceback__)
             raise
         name = sql.Identifier(channel)
@@ -223,7 +227,7 @@ class NotificationReceiver:
             await connection.close()
 
     def _parameters(self) -> tuple[dict[str, Any], str]:
-        """Return the parameters of a connection, and the channel. Both may take a query, so this runs in a thread.
+        """Return the parameters of a connection, and the channel. This takes a query, so it runs in a thread.
 
         The channel is that of the processes that send notifications, which use the alias `database`.
         """
@@ -242,7 +246,8 @@ class NotificationReceiver:
         payload = PROBE + secrets.token_hex(8)
         broken: asyncio.Future[None] = loop.create_future()
         next_probe: asyncio.TimerHandle | None = None
-        # `connection.notifies()` costs several times as much CPU time for each notification, and some while it waits.
+        # `connection.notifies()` would cost several times the CPU time of `read` for each notification, and also some
+        # CPU time while it waits.
         pgconn, socket, encoding = connection.pgconn, connection.fileno(), connection.info.encoding
         limit = asyncio.timeout(PROBE_TIMEOUT)
 

@@ -10,8 +10,8 @@ from django.db import Error, connections
 
 from .database import sqlstate
 
-#: The number of executions on a connection before the statement is prepared there. Many connections execute few
-#: statements.
+#: The number of executions on a connection before the statement is prepared there. On a connection with few executions,
+#: preparing it would cost more time than it saves.
 PREPARE_AFTER: Final = 3
 
 #: The error codes if other code has discarded a prepared statement, and if a migration has changed its tables.
@@ -44,7 +44,8 @@ class PreparedStatement:
         """Execute the statement, and return its first row; None if there is none.
 
         Args:
-            query: the statement, with the placeholders `%s` and without other percent signs.
+            query: the statement, with the placeholders `%s` and without other percent signs. It is the same in all
+                calls.
             params: the values of the placeholders. They are passed as literals.
 
         Raises:

@@ -78,7 +78,7 @@ class DatabaseServer:
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
     def now_sql(self) -> tuple[str, list[float]]:
-        """Return what `now` returns as SQL of PostgreSQL, with its parameters."""
+        """Return the expression of `now` as SQL text for PostgreSQL, and the parameters of this text."""
         return (_PresentTime.template, []) if self.has_clock else ("%s", [self._host_time()])
 
     def ago(self, seconds: float) -> Combinable:
@@ -128,11 +128,11 @@ class DatabaseServer:
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
     def lineage_sql(self, column: str) -> str:
-        """Return what `lineage` returns as SQL of PostgreSQL; the name of the column if the lineage is unknown."""
+        """Return the expression of `lineage` as SQL text for PostgreSQL; `column` if the lineage is unknown."""
         return _Lineage.template if self._reports_lineage else column
 
     def read_lineage(self) -> str:
-        """Return the lineage of the server's data; `""` if it is unknown. On PostgreSQL, this takes a query.
+        """Return the lineage of the server's data; `""` if it is unknown. If the server reports it, this takes a query.
 
         Raises:
             DatabaseError: the server could not be reached.

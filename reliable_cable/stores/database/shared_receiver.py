@@ -50,7 +50,7 @@ class SharedReceiver:
 
     async def run(self) -> None:
         """Receive notifications until cancelled."""
-        # The key cannot be reused while it is in the dict, because its object also has the settings.
+        # While the id is a key of the dict, no other object gets this id: the value refers to the settings.
         of_loop = _shared.get(dict)
         key = id(self.settings)
         self._shared = shared = of_loop.get(key) or of_loop.setdefault(key, _Shared(self.settings))

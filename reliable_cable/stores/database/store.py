@@ -34,7 +34,7 @@ class ModelStore(Store):
     Times come from the server's clock on PostgreSQL, and from this host's clock on SQLite.
 
     Args:
-        settings: the settings; `database` is used.
+        settings: the settings; `database` and `handler_threads` are used.
         clock: a clock for tests, which returns seconds since 1970. It replaces the server's or this host's clock.
     """
 

@@ -96,8 +96,9 @@ class PresenceListener(Listener):
     async def fence(self, stream: str) -> None:
         """Wait until the events of a stream that happened before this call have been delivered.
 
-        A listener need not override this method if events arrive within a few milliseconds. The events that correct the
-        list of a restored client are then more rarely followed by an event that repeats one of them.
+        A restored client is sent events that correct its list of members. Because of the wait, they are more rarely
+        followed by an event that repeats one of them. A listener whose events arrive within a few milliseconds need not
+        override this method.
         """
 
 
@@ -215,7 +216,7 @@ class PresenceStore(Store):
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` old rows, and return their number. `manage.py cable_prune` calls this.
 
-        A store need not override this method, if its data expire by themselves or in `expire`.
+        A store need not override this method if its data expire by themselves or in `expire`.
         """
         return 0
 

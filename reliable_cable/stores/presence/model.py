@@ -61,8 +61,8 @@ class ModelPresenceStore(ModelStore, PresenceStore):
     If the caller has an open transaction, changes are made by a thread with another database connection.
 
     Args:
-        settings: the settings; `database`, `poll_interval`, `presence_ttl`, `presence_grace` and `sessions_ttl` are
-            used.
+        settings: the settings; `database`, `notify`, `poll_interval`, `presence_ttl`, `presence_grace` and
+            `sessions_ttl` are used.
         clock: a clock for tests, which returns seconds since 1970. It replaces the server's or this host's clock.
     """
 
@@ -224,7 +224,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         with self._errors("removed"):
             if not self._sweeps.may_expire():
                 return []
-            # This query reads all sessions, so there is only one.
+            # This query reads all sessions, so it is executed only once.
             streams = self._streams.filter(pk__in=overdue.values("stream")).order_by("name")
             names = list(streams.values_list("name", flat=True)[: STREAMS_PER_SWEEP * EXPIRE_ROUNDS])
             for _ in range(EXPIRE_ROUNDS):
@@ -304,16 +304,17 @@ class ModelPresenceStore(ModelStore, PresenceStore):
 
     @retried_read
     def read_events(self, positions: Mapping[str, StreamPosition]) -> dict[str, NewEvents]:
-        """Return the events of streams since positions, which `positions` has returned. Streams may be missing."""
+        """Return the events of streams since positions from `positions`. Streams without a row are left out."""
         with self._errors("read"):
             return self._events.read(positions)
 
     aread_events = async_twin(read_events)
 
     def end_incarnation(self, stream: str, incarnation: str) -> None:
-        """Begin new incarnations of all streams, unless a stream has another incarnation than the given one.
+        """Begin a new incarnation of all streams, if the given stream still has the given incarnation.
 
-        A listener calls this if it has found older data, because an SQLite file was replaced by a backup.
+        A listener calls this if the stream has fewer events than were announced, because an SQLite file was replaced by
+        a backup.
         """
 
         def renew() -> None:

@@ -168,7 +168,7 @@ class PresenceChanges:
         return incarnations, old
 
     def renew(self, streams: Collection[str]) -> None:
-        """Renew the times of streams, and begin new incarnations of streams whose lineage has ended."""
+        """Renew `used_at` of streams, and begin new incarnations of streams whose lineage has ended."""
         rows = self.lock(streams)
         for row in rows:
             row.used_at = row.now
@@ -178,7 +178,7 @@ class PresenceChanges:
         """Make changes in their order.
 
         Returns:
-            The resulting events; None if a stream has no row. Then nothing was changed.
+            The resulting events; None if a stream that a session joins has no row. Then nothing was changed.
         """
         streams = {row.name: row for row in self.lock({change.stream for change in changes})}
         if any(isinstance(change, Join) and change.stream not in streams for change in changes):
@@ -310,7 +310,7 @@ class _Batch:
         return events
 
     def _rename(self, join: Join) -> PresenceSession | None:
-        """Give the session that a join replaces the key of the new session, if both have the same member."""
+        """If a join replaces a session of the same member, give it the join's key and return it; otherwise None."""
         session = self._sessions.get(join.replaces)
         if session is None or session.member_key != join.member_key:
             return None

@@ -26,7 +26,8 @@ class NewEvents:
 
     Args:
         position: the incarnation, and the number of the newest event.
-        events: the events since the position from which was read; None if some of them are no longer stored.
+        events: the events since the given position; None if some of them are no longer stored, if there are more than
+            `MAX_NEW_EVENTS`, or if the position is one of another incarnation.
     """
 
     position: StreamPosition
@@ -56,7 +57,7 @@ class EventReader:
         }
 
     def read(self, positions: Mapping[str, StreamPosition]) -> dict[str, NewEvents]:
-        """Return the events of streams since positions, which `positions` has returned. Streams may be missing."""
+        """Return the events of streams since positions from `positions`. Streams without a row are left out."""
         found: dict[str, NewEvents] = {}
         rows = [row for some in self._by_names(positions) for row in some]
         wanted = [row for row in rows if 0 < row.tail - _start(row, positions) <= MAX_NEW_EVENTS]
@@ -85,14 +86,14 @@ class EventReader:
         return events
 
     def _by_names(self, streams: Iterable[str]) -> Iterator[QuerySet[PresenceStream]]:
-        """Return queries for the rows of streams."""
+        """Yield queries for the rows of streams. Each query is for up to `KEYS_PER_QUERY` streams."""
         names = list(streams)
         for start in range(0, len(names), KEYS_PER_QUERY):
             yield self._database.rows(PresenceStream).filter(name__in=names[start : start + KEYS_PER_QUERY])
 
 
 def _start(row: PresenceStream, positions: Mapping[str, StreamPosition]) -> int:
-    """Return the number of the last event that a listener knows: -1 if it knows those of another incarnation."""
+    """Return the number of the last event that a listener knows; 0 if none, and -1 if it knows another incarnation."""
     position = positions[row.name]
     if position == NOWHERE:
         return 0

@@ -22,8 +22,8 @@ from .model_events import NewEvents
 
 Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
-#: The prefix by which presence is told from messages in the names of wake-ups. If a stream for messages has the same
-#: name, a process is woken once too often.
+#: The prefix of the names in wake-ups for presence. Names without it are in wake-ups for messages. If the name of a
+#: stream begins with the prefix, a process may be woken needlessly.
 PREFIX: Final = "presence:"
 #: The maximum number of calls of `ModelPresenceStore.prune` each time the listener prunes the store.
 PRUNE_ROUNDS: Final = 100
@@ -45,16 +45,16 @@ class PresenceSource(Protocol):
         """Return the highest id of an event of any stream; 0 if there is none."""
 
     def positions(self, streams: Collection[str]) -> dict[str, StreamPosition]:
-        """Return the incarnations of streams and the numbers of their newest events. Streams may be missing."""
+        """Return the incarnation and the number of the newest event of streams. Streams without a row are left out."""
 
     def aread_events(self, positions: Mapping[str, StreamPosition]) -> Awaitable[dict[str, NewEvents]]:
-        """Return the events of streams since positions."""
+        """Return the events of streams since positions. Streams without a row are left out."""
 
     def aend_incarnation(self, stream: str, incarnation: str) -> Awaitable[None]:
-        """Begin new incarnations of all streams, unless a stream has another incarnation than the given one."""
+        """Begin a new incarnation of all streams, if the given stream still has the given incarnation."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete old rows."""
+        """Delete up to about `limit` old rows, and return their number."""
 
 
 class _PolledPresence:
@@ -229,7 +229,7 @@ class ModelPresenceListener(PresenceListener):
                     self._polled.doubt()
                     return
                 for stream, position in since.items():
-                    # The position has changed if the stream was closed during the read.
+                    # The position has changed if the listener unsubscribed from the stream during the read.
                     if self._positions.get(stream) == position:
                         self._take(stream, position, found.get(stream, NewEvents(NOWHERE, None)))
                 done.set_result(None)

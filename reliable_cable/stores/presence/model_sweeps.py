@@ -10,7 +10,7 @@ from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import SEARCH_INTERVAL
 
-#: The maximum of the minimum time between two searches, as a fraction of `outage`.
+#: The minimum time between two searches is at most this fraction of `outage`.
 SEARCH_SHARE: Final = 1 / 8
 
 
@@ -33,9 +33,11 @@ class Sweeps:
         self._interval = min(SEARCH_INTERVAL, outage * SEARCH_SHARE)
 
     def may_expire(self) -> bool:
-        """Return whether the caller should search for expired sessions, and record this.
+        """Return whether the caller should search for expired sessions.
 
-        The result is False if a process has searched just now, if there was an outage, or if there are no sessions.
+        If there are sessions, and the last search is not too recent, the time of this call is recorded as a search. The
+        result is False if there are no sessions, if the last search is too recent, or if an outage ended less than
+        `grace` seconds ago.
         """
         sweep: Any = self._rows.annotate(now=self._server.now()).first()
         if not self._database.rows(PresenceSession).exists():

@@ -19,8 +19,8 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 SCRIPTS_PER_ROUND_TRIP: Final = 200
 #: The maximum number of sessions that a script removes in one run, because a running script blocks Redis.
 EXPIRE_SIZE: Final = 500
-#: The maximum number of rounds in each `expire`. Each round handles up to SCRIPTS_PER_ROUND_TRIP streams. Streams that
-#: remain after the last round are handled by the next `expire`.
+#: The maximum number of rounds in each `expire`. Each round handles up to SCRIPTS_PER_ROUND_TRIP streams of each
+#: partition. Streams that remain after the last round are handled by the next `expire`.
 EXPIRE_ROUNDS: Final = 50
 
 
@@ -105,7 +105,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
         return events
 
     async def _used_partitions(self) -> list[str]:
-        """Return the partitions that have members, or had some until now. A single server is one partition."""
+        """Return the partitions that have members, or had some at the last `expire`. A single server has one."""
         partitions = self.client.names.partitions()
         if not self.client.names.cluster:
             return list(partitions)
@@ -162,7 +162,7 @@ def _index(partition: str) -> str:
 
 
 def _sweeps(partition: str) -> str:
-    """Return the key under which the last search for expired members of a partition is recorded."""
+    """Return the key under which the last search for expired sessions of a partition is recorded."""
     return f"{partition}:presence-sweeps"
 
 

@@ -36,8 +36,8 @@ class Message:
     Args:
         data: the payload as JSON text.
         exclude: the id of the session that must not receive the message; `""` if all sessions may receive it.
-        idempotency_key: the idempotency key; `""` if there is none. If the stream has stored a message with the same
-            key, an append does not store this message, and returns the position of the stored one.
+        idempotency_key: the idempotency key; `""` if there is none. If the history of the stream contains a message
+            with the same key, an append does not store this message, and returns the position of the stored one.
     """
 
     data: str
@@ -87,7 +87,7 @@ StreamEvent = Published | Transient | Advanced
 
 
 def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> bool:
-    """Return whether a read of a stream's tail has found messages that were not announced.
+    """Return whether a read of a stream's tail has found messages, or a new epoch, that were not announced.
 
     Args:
         was: the newest announced position when the read began.

@@ -306,7 +306,8 @@ class _Listener(RedisStreamListener):
         return max(interval, SLOW_POLL_INTERVAL) if self._pubsub.connected else interval
 
     def _deliver_new(self, event: StreamEvent) -> None:
-        # Messages of this process were already delivered, because the model store has announced them directly.
+        # This process's messages to durable streams were already delivered, because the model store has announced them
+        # directly.
         if self._tables.note(event):
             self._deliver_event(event)
 

@@ -48,8 +48,9 @@ class ModelStreamStore(ModelStore, StreamStore):
         settings: the settings; `database` and the history settings of the streams are used.
         clock: replaces the clock in tests, in seconds since 1970. The default is the server's clock on PostgreSQL, and
             this host's clock on SQLite.
-        announce: a function that is called with the events after each commit. By default, the events are passed to the
-            listeners of this process, and other processes get a wake-up.
+        announce: a function that is called with the events after each commit, also if its outcome is uncertain. By
+            default, the events are passed to the listeners of this process, and other processes get a wake-up and a
+            notification.
     """
 
     supports_durable = True
@@ -253,7 +254,8 @@ class ModelStreamStore(ModelStore, StreamStore):
         """Return the offset of the last message before a time; None if some of the messages since then are gone."""
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
-        # The tail and the entry are read by one statement, so that no append and no trim can happen between two reads.
+        # The tail and the first entry since the time are read by one statement, so that no append and no trim can
+        # happen between two reads.
         query = self._database.rows(models.Stream).filter(EXISTS, name=stream)
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             row = query.annotate(
@@ -269,7 +271,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 deleted_after = self.deleted_after(stream)
                 return None if deleted_after is not None and since < self._server.time() - deleted_after else 0
         if row.ended:
-            # A failover or a restored backup has ended the stream's epoch. Messages from before then may be lost.
+            # A failover or a restored backup has ended the stream's epoch. Messages from before `began` may be lost.
             return 0 if 0 < began <= since else None
         if row.trimmed_at >= since and (row.low > 1 or since > LONG_AGO):
             return None
@@ -291,8 +293,8 @@ class ModelStreamStore(ModelStore, StreamStore):
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message without numbering it.
 
-        Listeners of this process receive the message immediately. Other processes find it in a table when they are
-        notified, or when they poll.
+        Listeners of this process receive the message as soon as it is stored. Other processes receive it in a
+        notification, or find it in a table when they poll.
         """
         transient = Transient(stream, message.data, message.exclude)
         key = self._transients.store(transient)

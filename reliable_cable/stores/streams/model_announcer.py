@@ -31,8 +31,8 @@ PAUSE_FACTOR: Final = 2.0
 MAX_PAUSE: Final = 0.05
 #: The maximum number of whispers that are stored in one transaction.
 WHISPERS_PER_TRANSACTION: Final = 500
-#: The maximum total size of the pending events, in characters of their data. Above it, pending events are replaced by
-#: the request to poll, and the oldest whispers are dropped.
+#: The maximum total size of the pending events, and that of the pending whispers, in characters of their data. If the
+#: events exceed it, they are replaced by a request to poll. If the whispers exceed it, the oldest are dropped.
 MAX_PENDING: Final = 4 * 1024 * 1024
 
 
@@ -63,9 +63,9 @@ class Announcer:
     Args:
         settings: the settings; `notify`, `database` and `poll_interval` are used.
         origin: a function that returns the name of the store in this process.
-        store: a function that stores whispers in a transaction, and returns the ids of their rows. None: `whisper` is
+        store: a function that stores whispers in a transaction, and returns the ids of their rows; None if `whisper` is
             never called.
-        topic: the beginning of all notifications. Each topic has its own thread, so that they do not wait for each
+        topic: the beginning of all notifications. Each topic has its own thread, so that topics do not wait for each
             other.
     """
 
@@ -108,7 +108,7 @@ class Announcer:
             self._start()
 
     def whisper(self, message: Transient) -> None:
-        """Store a whisper, and notify the other processes."""
+        """Store a whisper, and notify the other processes. If `handler_threads` is 0, do nothing."""
         if not self._threads:
             return
         pending = self._pending
@@ -170,7 +170,8 @@ class Announcer:
                     pending.active = False
                     return
             if probes and self.notifies:
-                # A store that is slow or fails must not look like a connection pooler, which passes no probes on.
+                # The probes are sent before the whispers are stored. If storing is slow or fails, the receiver must not
+                # take this for a connection pooler, which passes no probes on.
                 self._notify(pending, [], probes, look=False)
             events = [*events, *self._stored(whispers)]
             if self.notifies:
@@ -184,7 +185,7 @@ class Announcer:
         return min(max(MIN_INTERVAL - took, PAUSE_FACTOR * took), MAX_PAUSE)
 
     def _stored(self, whispers: Sequence[Transient]) -> list[NoticedEvent]:
-        """Store whispers. If this fails, return an empty list."""
+        """Store whispers, and return the events to announce; an empty list if the whispers could not be stored."""
         if not whispers or self._store is None:
             return []
         try:
@@ -195,7 +196,8 @@ class Announcer:
         return list(map(StoredTransient, keys, whispers))
 
     def _notify(self, pending: _Pending, events: Sequence[NoticedEvent], probes: Sequence[str], look: bool) -> None:
-        # After an error, the receivers are only told to poll: a failover may have lost the events of before.
+        # After an error, the receivers are only told to poll, because a failover may have lost the messages of the
+        # events.
         missed = Notice(self._origin(), look=True)
         notice = missed if pending.missed else Notice(self._origin(), events, look)
         payloads = [*probes, *self._codec.encode(notice)]

@@ -53,7 +53,7 @@ class Lineages:
     def began(self) -> float:
         """Return the time, in seconds since 1970, before which messages may have been lost; 0 if none can be lost.
 
-        If the table has no row for the current lineage, one is inserted.
+        If the server reports its lineage, and the table has no row for it, one is inserted.
 
         Raises:
             DatabaseError: the server could not be reached.

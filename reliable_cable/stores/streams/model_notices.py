@@ -22,7 +22,7 @@ from .base import Advanced, Published, Transient
 #: The number of hexadecimal digits of a signature.
 _SIGNATURE_SIZE: Final = 24
 #: The maximum number of payloads for the events that are sent at a time. If the events need more, only the newest
-#: position of each stream is sent.
+#: position of each stream is sent. If these positions need more, too, only a request to poll is sent.
 MAX_PAYLOADS: Final = 32
 
 
@@ -89,7 +89,10 @@ class NoticeCodec:
         self._key = salted_hmac("reliable_cable", "notify", secret=settings.secret, algorithm="sha256").digest()
 
     def encode(self, notice: Notice) -> list[str]:
-        """Return the payloads for a notice. Messages that are too large are announced by their positions."""
+        """Return the payloads for a notice.
+
+        A message that is too large is announced by its position. If it is transient, a request to poll is sent instead.
+        """
         payloads = [self._payload(notice.origin, *batch) for batch in _batches(notice)]
         if len(payloads) > MAX_PAYLOADS:
             shorter = Notice(notice.origin, _newest_positions(notice.events), look=True)
@@ -101,7 +104,7 @@ class NoticeCodec:
     def decode(self, payload: str) -> Notice:
         """Return the notice in a payload.
 
-        If another project or another release has sent the payload, its receiver must poll the database.
+        A payload that cannot be read, for example because another project has sent it, is a request to poll.
         """
         payload = payload.removeprefix(self._topic)
         signature, text = payload[:_SIGNATURE_SIZE], payload[_SIGNATURE_SIZE:]

@@ -31,8 +31,8 @@ MAX_ROW_DELAY = 5.0
 ANNOUNCED_TIME = 60.0
 #: The minimum time, in seconds, between two regular polls while notifications arrive.
 SLOW_POLL_INTERVAL = 1.0
-#: How long, in seconds, regular polls are frequent after a poll has found messages that were not announced. Their
-#: process may be unable to send notifications.
+#: How long, in seconds, regular polls are frequent after a poll has found messages that were not announced, or messages
+#: in the outbox. The process that stored them may be unable to send notifications.
 UNANNOUNCED_TIME = 10.0
 #: The maximum time, in seconds, until a poll that has failed is repeated.
 RETRY_DELAY = 1.0
@@ -96,7 +96,7 @@ class Poll:
         tails: the positions of the streams that exist.
         transients: the new transient messages of other processes.
         pending: the names of streams with messages in the outbox.
-        unchanged: whether the positions were not read, because they are the same as at the last poll.
+        unchanged: whether the positions were not read, because nothing shows that they changed since the last poll.
     """
 
     tails: Mapping[str, StreamPosition]
@@ -120,7 +120,7 @@ class PolledStore(Protocol):
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables for the positions of streams, transient messages, and messages in the outbox.
 
-        The positions are always read before `seen` is primed.
+        If `seen` is not primed before the call, the positions are read in any case: the poll is not `unchanged`.
         """
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
@@ -131,7 +131,7 @@ class PolledStore(Protocol):
 
 
 class PollingListener(BusListener[StreamEvent], StreamListener):
-    """Announces events of this process immediately, and events of other processes after a poll.
+    """Announces events of this process immediately, and events of other processes after a notification or a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
     announced position. It does not compare ids of rows, because rows may not become visible in the order of their ids.
@@ -141,7 +141,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         bus: the bus on which the events of this process are published.
         deliver: a function that is called with each event.
         interval: a function that returns the time until the next poll, in seconds. The default is the setting
-            `poll_interval`.
+            `poll_interval`, or `SLOW_POLL_INTERVAL` if this is longer and notifications arrive.
         wakeups: whether the listener receives wake-ups from other processes over a channel layer.
         announcer: sends and decodes notifications. If None, or if the database does not support notifications, the
             listener receives none.
@@ -161,7 +161,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._interval = interval or self._regular_interval
         self._announcer = announcer
         self._notifications: SharedReceiver | None = None
-        #: The ids of transient messages that were announced in the last `ANNOUNCED_TIME`, and the times of this.
+        #: The times at which transient messages were announced, by the id of the message. Only messages of the last
+        #: `ANNOUNCED_TIME` are included.
         self._announced: dict[int, float] = {}
         self._unannounced = Unannounced()
         #: The time until which regular polls are frequent, by the monotonic clock.
@@ -291,7 +292,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
 
     @property
     def _notified(self) -> bool:
-        """Whether notifications arrive, so that polls only find what they have missed."""
+        """Whether notifications arrive. If so, polls are only needed for messages whose notification was lost."""
         return self._notifications is not None and self._notifications.working
 
     def _regular_interval(self) -> float:
@@ -322,12 +323,16 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self.push([new for event in notice.events if (new := self._new_event(event)) is not None])
 
     def _new_event(self, event: NoticedEvent) -> StreamEvent | None:
-        """Return the event to announce after a notification; None if it was announced before, or concerns no stream."""
+        """Return the event to announce after a notification.
+
+        Returns:
+            None if the event was announced before, or if the listener is not subscribed to its stream.
+        """
         if event.stream not in self.streams:
             return None
         match event:
             case StoredTransient(_, Transient(stream) as message):
-                # During a subscription, the message may be from before it.
+                # While `subscribe_many` is running, the message may be from before the subscription.
                 return message if stream in self._known and self._new_transients([event]) else None
             case Moved(stream, position):
                 known = self._known.get(stream)

@@ -1,4 +1,4 @@
-"""Appends a single message to a stream on PostgreSQL with one statement, which is the most frequent write."""
+"""Appends a single message to a stream on PostgreSQL, the most frequent write, with one statement."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from .model_retention import Retention
 class SingleAppend:
     """Numbers a message and inserts it as an entry, with one statement.
 
-    `Numbering` does the same for all other cases. It takes several statements, each of which Django compiles again, and
-    PostgreSQL plans again.
+    `Numbering` does the same for all other cases. It executes several statements, which Django compiles and PostgreSQL
+    plans anew for each append.
 
     Args:
         database: the database with the streams.
@@ -49,8 +49,8 @@ class SingleAppend:
             message: the message.
 
         Returns:
-            None if nothing was changed, because the stream has no current epoch, or has messages in the outbox. Then
-            `Numbering.write` must be called.
+            None if nothing was changed, because the stream has no message in its current epoch, its epoch began in
+            another lineage of the database, or it has messages in the outbox. Then `Numbering.write` must be called.
 
         Raises:
             StaleStatementError: nothing was changed. `Numbering.write` must be called in another transaction.

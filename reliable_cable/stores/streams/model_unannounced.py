@@ -1,4 +1,4 @@
-"""Finds out whether messages arrive that no notification announces."""
+"""Finds out whether polls find messages that no notification announces."""
 
 from reliable_cable.protocol.positions import StreamPosition
 
@@ -20,7 +20,7 @@ class Unannounced:
         self._missing: dict[str, StreamPosition] = {}
 
     def hear(self, event: object) -> None:
-        """Record an announcement. Messages before that of the event may be announced later."""
+        """Record an announcement. Announcements may arrive in any order. Events without a position are ignored."""
         if not isinstance(event, Published | Moved):
             return
         position = event.position

@@ -149,7 +149,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     read = sync_twin(aread)
 
     async def alineages(self, streams: Collection[str]) -> list[str]:
-        """Return the lineages of Redis's data of streams, as this process last saw them.
+        """Return the lineage of each stream's data in Redis, as this process last saw it.
 
         This seldom takes a round trip.
         """

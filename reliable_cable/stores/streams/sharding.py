@@ -14,7 +14,7 @@ Shard = Callable[[str], str]
 
 
 def split_by_shard(shard: Shard, items: Sequence[tuple[str, Any]]) -> list[list[int]]:
-    """Return the numbers of the messages in each part of a store, in the order of the parts' first messages.
+    """Return, for each part of a store, the indexes in `items` of its messages, in the order of their first messages.
 
     Args:
         shard: returns the part that has a stream.
@@ -87,7 +87,7 @@ class PartedStore(Store):
 
 @contextmanager
 def _partly_stored(stored: int, count: int) -> Iterator[None]:
-    """Convert an error of one part if the messages of earlier parts have been stored.
+    """Convert an error of one part to `BroadcastUncertain` if the messages of earlier parts have been stored.
 
     Args:
         stored: how many messages have been stored.
