@@ -97,12 +97,14 @@ def _problems_of(cls: Any, settings: CableSettings) -> Iterator[str]:
 
 
 def _names_in(cls: type) -> set[str]:
-    """Return the names of attributes and globals that the methods of a class use. Names of arguments are not found."""
+    """Return the names of attributes, globals and keyword arguments that the methods of a class use."""
     names: set[str] = set()
     for function in vars(cls).values():
         code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
         if isinstance(code, CodeType):
             names.update(code.co_names)
+            # The names of a call's keyword arguments are a constant.
+            names.update(*(constant for constant in code.co_consts if isinstance(constant, tuple)))
     return names
 
 

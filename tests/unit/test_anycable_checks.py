@@ -34,6 +34,12 @@ class Joining(Channel, abstract=True):
         self.presence.join(1)
 
 
+class Present(Channel, abstract=True):
+    def subscribed(self) -> None:
+        self.stream_from("simple")
+        self.stream_from("present", presence=True)
+
+
 class Authorizing(Channel, abstract=True):
     def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
         return True
@@ -48,7 +54,7 @@ class Simple(Channel, abstract=True):
 def _channels(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(registry):
         monkeypatch.delitem(registry, name)
-    for cls in (Resubscribing, Joining, Authorizing, Simple):
+    for cls in (Resubscribing, Joining, Present, Authorizing, Simple):
         monkeypatch.setitem(registry, cls.__name__, [cls])
 
 
@@ -63,7 +69,7 @@ def test_nothing_is_reported_without_the_setting() -> None:
 
 def test_parts_without_effect_are_reported() -> None:
     with override_settings(RELIABLE_CABLE={"RPC_CONSUMER": PATH}):
-        assert reported() == ["Resubscribing", "Joining", "Authorizing"]
+        assert reported() == ["Resubscribing", "Joining", "Present", "Authorizing"]
     with override_settings(RELIABLE_CABLE={"RPC_CONSUMER": PATH, "RPC_PRESENCE": True}):
         assert reported() == ["Resubscribing", "Authorizing"]
 
