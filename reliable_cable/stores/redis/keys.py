@@ -40,7 +40,7 @@ def key_slot(key: str) -> int:
 
 @cache
 def _partition_tags() -> tuple[str, ...]:
-    """Return the hash tags of the partitions. The slots of each tag are in another part of the range of slots."""
+    """Return the hash tags of the partitions. The slot of each tag is in another part of the range of slots."""
     tags: dict[int, str] = {}
     number = 0
     while len(tags) < PARTITIONS:
