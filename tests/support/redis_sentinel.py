@@ -154,7 +154,7 @@ class RedisSentinels:
         return self.primary()
 
     def wait_for_another(self, former: RedisServer) -> RedisServer:
-        """Wait until the Sentinels have promoted another server than `former`, and return it."""
+        """Wait until the Sentinels have promoted a server that is not `former`, and return this server."""
         wait_for(lambda: self.primary() is not former, "the Sentinels did not promote the replica")
         return self.primary()
 

@@ -1,4 +1,4 @@
-"""Servers that start runs over HTTP, a Celery worker that writes them, and the question that all tests ask."""
+"""Servers that start runs over HTTP, a Celery worker that writes the runs, and questions that tests ask."""
 
 from __future__ import annotations
 
