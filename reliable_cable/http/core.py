@@ -24,7 +24,7 @@ T = TypeVar("T")
 #: sequences make them longer.
 BODY_FACTOR = 8
 
-#: The value of `Cache-Control` in all responses. Django's `never_cache` sets the same value.
+#: The value of `Cache-Control` in responses, except those with the status 405. Django's `never_cache` sets it, too.
 NEVER_CACHE = "max-age=0, no-cache, no-store, must-revalidate, private"
 
 

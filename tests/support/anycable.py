@@ -1,4 +1,4 @@
-"""The program anycable-go for tests."""
+"""Finds the program anycable-go for tests, or builds it."""
 
 from __future__ import annotations
 

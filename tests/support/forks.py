@@ -1,4 +1,4 @@
-"""Starts Python programs. Where it is possible, they are forks of `tests.support.fork_server`, which is cheaper."""
+"""Starts Python programs. If possible, they are forks of `tests.support.fork_server`, which start faster."""
 
 from __future__ import annotations
 

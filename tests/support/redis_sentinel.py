@@ -71,7 +71,7 @@ class Sentinel(OwnProcess):
             self._process.wait(PATIENCE)
 
     def hurry(self) -> None:
-        """Look at the servers more often than every 10 s, if the Sentinel has a command for this (Redis 7 or later)."""
+        """Make the Sentinel check the servers more often than every 10 s, if it can (Redis 7 or later)."""
         with self._connect() as client, contextlib.suppress(redis.ResponseError):
             client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200)
 

@@ -283,11 +283,11 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
         env: what anycable-go knows about the connection.
 
     Returns:
-        Why the connection has to end: the token has expired, the login has ended, a row of an identifier was deleted,
-        or the connection belongs to another namespace. None if the connection may go on.
+        Why the connection has to end: the token is not valid any more, the login has ended, a row of an identifier was
+        deleted, or the connection belongs to another namespace. None if the connection may go on.
 
     Raises:
-        ProtocolError: the identifiers are not a JSON object.
+        ProtocolError: the identifiers, or the state that completes them, are not a JSON object.
     """
     login = admission.login if LOGIN in env.connection_state else None
     ended = LOGIN in env.connection_state and login is None

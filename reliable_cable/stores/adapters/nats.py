@@ -132,7 +132,7 @@ class _Connection:
         """Publish messages, and wait until the server has received them.
 
         Raises:
-            BroadcastError: see `Adapter.publish`, also for the subclasses.
+            BroadcastError: see `Adapter.publish`.
         """
         client = await self._connected()
         texts = list(join(messages, client.max_payload))
@@ -189,7 +189,7 @@ class _Connection:
     async def _open(self, url: str) -> Any:
         client: Any = _import_nats().NATS()
         try:
-            # This class reconnects itself, because nats-py would accept messages while it has no connection.
+            # nats-py must not reconnect: it would accept messages meanwhile. `_connected` opens another connection.
             async with asyncio.timeout(2 * self._options["connect_timeout"]):
                 await client.connect(
                     [url],

@@ -140,10 +140,10 @@ class ClusterClient(BaseClient):
     # -- the slots ----------------------------------------------------------------------------------------------------
 
     async def atopology(self, *, stale: Topology | None = None, first: Sequence[Address] = ()) -> Topology:
-        """Return the slots of the nodes. Old slots are read again first, if a node can report them.
+        """Return the slots of the nodes. If they are unknown, wrong or older than `TOPOLOGY_AGE`, read them first.
 
         Args:
-            stale: a topology that has turned out to be wrong, and is not returned.
+            stale: a topology that has turned out to be wrong, and is not returned; None if there is none.
             first: the nodes that are asked first.
 
         Raises:

@@ -79,7 +79,7 @@ class PartitionLineages:
     def argument(self, key: str, run_id: str) -> str | None:
         """Return the lineage as an argument of a script; None if it must first be read from this server.
 
-        The prefix `?` makes the script check the replication id, too.
+        After each `CHECK_INTERVAL`, it once has the prefix `?`, which makes the script check the replication id, too.
         """
         known, now = self._known.get(key), time.monotonic()
         if known is None or known.run_id != run_id or now > known.expires:
@@ -93,8 +93,9 @@ class PartitionLineages:
         """Record the lineage that a server has reported.
 
         Returns:
-            False if the data have an old lineage again, after this process has seen a newer one. Then nothing is
-            recorded, and the lineage must be replaced, because one offset could belong to different messages.
+            Whether the lineage was recorded. It is not recorded if the data have an old lineage again, after this
+            process has seen a newer one. It must then be replaced, because one offset could belong to different
+            messages.
         """
         with self._lock:
             seen = self._seen.setdefault(key, set())
@@ -108,7 +109,7 @@ class PartitionLineages:
             return True
 
     def forget(self, key: str) -> None:
-        """Have the lineage of a partition read again before its next use. Until then, `token` returns the known one."""
+        """Have the lineage of a partition read again before its next use. Until then, `token` returns the old one."""
         with self._lock:
             known = self._known.get(key)
             if known is not None:

@@ -22,7 +22,7 @@ class SlotRange:
 
 
 class Topology:
-    """The primary of each slot, as one node of the cluster knew it. Objects are not changed.
+    """The primary of each slot, as one node of the cluster knew it. A topology is never changed.
 
     Args:
         ranges: the ranges of slots.
