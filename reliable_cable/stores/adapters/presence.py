@@ -41,7 +41,7 @@ _opener = build_opener(ProxyHandler({}), _NoRedirects())
 
 
 class AdapterPresenceStore(PresenceStore):
-    """Requests the members of streams from the API of anycable-go. Calls except `info` and `expire` are refused.
+    """Requests the members of streams from the API of anycable-go. Calls that the API cannot serve are refused.
 
     anycable-go has the API since version 1.6. Its URL is the setting `API_URL`. Without this setting, the members
     cannot be read.
