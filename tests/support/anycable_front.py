@@ -35,7 +35,7 @@ class AnyCable(OwnProcess):
     It has the attributes of `Server` with which tests connect clients, and make calls in the server process.
 
     Args:
-        server: the running server behind it. It answers the calls over HTTP, and runs the calls of tests.
+        server: the running server behind it. It answers the calls of anycable-go, unless `rpc` answers them.
         folder: the folder for the log.
         broadcast_port: the port on which it takes broadcasts.
         rpc: the process that answers calls by gRPC; None: `server` answers them by HTTP.

@@ -188,7 +188,7 @@ class ClusterClient(BaseClient):
     async def _follow_moves(self) -> None:
         """Read the lineages of moved partitions on their new nodes.
 
-        This compares a partition's record with its former node, which may be shut down later.
+        For this, the former nodes are asked for their identities. Later, they may have been shut down.
         """
         moved = self.slots.take_moved()
         if not moved:
