@@ -1,8 +1,8 @@
 """The code that all endpoints share: keys, errors as JSON, and limits for bodies. It uses no web framework.
 
-An endpoint is a generator function. For each operation that has to wait, it yields a step, and is sent the result of
-the step. `run` performs the steps in sync code, and `arun` performs them on an event loop. So Django's views and the
-ASGI application can use the same endpoints.
+An endpoint answers with a generator. For each operation that has to wait, the generator yields a step, and is sent the
+result of the step. `run` performs the steps in sync code, and `arun` performs them on an event loop. So Django's views
+and the ASGI application can use the same endpoints.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ T = TypeVar("T")
 #: sequences make them longer.
 BODY_FACTOR = 8
 
-#: The value of `Cache-Control` in all responses. Django's `never_cache` sets the same value.
+#: The value of `Cache-Control` in responses, except those with the status 405. Django's `never_cache` sets it, too.
 NEVER_CACHE = "max-age=0, no-cache, no-store, must-revalidate, private"
 
 

@@ -146,7 +146,7 @@ async def test_cookies_without_an_origin_are_refused(servers: ServerPool, tmp_pa
 
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
 async def test_a_token_that_anycable_go_verifies_names_the_user(server: AnyCable, protocol: str) -> None:
-    """anycable-go makes no call for such a client. So the first call is a command."""
+    """anycable-go makes no `connect` call for such a client. So the first call is for a command."""
     name = unique("user")
     await server.sign_in(name)
     token = await server.call("make_token", name)

@@ -1,4 +1,4 @@
-"""Each adapter delivers broadcasts to clients of a real anycable-go, with the semantics of `broadcast`."""
+"""Each adapter delivers broadcasts to clients of a real anycable-go server, with the semantics of `broadcast`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Restartable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """A running anycable-go, and what a project needs to broadcast through it.
+    """A running anycable-go server, and what a project needs to broadcast through it.
 
     Args:
         anycable: the process.
@@ -93,7 +93,7 @@ class Front:
         return Client(self.anycable.url, query=f"jid={cable_token({'device': unique('d')})}")
 
     async def wait_until_ready(self) -> None:
-        """Broadcast until a client receives a message. anycable-go connects to its Redis or NATS server by and by."""
+        """Broadcast until a client receives a message, which shows that anycable-go has connected to its server."""
         async with self.client() as client, asyncio.timeout(60):
             stream, identifier = await listen(client)
             while True:
@@ -132,7 +132,7 @@ def run_front(adapter: str, folder: Path, stack: ExitStack) -> Front:
 
 @pytest.fixture(scope="module", params=ADAPTERS)
 def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """A running anycable-go, by each adapter in turn."""
+    """A running anycable-go server. Each test runs once with each adapter."""
     with ExitStack() as stack:
         front = run_front(request.param, tmp_path_factory.mktemp(request.param), stack)
         with override_settings(RELIABLE_CABLE=front.settings):
@@ -209,7 +209,7 @@ async def test_a_batch_arrives_in_order(client: Client) -> None:
 
 
 async def test_large_batches_arrive(client: Client) -> None:
-    """A NATS server accepts 1 MiB at once by default."""
+    """The batch has 1.6 MB. By default, a NATS server accepts messages of up to 1 MiB."""
     stream, identifier = await listen(client)
     texts = [str(number) * 200_000 for number in range(8)]
     await abroadcast_batch([(stream, text) for text in texts])

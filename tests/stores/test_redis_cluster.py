@@ -1,4 +1,4 @@
-"""Stores on a Redis Cluster: slots that are moved keep their epochs, and failovers begin honest new ones."""
+"""Stores on a Redis Cluster: streams in a slot that is moved keep their epochs, and failovers begin new epochs."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class TestMoves:
         before = await append(store, "a", "1")
         client, slot = store.client, slot_of(store, "a")
         assert isinstance(client, ClusterClient)
-        # The process has found out about a move, but another process has changed the record before it could.
+        # The process knows the former node of an earlier move. The record names another node now.
         former = Foreign(client.names.lineage(client.names.partition("a")), "0" * 40, "1" * 40, "")
         await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
         client.lineages.set_origin(former, unbroken=True)
@@ -197,7 +197,7 @@ class TestMoves:
         target = cluster.other(cluster.owner(slot))
         await asyncio.to_thread(cluster.move, slot, target)
         monkeypatch.setattr(cluster_client, "TOPOLOGY_AGE", 0)
-        await append(store, stream, "2")  # this says nothing about the stream `a`
+        await append(store, stream, "2")  # this call does not use the slot of the stream `a`
         record = target.cli("HGET", names.lineage(names.partition("a")), "run_id")
         assert record == target.cli("INFO", "server")["run_id"]
 

@@ -1,4 +1,4 @@
-"""Stores recover from failovers of a Redis that clients reach at one address."""
+"""Stores recover from failovers if clients reach the Redis servers at one address."""
 
 from __future__ import annotations
 

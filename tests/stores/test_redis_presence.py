@@ -31,7 +31,7 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 def make_store(redis_url: str, key_prefix: str, clock: Clock, made_stores: list[Any]) -> Iterator[MakeStore]:
-    """Return a function that makes stores in a shared Redis. They act like the stores of separate processes."""
+    """Return a function that makes stores in a shared Redis server. They act like the stores of separate processes."""
 
     def make(**settings: Any) -> RedisPresenceStore:
         options = {"presence_ttl": TTL, "sessions_ttl": KEPT, "redis_url": redis_url, "key_prefix": key_prefix}

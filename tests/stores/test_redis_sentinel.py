@@ -1,4 +1,4 @@
-"""Stores find the primary through Redis Sentinels, and a failover begins an honest new epoch."""
+"""Stores find the primary through Redis Sentinels, and a failover begins a new epoch."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]
 
 @pytest.fixture
 def alias(redis_server: RedisServer) -> str:
-    """A Redis server that tests share."""
+    """The name of a Redis server that tests share."""
     return redis_server.binary.name
 
 

@@ -1,7 +1,7 @@
-"""A longer proof than the tests: writers and listeners on a Redis Cluster whose slots move and whose primaries fail.
+"""A longer check than the tests: writers and a listener on a Redis Cluster whose slots are moved and whose nodes fail.
 
-Run it by hand: `python -m tests.storm_of_slots --seconds 60 --seed 1`. With `--only move`, nothing fails. It
-exits with 1 if a promise was broken.
+Run it by hand: `python -m tests.storm_of_slots --seconds 60 --seed 1`. With `--only move`, no node fails. It exits with
+1 if a guarantee was broken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.stores.conftest import until  # noqa: E402
 from tests.stores.writers import Writer, check_history  # noqa: E402
 from tests.support.redis_cluster import RedisCluster  # noqa: E402
 
-#: The changes, of which moves are the most frequent.
+#: The kinds of changes, from which the next one is chosen at random. Moves are the most frequent.
 KINDS = ["move"] * 6 + ["failover", "kill"]
 STREAMS = [f"s{number}" for number in range(12)]
 
@@ -48,7 +48,7 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
         slot = key_slot(stores[0].keys(chosen.choice(STREAMS))[0])
         kind = chosen.choice(kinds)
         if kind != "move":
-            # A replica that does not know yet that its primary has got a slot would not take it over.
+            # A replica would not take over a slot if it did not know yet that its primary has got the slot.
             await asyncio.to_thread(cluster.wait_for_agreement)
         primary = await asyncio.to_thread(cluster.owner, slot)
         if kind == "move":
@@ -71,7 +71,7 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
     await asyncio.wait(tasks)
     for writer, stream in zip(writers, STREAMS, strict=True):
         await check_history(stores[0], stream, writer)
-    # Subscriptions have followed their slots. Only they deliver whispers, of which each may be lost.
+    # Check that the subscriptions have followed their slots: only they deliver whispers. A whisper may be lost.
     async with asyncio.timeout(30):
         while len(heard) < len(STREAMS):
             for stream in STREAMS:

@@ -1,4 +1,4 @@
-"""The program anycable-go for tests."""
+"""Finds the program anycable-go for tests, or builds it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 VERSION = "1.5.6"
 MODULE = f"github.com/anycable/anycable-go@v{VERSION}"
-#: By default, anycable-go sends anonymous usage data to its authors. Tests must not.
+#: Environment variables that keep anycable-go from sending anonymous usage data to its authors.
 QUIET = {"ANYCABLE_DISABLE_TELEMETRY": "true"}
 #: How long, in seconds, the build of anycable-go may take. It takes two minutes of CPU time.
 BUILD_PATIENCE = 900.0

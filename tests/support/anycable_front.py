@@ -35,7 +35,7 @@ class AnyCable(OwnProcess):
     It has the attributes of `Server` with which tests connect clients, and make calls in the server process.
 
     Args:
-        server: the running server behind it, whose pages it shares.
+        server: the running server behind it. It answers the calls of anycable-go, unless `rpc` answers them.
         folder: the folder for the log.
         broadcast_port: the port on which it takes broadcasts.
         rpc: the process that answers calls by gRPC; None: `server` answers them by HTTP.
@@ -147,7 +147,7 @@ class RPCServer(RestartableProcess):
 
     @property
     def address(self) -> str:
-        """The address, as anycable-go takes it."""
+        """The address, in the form of the option `--rpc_host` of anycable-go."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:

@@ -214,7 +214,7 @@ class Client:
         await self.socket.send(data)
 
     async def send(self, command: str, identifier: str | None = None, **body: Any) -> None:
-        """Send a command. `body` has its keys other than `command` and `identifier`."""
+        """Send a command. `body` contains the keys of the command other than `command` and `identifier`."""
         frame: Frame = {"command": command}
         if identifier is not None:
             frame["identifier"] = identifier

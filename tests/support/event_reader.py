@@ -1,4 +1,4 @@
-"""A reader of server-sent events that behaves as a browser's `EventSource`."""
+"""A reader of server-sent events that behaves like a browser's `EventSource`."""
 
 from __future__ import annotations
 

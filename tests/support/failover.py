@@ -35,7 +35,7 @@ class Pair(Started):
         self.replicated = replicated
 
     async def follows(self) -> bool:
-        """Wait for the replica to follow the primary. Return False if it does not do so in time."""
+        """Wait until the replica follows the primary. Return False if there is none, or if this takes too long."""
         return self.replicated and await asyncio.to_thread(_wait_for, self._is_followed)
 
     async def _serve(self, port: int) -> None:
@@ -91,7 +91,7 @@ class RedisPair(Pair):
         """
         if losing:
             await self._lose(losing)
-        # The relay still forwards to the former primary. If it stayed open, it would connect this server to itself.
+        # The relay still forwards to the former primary. If it stayed open, the former primary would follow itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)

@@ -149,7 +149,7 @@ class FaultProxy:
         return trap.sprung
 
     def lose_nothing(self) -> None:
-        """Cancel the calls of `lose_reply` for which no request was found."""
+        """Cancel the calls of `lose_reply` for which no request has come yet."""
         self._traps.clear()
 
     def move(self, *targets: int) -> None:

@@ -12,8 +12,8 @@ from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 KINDS: list[Kind] = ["daphne", "uvicorn"]
-#: All Redis and Valkey programs that were found. If there is none, tests that need one are skipped or fail, see
-#: tests/conftest.py.
+#: The names of the Redis and Valkey programs to test. If there is none, tests that need one are skipped or fail (see
+#: tests/conftest.py).
 REDIS = [pytest.param(name, marks=pytest.mark.redis) for name in [b.name for b in find_binaries()] or ["no redis"]]
 
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-#: What to import before the first fork: what servers import, if it needs no settings.
+#: The modules to import before the first fork: modules that servers import, and that need no settings.
 LIBRARIES = (
     "autobahn.twisted.websocket",
     "channels.auth",

@@ -1,4 +1,4 @@
-"""Starts Python programs. Where it is possible, they are forks of `tests.support.fork_server`, which is cheaper."""
+"""Starts Python programs. If possible, they are forks of `tests.support.fork_server`, which start faster."""
 
 from __future__ import annotations
 
@@ -121,7 +121,10 @@ def start(
 
 
 def _can_be_forked(environment: Mapping[str, str]) -> bool:
-    """Return whether a fork can do what these variables say."""
+    """Return whether a fork can have these environment variables.
+
+    Variables that have an effect only when a process starts must be the same as in the process that forks.
+    """
     return hasattr(os, "pidfd_open") and _read_at_the_start(environment) == _read_at_the_start(_ENVIRONMENT)
 
 

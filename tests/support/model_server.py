@@ -70,7 +70,7 @@ def complete(handler: ModelHandler) -> None:
 
 
 def cut(handler: ModelHandler) -> None:
-    """End the connection without an error, as if the answer were complete. No header has told the length."""
+    """Write nothing more. The connection then ends without an error, although the answer is not complete."""
 
 
 def close(handler: ModelHandler) -> None:

@@ -13,7 +13,7 @@ from tests.support.server import free_port
 
 
 def find_nats() -> Path | None:
-    """Return the path of nats-server, or None."""
+    """Return the path of nats-server; None if it is not installed."""
     beside = Path(sys.executable).with_name("nats-server")
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     return Path(found) if found else None

@@ -1,4 +1,4 @@
-"""Stores of presence that two servers share (a Redis, an SQLite file, a PostgreSQL), and how they lose their data."""
+"""Presence stores that servers share, and how they lose their data: in Redis, in an SQLite file, and in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PresenceBackend(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """Stop the store as by a crash."""
+        """Stop the store as if it had crashed."""
 
     @abstractmethod
     def start(self) -> None:
@@ -70,7 +70,7 @@ class PresenceBackend(ABC):
 
 
 class RedisBackend(PresenceBackend):
-    """A Redis, and an SQLite file for everything else."""
+    """A Redis server, and an SQLite file for everything that is not in Redis."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -80,11 +80,11 @@ class RedisBackend(PresenceBackend):
             yield
 
     def lose(self, how: str = "") -> None:
-        """Call a method of the Redis server: flushall, restart or restart_empty."""
+        """Call the method `how` of the Redis server: flushall, restart or, by default, restart_empty."""
         getattr(self.redis, how or "restart_empty")()
 
     def lose_presence(self) -> None:
-        """Delete the metadata of all streams."""
+        """Delete the hash with the incarnation of each stream. Without this hash, members count as lost."""
         for key in self.redis.cli("KEYS", "*:presence"):
             self.redis.cli("DEL", key)
 
@@ -119,14 +119,14 @@ class SqliteBackend(PresenceBackend):
         self.lose()
 
     def kill(self) -> None:
-        """Fail, because no server can be stopped."""
+        """Fail, because an SQLite file has no server that could be stopped."""
         raise NotImplementedError
 
     start = kill
 
 
 class PostgresBackend(PresenceBackend):
-    """A PostgreSQL. Its crashes empty the tables of presence, because they are unlogged."""
+    """A PostgreSQL server. A crash empties the tables of presence, because these tables are unlogged."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -157,7 +157,7 @@ class PostgresBackend(PresenceBackend):
         self._query(f"TRUNCATE {', '.join(TABLES)}")
 
     def kill(self) -> None:
-        """Stop PostgreSQL as by a crash."""
+        """Stop PostgreSQL as if it had crashed."""
         self.postgres.stop("immediate")
         self.alive_ = False
 

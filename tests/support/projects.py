@@ -17,7 +17,7 @@ from django import get_version
 
 from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
-#: The programs of other Pythons. Those of pyenv are named by their paths, because its shims run only selected versions.
+#: Programs of Python to try, by name or path. Those of pyenv have paths, because its shims run only selected versions.
 PYTHONS = (
     *(f"python3.{minor}" for minor in (13, 12, 14)),
     *sorted(Path.home().glob(".pyenv/versions/3.1[2-4]*/bin/python")),

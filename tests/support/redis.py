@@ -116,8 +116,8 @@ def tls_options(certificate: Path, key: Path) -> dict[str, str]:
 def find_binaries() -> tuple[Binary, ...]:
     """Return the server programs to test: the oldest Redis and the oldest Valkey on this machine.
 
-    With `CABLE_FEW`, return only one program: the Redis on the PATH, or the next one that is found. In this way,
-    `.ci/run` also tests a Redis that is newer than the one in the package.
+    With `CABLE_FEW`, return only the first program that is found. If the Redis server on the PATH is newer than the one
+    in the Python package, `.ci/run` tests both in this way.
     """
     found = find_all_binaries()
     if FEW:
@@ -224,7 +224,7 @@ class RedisServer(RestartableProcess):
     # -- replication --------------------------------------------------------------------------------------------------
 
     def follow(self, primary: RedisServer) -> None:
-        """Become a replica of another server. Wait until its data was copied and new writes arrive."""
+        """Become a replica of another server. Wait until the data have been copied, and new writes arrive."""
         self.cli("REPLICAOF", "127.0.0.1", primary.port)
         self._wait_for(lambda: self.cli("INFO", "replication")["master_link_status"] == "up", "did not replicate")
 
@@ -363,7 +363,7 @@ class RedisPool:
 
 
 def wait_for(condition: Callable[..., object], failure: str) -> None:
-    """Wait until a condition is true. Errors of Redis mean that it is not.
+    """Wait until a condition is true. If it raises an error of Redis, it is not true yet.
 
     Raises:
         RuntimeError: the condition did not become true in time. The message is `failure`.

@@ -23,7 +23,7 @@ FAILOVER_TIME = 5.5
 
 @cache
 def cluster_binary() -> Binary | None:
-    """Return the program for clusters: the first one that is found and has sharded pub/sub."""
+    """Return the program for clusters: the first one that is found and has sharded pub/sub; None if there is none."""
     return next((binary for binary in find_all_binaries() if binary.version >= SHARDED), None)
 
 
@@ -123,13 +123,13 @@ class RedisCluster:
         return next(node for node in self.nodes if node.port == port)
 
     def cli(self, *args: Any) -> Any:
-        """Run a command on the node that has its key, which follows the name of the command; KEYS on all primaries."""
+        """Run a command on the node that has its key, the first argument of the command. Run KEYS on all primaries."""
         if args[0] == "KEYS":
             return [key for port in self.slots() for key in self.at(port).cli(*args)]
         return self.owner(key_slot(str(args[1]))).cli(*args)
 
     def other(self, node: RedisServer) -> RedisServer:
-        """Return a primary with slots that is another one than `node`."""
+        """Return a primary that has slots and is not `node`."""
         return next(self.at(port) for port in self.slots() if port != node.port)
 
     def replica_of(self, primary: RedisServer) -> RedisServer:
@@ -150,7 +150,7 @@ class RedisCluster:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def begin_move(self, slot: int, target: RedisServer) -> RedisServer:
-        """Begin to move a slot to another primary, and return its former one."""
+        """Begin to move a slot to another primary, and return its former primary."""
         source = self.owner(slot)
         self._raw(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
         self._raw(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
@@ -164,7 +164,7 @@ class RedisCluster:
         return len(keys)
 
     def end_move(self, slot: int, target: RedisServer) -> None:
-        """End to move a slot, all of whose keys have been moved."""
+        """Complete the move of a slot. All keys of the slot must have been moved."""
         for node in (target, *(each for each in self.nodes if each is not target and each.alive)):
             with contextlib.suppress(redis.ResponseError):  # replicas take no slots
                 self._raw(node, "CLUSTER", "SETSLOT", slot, "NODE", self._id(target))

@@ -71,7 +71,7 @@ class Sentinel(OwnProcess):
             self._process.wait(PATIENCE)
 
     def hurry(self) -> None:
-        """Look at the servers more often than every 10 s, if the Sentinel has a command for this (Redis 7 or later)."""
+        """Make the Sentinel check the servers more often than every 10 s, if it can (Redis 7 or later)."""
         with self._connect() as client, contextlib.suppress(redis.ResponseError):
             client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200)
 
@@ -154,7 +154,7 @@ class RedisSentinels:
         return self.primary()
 
     def wait_for_another(self, former: RedisServer) -> RedisServer:
-        """Wait until the Sentinels have promoted another server than `former`, and return it."""
+        """Wait until the Sentinels have promoted a server that is not `former`, and return this server."""
         wait_for(lambda: self.primary() is not former, "the Sentinels did not promote the replica")
         return self.primary()
 

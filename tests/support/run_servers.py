@@ -1,4 +1,4 @@
-"""Servers that start runs over HTTP, a Celery worker that writes them, and the question that all tests ask."""
+"""Servers that start runs over HTTP, a Celery worker that writes the runs, and questions that tests ask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CSRF = "c" * 32
 
 @pytest.fixture(scope="module")
 def pair(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[dict[str, Server]]:
-    """A daphne server and a uvicorn server with the same database and Redis."""
+    """A daphne server and a uvicorn server with the same database and the same Redis server."""
     redis = redis_pool.get(find_binaries()[0].name)
     settings = {
         "REDIS_URL": redis.url,

@@ -1,4 +1,4 @@
-"""anycable-go without RPC, for tests of what it gets from this package by other ways."""
+"""anycable-go without RPC, for tests of what this package sends to it in other ways, such as broadcasts and tokens."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class _InstantSelector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that runs only while a method of a test runs it. Its clock jumps from timer to timer.
+    """An event loop that runs only while a test calls one of its methods. Its clock jumps from timer to timer.
 
     Code in this loop may not wait for a thread or a socket.
     """

@@ -73,7 +73,7 @@ class RemoteConnection:
 
 
 class RemoteCall:
-    """A call of anycable-go. Subclasses implement one method of its service each.
+    """A call of anycable-go. Each subclass implements one method of AnyCable's service.
 
     Args:
         values: the fields of the call.
@@ -171,7 +171,7 @@ class CommandCall(RemoteCall):
             self._fault = error
 
     async def respond(self, consumer: Any, admission: Admission, hooks: Hooks) -> Answer:
-        """Run the handlers of the command, and return their reply."""
+        """Run the handlers of the command, and return the answer, which contains their reply."""
         reason = await enter(consumer, admission, self.identifiers, self.env)
         if reason is not None:
             answer = refused(reason)
@@ -283,11 +283,11 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
         env: what anycable-go knows about the connection.
 
     Returns:
-        Why the connection has to end: the token has expired, the login has ended, a row of an identifier was deleted,
-        or the connection belongs to another namespace. None if the connection may go on.
+        Why the connection has to end: the token is not valid any more, the login has ended, a row of an identifier was
+        deleted, or the connection belongs to another namespace. None if the connection may go on.
 
     Raises:
-        ProtocolError: the identifiers are not a JSON object.
+        ProtocolError: the identifiers, or the state that completes them, are not a JSON object.
     """
     login = admission.login if LOGIN in env.connection_state else None
     ended = LOGIN in env.connection_state and login is None
@@ -300,8 +300,8 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
     except ObjectDoesNotExist as error:
         handshake_log.info("A client of anycable-go is disconnected: %s.", error)
         ended = True
-    # Without a token in the scope, `refusal` may say that a token is required. It is then ignored, because anycable-go
-    # may have verified a token that it does not pass on.
+    # Without a token in the scope, `admission.refusal` may say that a token is required. This refusal is ignored,
+    # because anycable-go may have verified a token that it does not pass on.
     if _has_token(consumer) and admission.refusal is not None:
         return admission.refusal
     if ended or (login is not None and not login.is_of(consumer.user)):
@@ -314,7 +314,7 @@ async def unsubscribe(channel: Channel, state: Mapping[str, str] | None, log: Cl
 
     Args:
         channel: the channel.
-        state: the state of the subscription that anycable-go has sent. None means that the channel has its state.
+        state: the state of the subscription that anycable-go has sent. None means that `channel` already has its state.
         log: the logger for errors.
     """
     if state is not None:

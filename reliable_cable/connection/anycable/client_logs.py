@@ -25,7 +25,7 @@ class ClientLogs:
         return log
 
     def end(self, sid: str) -> None:
-        """Drop the log of a client that has left, and log how many lines it has left out."""
+        """Drop the log of a client, for example after its disconnect, and log how many lines were left out."""
         log = self._logs.pop(sid, None)
         if log is not None:
             log.report(ended=True)

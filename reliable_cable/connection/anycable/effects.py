@@ -20,7 +20,10 @@ _presence_log: Final = ClientLog("presence through anycable-go")
 
 
 def load_state(channel: Channel, state: Mapping[str, str]) -> None:
-    """Set the state of a channel to the values that anycable-go has kept. Values that are not JSON are left out."""
+    """Set the state of a channel to the values that anycable-go has kept.
+
+    Values that are not JSON, and keys with the prefix `$`, are left out.
+    """
     values = {}
     for name, text in state.items():
         if not name.startswith("$"):

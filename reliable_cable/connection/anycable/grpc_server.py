@@ -18,7 +18,7 @@ from reliable_cable.exceptions import ProtocolError
 from .service import RPCService
 from .wire import HEALTH, RPC, as_mapping, as_message, message_class
 
-#: The methods of AnyCable's service: the method of `RPCService`, and the messages of the call and of the answer.
+#: The methods of AnyCable's service: the key in `service.METHODS`, and the messages of the call and of the answer.
 _METHODS: Final = {
     "Connect": ("connect", "ConnectionRequest", "ConnectionResponse"),
     "Command": ("command", "CommandMessage", "CommandResponse"),

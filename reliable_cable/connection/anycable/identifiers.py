@@ -28,7 +28,7 @@ def dump_identifiers(consumer: Any) -> tuple[str, dict[str, str]]:
     """Return the text with the identifiers of a consumer, and the part of the connection's state that completes it.
 
     Raises:
-        ChannelError: a value is neither a model instance, a string, a whole number, a boolean nor a UUID.
+        ChannelError: a value is neither None, a model instance, a string, a whole number, a boolean nor a UUID.
     """
     kinds: dict[str, list[str]] = {}
     for name in consumer.identified_by:
@@ -63,7 +63,7 @@ async def load_identifiers(consumer: Any, text: str, state: Mapping[str, str]) -
         The namespace in the text; `""` if there is none. A text that anycable-go has read from a token has none.
 
     Raises:
-        ProtocolError: the text is not a JSON object.
+        ProtocolError: the text, or the value under `VALUES` in the state, is not a JSON object.
         ObjectDoesNotExist: a row does not exist any more, or the user is not active any more.
     """
     values = _load_object(text or "{}", "the identifiers of the connection")

@@ -56,7 +56,7 @@ async def record(
 ) -> Outcome:
     """Run a handler after its check, inside `around_command`. If one of them fails, run `handle_error`.
 
-    The arguments other than `log` are those of `Commands.call`, which does the same for a connection of this server.
+    See `Commands.call`, which runs handlers for a connection of this server, for the arguments other than `log`.
     """
     saved = channel.begin()
     try:

@@ -1,6 +1,7 @@
 """The calls of anycable-go and their answers, in a form that HTTP and gRPC share.
 
-A call is a mapping with the names of AnyCable's service `anycable.RPC`. HTTP carries it as JSON, and gRPC as a message.
+A call is a mapping whose keys are the field names of AnyCable's service `anycable.RPC`. HTTP transports it as JSON, and
+gRPC as a protobuf message.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ class Env:
         url: the URL of the handshake.
         headers: the headers of the handshake that anycable-go passes on (its option `--headers`), and `REMOTE_ADDR`.
         connection_state: the state that answers to earlier calls have set for the connection.
-        channel_state: the same for the subscription. In a `disconnect`, the values by identifier, each as JSON text.
+        channel_state: the same for the subscription. In a `disconnect`, the state of each subscription as JSON text, by
+            identifier.
     """
 
     url: str = ""

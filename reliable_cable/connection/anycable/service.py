@@ -26,7 +26,7 @@ METHODS: Final[Mapping[str, type[RemoteCall]]] = {
     "command": CommandCall,
     "disconnect": DisconnectCall,
 }
-#: The name by which anycable-go passes on the address of a client, among the headers.
+#: The name, among the headers of a call, under which anycable-go passes on the address of the client.
 _REMOTE_ADDRESS: Final = "REMOTE_ADDR"
 _SECURE: Final = ("https", "wss")
 

@@ -42,7 +42,7 @@ class Command(BaseCommand):
         parser.add_argument("--tls-cert", type=Path, help="a file with the certificate chain (PEM)")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Serve until SIGTERM or SIGINT. Running calls may then end."""
+        """Serve until SIGTERM or SIGINT. Then wait until the running calls have ended (see `GRPCServer.stop`)."""
         host, separator, port = options["address"].rpartition(":")
         if not separator or not host or not port.isdecimal():
             raise CommandError(f"{options['address']!r} is not an address; give host:port, as in 127.0.0.1:50051.")

@@ -1,4 +1,4 @@
-"""The base class of adapters, which send broadcasts and commands to anycable-go, and their format."""
+"""The base class of adapters, which send broadcasts and commands to anycable-go, and the format of these messages."""
 
 import hmac
 import json
@@ -10,7 +10,7 @@ from reliable_cable.exceptions import BroadcastUncertain, PayloadTooLarge
 
 
 class Adapter(ABC):
-    """Sends messages to anycable-go. The methods may be called from any thread, and the twin from any event loop.
+    """Sends messages to anycable-go. `publish` may be called from any thread, and `apublish` on any event loop.
 
     Args:
         settings: the settings of this package.
@@ -92,14 +92,14 @@ def encode_disconnect(identifiers: str, *, reconnect: bool) -> str:
 
 
 def join(messages: Sequence[str], limit: int | None = None) -> Iterator[str]:
-    """Join messages to as few texts as possible. A text is a message, or a JSON array of messages.
+    """Join successive messages into as few texts as possible. A text is a message, or a JSON array of messages.
 
     Args:
         messages: the messages, as for `Adapter.publish`.
         limit: the maximum size of a text, in bytes; None if there is no limit.
 
     Raises:
-        PayloadTooLarge: a message is larger than `limit`. This is raised before the first text is returned.
+        PayloadTooLarge: a message is larger than `limit`. In that case, no text is returned.
     """
     sizes = [len(message.encode()) for message in messages]
     if limit is not None and max(sizes, default=0) > limit:

@@ -22,18 +22,18 @@ from .base import Adapter, join, shared_key, uncertain
 CONNECT_TIMEOUT: Final = 2.0
 #: How long, in seconds, the server may take to read a request or to respond.
 RESPONSE_TIMEOUT: Final = 5.0
-#: The times, in seconds, before each further attempt of a request that was certainly not handled.
+#: The delays, in seconds, before the further attempts of a request that was certainly not handled.
 RETRY_DELAYS: Final = (0.1, 0.4)
 #: The maximum number of open connections that wait for a request.
 MAX_IDLE: Final = 16
 
-#: Responses of a proxy after which the request may have been handled.
+#: Statuses after which the request may have been handled. Most of them come from proxies.
 _UNCERTAIN_STATUSES: Final = (
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.BAD_GATEWAY,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-#: Responses after which the request was certainly not handled, and can be repeated.
+#: Statuses after which the request was certainly not handled, and can be repeated.
 _BUSY_STATUSES: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 

@@ -25,7 +25,7 @@ FLUSH_TIMEOUT: Final = 5.0
 #: How long, in seconds, `close` waits for the end of the thread.
 CLOSE_TIMEOUT: Final = 2.0
 
-#: The options of nats-py that the adapter sets itself.
+#: The parameters of nats-py's `connect` that `NATS_OPTIONS` must not contain.
 _OWN_OPTIONS: Final = frozenset(
     {
         *("self", "servers", "allow_reconnect", "max_reconnect_attempts", "reconnect_time_wait", "pending_size"),
@@ -132,7 +132,7 @@ class _Connection:
         """Publish messages, and wait until the server has received them.
 
         Raises:
-            BroadcastError: as for `Adapter.publish`.
+            BroadcastError: see `Adapter.publish`.
         """
         client = await self._connected()
         texts = list(join(messages, client.max_payload))
@@ -189,7 +189,7 @@ class _Connection:
     async def _open(self, url: str) -> Any:
         client: Any = _import_nats().NATS()
         try:
-            # This module connects again itself. nats-py would accept messages while it has no connection.
+            # nats-py must not reconnect: it would accept messages meanwhile. `_connected` opens another connection.
             async with asyncio.timeout(2 * self._options["connect_timeout"]):
                 await client.connect(
                     [url],
@@ -204,7 +204,7 @@ class _Connection:
         except BaseException as error:
             await self._discard(client)
             if isinstance(error, _import_nats().errors.NoServersError) and self._last_error is not None:
-                raise self._last_error from error  # it has the reason
+                raise self._last_error from error  # `NoServersError` contains no reason
             raise
         return client
 

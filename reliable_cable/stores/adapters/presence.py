@@ -36,12 +36,12 @@ class _NoRedirects(HTTPRedirectHandler):
         """Return None, so that the redirect is an error."""
 
 
-#: Makes the requests. They go to a server of the project, so no proxy of the environment is used.
+#: Makes the requests. They go to a server of the project, so proxies in environment variables are ignored.
 _opener = build_opener(ProxyHandler({}), _NoRedirects())
 
 
 class AdapterPresenceStore(PresenceStore):
-    """Reads the members of streams in the API of anycable-go. All calls but `info` and `expire` are refused.
+    """Requests the members of streams from the API of anycable-go. Calls that the API cannot serve are refused.
 
     anycable-go has the API since version 1.6. Its URL is the setting `API_URL`. Without this setting, the members
     cannot be read.

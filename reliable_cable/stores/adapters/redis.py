@@ -52,7 +52,7 @@ class RedisAdapter(Adapter):
 class RedisStreamAdapter(RedisAdapter):
     """Appends to a Redis stream (`--broadcast_adapter=redisx`). One server of anycable-go takes each entry.
 
-    Redis keeps the entries while no anycable-go is running. anycable-go deletes each entry that it has taken.
+    Redis keeps the entries while no server of anycable-go is running. A server deletes each entry that it has taken.
     """
 
     @property

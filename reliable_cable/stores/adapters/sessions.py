@@ -21,7 +21,7 @@ class AdapterSessionStore(SessionStore):
         return None
 
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Return all session ids, because there is no record of any."""
+        """Return all session ids, because none of them has a record."""
         return set(sids)
 
     def delete(self, sids: Collection[str]) -> None:

@@ -31,7 +31,7 @@ ADAPTER_CLASSES: Final[Mapping[str, str]] = {
 class AdapterStreamStore(StreamStore):
     """Sends broadcasts and disconnects to anycable-go through the adapter that `BROADCAST_ADAPTER` names.
 
-    Streams, their positions and their history are in anycable-go, which has no way to ask for them.
+    Streams, their positions and their history are in anycable-go, and cannot be read from there.
 
     Args:
         settings: the settings of this package.
@@ -154,7 +154,7 @@ _CONDITION: Final = "RELIABLE_CABLE['BROADCAST_ADAPTER'] is {!r}"
 
 
 def _encode(items: Sequence[tuple[str, Message]], *, transient: bool = False) -> Iterable[Sequence[str]]:
-    """Yield the messages for each call of the adapter. anycable-go accepts batches of broadcasts only."""
+    """Yield the messages for each call of the adapter. Each command needs a call of its own, before the broadcasts."""
     broadcasts = []
     for stream, message in items:
         if stream == CONTROL_STREAM:

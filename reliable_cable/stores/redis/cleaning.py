@@ -13,7 +13,7 @@ KEYS_PER_CALL: Final = 1000
 
 
 def delete_keys(settings: CableSettings) -> None:
-    """Delete all keys that begin with `settings.key_prefix`, and close the connections of sync code.
+    """Delete all keys that begin with `settings.key_prefix` and a colon, and close the connections of sync code.
 
     Args:
         settings: the settings. `key_prefix` must not contain the special characters of Redis's patterns, such as `*`.

@@ -84,7 +84,7 @@ class BaseClient:
 
     @abstractmethod
     async def aservers(self) -> "Sequence[BaseClient]":
-        """Return clients for each primary server. Their calls run on that server only."""
+        """Return a client for each primary server. It runs its calls on that server only."""
 
     @abstractmethod
     def close(self) -> None:
@@ -106,7 +106,7 @@ class BaseClient:
 
         Raises:
             RedisUnavailable: Redis could not be reached, did not respond, or currently does not accept the calls.
-            RedisRefused: the reply to a call was an error. The other calls were executed.
+            RedisRefused: the reply to a call was an error. Other calls may have been executed.
         """
         return finish(self.blocking().arun(*calls, idempotent=idempotent))
 
@@ -309,7 +309,7 @@ class RedisClient(BaseClient):
         Args:
             calls: the calls.
             connection: the open connection.
-            asking: whether to send ASKING before each call, see cluster.py.
+            asking: whether to send ASKING before each call (see cluster.py).
         """
         records = [self.names.lineage_of(call) for call in calls]
         lineages = yield from self._lineages(records, connection, asking)
@@ -343,7 +343,7 @@ class RedisClient(BaseClient):
             asking: whether to send ASKING before each command.
         """
         return {self.lineage.key: self.lineage.argument(connection)} if any(records) else {}
-        yield  # this function is a generator, as those of subclasses
+        yield  # this function must be a generator, like those of subclasses
 
     def _command(self, call: Call, record: str, lineage: str) -> Command:
         keys, args = call.keys, call.args

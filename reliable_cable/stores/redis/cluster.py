@@ -1,7 +1,7 @@
 """The client of a Redis Cluster. It sends each call to the node that has its keys.
 
 redis-py's own cluster client is not used, because it sends calls again after a lost response, whether they are
-idempotent or not. Its connections and its slots are used.
+idempotent or not. This client uses only redis-py's connections.
 
 | reply of a node | what happens |
 |---|---|
@@ -9,7 +9,7 @@ idempotent or not. Its connections and its slots are used.
 | ASK: the slot is being moved, and the keys are already on another node | the call is sent to that node, after ASKING |
 | TRYAGAIN: the slot is being moved, and the keys are on two nodes | the call is sent again until `MOVE_TIME` is over |
 
-None of these calls was executed.
+A node that sends one of these replies has not executed the call.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ from .topology import Slots, Topology, parse_primaries, parse_slots
 MOVE_TIME: Final = 8.0
 #: The minimum and maximum delay, in seconds, before a call whose keys are being moved is sent again.
 MOVE_DELAYS: Final = (0.01, 0.2)
-#: The maximum number of times that a call is sent to another node, or again after another refusal.
+#: The maximum number of times that calls are sent to other nodes, or again after a refusal that is not TRYAGAIN.
 MAX_REDIRECTS: Final = 16
 #: How long, in seconds, a process uses the slots before it reads them again.
 TOPOLOGY_AGE: Final = 5.0
-#: How long, in seconds, other nodes are asked for the slots before a node that has failed.
+#: How long, in seconds, a node that has failed is asked for the slots only after all other nodes.
 FAILURE_AGE: Final = 30.0
 
 
@@ -66,7 +66,7 @@ class ClusterClient(BaseClient):
         self.lineages = PartitionLineages()
         self._nodes: dict[Address, NodeClient] = {}
         self._lock = threading.Lock()
-        #: When each node could last not be reached, or did not respond.
+        #: When each node last failed, which means that it could not be reached or did not respond.
         self._failed_at: dict[Address, float] = {}
         #: The slots of the nodes.
         self.slots = Slots(self.names.partitions())
@@ -90,7 +90,7 @@ class ClusterClient(BaseClient):
             return node
 
     async def aservers(self) -> Sequence[BaseClient]:
-        """Return clients for each primary that has slots."""
+        """Return a client for each primary that has slots."""
         topology = await self.atopology()
         return [self._runner(self.node(address)) for address in topology.primaries]
 
@@ -140,14 +140,14 @@ class ClusterClient(BaseClient):
     # -- the slots ----------------------------------------------------------------------------------------------------
 
     async def atopology(self, *, stale: Topology | None = None, first: Sequence[Address] = ()) -> Topology:
-        """Return the slots of the nodes. They are read again if they are old.
+        """Return the slots of the nodes. If they are unknown, wrong or older than `TOPOLOGY_AGE`, read them first.
 
         Args:
-            stale: a topology that has turned out to be wrong, and is not returned.
+            stale: a topology that has turned out to be wrong, and is not returned; None if there is none.
             first: the nodes that are asked first.
 
         Raises:
-            RedisUnavailable: no node could be reached.
+            RedisUnavailable: the slots had to be read, and no node could report them.
         """
         known = self.slots.topology
         if known is None or known is stale:
@@ -163,7 +163,7 @@ class ClusterClient(BaseClient):
         known = self.slots.topology
         last_error: StoreError | None = None
         addresses = dict.fromkeys((*first, *(known.primaries if known else ()), *self._seeds, *self._nodes))
-        # Each node that hangs would cost a timeout.
+        # Nodes that have failed are asked last, because each node that hangs costs a timeout.
         for address in sorted(addresses, key=self._has_failed):
             try:
                 (reply,) = checked(await self._attempt_on(self.node(address), [Call("CLUSTER SLOTS")], False))
@@ -186,7 +186,10 @@ class ClusterClient(BaseClient):
         return time.monotonic() - self._failed_at.get(address, -FAILURE_AGE) < FAILURE_AGE
 
     async def _follow_moves(self) -> None:
-        """Read the lineages of moved partitions on their new nodes, before their former nodes may be shut down."""
+        """Read the lineages of moved partitions on their new nodes.
+
+        For this, the former nodes are asked for their identities. Later, they may have been shut down.
+        """
         moved = self.slots.take_moved()
         if not moved:
             return
@@ -202,8 +205,9 @@ class ClusterClient(BaseClient):
     async def find_origins(self, foreigners: Sequence[Foreign]) -> None:
         """Find out for foreign lineage records whether their data were moved from a primary that has lost nothing.
 
-        The record names a server process. If that is still a primary of the cluster, and was not demoted since it wrote
-        the record, then the slot was moved from there. Otherwise, the node may have been promoted or restarted.
+        The record names a server process. If that process is still a primary of the cluster, and has not been demoted
+        since it wrote the record, the slot was moved from there. Otherwise, the node that has the data now may have
+        been promoted or restarted.
         """
         infos: dict[str, Mapping[str, str]] = {}
         for address in await self._all_primaries():
@@ -219,7 +223,7 @@ class ClusterClient(BaseClient):
             self.lineages.set_origin(foreign, unbroken=_is_unbroken(foreign, infos.get(foreign.run_id)))
 
     async def _all_primaries(self) -> list[Address]:
-        """Return the addresses of all primaries, also of those that have no slots any more."""
+        """Return the addresses of all primaries, including those that have no slots any more."""
         topology = await self.atopology()
         for address in topology.primaries:
             try:

@@ -27,7 +27,8 @@ MAX_LINEAGE_AGE: Final = 3600.0
 #: How long, in seconds, a process relies on what it has found out about the former server of moved data.
 MAX_ORIGIN_AGE: Final = 2.0
 
-#: The last argument of lineage.lua that asks whether a record was written by another server.
+#: The last argument of lineage.lua if nothing is known of another server. If another server wrote the record, the
+#: script then returns the ids of that server.
 ASK: Final = "?"
 
 
@@ -38,7 +39,7 @@ class Foreign(ResponseError):
         key: the key of the lineage record.
         run_id: the run_id of the other server.
         replid: the replication id that the other server had.
-        former_replid: the replication id that this node had before it was promoted; `""` if it was not promoted.
+        former_replid: the replication id that this node had before it was promoted; zeros if it was not promoted.
     """
 
     def __init__(self, key: str, run_id: str, replid: str, former_replid: str) -> None:
@@ -78,7 +79,7 @@ class PartitionLineages:
     def argument(self, key: str, run_id: str) -> str | None:
         """Return the lineage as an argument of a script; None if it must first be read from this server.
 
-        The prefix `?` makes the script check the replication id, too.
+        After each `CHECK_INTERVAL`, it once has the prefix `?`, which makes the script check the replication id, too.
         """
         known, now = self._known.get(key), time.monotonic()
         if known is None or known.run_id != run_id or now > known.expires:
@@ -92,8 +93,9 @@ class PartitionLineages:
         """Record the lineage that a server has reported.
 
         Returns:
-            False if the data have an old lineage again, after this process has seen a newer one. Then nothing is
-            recorded, and the lineage must be replaced, because one offset could belong to different messages.
+            Whether the lineage was recorded. It is not recorded if the data have an old lineage again, after this
+            process has seen a newer one. It must then be replaced, because one offset could belong to different
+            messages.
         """
         with self._lock:
             seen = self._seen.setdefault(key, set())
@@ -107,7 +109,7 @@ class PartitionLineages:
             return True
 
     def forget(self, key: str) -> None:
-        """Read the lineage of a partition again before its next use. The known lineage stays for `token`."""
+        """Have the lineage of a partition read again before its next use. Until then, `token` returns the old one."""
         with self._lock:
             known = self._known.get(key)
             if known is not None:
@@ -126,7 +128,7 @@ class PartitionLineages:
 
 
 class _NodeTracker(LineageTracker):
-    """Keeps track of a node's server process. The lineages are those of its partitions."""
+    """Keeps track of a node's server process, and of no lineage: each partition on the node has its own lineage."""
 
     def _handshake(self, connection: Any) -> Exchange[None]:
         generation = self._generation
@@ -165,7 +167,7 @@ class NodeClient(RedisClient):
         if unknown:
             # The replication may have changed since the connection was opened.
             info = connection.info = yield from read_info()
-        # By the key of each record that must be read: a lineage that must be replaced.
+        # By the key of each record that must be read: a lineage that must be replaced, or "".
         wanted = dict.fromkeys(unknown, "")
         while wanted:
             replies = yield from self._read_records(wanted, info, asking)

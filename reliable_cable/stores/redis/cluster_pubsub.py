@@ -26,7 +26,7 @@ from .topology import Topology
 #: The time, in seconds, between two checks whether channels have moved to other nodes.
 ROUTE_INTERVAL: Final = 0.5
 
-#: How long, in seconds, to wait before channels are moved again after a node was asked to subscribe to them again.
+#: How long, in seconds, to wait after `renew` has subscribed to channels again, before the next check.
 RENEWAL_DELAY: Final = 0.05
 
 
@@ -55,7 +55,7 @@ class NodePubSub(PubSub):
     async def renew(self) -> bool:
         """Subscribe again to channels that the node has ended or refused, and that were not moved to another node.
 
-        Their slots were moved away and back, or no node that was asked knew the move yet.
+        Their slots were moved away and back, or the node that reported the slots did not know of the move yet.
 
         Returns:
             whether there were such channels.
@@ -119,7 +119,7 @@ class ClusterPubSub:
         assert isinstance(client, ClusterClient)  # noqa: S101 - for the type checker; `pubsub_of` ensures this
         self._client = client
         self._channels: dict[str, dict[Deliver, None]] = {}
-        #: The node on which each channel is subscribed to.
+        #: The address of the node on which each channel is subscribed to.
         self._homes: dict[str, Address] = {}
         self._nodes: dict[Address, NodePubSub] = {}
         self._topology: Topology | None = None
@@ -161,7 +161,7 @@ class ClusterPubSub:
             self._homes[channel] = home
             groups.setdefault(home, {})[channel] = deliver
         nodes = [(self._node(address), group) for address, group in groups.items()]
-        # All subscriptions are recorded before this method waits, so that a node with new ones is not left meanwhile.
+        # All subscriptions are recorded before this method waits. Otherwise, `_leave` could drop a node meanwhile.
         added = [(node, node.add(group)) for node, group in nodes]
         await asyncio.gather(*(node.confirm(each) for node, each in added))
 

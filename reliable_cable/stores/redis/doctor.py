@@ -33,7 +33,7 @@ def find_problems(client: BaseClient) -> list[str]:
 
 
 def describe_cluster(client: BaseClient) -> list[str]:
-    """Return the primaries of a cluster, and what happens while one of them is down, as sentences.
+    """Return the primaries of a cluster as sentences. If no stream can be used while one is down, a sentence says so.
 
     Raises:
         StoreError: Redis could not be reached.

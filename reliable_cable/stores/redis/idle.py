@@ -17,7 +17,7 @@ def _is_old(connection: Any, now: float) -> bool:
 
 
 class IdleQueue(LifoQueue[Any]):
-    """The idle connections of a pool for sync code. `None` stands for a connection that has not been opened yet."""
+    """The idle connections of a pool for sync code. `None` stands for a connection that has not been made yet."""
 
     def _put(self, item: Any) -> None:
         # The caller holds the queue's lock, so no thread can take a connection out of the queue during this method.

@@ -5,7 +5,7 @@ is a digest of the stream's name, because the name may contain braces.
 
 In a cluster, the tag is that of the stream's *partition*. There are `PARTITIONS` partitions. All keys of a partition
 are in one slot, with the keys that its streams share: the lineage record and the index of presence. The slots of the
-partitions are spread evenly over the range of slots, so that each node has a share of them like its share of slots.
+partitions are spread evenly over the range of slots, so a node's share of the partitions is like its share of slots.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def key_slot(key: str) -> int:
 
 @cache
 def _partition_tags() -> tuple[str, ...]:
-    """Return the hash tags of the partitions. The slots of each tag are in another part of the range of slots."""
+    """Return the hash tags of the partitions. The slot of each tag is in another part of the range of slots."""
     tags: dict[int, str] = {}
     number = 0
     while len(tags) < PARTITIONS:

@@ -95,7 +95,7 @@ class LineageTracker:
     def argument(self, connection: Any) -> str:
         """Return the lineage of a connection's data, as an argument of a script.
 
-        The prefix `?` makes the script check the replication id, too.
+        After each `CHECK_INTERVAL`, it once has the prefix `?`, which makes the script check the replication id, too.
         """
         lineage: str = connection.identity.lineage
         now = time.monotonic()

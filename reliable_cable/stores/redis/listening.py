@@ -57,11 +57,11 @@ class ChannelListener(Listener):
 
 
 class PubSubConnection(Protocol):
-    """What listeners use of `PubSub`, and of its counterpart for a cluster."""
+    """The methods of `PubSub` and `ClusterPubSub` that listeners use."""
 
     @property
     def connected(self) -> bool:
-        """Whether messages arrive."""
+        """Whether the connection is open. In a cluster, whether the connections to all nodes are open."""
 
     async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
         """Subscribe to channels."""

@@ -24,5 +24,5 @@ def pool_options(settings: CableSettings) -> dict[str, Any]:
     options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
     if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
         options.pop("socket_keepalive", None)  # this option is only for TCP
-    # REDIS_OPTIONS cannot change these options, because this module expects bytes, and retries calls itself.
+    # REDIS_OPTIONS cannot change these options, because the clients expect bytes, and retry calls themselves.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}

@@ -52,8 +52,8 @@ class Added(NamedTuple):
     """Subscriptions that `PubSub.add` has recorded.
 
     Args:
-        new: the channels that had no subscription before.
-        states: the channels of all subscriptions.
+        new: the names of the channels that had no subscription before.
+        states: the objects of all channels in the call of `add`.
     """
 
     new: list[str]
@@ -118,7 +118,10 @@ class PubSub:
         return Added(new, states)
 
     async def confirm(self, added: Added) -> None:
-        """Subscribe to channels in Redis, and wait until Redis has confirmed this, see `subscribe`."""
+        """Subscribe to the new channels in Redis, and wait until Redis has confirmed all channels of the call of `add`.
+
+        If this takes longer than `SUBSCRIBE_TIMEOUT`, return nevertheless (see `subscribe`).
+        """
         new, states = added
         await self._send(self._subscribe_command, new)
         with contextlib.suppress(TimeoutError):

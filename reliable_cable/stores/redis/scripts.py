@@ -9,7 +9,7 @@ LUA = Path(__file__).parent / "lua"
 
 @cache
 def script_text(name: str) -> str:
-    """Return the source code of a Lua script, after that of the functions that it shares with other scripts."""
+    """Return the source code of a Lua script. It begins with the functions that scripts share."""
     family = ["presence_prelude"] if name.startswith("presence_") else []
     return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))
 

@@ -1,7 +1,7 @@
 """Asks Redis Sentinels for the address of the primary, whenever a connection is opened.
 
-After a failover, the Sentinels make the former primary a replica. Its connections notice this as behind any other
-address that moves (see lineage.py), and are opened again.
+After a failover, the Sentinels make the former primary a replica. The client notices this, as it does if an address
+belongs to another server (see lineage.py), and opens its connections again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ class Sentinels:
 
         Args:
             address: the address of the Sentinel, which is asked first the next time, because others may be down.
-            services: its reply to SENTINEL MASTERS.
+            services: the Sentinel's reply to SENTINEL MASTERS.
         """
         state = services.get(self._service)
         if state is None:

@@ -80,7 +80,7 @@ class RedisStore(Store):
     async def atime(self) -> float:
         """Return the current time by Redis's clock, in seconds since 1970.
 
-        In a cluster, this is the earliest time of the nodes.
+        In a cluster, this is the time of the primary whose clock is the furthest behind.
         """
         if self._clock is not None:
             return self._clock()

@@ -22,7 +22,7 @@ class SlotRange:
 
 
 class Topology:
-    """The primary of each slot, as one node of the cluster knew it. Objects are not changed.
+    """The primary of each slot, as one node of the cluster knew it. A topology is never changed.
 
     Args:
         ranges: the ranges of slots.
@@ -93,7 +93,7 @@ class Slots:
             self._read_at = time.monotonic()
 
     def note_move(self, slot: int, address: Address, seen: Topology) -> None:
-        """Record that a slot has another primary, as a node has replied, until the slots are read again.
+        """Record the new primary of a slot, which a node has named in a reply. The slots are read again soon.
 
         Args:
             slot: the slot.
@@ -114,7 +114,7 @@ class Slots:
         return moved
 
     def put_back(self, moved: set[str]) -> None:
-        """Return these partitions again from the next call of `take_moved`."""
+        """Have the next call of `take_moved` return these partitions again."""
         with self._lock:
             self._moved |= moved
 
@@ -143,11 +143,13 @@ def parse_slots(reply: Sequence[Any], host: str) -> Topology:
 
 
 def parse_primaries(reply: bytes, host: str) -> list[Address]:
-    """Return the addresses of all primaries in a reply to CLUSTER NODES that have not failed, also those without slots.
+    """Return the addresses of the primaries in a reply to CLUSTER NODES, including those without slots.
+
+    Primaries that have failed are left out.
 
     Args:
         reply: the reply.
-        host: the host of the node that has sent the reply.
+        host: the host of the node that has sent the reply. It is used for nodes whose host is not in the reply.
     """
     found = []
     for line in reply.decode().splitlines():
