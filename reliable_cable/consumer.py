@@ -19,7 +19,6 @@ from . import origins
 from .auth.admission import Admission, admit
 from .client_log import handshake_log
 from .concurrency.outages import is_outage
-from .concurrency.per_loop import PerLoop
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import get_settings
 from .connection.anycable.calls import Hooks
@@ -31,6 +30,7 @@ from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.current import close_hub as close_hub
 from .hub.current import get_hub as get_hub
+from .hub.draining import install_drain
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logs import logger
@@ -40,8 +40,6 @@ from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
 from .protocol.handshake import requested_ping_interval, requested_session
 from .servers import transport_for
-from .servers.base import Transport
-from .servers.drain import Drain
 
 #: The context manager for handlers if `around_command` is not overridden. It does nothing.
 _UNCHANGED = nullcontext()
@@ -51,8 +49,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, `connect` may take. If it takes longer, the handshake is refused, and the client reconnects.
 CONNECT_TIMEOUT: Final = 10.0
-
-_drains: PerLoop[Drain] = PerLoop()
 
 #: The reasons that `connect` can give when it refuses a client. They tell the client not to reconnect automatically.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
@@ -257,6 +253,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     async def _accept(self, hub: Hub, send: Send, admission: Admission) -> Commands | None:
         subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())
         transport = transport_for(self.scope, send)
+        if transport.drainable:
+            install_drain(transport.grace)  # if the server is already stopping, the hub begins to drain here
         if subprotocol is None or hub.draining:
             if subprotocol is None:
                 handshake_log.warning(
@@ -266,8 +264,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 )
             await _refuse_for_now(send)
             return None
-        if transport.drainable:
-            _drains.get(partial(_install_drain, transport))
         if await self._decide() == constants.TRY_AGAIN:
             await _refuse_for_now(send)
             return None
@@ -390,10 +386,3 @@ def _check_attributes(cls: type[CableConsumer]) -> None:
     taken += [name for name in ("namespace", "session") if getattr(cls, name) is not getattr(CableConsumer, name)]
     if taken:
         raise TypeError(f"{cls.__qualname__} uses {taken[0]!r}, which is an attribute of CableConsumer. Rename it.")
-
-
-def _install_drain(transport: Transport) -> Drain:
-    drain = Drain(get_hub, asyncio.get_running_loop(), grace=transport.grace)
-    if not drain.install():
-        logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
-    return drain

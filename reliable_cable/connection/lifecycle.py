@@ -56,6 +56,9 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     hub.heartbeat.add(connection)
     hub.logins.add(connection)
     hub.token_expiry.add(connection)
+    if hub.draining:
+        # The drain may have begun while the session was being restored. It did not find this connection then.
+        connection.close(DisconnectReason.SERVER_RESTART)
 
 
 async def end_connection(commands: Commands, *, page_closed: bool = False) -> None:

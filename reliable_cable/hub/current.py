@@ -1,20 +1,29 @@
-"""Returns and closes the hub of the running event loop."""
+"""Returns, drains and closes the hub of the running event loop."""
 
 from functools import partial
 
 from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.conf import get_settings
-from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.engine import Engine, get_engine
 
 from .hub import Hub
 
 _hubs: PerLoop[Hub] = PerLoop()
+#: The event loops whose server is about to stop.
+_draining: PerLoop[bool] = PerLoop()
 
 
 def get_hub() -> Hub:
     """Return the hub of the running event loop. If there is none yet, or if the settings have changed, create it."""
     engine = get_engine()
-    return _hubs.get(partial(Hub, engine, get_settings()), lambda hub: hub.engine is engine)
+    return _hubs.get(partial(_make_hub, engine), lambda hub: hub.engine is engine)
+
+
+def _make_hub(engine: Engine) -> Hub:
+    hub = Hub(engine, get_settings())
+    # A request that arrived before the drain may need the first hub of the event loop after it.
+    hub.draining = is_draining()
+    return hub
 
 
 async def close_hub() -> None:
@@ -24,7 +33,16 @@ async def close_hub() -> None:
         await hub.aclose()
 
 
+def begin_draining() -> Hub | None:
+    """Refuse new connections in the running event loop, and return its hub; None if it has none."""
+    _draining.get(lambda: True)
+    hub = _hubs.peek()
+    if hub is not None:
+        hub.draining = True
+    return hub
+
+
 def is_draining() -> bool:
     """Return whether the server of the running event loop is about to stop. This does not create a hub."""
     hub = _hubs.peek()
-    return hub is not None and hub.draining
+    return bool(_draining.peek()) or (hub is not None and hub.draining)

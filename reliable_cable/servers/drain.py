@@ -7,12 +7,18 @@ the connections over `DRAIN_TIME`, closes the hub, and then calls the server's h
 Even so, the process might not stop. The server waits for its applications, Python waits for threads at exit, and a
 thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the
 signal.
+
+uvicorn waits without a limit for responses that do not end. So nothing would stop a process that begins such a response
+after the signal. If the server is already stopping when the handler is installed, the drain begins at once.
 """
 
+import _thread
 import asyncio
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -29,6 +35,8 @@ CLOSE_LIMIT = 3.0
 #: How long, in seconds, the process may take to stop. It may take longer if the server is configured to wait longer for
 #: open requests.
 STOP_LIMIT = 11.0
+#: How long, in seconds, to wait until the end of the process is logged. Another thread may hold the lock of the log.
+REPORT_LIMIT = 1.0
 
 #: The signals that start a drain.
 SIGNALS = (signal.SIGTERM,)
@@ -48,20 +56,25 @@ class Drain:
     """A signal handler that drains a hub, and then calls the server's own handler of the signal.
 
     Args:
-        hub: a function that returns the hub to drain.
+        begin: a function that makes the event loop refuse new connections, and returns its hub; None if it has none.
         loop: the event loop of the hub.
         grace: how long, in seconds, the server is configured to wait for open requests after the drain.
     """
 
-    def __init__(self, hub: Callable[[], DrainableHub], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0) -> None:
-        self._hub = hub
+    def __init__(
+        self, begin: Callable[[], DrainableHub | None], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0
+    ) -> None:
+        self._begin_draining = begin
         self._loop = loop
         self._limit = max(STOP_LIMIT, DRAIN_LIMIT + CLOSE_LIMIT + grace)
         self._previous: dict[int, Any] = {}
+        self._limited = False
         self._task: asyncio.Task[None] | None = None
 
     def install(self) -> bool:
-        """Replace the current signal handlers.
+        """Replace the current signal handlers. If the server is already stopping, begin to drain.
+
+        Call this in the event loop of the hub.
 
         Returns:
             True if the handlers were replaced. This is only possible in the main thread, and only if each signal has a
@@ -75,43 +88,74 @@ class Drain:
                 return False
             self._previous[number] = previous
             signal.signal(number, self._handle)
+        if any(map(_is_stopping, self._previous.values())):
+            self._limit_time()
+            self._begin(None)
         return True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._task is not None or self._loop.is_closed():
             self._call_previous(number)  # a second signal stops the server immediately
-        else:
-            self._loop.call_soon_threadsafe(self._begin, number)
+            return
+        self._loop.call_soon_threadsafe(self._begin, number)
+        # The time is limited here and not in `_begin`, because a handler may block the event loop.
+        self._limit_time()
 
-    def _begin(self, number: int) -> None:
+    def _limit_time(self) -> None:
+        """Start the timer that ends the process."""
+        if self._limited:
+            return
+        self._limited = True
+        # A signal handler must not start a `threading.Thread`. The signal may have interrupted the start of another
+        # thread, which holds a lock that both need.
+        with contextlib.suppress(RuntimeError):  # no thread can be started
+            _thread.start_new_thread(_end_later, (self._limit,))
+
+    def _begin(self, number: int | None) -> None:
         if self._task is None:
-            self._task = self._loop.create_task(self._drain(number))
-            timer = threading.Timer(self._limit, end_process, (self._limit,))
-            timer.daemon = True
-            timer.start()
+            self._task = self._loop.create_task(self._drain(number, self._refuse_connections()))
 
-    async def _drain(self, number: int) -> None:
+    def _refuse_connections(self) -> DrainableHub | None:
         try:
-            hub = self._hub()
-            try:
-                async with asyncio.timeout(DRAIN_LIMIT):
-                    await hub.drain(DRAIN_TIME)
-            except TimeoutError:
-                logger.warning(
-                    "Some connections could not be drained in %s seconds. The server closes them.", DRAIN_LIMIT
-                )
-            async with asyncio.timeout(CLOSE_LIMIT):
-                await hub.aclose()
-        except TimeoutError:
-            logger.warning("The stores could not be closed in %s seconds. The server stops nevertheless.", CLOSE_LIMIT)
+            return self._begin_draining()
+        except Exception:
+            logger.exception("New connections cannot be refused. The server stops nevertheless.")
+            return None
+
+    async def _drain(self, number: int | None, hub: DrainableHub | None) -> None:
+        try:
+            if hub is not None:
+                await _drain_and_close(hub)
         except Exception:
             logger.exception("Draining failed. The server stops nevertheless.")
         finally:
-            self._call_previous(number)
+            if number is not None:  # otherwise, the server is already stopping
+                self._call_previous(number)
 
     def _call_previous(self, number: int) -> None:
         signal.signal(number, self._previous[number])
         self._previous[number](number, None)
+
+
+async def _drain_and_close(hub: DrainableHub) -> None:
+    try:
+        async with asyncio.timeout(DRAIN_LIMIT):
+            await hub.drain(DRAIN_TIME)
+    except TimeoutError:
+        logger.warning("Some connections could not be drained in %s seconds. The server closes them.", DRAIN_LIMIT)
+    try:
+        async with asyncio.timeout(CLOSE_LIMIT):
+            await hub.aclose()
+    except TimeoutError:
+        logger.warning("The stores could not be closed in %s seconds. The server stops nevertheless.", CLOSE_LIMIT)
+
+
+def _is_stopping(handler: Any) -> bool:
+    """Return whether the server with this signal handler has received a signal before. This is known only of uvicorn.
+
+    daphne need not be recognised, because it cancels all requests when it stops.
+    """
+    return bool(getattr(getattr(handler, "__self__", None), "should_exit", False))
 
 
 def server_grace() -> float | None:
@@ -128,16 +172,32 @@ def server_grace() -> float | None:
     return 0.0 if package == "twisted" else None
 
 
+def _end_later(limit: float) -> None:
+    time.sleep(limit)
+    end_process(limit)
+
+
 def end_process(limit: float) -> None:
     """End the process immediately, even if threads are running.
 
     Args:
         limit: the time, in seconds, that the process had to stop. The log message contains it.
     """
-    threads = [thread.name for thread in threading.enumerate() if not thread.daemon] + busy_threads()
-    logger.error(
-        "The process did not stop in %g seconds and is ended now. These threads are still running: %s.",
-        limit,
-        ", ".join(threads),
-    )
+    # Another thread may hold a lock that the report needs, for example because it writes to a pipe that is full.
+    reported = threading.Event()
+    with contextlib.suppress(RuntimeError):  # no thread can be started
+        _thread.start_new_thread(_report, (limit, reported))
+        reported.wait(REPORT_LIMIT)
     os._exit(0)
+
+
+def _report(limit: float, reported: threading.Event) -> None:
+    try:
+        threads = [thread.name for thread in threading.enumerate() if not thread.daemon] + busy_threads()
+        logger.error(
+            "The process did not stop in %g seconds and is ended now. These threads are still running: %s.",
+            limit,
+            ", ".join(threads),
+        )
+    finally:
+        reported.set()

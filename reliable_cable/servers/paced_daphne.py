@@ -4,11 +4,12 @@
 the time that a client may take to send the headers of a request. This module needs daphne.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 # This must be imported first, because it installs Twisted's reactor.
-from daphne.server import Server  # isort: skip
+from daphne.server import Server, reactor  # isort: skip
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
@@ -103,7 +104,23 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
 
 
 class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
-    """daphne's server, with a pacer for new connections, and with a time limit for the headers of a request."""
+    """daphne's server, with a pacer for new connections, and with a time limit for the headers of a request.
+
+    Args:
+        application: the ASGI application.
+        on_start: a function that is called in the event loop, before the first request is served.
+        options: the other arguments of daphne's server.
+    """
+
+    def __init__(self, application: Any, *, on_start: Callable[[], None] = lambda: None, **options: Any) -> None:
+        super().__init__(application, **options)
+        self._on_start = on_start
+
+    def run(self) -> None:
+        """Serve until a signal stops the server."""
+        # The event loop makes this call first. Before, Twisted installs its signal handlers.
+        reactor.callLater(0, self._on_start)
+        super().run()
 
     def listen_success(self, port: Any) -> None:
         """Add the pacer and the time limit to a port on which the server has started to listen."""

@@ -22,12 +22,12 @@ def main() -> None:
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     finally:
-        from reliable_cable import consumer
-        from reliable_cable.hub import current
+        from reliable_cable.hub import current, draining
 
         loops = list(current._hubs._objects)
         current._hubs._objects.clear()
-        consumer._drains._objects.clear()
+        current._draining._objects.clear()
+        draining._drains._objects.clear()
         setting_changed.send(None, setting="RELIABLE_CABLE", value=None, enter=False)
         for loop in loops:
             loop.close()

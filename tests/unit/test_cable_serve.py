@@ -9,12 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvicorn
 from django.core.management import CommandError, call_command
 from django.utils import autoreload
 
 from demo_project.asgi import application
-from reliable_cable.servers import paced_daphne
+from reliable_cable.servers import paced_daphne, uvicorn_server
 from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
@@ -54,7 +53,7 @@ def started(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     settings.ASGI_APPLICATION = "demo_project.asgi.application"
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "MAX_MESSAGE_SIZE": 2000}
-    monkeypatch.setattr(uvicorn, "run", lambda served, **options: given.update(options, application=served))
+    monkeypatch.setattr(uvicorn_server, "run", lambda served, **options: given.update(options, application=served))
     monkeypatch.setattr(paced_daphne, "PacedServer", Server)
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: given.update(open_files=limits))
     monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)

@@ -14,6 +14,7 @@ from reliable_cable import CableConsumer, Channel, StoreError, action
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
+from reliable_cable.hub.current import begin_draining
 from reliable_cable.protocol.constants import SESSION_HEADER
 from reliable_cable.servers.base import Transport
 from reliable_cable.servers.drain import Drain
@@ -340,6 +341,28 @@ class TestConnecting:
 
         connected, _ = await Client(consumer=Slow).communicator.connect()
         assert not connected
+
+    async def test_a_client_is_closed_if_the_hub_drains_while_the_session_is_restored(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sid = await leave_session(Client(), ROOM)
+        sessions = get_engine().sessions
+        load = sessions.aload_many
+
+        async def load_late(*args: Any) -> Any:
+            await get_hub().drain(0)
+            return await load(*args)
+
+        monkeypatch.setattr(sessions, "aload_many", load_late)
+        async with Client(sid) as client:
+            assert client.welcome["restored_ids"] == [ROOM]
+            assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+    async def test_the_first_client_is_refused_if_the_server_is_already_stopping(self) -> None:
+        assert begin_draining() is None
+        connected, _ = await Client().communicator.connect()
+        assert not connected
+        assert begin_draining() is get_hub()
 
     async def test_the_first_connection_installs_the_drain_if_the_server_can_be_drained(
         self, monkeypatch: pytest.MonkeyPatch

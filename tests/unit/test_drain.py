@@ -14,10 +14,11 @@ import pytest
 from reliable_cable.servers.drain import Drain, server_grace
 from tests.support.server import ROOT
 
-#: A program that sends SIGTERM to its own process. `{drain}` and `{close}` stand for code of the hub, and `{stop}`
-#: stands for code of the server's signal handler.
+#: A program that sends SIGTERM to its own process. These parts stand for code: `{drain}` and `{close}` of the hub,
+#: `{begin}` for the function that returns the hub, `{stop}` for the server's signal handler, `{before}` for what runs
+#: before the drain is installed, and `{after}` for what runs after the signal was sent.
 PROGRAM = """
-import asyncio, logging, os, signal
+import asyncio, logging, os, signal, time
 from reliable_cable.servers import drain
 
 logging.basicConfig(format="%(message)s")
@@ -25,6 +26,17 @@ drain.DRAIN_LIMIT, drain.CLOSE_LIMIT, drain.STOP_LIMIT = {limits}
 
 def send_signal():
     os.kill(os.getpid(), signal.SIGTERM)
+
+class Server:
+    should_exit = False
+
+    def handle_exit(self, number, frame):
+        self.should_exit = True
+
+closed = asyncio.Event()
+
+def fail():
+    raise LookupError("a bug")
 
 class Hub:
     async def drain(self, duration):
@@ -44,22 +56,24 @@ async def main():
         {stop}
 
     signal.signal(signal.SIGTERM, stop)
-    assert drain.Drain(Hub, loop).install()
+    {before}
+    assert drain.Drain({begin}, loop).install()
     send_signal()
+    {after}
     await stopped.wait()
 
 asyncio.run(main())
 """
 HANG = "await asyncio.Event().wait()"
+BLOCK = "time.sleep(60)"
 LONG = (30.0, 30.0, 60.0)
 STOP = "loop.call_soon_threadsafe(stopped.set)"
 
 
-def run(
-    *, drain: str = "pass", close: str = "pass", stop: str = STOP, limits: tuple[float, float, float] = LONG
-) -> list[str]:
+def run(*, limits: tuple[float, float, float] = LONG, **code: str) -> list[str]:
     """Run the process to its end, and return the lines that it printed and logged."""
-    program = PROGRAM.format(drain=drain, close=close, stop=stop, limits=limits)
+    parts = {"drain": "pass", "close": "pass", "stop": STOP, "begin": "Hub", "before": "pass", "after": "pass"}
+    program = PROGRAM.format(limits=limits, **(parts | code))
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -109,6 +123,47 @@ def test_a_process_that_does_not_stop_is_ended() -> None:
     assert last == (
         "The process did not stop in 0.3 seconds and is ended now. These threads are still running: MainThread."
     )
+
+
+def test_a_process_whose_event_loop_is_blocked_is_ended() -> None:
+    (line,) = run(after=BLOCK, limits=(0.1, 0.1, 0.3))
+    assert line.startswith("The process did not stop in 0.3 seconds and is ended now.")
+
+
+def test_a_process_that_cannot_write_its_log_is_ended() -> None:
+    assert (
+        run(after=f"logging._lock.acquire(); logging.root.handlers[0].acquire(); {BLOCK}", limits=(0.1, 0.1, 0.3)) == []
+    )
+
+
+def test_a_server_without_a_hub_stops_at_once() -> None:
+    assert run(begin="lambda: None") == ["stop the server"]
+
+
+def test_an_error_before_the_drain_does_not_keep_the_server_from_stopping() -> None:
+    lines = run(begin="fail")
+    assert lines[0] == "New connections cannot be refused. The server stops nevertheless."
+    assert lines[-2:] == ["LookupError: a bug", "stop the server"]
+
+
+class TestALateInstall:
+    """uvicorn has received SIGTERM, and then a request that arrived before the signal installs the drain."""
+
+    LATE = "signal.signal(signal.SIGTERM, Server().handle_exit); send_signal()"
+
+    def test_the_drain_begins_at_once(self) -> None:
+        begin = "lambda: print('refuse new connections', flush=True) or Hub()"
+        after = "print('serve the request', flush=True); await closed.wait(); return"
+        assert run(before=self.LATE, begin=begin, after=after, close="closed.set()") == [
+            "refuse new connections",
+            "serve the request",
+            "drain the hub",
+            "close the hub",
+        ]
+
+    def test_the_time_is_limited(self) -> None:
+        last = run(before=self.LATE, limits=(0.1, 0.1, 0.3))[-1]
+        assert last.startswith("The process did not stop in")
 
 
 class TestInstall:

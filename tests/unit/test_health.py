@@ -13,7 +13,7 @@ from django.test import override_settings
 
 from reliable_cable.exceptions import StoreError
 from reliable_cable.http import CableHTTP, health
-from reliable_cable.hub.current import close_hub, get_hub
+from reliable_cable.hub.current import begin_draining, close_hub, get_hub
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.engine import get_engine
 from tests.unit.http_fronts import Answer, Receiver, call, elsewhere, make_scope
@@ -163,6 +163,11 @@ async def test_a_server_that_drains_says_so_and_asks_no_store(store: Store) -> N
         assert store.calls == 0
     finally:
         await close_hub()
+
+
+async def test_a_server_that_stops_before_its_first_client_says_so(store: Store) -> None:
+    begin_draining()
+    assert (await probe()).status_code == 503
 
 
 async def test_a_request_creates_no_hub() -> None:

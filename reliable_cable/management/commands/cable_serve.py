@@ -19,6 +19,7 @@ from django.utils.module_loading import import_string
 
 from reliable_cable import server_logs
 from reliable_cable.conf import get_settings
+from reliable_cable.hub.draining import install_drain
 from reliable_cable.stores.engine import get_engine
 
 if TYPE_CHECKING:
@@ -169,8 +170,7 @@ def _serve_by_uvicorn(
     application: Callable[..., Any], host: str, port: int, options: dict[str, Any], announce: Callable[[], None]
 ) -> None:
     try:
-        import uvicorn
-
+        from reliable_cable.servers import uvicorn_server
         from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
         from reliable_cable.servers.uvicorn import CableWebSocketProtocol
     except ImportError as error:
@@ -185,8 +185,9 @@ def _serve_by_uvicorn(
 
         protocol = CompressingWebSocketProtocol
     announce()
-    uvicorn.run(
+    uvicorn_server.run(
         application,
+        on_start=install_drain,
         host=host,
         port=port,
         http=PacedHTTPProtocol,
@@ -235,6 +236,7 @@ def _serve_by_daphne(
         proxy_forwarded_port_header="X-Forwarded-Port" if trusted else None,
         proxy_forwarded_proto_header="X-Forwarded-Proto" if trusted else None,
         verbosity=0,
+        on_start=install_drain,
         # With the reloader, the server is not in the main thread, so it cannot handle signals.
         signal_handlers=not options["reload"],
         ready_callable=limit_frame_size,

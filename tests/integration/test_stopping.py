@@ -1,0 +1,100 @@
+"""A server stops after SIGTERM, even if a request that arrived before the signal does not end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.client import identify
+from tests.support.server import LOCAL, Kind, Server, ServerPool
+
+#: A command of a client. The server begins to serve the request when it has received the headers.
+COMMAND = json.dumps({"command": "subscribe", "identifier": identify("StreamChannel", streams=["stop"])}).encode()
+REQUEST = (
+    f"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(COMMAND)}\r\nExpect: 100-continue\r\n\r\n"
+).encode()
+
+#: Runs `cable_serve` with short limits. The arguments are those of the command.
+SHORT_LIMITS = """
+import sys
+import django
+from django.conf import settings
+from django.core.management import call_command
+from reliable_cable.servers import drain
+
+drain.DRAIN_LIMIT = drain.CLOSE_LIMIT = 0.1
+drain.STOP_LIMIT = 0.5
+django.setup()
+settings.ASGI_APPLICATION = "tests.integration.test_stopping.hanging"
+call_command("cable_serve", *sys.argv[1:])
+"""
+
+
+async def hanging(scope: Any, receive: Any, send: Any) -> None:
+    """Serve the project, but send SIGTERM to this process and block a thread if the path is `/hang`."""
+    from tests.integration.project.asgi import application
+
+    if scope["path"] == "/hang":
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.to_thread(time.sleep, 600)
+    await application(scope, receive, send)
+
+
+class ShortLimits(Server):
+    """A server with short limits, in which no client has connected before the request that hangs."""
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-c", SHORT_LIMITS, "--server", self.kind, f"127.0.0.1:{self.port}"]
+
+
+@pytest.mark.parametrize("by_cable_serve", [False, True], ids=["uvicorn", "cable_serve"])
+async def test_a_reader_that_arrives_before_the_signal_is_told_to_come_back(
+    servers: ServerPool, by_cable_serve: bool
+) -> None:
+    """The first reader of the process is accepted only after uvicorn has begun to stop.
+
+    uvicorn would wait for the end of the response, which has no end.
+    """
+    server = servers.make("uvicorn")
+    server.by_cable_serve = by_cable_serve
+    with server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(REQUEST)
+        assert b" 100 " in await reader.readuntil(b"\r\n\r\n"), "the server waits for the body"
+        server.signal()
+        await until_it_does_not_listen(server)
+        writer.write(COMMAND)
+        response = await asyncio.wait_for(reader.read(), 30)
+        assert b'"reason":"server_restart","reconnect":true' in response
+        writer.close()
+        assert await server.stopped() in (0, -signal.SIGTERM)
+
+
+async def until_it_does_not_listen(server: Server) -> None:
+    """Wait until the server accepts no connections, because it has begun to stop."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(0.01)
+
+
+async def test_the_time_to_stop_is_limited_before_the_first_client_connects(servers: ServerPool, kind: Kind) -> None:
+    template = servers.make(kind)
+    with ShortLimits(kind, template.database.parent, template.database, shared=True) as server:
+        async with httpx.AsyncClient(**LOCAL, timeout=30) as http:
+            with pytest.raises(httpx.TransportError):
+                await http.get(f"http://127.0.0.1:{server.port}/hang")
+        assert await server.stopped() == 0
+        assert "The process did not stop in 0.5 seconds and is ended now." in server.log
