@@ -198,6 +198,7 @@ _workers: weakref.WeakSet[BackgroundWorker[Any]] = weakref.WeakSet()
 
 
 @atexit.register
-def _finish() -> None:
+def finish_workers() -> None:
+    """Wait for the queues of all workers of this process, for a limited time. This is called at exit."""
     for worker in list(_workers):
         worker.finish()

@@ -4,10 +4,13 @@
 """
 
 import contextlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
+
+from reliable_cable.concurrency.background import finish_workers
 
 
 class StartingServer(uvicorn.Server):
@@ -26,6 +29,18 @@ class StartingServer(uvicorn.Server):
         """Call the function, and begin to listen."""
         self._on_start()
         await super().startup(sockets=sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while the server runs. Afterwards, uvicorn raises them again.
+
+        SIGTERM then ends the process without the functions that are registered with `atexit`. So this method waits for
+        the background work before.
+        """
+        with super().capture_signals():
+            yield
+            if signal.SIGTERM in self._captured_signals:
+                finish_workers()
 
 
 def run(application: Callable[..., Any], *, on_start: Callable[[], None], **options: Any) -> None:

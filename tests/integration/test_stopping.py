@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.client import identify
+from tests.support.redis import RedisServer
 from tests.support.server import LOCAL, Kind, Server, ServerPool
 
 #: A command of a client. The server begins to serve the request when it has received the headers.
@@ -98,3 +100,15 @@ async def test_the_time_to_stop_is_limited_before_the_first_client_connects(serv
                 await http.get(f"http://127.0.0.1:{server.port}/hang")
         assert await server.stopped() == 0
         assert "The process did not stop in 0.5 seconds and is ended now." in server.log
+
+
+@pytest.mark.redis
+async def test_disconnects_that_could_not_be_made_are_logged_when_the_process_ends(
+    servers: ServerPool, kind: Kind, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as redis, servers.make(kind, REDIS_URL=redis.url) as server:
+        await server.sign_in("ann")
+        redis.kill()
+        await server.call("disconnect_user", "ann")
+        await server.terminate()
+        assert "were not closed, because the process exits" in server.log
