@@ -185,9 +185,11 @@ class TestOnAConnectionThatAppendsOften:
     def break_connection(self, connection: Any, raw: psycopg.Connection) -> Callable[[], None]:
         """Return a function that makes the server end this thread's connection."""
         raw.autocommit = True
-        return lambda: (
-            raw.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid]) and None
-        )
+
+        def end() -> None:
+            raw.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid])
+
+        return end
 
     def statements(self, connection: Any, call: Callable[[], Any]) -> list[str]:
         with CaptureQueriesContext(connection) as captured:
