@@ -30,7 +30,9 @@ FRAME = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PRAGMA", "SET "
 def queries(alias: str, call: Callable[[], Any]) -> list[str]:
     with CaptureQueriesContext(connections[alias]) as captured:
         call()
-    return [query["sql"] for query in captured.captured_queries if not query["sql"].startswith(FRAME)]
+    # An append to PostgreSQL may send BEGIN together with its query.
+    statements = [query["sql"].removeprefix("BEGIN; ") for query in captured.captured_queries]
+    return [statement for statement in statements if not statement.startswith(FRAME)]
 
 
 def entries(alias: str, stream: str = "a") -> int:
@@ -197,10 +199,7 @@ class TestTrimming:
         assert entries(alias) == 5 * TRIM_STEP
 
     def test_larger_streams_are_trimmed_less_often(self, store: ModelStreamStore) -> None:
-        stream, trims = models.Stream(name="a"), 0
-        for tail in range(100_000):
-            stream.tail = tail + 1
-            trims += store._retention.has_grown(stream, tail)
+        trims = sum(store._retention.has_grown("a", 1, tail + 1, tail) for tail in range(100_000))
         assert 50 < trims < 200
 
     def test_an_expired_stream_is_emptied(self, store: ModelStreamStore, alias: str, clock: Clock) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from unittest import mock
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import POSTGRES, finish_store_threads
 from tests.stores.test_streams import append, kept
@@ -87,3 +89,20 @@ def test_it_is_not_prepared_where_this_is_impossible(store: ModelStreamStore, al
         write(store, 8)
         assert statements(alias) == 0
         connections[alias].close()
+
+
+def test_it_finds_the_entry_before_the_new_one_in_a_table_without_statistics(
+    store: ModelStreamStore, alias: str
+) -> None:
+    """Other indexes begin with the stream, too. With one of them, PostgreSQL would read all entries of the stream."""
+    write(store, 1)
+    connection = connections[alias]
+    with transaction.atomic(using=alias), connection.cursor() as cursor:
+        cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'reliable_cable_streamentry'::regclass")
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        with CaptureQueriesContext(connection) as captured:
+            store._single_append.write("a", Message("2"), False)
+        cursor.execute("EXPLAIN " + captured[-1]["sql"])
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+        transaction.set_rollback(True, using=alias)
+    assert "Index Scan Backward using reliable_cable_entry_offset" in plan

@@ -7,14 +7,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import psycopg
 import pytest
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from reliable_cable import models
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.database.prepared import PREPARE_AFTER
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import POSTGRES, MakeStore, wait_until, with_own_connection
@@ -159,3 +163,152 @@ def test_an_append_and_a_batch_return_positions_of_the_same_epoch(store: ModelSt
     assert [entry.exclude for entry in page.entries] == ["", "sid", "", ""]
     times = list(models.StreamEntry.objects.using(store.settings.database).order_by("offset").values_list("created"))
     assert times == sorted(times)
+
+
+class TestOnAConnectionThatAppendsOften:
+    """On such a connection, the statement is prepared, and BEGIN is sent together with it."""
+
+    @pytest.fixture
+    def store(self, make_store: MakeStore) -> ModelStreamStore:
+        store: ModelStreamStore = make_store()
+        for number in range(PREPARE_AFTER + 2):
+            append(store, str(number))
+        store.forget("a")
+        append(store, "1")
+        return store
+
+    @pytest.fixture
+    def connection(self, alias: str) -> Any:
+        return connections[alias]
+
+    @pytest.fixture
+    def break_connection(self, connection: Any, raw: psycopg.Connection) -> Callable[[], None]:
+        """Return a function that makes the server end this thread's connection."""
+        raw.autocommit = True
+
+        def end() -> None:
+            raw.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid])
+
+        return end
+
+    def statements(self, connection: Any, call: Callable[[], Any]) -> list[str]:
+        with CaptureQueriesContext(connection) as captured:
+            call()
+        return [query["sql"] for query in captured.captured_queries]
+
+    def test_an_append_takes_two_round_trips(self, store: ModelStreamStore, connection: Any) -> None:
+        first, second = self.statements(connection, lambda: append(store, "2"))
+        assert first.startswith("BEGIN; EXECUTE reliable_cable_")
+        assert second == "COMMIT"
+        assert kept(store) == [(1, "1"), (2, "2")]
+
+    def test_the_isolation_level_of_the_settings_counts(
+        self, make_store: MakeStore, connection: Any, raw: psycopg.Connection
+    ) -> None:
+        level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.close()
+        with mock.patch.dict(connection.settings_dict["OPTIONS"], isolation_level=level):
+            store = make_store()
+            append(store, *map(str, range(PREPARE_AFTER)))
+            for number in range(PREPARE_AFTER + 2):
+                first = self.statements(connection, partial(append, store, str(number)))[0]
+                assert first.startswith("BEGIN")
+            assert first.startswith("BEGIN ISOLATION LEVEL REPEATABLE READ; EXECUTE")
+            connection.close()
+
+    def test_a_connection_that_breaks_before_the_commit_is_opened_again(
+        self, store: ModelStreamStore, break_connection: Callable[[], None]
+    ) -> None:
+        break_connection()
+        assert append(store, "2") == [2]
+        assert kept(store) == [(1, "1"), (2, "2")]
+
+    def test_a_connection_that_breaks_between_the_statement_and_the_commit_makes_the_broadcast_uncertain(
+        self, store: ModelStreamStore, connection: Any, break_connection: Callable[[], None]
+    ) -> None:
+        commit = connection.commit
+
+        def lose_the_connection() -> None:
+            break_connection()
+            commit()
+
+        with mock.patch.object(connection, "commit", lose_the_connection), pytest.raises(BroadcastUncertain):
+            append(store, "2")
+        assert append(store, "3") == [2]
+        assert kept(store) == [(1, "1"), (2, "3")]
+
+    def test_a_commit_whose_answer_is_lost_is_uncertain_and_not_repeated(
+        self, store: ModelStreamStore, connection: Any
+    ) -> None:
+        commit = connection.commit
+
+        def lose_the_answer() -> None:
+            commit()
+            raise OperationalError("server closed the connection unexpectedly")
+
+        with mock.patch.object(connection, "commit", lose_the_answer), pytest.raises(BroadcastUncertain):
+            append(store, "2")
+        assert kept(store) == [(1, "1"), (2, "2")]
+
+    def test_a_conflict_in_the_commit_is_retried(self, store: ModelStreamStore, connection: Any) -> None:
+        commit = connection.commit
+        conflicts = [psycopg.errors.SerializationFailure()]
+
+        def fail_to_commit() -> None:
+            if conflicts:
+                raise OperationalError("could not commit") from conflicts.pop()
+            commit()
+
+        with mock.patch.object(connection, "commit", fail_to_commit):
+            assert append(store, "2") == [2]
+        assert kept(store) == [(1, "1"), (2, "2")]
+
+    def test_a_statement_that_fails_leaves_no_transaction_open(
+        self, store: ModelStreamStore, connection: Any, raw: psycopg.Connection
+    ) -> None:
+        raw.execute("ALTER TABLE reliable_cable_streamentry ADD CONSTRAINT short CHECK (length(data) < 9)")
+        raw.commit()
+        try:
+            with pytest.raises(BroadcastError, match="short") as caught:
+                append(store, '"more than 9"')
+            assert not isinstance(caught.value, BroadcastUncertain)
+            idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%%'"
+            assert raw.execute(idle).fetchone() == (0,)
+            assert append(store, "2") == [2]
+        finally:
+            raw.rollback()
+            raw.execute("ALTER TABLE reliable_cable_streamentry DROP CONSTRAINT short")
+            raw.commit()
+
+    def test_an_interrupted_append_leaves_no_transaction_open(self, store: ModelStreamStore, connection: Any) -> None:
+        with mock.patch.object(connection, "commit", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            append(store, "2")
+        assert connection.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert append(store, "3") == [2]
+
+    def test_an_execute_wrapper_can_begin_transactions(self, store: ModelStreamStore, connection: Any) -> None:
+        seen: list[str] = []
+
+        def log(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+            result = execute(sql, *args)
+            if "EXECUTE" in sql:
+                seen.append(sql)
+                with transaction.atomic(using=connection.alias):
+                    models.OutboxEntry.objects.using(connection.alias).exists()
+            return result
+
+        with connection.execute_wrapper(log):
+            assert append(store, "2") == [2]
+        assert [sql.partition(" ")[0] for sql in seen] == ["EXECUTE"]
+
+    def test_hooks_of_a_later_transaction_wait_for_its_commit(self, store: ModelStreamStore, connection: Any) -> None:
+        append(store, "2")
+        hook = mock.Mock()
+        connection.set_autocommit(False)
+        try:
+            with transaction.atomic(using=connection.alias, savepoint=False):
+                transaction.on_commit(hook, using=connection.alias)
+            connection.set_autocommit(True)
+            hook.assert_not_called()
+        finally:
+            connection.close()

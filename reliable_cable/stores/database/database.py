@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, CableError, StoreError, reason
 from reliable_cable.logs import logger
 
+from .begin import begun_by_statement, can_begin
 from .fair_lock import FairLock
 
 T = TypeVar("T")
@@ -176,12 +177,25 @@ class Database:
         with _queues.setdefault(key, _WriteQueue()).wait(retry_time):
             return self._retry(call, deadline - time.monotonic())
 
-    def _transact(self, call: Callable[[], T]) -> T:
+    def write_statement(self, execute: Callable[[bool], T]) -> T:
+        """Run a call that executes one statement, as `write` does, but with one round trip less if possible.
+
+        Args:
+            execute: the call. Its argument is whether the statement must begin the transaction.
+        """
+        connection = connections[self.alias]
+        if in_transaction(connection) or not can_begin(connection):
+            return self.write(partial(execute, False))
+        block = partial(begun_by_statement, connection)
+        return self._retry(partial(self._transact, partial(execute, True), block), WRITE_RETRY_TIME)
+
+    def _transact(self, call: Callable[[], T], block: Callable[[], AbstractContextManager[None]] | None = None) -> T:
+        """Run a call in a transaction. `block` returns its context manager; None: `atomic()`."""
         finished = False
         try:
             with ExitStack() as stack:
                 with _with_write_lock(connections[self.alias]):
-                    stack.enter_context(transaction.atomic(using=self.alias))
+                    stack.enter_context(block() if block else transaction.atomic(using=self.alias))
                 result = call()
                 finished = True
         except (OperationalError, InterfaceError) as error:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from django.db import Error, connections
 
+from .begin import begin_sql
 from .database import sqlstate
 
 #: The number of executions on a connection before the statement is prepared there. On a connection with few executions,
@@ -40,13 +41,15 @@ class PreparedStatement:
         #: The number of executions on each of the driver's connections; None if the statement must not be prepared.
         self._executions: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
 
-    def execute(self, query: str, params: Sequence[Any]) -> Any:
+    def execute(self, query: str, params: Sequence[Any], *, begin: bool = False) -> Any:
         """Execute the statement, and return its first row; None if there is none.
 
         Args:
             query: the statement, with the placeholders `%s` and without other percent signs. It is the same in all
                 calls.
             params: the values of the placeholders. They are passed as literals.
+            begin: whether to begin a transaction, which needs psycopg 3. If the statement was prepared, this takes no
+                round trip of its own.
 
         Raises:
             StaleStatementError: the statement was prepared, but cannot be executed any more.
@@ -56,6 +59,9 @@ class PreparedStatement:
         with wrapper.cursor() as cursor:
             raw = wrapper.connection
             count = self._executions.get(raw, 0)
+            if begin and (count is None or count <= PREPARE_AFTER):
+                cursor.execute(begin_sql(raw))
+                begin = False
             if count == PREPARE_AFTER:
                 # A rollback does not remove a prepared statement.
                 count = count + 1 if _prepare(wrapper, cursor, query) else None
@@ -64,13 +70,16 @@ class PreparedStatement:
                 cursor.execute(query, params)
                 self._executions[raw] = None if count is None else count + 1
                 return cursor.fetchone()
+            execute = _statements(query)[2]
             try:
-                cursor.execute(_statements(query)[2], params)
+                cursor.execute(f"{begin_sql(raw)}; {execute}" if begin else execute, params)
             except Error as error:
                 if sqlstate(error) not in _STALE:
                     raise
                 self._executions[raw] = None
                 raise StaleStatementError(str(error)) from error
+            if begin:
+                cursor.nextset()  # the first result is that of BEGIN
             return cursor.fetchone()
 
 

@@ -158,9 +158,11 @@ class ModelStreamStore(ModelStore, StreamStore):
         written = None
         if len(items) == 1 and self._single_append.supports(items[0][1]):
             with suppress(StaleStatementError):
-                written = self._write(names, partial(self._single_append.write, *items[0]))
+                append = partial(self._single_append.write, *items[0])
+                written = self._write(names, partial(self._database.write_statement, append))
         while True:
-            written = written or self._write(names, partial(self._numbering.write, names, items))
+            number = partial(self._numbering.write, names, items)
+            written = written or self._write(names, partial(self._database.write, number))
             if written is None:
                 # The rows of new streams are inserted in a separate transaction, because locks on these rows could
                 # cause a deadlock.
@@ -172,10 +174,11 @@ class ModelStreamStore(ModelStore, StreamStore):
                 return written.positions
             written = None
 
-    def _write(self, names: Sequence[str], call: Callable[[], Written | None]) -> Written | None:
-        """Run a call that writes to streams. If its outcome is uncertain, make the listeners read these streams."""
+    def _write(self, names: Sequence[str], write: Callable[[], Written | None]) -> Written | None:
+        """Write to streams. If the outcome is uncertain, make the listeners read these streams."""
         try:
-            return self._database.write_broadcast(call)
+            with self._database.broadcast_errors():
+                return write()
         except BroadcastUncertain:
             self._announce([Advanced(name) for name in names])
             raise

@@ -116,11 +116,19 @@ class Numbering:
         complete = len(rows) < ROWS_PER_TRANSACTION
         batch = [(row.name, Message(row.data, row.exclude, row.idempotency_key)) for row in rows]
         tails = {name: stream.tail for name, stream in streams.items()}
-        overfull = {name for name, stream in streams.items() if self._retention.has_expired(stream, now)}
+        overfull = {
+            stream.name
+            for stream in streams.values()
+            if self._retention.has_expired(stream.name, stream.low, stream.tail, stream.tail_at, now)
+        }
         positions, events = self.insert(streams, [*batch, *items] if complete else batch, now)
         if rows:
             self._database.rows(OutboxEntry).filter(pk__in=[row.pk for row in rows]).delete()
-        overfull |= {name for name, stream in streams.items() if self._retention.has_grown(stream, tails[name])}
+        overfull |= {
+            name
+            for name, old_tail in tails.items()
+            if self._retention.has_grown(name, streams[name].low, streams[name].tail, old_tail)
+        }
         return Written(positions[len(rows) :], events, overfull, complete)
 
     def insert(

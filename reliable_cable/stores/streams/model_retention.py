@@ -57,17 +57,20 @@ class Retention:
         #: The streams that will be trimmed soon.
         self._trimming: set[str] = set()
 
-    def has_expired(self, stream: Stream, now: float) -> bool:
+    def has_expired(self, name: str, low: int, tail: int, tail_at: float, now: float) -> bool:
         """Return whether all entries of a stream are so old that they can be deleted.
 
         Args:
-            stream: the stream's row.
-            now: the current time, in seconds since 1970.
+            name: the name of the stream.
+            low: the lowest offset of its entries.
+            tail: the offset of its newest entry.
+            tail_at: the time of its newest entry, in seconds since 1970.
+            now: the current time.
         """
-        ttl = max(self._settings.policy(stream.name).history_ttl, YOUNG_TIME)
-        return stream.low <= stream.tail and stream.tail_at <= now - ttl
+        ttl = max(self._settings.policy(name).history_ttl, YOUNG_TIME)
+        return low <= tail and tail_at <= now - ttl
 
-    def has_grown(self, stream: Stream, tail: int) -> bool:
+    def has_grown(self, name: str, low: int, tail: int, old_tail: int) -> bool:
         """Return whether a stream must be trimmed after an append.
 
         A stream beyond its history size is trimmed whenever its tail reaches or passes a multiple of a step. The step
@@ -75,14 +78,16 @@ class Retention:
         in a burst would cause a trim that deletes nothing, because young entries are not deleted.
 
         Args:
-            stream: the stream's row after the append.
-            tail: the stream's tail before the append.
+            name: the name of the stream.
+            low: the lowest offset of its entries.
+            tail: the offset of its newest entry after the append.
+            old_tail: the offset of its newest entry before the append.
         """
-        kept = stream.tail - stream.low + 1
+        kept = tail - low + 1
         # The step grows with the stream. Each step is a power of two, so the multiples of a larger step are also
         # multiples of all smaller ones.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
-        return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
+        return tail // step > old_tail // step and kept > self._settings.policy(name).history_size
 
     def trim_soon(self, names: Iterable[str]) -> None:
         """Trim streams in a store thread, so that appends do not wait for the trims."""

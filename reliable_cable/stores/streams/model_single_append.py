@@ -41,12 +41,13 @@ class SingleAppend:
         """Return whether `write` can be called: on PostgreSQL, for a message without an idempotency key."""
         return not message.idempotency_key and self._server.is_postgresql
 
-    def write(self, name: str, message: Message) -> Written | None:
-        """Append a message in the open transaction.
+    def write(self, name: str, message: Message, begin: bool) -> Written | None:
+        """Append a message in a transaction.
 
         Args:
             name: the name of the stream.
             message: the message.
+            begin: whether to begin the transaction. If it is False, one is open.
 
         Returns:
             None if nothing was changed, because the stream has no message in its current epoch, its epoch began in
@@ -69,19 +70,20 @@ class SingleAppend:
                 SELECT id, tail, %s, %s, tail_at FROM stream
             )
             SELECT epoch, tail, low, tail_at,
-                (SELECT created FROM {_name(StreamEntry)} WHERE stream_id = stream.id AND "offset" = stream.tail - 1)
+                (SELECT created FROM {_name(StreamEntry)} WHERE stream_id = stream.id AND "offset" < stream.tail
+                 ORDER BY "offset" DESC LIMIT 1)
             FROM stream
         """  # noqa: S608 - only names of tables and functions
-        row = self._statement.execute(query, [*times, name, name, message.data, message.exclude])
+        row = self._statement.execute(query, [*times, name, name, message.data, message.exclude], begin=begin)
         return None if row is None else self._written(name, message, *row)
 
     def _written(
         self, name: str, message: Message, epoch: str, tail: int, low: int, now: float, previous: float | None
     ) -> Written:
         entry = Entry(tail, message.data, message.exclude)
-        before = Stream(name=name, tail=tail - 1, low=low, tail_at=now if previous is None else previous)
-        after = Stream(name=name, tail=tail, low=low)
-        overfull = self._retention.has_expired(before, now) or self._retention.has_grown(after, tail - 1)
+        overfull = self._retention.has_expired(
+            name, low, tail - 1, now if previous is None else previous, now
+        ) or self._retention.has_grown(name, low, tail, tail - 1)
         return Written(
             [StreamPosition(epoch, tail)], [Published(name, epoch, entry)], [name] if overfull else [], complete=True
         )

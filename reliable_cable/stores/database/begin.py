@@ -1,0 +1,43 @@
+"""Transactions whose BEGIN is sent to PostgreSQL together with their only statement, to save a round trip."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import Error
+
+
+def can_begin(connection: Any) -> bool:
+    """Return whether BEGIN can be sent together with a statement: with psycopg 3 only.
+
+    Django does not know that such a transaction is open. So there must be no execute wrappers, which are functions of
+    the project that are called at each statement: they could begin another transaction.
+    """
+    if connection.vendor != "postgresql" or connection.execute_wrappers:
+        return False
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return bool(is_psycopg3)
+
+
+def begin_sql(raw: Any) -> str:
+    """Return the statement by which a connection of psycopg 3 begins its transactions."""
+    level = raw.isolation_level
+    return "BEGIN" if level is None else f"BEGIN ISOLATION LEVEL {level.name.replace('_', ' ')}"
+
+
+@contextmanager
+def begun_by_statement(connection: Any) -> Iterator[None]:
+    """Return a context manager for a statement that begins a transaction. At the end, it does what `atomic()` does."""
+    try:
+        yield
+        connection.commit()
+    except BaseException:
+        try:
+            connection.rollback()
+        except Error:
+            connection.close()
+        raise
+    finally:
+        # A commit sets this, because Django commits only while autocommit is off. Autocommit is on here.
+        connection.run_commit_hooks_on_set_autocommit_on = False
