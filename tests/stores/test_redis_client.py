@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import threading
@@ -35,6 +36,19 @@ def client(redis_url: str) -> Iterator[RedisClient]:
     client = RedisClient(CableSettings(redis_url=redis_url))
     yield client
     client.close()
+
+
+def test_a_client_that_is_not_used_any_more_closes_its_connections(redis_url: str) -> None:
+    client: Any = RedisClient(CableSettings(redis_url=redis_url))
+    client.run(Call("PING"))
+    pool = client._pool
+    connection = pool.get_connection()
+    pool.release(connection)
+    assert connection.is_connected
+    client.cycle = client
+    del client
+    gc.collect()
+    assert not connection.is_connected
 
 
 @pytest.mark.parametrize("connected", [True, False])

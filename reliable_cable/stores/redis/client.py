@@ -7,6 +7,7 @@ idempotent. A call that was certainly not executed may be sent again in any case
 import asyncio
 import secrets
 import time
+import weakref
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -167,6 +168,9 @@ class RedisClient(BaseClient):
             self._pool.connection_class(**self._pool.connection_kwargs)
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {reason(error)}.") from error
+        # If the garbage collector finds an unused client, it may finalize a socket before redis-py can close it. Python
+        # then warns. The garbage collector runs this callback first.
+        weakref.finalize(self, self._pool.disconnect).atexit = False
         #: The number of the Redis database.
         self.database = int(self._pool.connection_kwargs.get("db") or 0)
         self.names = KeyNames(settings.key_prefix, cluster=settings.uses_cluster, database=self.database)
