@@ -119,7 +119,8 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
         return True
     headers = _origin_headers(scope)
     if not headers:
-        return True  # The client is not a browser. So no web page of another site can have caused the handshake.
+        # Browsers send the header with each WebSocket handshake. For HTTP requests without it, see `http.cors`.
+        return True
     origin = _parse_header(headers[0]) if len(headers) == 1 else None
     if origin is None:
         return False

@@ -92,7 +92,7 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _without_password(url: str) -> str:
-    """Remove the part of a URL that may contain a password. The URL may also be invalid."""
+    """Return a URL without the parts that may contain a password. The URL may be invalid."""
     scheme = _SCHEME.match(url)
     _, at, place = url.rpartition("@")
     place = place.partition("?")[0]

@@ -20,7 +20,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 SERVER: Final = "reliable_cable, uvicorn with frames"
 #: The share of a core that servers and Redis use on average. The rest is for peaks and for clients that reconnect.
 TARGET: Final = 0.5
-#: The maximum number of connections of a server process, because a garbage collection takes 0.1 ms for each of them.
+#: The maximum number of connections of a server process. With more, a garbage collection would take over 0.5 s.
 MAX_CONNECTIONS: Final = 5000
 SIZES: Final = (10_000, 1_000_000, 10_000_000)
 

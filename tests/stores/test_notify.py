@@ -294,7 +294,7 @@ async def test_a_failure_to_notify_breaks_no_broadcast(
             calls = sent.call_count
             assert await there.aappend([("a", Message("1"))])
             await until(lambda calls=calls: sent.call_count > calls)  # type: ignore[misc]
-    # The next notification says that others were missed.
+    # The next notification tells the receivers to poll, because earlier ones could not be sent.
     await there.aappend([("b", Message("1"))])
     await until(lambda: Advanced("a") in heard)
     assert caplog.text.count("could not be notified") == 1

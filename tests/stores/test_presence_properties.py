@@ -37,9 +37,9 @@ class Model:
         self.sessions: dict[str, tuple[str, float]] = {}
         self.infos: dict[str, dict[str, Any]] = {}  # id -> session -> info, in the order of joins
         self.left: dict[str, float] = {}
-        #: When `expire` was last called while there were sessions. `grace` is the time until which `expire` removes
-        #: nothing.
+        #: The time of the last call of `expire`; None if there were no sessions after it.
         self.swept: float | None = None
+        #: The time until which `expire` removes nothing.
         self.grace = 0.0
 
     def join(

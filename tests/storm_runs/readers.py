@@ -106,10 +106,10 @@ class _Page(RecoveringClient):
 
 
 class ChannelReader(Reader):
-    """A reader of `RunChannel` over WebSocket. Each visit opens a page, which may lose its connection, and recover.
+    """A reader of `RunChannel` over WebSocket. Each visit opens a page. The page may lose its connection, and recovers.
 
     Args:
-        restoring: whether pages let the server restore their sessions, and not only use their positions.
+        restoring: whether pages recover by a restore of their sessions. Otherwise, they use only their positions.
     """
 
     kind = "channel"

@@ -1,4 +1,4 @@
-"""If Django signals that a login has ended, a control message is sent. Other signals send no control message."""
+"""A control message is sent if a signal of Django shows that a login may have ended, and not otherwise."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def check(text: str) -> None:
 
 
 def check_records(caplog: pytest.LogCaptureFixture, *expected: str) -> None:
-    """Check all records of the package, and that the expected strings occur in their messages."""
+    """Apply `check` to all log records of the package. Check that each expected string occurs in a message."""
     messages = []
     for record in caplog.records:
         if record.name == "reliable_cable":

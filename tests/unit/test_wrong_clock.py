@@ -85,5 +85,5 @@ def test_only_the_wall_clock_is_wrong_and_a_killed_process_leaves_no_shared_memo
 
 def test_threads_wait_for_the_interpreter_without_a_busy_loop() -> None:
     with run(WAITS, 90) as process:
-        # A thread waits 5 ms before it asks the running thread to release the interpreter.
+        # A thread that waits for the interpreter wakes every 5 ms. In a busy loop, it would wake far more often.
         assert answer(process) < 1000

@@ -123,7 +123,7 @@ class Command(BaseCommand):
         serve(served, host.strip("[]"), int(port), options, partial(self._announce, application, options))
 
     def _announce(self, application: str, options: dict[str, Any]) -> None:
-        """Print the address, the server and the stores. With DEBUG, also print the unapplied migrations."""
+        """Print the address, server and stores. With DEBUG, add unapplied migrations and the URL of static files."""
         server = options["server"]
         version = importlib.metadata.version(server)
         self.stdout.write(f"Serving {application} at http://{options['address']}/ with {server} {version}.")

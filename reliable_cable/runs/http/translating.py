@@ -82,7 +82,7 @@ class Translator(ABC):
                     yield from self._take(self._older)
 
     def _take(self, content: Content) -> Iterator[Message]:
-        """Translate what a snapshot contains in addition to the content that was sent."""
+        """Translate what content has in addition to what was sent. If it contradicts that, end with an error."""
         self._older = None
         if _begins_with(content, self._sent):
             for item in list(_rest(content, self._sent)):

@@ -160,7 +160,7 @@ class HttpAdapter(Adapter):
 
 
 def _is_closed_by_server(connection: HTTPConnection) -> bool:
-    """Return whether an idle connection has something to read: its end, or data that belong to no request."""
+    """Return whether the server has closed an idle connection, or has sent data that belong to no request."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return bool(selector.select(0))

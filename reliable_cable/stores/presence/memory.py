@@ -131,7 +131,7 @@ class MemoryPresenceStore(PresenceStore):
         return PresenceInfo(len(texts), infos, self._incarnation)
 
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids of members that have left and have not joined again, in the order of their leaves."""
+        """Return the ids of members that left in the last `seconds` and have not joined again, in order of leaving."""
         with self._lock:
             since = self.clock() - min(seconds, self.memory)
             state = self._streams.get(stream)

@@ -267,7 +267,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
 
     @retried_read
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids of members that have left and have not joined again, in the order of their leaves."""
+        """Return the ids of members that left in the last `seconds` and have not joined again, in order of leaving."""
         present = self._sessions.filter(stream=OuterRef("stream"), member_key=OuterRef("member_key"))
         since = self._server.ago(min(seconds, self.memory))
         with self._errors("read"):

@@ -128,7 +128,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     info = sync_twin(ainfo)
 
     async def aleft_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids of members that have left and have not joined again, in the order of their leaves."""
+        """Return the ids of members that left in the last `seconds` and have not joined again, in order of leaving."""
         (ids,) = await self.client.arun(self._call("left", stream, seconds), idempotent=True)
         return [json.loads(id_) for id_ in ids]
 

@@ -217,7 +217,7 @@ async def test_the_threads_of_other_people_do_not_exist(browser: AsyncClient, us
         for thread in ("ann/1", "unknown", "\ud800"):
             response = await post(other, path, json.dumps(body(thread=thread)).encode())
             assert (response.status_code, response.json()["error"]) == (404, "There is no such chat.")
-    # A message with the id of another thread's run does not open that run.
+    # A message with the id of another thread's run gives no access to that run.
     message = {"id": f"{(await only_run()).pk}-1", "role": "assistant", "content": ""}
     await Group.objects.acreate(name="ann/2")
     assert (await ask(browser, message, thread="ann/2")).status_code == 400
