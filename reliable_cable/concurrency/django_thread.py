@@ -18,9 +18,9 @@ _runner: Final[Any] = SyncToAsync(_call, thread_sensitive=True)
 async def run_in_django_thread(call: Callable[[], T]) -> T:
     """Run a sync function in the thread of Django's ORM calls, so that it is part of transactions that are open there.
 
-    A task that a request has started may outlive the request, for example if all readers share it. asgiref then refuses
-    to use a thread that a sync middleware has blocked for the request. Later calls of the task run in the shared thread
-    of the process.
+    A task that a request has started may outlive the request, for example a task whose result other requests use, too.
+    asgiref then refuses to use a thread that a sync middleware has blocked for the request. Later calls of the task run
+    in the shared thread of the process.
     """
     begun = False
 

@@ -75,5 +75,5 @@ class Pacer:
         while self._waiting and self._used < self._limit:
             self._used += self._waiting.popleft()()
         if self._used:
-            # The woken callers run before this callback, because they were scheduled first.
+            # The woken callers run before the next call of this method, because they were scheduled first.
             loop.call_soon(self._next_iteration, loop)

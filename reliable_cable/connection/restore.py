@@ -75,8 +75,8 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
         old.close(DisconnectReason.SUPERSEDED)
     # A client that does not receive the welcome returns with the same session id. So the former record stays until it
-    # expires. The session id of this connection is added to the record. If this takeover is announced late, that id
-    # shows that the announcement is old, so that it does not close the connection with which the client returned.
+    # expires. The record gets the session id of this connection. If the takeover by this connection is announced
+    # late, the client's next connection knows that id, and ignores the announcement.
     sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
     former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:

@@ -75,7 +75,7 @@ class Hub:
         self._streams: dict[str, HubStream] = {}
         #: The streams that the next batch opens.
         self._unopened: list[HubStream] = []
-        #: The task that opens the batches.
+        #: The task that opens streams in batches.
         self._opener: asyncio.Task[None] | None = None
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)

@@ -27,7 +27,7 @@ class RevocableSubscription(Protocol):
         """The time when the channel began to decide about the subscription, by the session store's clock."""
 
     def scopes(self) -> Sequence[Identity]:
-        """Return the scopes in which the subscription can be revoked: its channel and each of its streams."""
+        """Return the conditions by which a revocation can select the subscription: its channel and its streams."""
 
 
 def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], authorized: float) -> bool:

@@ -190,7 +190,7 @@ class SubscriberGroup:
         return self._encode(offset, data)
 
     def encode_transient(self, data: str) -> Frame:
-        """Encode a transient message as a frame."""
+        """Encode a message without its position as a frame."""
         return self.form.transmission(self.identifier, data)
 
     def encode_presence(self, message: str) -> Frame:

@@ -121,7 +121,7 @@ def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, Stream
 
 
 def one_stream_id(name: str, position: StreamPosition) -> str:
-    """Return the event id for a reader with one stream, which contains its position in that stream."""
+    """Return the event id for a reader with one stream. The id contains the reader's position in that stream."""
     if name.endswith(" "):  # a browser sends the id in a header, which cannot end with spaces
         return f"{_SEVERAL}{position.offset}/{position.epoch}/{digest(name)}"
     return f"{position.offset}/{position.epoch}/{name}"

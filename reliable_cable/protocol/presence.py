@@ -32,8 +32,8 @@ def member_fault(id_: str, info: str) -> str:
 class ToldMembers:
     """The ids of one stream's members, as they were sent to a group of clients.
 
-    Every event is sent to all these clients. But the clients requested the members at different times, so their lists
-    may differ after missed events.
+    Every event that this process receives is sent to all these clients. But the clients requested the members at
+    different times. So their lists may differ if this process has missed events.
     """
 
     __slots__ = ("_has_snapshot", "ids")

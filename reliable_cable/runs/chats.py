@@ -71,7 +71,7 @@ class RunChats:
     def start(self, user: AbstractBaseUser | AnonymousUser, subject: models.Model, message: ChatMessage) -> Run:
         """Store a message, and start a run that answers the message and has the subject `subject`.
 
-        This is called in a transaction. Start the task with `transaction.on_commit`.
+        This is called in a transaction. So start the task that writes the run with `transaction.on_commit`.
 
         Args:
             user: the user who sent the message.

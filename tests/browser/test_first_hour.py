@@ -76,7 +76,7 @@ class Newcomer:
     """Follows README in an empty folder.
 
     Args:
-        folder: the folder.
+        folder: the path of the folder.
         python: the Python that makes the virtual environment.
         wheel: the wheel that pip must find.
         constraints: the versions that pip must choose.

@@ -1,4 +1,4 @@
-"""Tests of the pages: their content security policy, and the examples for Action Cable."""
+"""Tests of the demo's pages: their content security policy, the login, and the examples for Action Cable."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ async def resume(client: Client, identifier: str, count: int = 1) -> None:
 
 
 async def check_works(client: Client, identifier: str, count: int = 2) -> None:
-    """Increment the counter, and check that no other message arrives."""
+    """Increment the counter. Check that the client receives the new count, and nothing after it."""
     await client.perform(identifier, "increment")
     await client.expect({"identifier": identifier, "message": {"count": count}})
     await client.nothing()

@@ -117,7 +117,7 @@ class AnyCableClient(Client):
     async def barrier(self) -> list[Frame]:
         """Wait until all earlier commands were handled, and return the messages that were not read before.
 
-        This subscribes to a channel without streams, because anycable-go ignores commands that it cannot handle.
+        anycable-go ignores the command of `Client.barrier`. So this method subscribes to a channel without streams.
         """
         identifier = identify("EchoChannel", barrier=unique("barrier"))
         await self.send("subscribe", identifier)

@@ -119,7 +119,7 @@ def receiving(signal: Signal, receiver: Callable[..., object]) -> Iterator[None]
 
 @contextmanager
 def gathered(service: PresenceService) -> Iterator[Callable[[], Awaitable[list[tuple[str, str]]]]]:
-    """Collect signals. Yield a function that waits for the pending ones and returns their types and ids."""
+    """Collect presence signals. Yield a function that waits until none is pending, and returns all types and ids."""
     got: list[tuple[str, str]] = []
 
     def take(**kwargs: Any) -> None:

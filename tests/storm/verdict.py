@@ -32,7 +32,7 @@ KINDS = (LOST, REPEATED, DISORDERED, UNSIGNALLED, UNTOLD, NUMBERED_TWICE, NEEDLE
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A broken promise.
+    """A guarantee that was broken.
 
     Args:
         kind: one of `KINDS`.

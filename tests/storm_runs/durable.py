@@ -214,7 +214,7 @@ class SharedStream:
             await asyncio.sleep(PAUSE)
 
     async def _produce(self) -> None:
-        """Write with a producer that is killed often. It then begins again with one of its former requests."""
+        """Write with a producer that is killed often. It then repeats that request, or begins at one before it."""
         number = 0
         while number < self._count:
             headers = {**JSON, "Producer-Id": "task", "Producer-Epoch": "0", "Producer-Seq": str(number)}

@@ -110,7 +110,7 @@ def become(program: Mapping[str, Any], files: list[int]) -> None:
 
 def main() -> None:
     """Import the libraries, and run programs."""
-    # The process that uses this one ends it, also after a Ctrl-C.
+    # Ctrl-C is ignored: this process ends when the process that started it closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in LIBRARIES:
         import_module(name)

@@ -30,7 +30,7 @@ from .identifiers import dump_identifiers, load_identifiers
 from .recording import Outcome, record
 from .requests import Answer, Env, Status, read_list, read_text
 
-#: The key in the connection's state that is set if the login of the middlewares has authenticated the user.
+#: The key in the connection's state that is set if the user was authenticated by a login, and not by a token.
 LOGIN: Final = "$login"
 #: The key in a subscription's state that is set when an action has ended the subscription with `reject()`.
 ENDED: Final = "$ended"

@@ -48,7 +48,7 @@ def log_outage(method: str, path: str, outcome: str, error: Exception) -> None:
         outcome: what happened to the request, such as "was refused".
         error: the error.
     """
-    # The later lines of a database's message may quote the statement.
+    # The later lines of a database's error message may quote the statement.
     reason = str(error).partition("\n")[0]
     logger.error("%s %s %s, because the %s failed: %s", method, path, outcome, _failed(error), reason)
 

@@ -15,7 +15,7 @@ from .database import sqlstate
 #: preparing it would cost more time than it saves.
 PREPARE_AFTER: Final = 3
 
-#: The error codes if other code has discarded a prepared statement, and if a migration has changed its tables.
+#: SQLSTATE 26000: other code has discarded a prepared statement. 0A000: a migration has changed its tables.
 _STALE: Final = {"26000", "0A000"}
 
 

@@ -1,4 +1,4 @@
-"""Finds problems of a Redis server, for the warnings at startup and for `manage.py cable_doctor`."""
+"""Finds problems of a Redis server or cluster, for the warnings at startup and for `manage.py cable_doctor`."""
 
 from collections import Counter
 

@@ -90,7 +90,7 @@ class Hub:
             self.streams = {}  # clients disconnect only at the end of a measurement
 
     async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Broadcast, or return the CPU time that the floor took."""
+        """Broadcast, or return the CPU time that the way `floor` has taken."""
         status, answer = 201, b""
         if scope["path"] == "/_broadcast":
             parts = [await receive()]
