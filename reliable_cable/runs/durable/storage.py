@@ -334,7 +334,7 @@ def _compare(row: DurableStream, creation: Creation) -> None:
 
 
 def _add(row: DurableStream, entries: Sequence[dict[str, Any]], *, end: bool) -> None:
-    """Append entries to the data of a stream. With `end`, the last one closes it; if there is none, add an empty one."""
+    """Append entries to the data of a stream. With `end`, the last closes it. If there is none, add an empty one."""
     numbered = [{"n": row.count + index, **entry} for index, entry in enumerate(entries, start=1)]
     row.count += len(numbered)
     row.appended_at = timezone.now()
