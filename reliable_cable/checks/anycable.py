@@ -102,10 +102,19 @@ def _names_in(cls: type) -> set[str]:
     for function in vars(cls).values():
         code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
         if isinstance(code, CodeType):
-            names.update(code.co_names)
-            # The names of a call's keyword arguments are a constant.
-            names.update(*(constant for constant in code.co_consts if isinstance(constant, tuple)))
+            names.update(code.co_names, _keywords_in(code))
     return names
+
+
+def _keywords_in(code: CodeType) -> Iterator[str]:
+    """Yield the names of the keyword arguments of the calls that a function makes."""
+    before: Any = ()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "KW_NAMES":  # until Python 3.12
+            yield from code.co_consts[instruction.arg or 0]
+        elif instruction.opname == "CALL_KW":  # since Python 3.13
+            yield from before
+        before = instruction.argval
 
 
 def _attributes_set_in(code: CodeType) -> list[str]:

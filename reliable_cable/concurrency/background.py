@@ -149,9 +149,13 @@ class BackgroundWorker(Generic[T]):
             queue.changed.wait_for(lambda: queue.empty or queue.failing, max(0.0, remaining))
             return queue.empty
 
-    def finish(self) -> None:
-        """Wait at most `exit_timeout` seconds for the queue to be empty. Pass the remaining items to `on_abandoned`."""
-        if not self.flush(self._exit_timeout):
+    def finish(self, began: float) -> None:
+        """Wait for the queue to be empty, for a limited time. Pass the remaining items to `on_abandoned`.
+
+        Args:
+            began: the time from which `exit_timeout` counts, by the monotonic clock.
+        """
+        if not self.flush(began + self._exit_timeout - time.monotonic()):
             queue = self._queue
             with queue.changed:
                 self._on_abandoned([*queue.current, *queue.items])
@@ -200,5 +204,6 @@ _workers: weakref.WeakSet[BackgroundWorker[Any]] = weakref.WeakSet()
 @atexit.register
 def finish_workers() -> None:
     """Wait for the queues of all workers of this process, for a limited time. This is called at exit."""
+    began = time.monotonic()
     for worker in list(_workers):
-        worker.finish()
+        worker.finish(began)

@@ -3,6 +3,7 @@
 `manage.py cable_serve` uses this module. This module needs uvicorn.
 """
 
+import atexit
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ class StartingServer(uvicorn.Server):
             yield
             if signal.SIGTERM in self._captured_signals:
                 finish_workers()
+                # The process goes on to exit if the signal does not end it, which is so for the first process of a
+                # container.
+                atexit.unregister(finish_workers)
 
 
 def run(application: Callable[..., Any], *, on_start: Callable[[], None], **options: Any) -> None:

@@ -78,6 +78,7 @@ async def test_a_reader_that_arrives_before_the_signal_is_told_to_come_back(
         assert b'"reason":"server_restart","reconnect":true' in response
         writer.close()
         assert await server.stopped() in (0, -signal.SIGTERM)
+        assert "did not stop" not in server.log
 
 
 async def until_it_does_not_listen(server: Server) -> None:

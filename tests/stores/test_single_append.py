@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -300,6 +300,20 @@ class TestOnAConnectionThatAppendsOften:
         with connection.execute_wrapper(log):
             assert append(store, "2") == [2]
         assert [sql.partition(" ")[0] for sql in seen] == ["EXECUTE"]
+
+    @pytest.mark.parametrize("by_psycopg", [False, True], ids=["SQL", "psycopg"])
+    def test_a_transaction_that_the_project_has_begun_without_django_is_not_committed(
+        self, store: ModelStreamStore, connection: Any, by_psycopg: bool
+    ) -> None:
+        try:
+            with connection.connection.transaction() if by_psycopg else nullcontext():
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1" if by_psycopg else "BEGIN")
+                with pytest.raises(BroadcastError, match="Nothing was broadcast"):
+                    append(store, "2")
+        finally:
+            connection.close()
+        assert append(store, "2") == [2]
 
     def test_hooks_of_a_later_transaction_wait_for_its_commit(self, store: ModelStreamStore, connection: Any) -> None:
         append(store, "2")

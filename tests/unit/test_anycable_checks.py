@@ -48,6 +48,8 @@ class Authorizing(Channel, abstract=True):
 class Simple(Channel, abstract=True):
     def subscribed(self) -> None:
         self.stream_from("simple")
+        if self.params["kind"] in ("chat", "presence"):
+            self.transmit({"presence": self.params["kind"], "other": ("presence",)})
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import pytest
 
 from reliable_cable.concurrency import background
 from reliable_cable.concurrency.background import BackgroundWorker
+from reliable_cable.concurrency.daemon_executor import DaemonExecutor
 
 
 class BlockedHandler:
@@ -101,6 +102,18 @@ def test_an_idle_thread_ends_and_a_new_one_handles_later_items(monkeypatch: pyte
         threads[-1].join(30)
         assert not threads[-1].is_alive()
     assert threads[0] is not threads[1]
+
+
+def test_items_are_abandoned_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(DaemonExecutor, "submit", refuse)
+    abandoned: list[int] = []
+    worker = BackgroundWorker("late", BlockedHandler(), exit_timeout=30, on_abandoned=abandoned.extend)
+    worker.put([1, 2])
+    assert abandoned == [1, 2]
+    assert worker.flush(0)
 
 
 def test_a_forked_child_handles_only_its_own_items() -> None:

@@ -180,6 +180,26 @@ class TestRefusals:
         assert engine.streams.position(CONTROL_STREAM).offset == 0
         assert engine.streams.prune() == engine.sessions.prune() == 0
 
+    def test_members_and_sessions_are_those_of_anycable_go(self, sent: list[Any]) -> None:
+        presence, sessions = get_engine().presence, get_engine().sessions
+        calls: list[Callable[[], object]] = [
+            lambda: presence.join("chat", "sid", "1"),
+            lambda: presence.leave("chat", "sid"),
+            lambda: presence.refresh({"sid": ["chat"]}),
+            lambda: presence.left_within("chat", 1),
+            lambda: presence.listen(lambda event: None),
+        ]
+        for call in calls:
+            with pytest.raises(NotSupported):
+                call()
+        assert presence.expire() == []
+        sessions.save({})
+        sessions.delete(["sid"])
+        assert sessions.load("sid", {}) is None
+        assert sessions.touch(["sid"]) == {"sid"}, "no session is reported as lost"
+        assert sessions.revoked([{}]) == [0.0]
+        assert sent == []
+
     def test_clients_of_this_package_are_refused(self, sent: list[Any]) -> None:
         with pytest.raises(NotSupported, match="Connect clients to anycable-go"):
             get_engine().streams.listen(lambda event: None)

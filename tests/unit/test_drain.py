@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.servers.drain import Drain, server_grace
+from reliable_cable.servers.drain import Drain, end_process, server_grace
 from tests.support.server import ROOT
 
 #: A program that sends SIGTERM to its own process. These parts stand for code: `{drain}` and `{close}` of the hub,
@@ -123,6 +124,14 @@ def test_a_process_that_does_not_stop_is_ended() -> None:
     assert last == (
         "The process did not stop in 0.3 seconds and is ended now. These threads are still running: MainThread."
     )
+
+
+def test_the_end_of_a_process_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    end_process(0.5)
+    assert codes == [0]
+    assert "The process did not stop in 0.5 seconds" in caplog.text
 
 
 def test_a_process_whose_event_loop_is_blocked_is_ended() -> None:

@@ -11,13 +11,20 @@ def can_begin(connection: Any) -> bool:
     """Return whether BEGIN can be sent together with a statement: with psycopg 3 only.
 
     Django does not know that such a transaction is open. So there must be no execute wrappers, which are functions of
-    the project that are called at each statement: they could begin another transaction.
+    the project that are called at each statement: they could begin another transaction. The project may also have begun
+    a transaction by itself, with SQL or with psycopg, or have set properties of transactions that Django does not set.
     """
     if connection.vendor != "postgresql" or connection.execute_wrappers:
         return False
     from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-    return bool(is_psycopg3)
+    if not is_psycopg3:
+        return False
+    raw = connection.connection
+    if raw is None:
+        return True
+    idle = raw.info.transaction_status == 0
+    return idle and raw.read_only is None and raw.deferrable is None
 
 
 def begin_sql(raw: Any) -> str:
