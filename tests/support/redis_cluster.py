@@ -53,6 +53,8 @@ class RedisCluster:
         self._certificate = certificate
         self._stack = ExitStack()
         self._ids: dict[int, str] = {}
+        #: The ports of the nodes, which are chosen before the first node listens.
+        self._ports: set[int] = set()
         options = {
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",
@@ -65,16 +67,23 @@ class RedisCluster:
 
     def _node(self, folder: Path, options: dict[str, str]) -> RedisServer:
         if self._certificate is not None:
-            options = {**options, **tls_options(*self._certificate), "tls-cluster": "yes"}
+            tls = {"tls-port": str(self._free_port()), "tls-cluster": "yes"}
+            options = {**options, **tls_options(*self._certificate), **tls}
         server = RedisServer(folder, self.binary, options)
-        server.port = free_port()
         if server.binary.version >= SHARDED:
-            server.options["cluster-port"] = str(free_port())
+            server.port = self._free_port()
+            server.options["cluster-port"] = str(self._free_port())
         else:
             # The port of the cluster bus is higher by 10,000. Outgoing connections may use ports above 32,768.
-            while server.port > 22_000:
-                server.port = free_port()
+            server.port = self._free_port(22_000)
         return server
+
+    def _free_port(self, highest: int = 65_535) -> int:
+        """Return a free port that no other node of this cluster will use."""
+        while (port := free_port()) in self._ports or port > highest:
+            pass
+        self._ports.add(port)
+        return port
 
     @property
     def nodes(self) -> list[RedisServer]:
