@@ -127,7 +127,7 @@ class SubscribedStream(Subscriber):
             self.stream.stop_live(self)
 
     def start_after_page(self, page: PagePosition) -> None:
-        """Set the position from which to catch up to that at which the data of the client's web page were read."""
+        """Make the subscriber catch up from the position at which the data of the client's web page were read."""
         if self.resolve(page.named) == LOST:
             page = PagePosition(LOST.epoch, LOST.offset, page.stream)
         self.page = page
@@ -140,7 +140,7 @@ class SubscribedStream(Subscriber):
             self.cursor = self.first = position
 
     def start_at_end(self) -> None:
-        """Skip entries that cannot be replayed: set the position from which to catch up to the stream's current one.
+        """Skip entries that cannot be replayed. The subscriber catches up from the stream's current position.
 
         `first` is not changed. If the client does not receive the notice of the loss, the next restore has to send the
         notice again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -130,26 +131,16 @@ class TestProcesses:
         assert here.info("s").records == there.info("s").records == {"1": "Ann", "2": None}
         assert here.info("s").incarnation == there.info("s").incarnation != ""
 
+    @pytest.mark.parametrize("polled", [False, True])
     async def test_events_before_the_subscription_are_not_announced(
-        self, here: ModelPresenceStore, there: ModelPresenceStore
+        self, here: ModelPresenceStore, there: ModelPresenceStore, polled: bool
     ) -> None:
+        """If `polled`, a regular poll in another thread has just read that there are no newer events."""
         there.join("s", "phone", "1")
         heard: list[Any] = []
         listener = here.listen(heard.append)
-        await listener.subscribe("s")
-        there.join("s", "desk", "2")
-        await until(lambda: heard)
-        await listener.close()
-        assert heard == [joined("2")]
-
-    async def test_the_first_subscription_needs_no_complete_poll(
-        self, here: ModelPresenceStore, there: ModelPresenceStore
-    ) -> None:
-        there.join("s", "phone", "1")
-        heard: list[Any] = []
-        listener = here.listen(heard.append)
-        # A regular poll in another thread has just read that there are no newer events.
-        with mock.patch.object(listener._polled, "poll", return_value=Poll({}, (), (), unchanged=True)):
+        unchanged = mock.patch.object(listener._polled, "poll", return_value=Poll({}, (), (), unchanged=True))
+        with unchanged if polled else nullcontext():
             await listener.subscribe("s")
         there.join("s", "desk", "2")
         await until(lambda: heard)

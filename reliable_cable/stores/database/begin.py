@@ -6,6 +6,8 @@ from typing import Any
 
 from django.db import Error
 
+from .driver import uses_psycopg3
+
 
 def can_begin(connection: Any) -> bool:
     """Return whether BEGIN can be sent together with a statement: with psycopg 3 only.
@@ -14,11 +16,7 @@ def can_begin(connection: Any) -> bool:
     the project that are called at each statement: they could begin another transaction. The project may also have begun
     a transaction by itself, with SQL or with psycopg, or have set properties of transactions that Django does not set.
     """
-    if connection.vendor != "postgresql" or connection.execute_wrappers:
-        return False
-    from django.db.backends.postgresql.psycopg_any import is_psycopg3
-
-    if not is_psycopg3:
+    if connection.execute_wrappers or not uses_psycopg3(connection):
         return False
     raw = connection.connection
     if raw is None:

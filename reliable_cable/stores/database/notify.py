@@ -19,6 +19,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import described
 from reliable_cable.logs import logger
 
+from .driver import uses_psycopg3
 from .prepared import PreparedStatement, StaleStatementError
 
 #: The maximum size of a payload, in bytes. PostgreSQL refuses payloads of 8000 bytes or more.
@@ -53,15 +54,9 @@ def supports_notify(settings: CableSettings) -> bool:
 
     If `handler_threads` is 0, the answer is no, because notifications need connections other than the caller's.
     """
-    if (
-        settings.notify is False
-        or not settings.handler_threads
-        or connections[settings.database].vendor != "postgresql"
-    ):
+    if settings.notify is False or not settings.handler_threads:
         return False
-    from django.db.backends.postgresql.psycopg_any import is_psycopg3
-
-    return bool(is_psycopg3)
+    return uses_psycopg3(connections[settings.database])
 
 
 class NotificationSender:
