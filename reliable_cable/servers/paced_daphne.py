@@ -89,8 +89,10 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         """Limit the time until the headers of the first request are complete."""
+        # Twisted's own method sets the timeout `timeOut`. A shorter one must not replace it afterwards: Twisted would
+        # search for the call among those of all connections.
+        self._idle_timeout, self.timeOut = self.timeOut, HEADERS_TIMEOUT
         super().connectionMade()
-        self._idle_timeout = self.setTimeout(HEADERS_TIMEOUT)
 
     def resetTimeout(self) -> None:  # noqa: N802 - Twisted's name
         """Restart the timeout, except while headers are being received."""
