@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from autobahn.websocket import protocol as autobahn
 from daphne.server import Server
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Port
 from twisted.internet.testing import StringTransport
@@ -19,7 +21,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
-from reliable_cable.servers.paced_daphne import PacedFactory, PacedServer
+from reliable_cable.servers.paced_daphne import PacedFactory, PacedServer, UnloggedWebSocketProtocol
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from tests.support.asyncio_transport import AsyncioTransport
@@ -284,7 +286,24 @@ def test_each_port_of_daphne_is_paced() -> None:
     """daphne's server calls `listen_success` with each port, and the package overrides this method."""
     assert "listen_success" in Server.run.__code__.co_names
     server = PacedServer(application=None, endpoints=["tcp:0"])
+    server.ws_factory = WebSocketFactory(server)
     port = Port(0, Recorders(None))  # type: ignore[arg-type]
     port.getHost = lambda: None  # type: ignore[method-assign]
     server.listen_success(port)
     assert isinstance(port.factory, PacedFactory)
+
+
+@pytest.mark.parametrize("protocol", [WebSocketProtocol, UnloggedWebSocketProtocol])
+def test_websockets_of_daphne_have_the_options_of_the_server(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have them without autobahn's debug message, which autobahn would format even if it is not logged."""
+    formatted: list[Any] = []
+    monkeypatch.setattr(autobahn, "pformat", formatted.append)
+    factory = WebSocketFactory(Server(application=None, endpoints=["tcp:0"]))
+    factory.protocol = protocol
+    factory.setProtocolOptions(autoPingTimeout=7, allowNullOrigin=False, openHandshakeTimeout=0)
+    connection = factory.buildProtocol(None)
+    connection.makeConnection(StringTransport())
+    assert {name: getattr(connection, name) for name in WebSocketProtocol.CONFIG_ATTRS} == {
+        name: getattr(factory, name) for name in WebSocketProtocol.CONFIG_ATTRS
+    }
+    assert [len(options) for options in formatted] == [len(protocol.CONFIG_ATTRS)]
