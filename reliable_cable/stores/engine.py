@@ -63,7 +63,7 @@ class Engine:
 
     @property
     def may_block(self) -> bool:
-        """Whether sync code makes calls without a result in a thread, because a remote store may block for seconds."""
+        """Whether sync code should leave calls without a result to a thread, because they may block for seconds."""
         remote = self.streams.is_remote or self.sessions.is_remote
         return remote and self.streams.settings.handler_threads > 0
 

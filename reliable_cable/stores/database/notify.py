@@ -40,7 +40,8 @@ RETRY_DELAYS: Final = (0.1, 5.0)
 #: own notifications has arrived.
 SILENT_RETRY_DELAY: Final = 60.0
 
-#: The first character of the payload of a check. The payloads of callers must not begin with it.
+#: The first character of the payloads by which receivers check that their own notifications arrive. The payloads of
+#: callers must not begin with it.
 PROBE: Final = "?"
 
 #: An SQL expression for the name of the channel. Each schema has its own channel, because it has its own tables.
@@ -73,8 +74,8 @@ class NotificationSender:
     def send(self, payloads: Sequence[str]) -> None:
         """Send notifications in transactions that contain nothing else.
 
-        NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. These transactions end
-        quickly: they change no data, so PostgreSQL does not wait for the disk.
+        PostgreSQL holds a lock of the whole server while it commits a transaction with NOTIFY. These commits are quick,
+        because they change no data, so PostgreSQL does not wait for the disk.
 
         Args:
             payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
@@ -103,7 +104,7 @@ class _SilentError(Exception):
 
 
 class _PooledError(Exception):
-    """Raised if a connection goes through a connection pooler, and `NOTIFY` does not name the database."""
+    """Raised if a connection goes through a connection pooler, and the setting `NOTIFY` is not an alias."""
 
 
 async def _is_pooled(connection: Any) -> bool:
@@ -181,7 +182,7 @@ class NotificationReceiver:
                 pause = delay  # the server has closed the connection
             delay = RETRY_DELAYS[0] if self.working else min(2 * delay, longest)
             self._end()
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - servers retry at different times
 
     def _report(self, problem: str) -> None:
         if not self._failing:

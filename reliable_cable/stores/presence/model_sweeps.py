@@ -1,4 +1,4 @@
-"""Decides which process searches for expired sessions, and whether an outage kept sessions from renewal."""
+"""Decides which process searches for expired sessions, and whether an outage has prevented the renewal of sessions."""
 
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import SEARCH_INTERVAL
 
-#: The minimum time between two searches is at most this fraction of `outage`.
+#: The time between two searches is at least `SEARCH_INTERVAL`, or this fraction of `outage` if that is shorter.
 SEARCH_SHARE: Final = 1 / 8
 
 

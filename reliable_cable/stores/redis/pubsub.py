@@ -118,7 +118,7 @@ class PubSub:
         return Added(new, states)
 
     async def confirm(self, added: Added) -> None:
-        """Subscribe to the new channels in Redis, and wait until Redis has confirmed all channels of the call of `add`.
+        """Subscribe to the new channels, and wait until Redis has confirmed all channels that were passed to `add`.
 
         If this takes longer than `SUBSCRIBE_TIMEOUT`, return nevertheless (see `subscribe`).
         """

@@ -1,4 +1,4 @@
-"""Which node of a Redis Cluster has which slots."""
+"""The assignment of the slots of a Redis Cluster to its nodes."""
 
 import threading
 import time

@@ -18,7 +18,7 @@ class RedisSessionStore(RedisStore, SessionStore):
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl` are used.
-        clock: replaces Redis's clock for revocations in tests. Records always expire by Redis's clock.
+        clock: a clock for tests, which replaces Redis's clock for revocations. Records always expire by Redis's clock.
     """
 
     may_lose_data = True

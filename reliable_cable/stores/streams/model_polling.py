@@ -222,7 +222,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         return await run_store(self._store.tails, streams) if poll.unchanged else poll.tails
 
     def position(self, stream: str) -> StreamPosition:
-        """Return the position up to which a stream's messages were announced; `("", 0)` if it is not subscribed."""
+        """Return the position up to which a stream's messages were announced; `("", 0)` without a subscription."""
         return self._known.get(stream, NOWHERE)
 
     async def unsubscribe(self, stream: str) -> None:
@@ -263,7 +263,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             asyncio.create_task(self._receive_wakeups(), name="cable-wakeup-receiver"),
             asyncio.create_task(self._receive_notifications(), name="cable-notification-receiver"),
         ]
-        prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
+        prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - servers prune at different times
         try:
             while self.streams:
                 interval = self._interval()

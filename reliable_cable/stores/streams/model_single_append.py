@@ -38,7 +38,7 @@ class SingleAppend:
         self._statement = PreparedStatement(database.alias)
 
     def supports(self, message: Message) -> bool:
-        """Return whether `write` can be called: on PostgreSQL, for a message without an idempotency key."""
+        """Return whether `write` can append a message, which needs PostgreSQL, and no idempotency key."""
         return not message.idempotency_key and self._server.is_postgresql
 
     def write(self, name: str, message: Message, begin: bool) -> Written | None:
@@ -47,7 +47,7 @@ class SingleAppend:
         Args:
             name: the name of the stream.
             message: the message.
-            begin: whether to begin the transaction. If it is False, one is open.
+            begin: whether to begin the transaction. If False, a transaction is already open.
 
         Returns:
             None if nothing was changed, because the stream has no message in its current epoch, its epoch began in

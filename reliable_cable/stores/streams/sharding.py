@@ -14,7 +14,7 @@ Shard = Callable[[str], str]
 
 
 def split_by_shard(shard: Shard, items: Sequence[tuple[str, Any]]) -> list[list[int]]:
-    """Return, for each part of a store, the indexes in `items` of its messages, in the order of their first messages.
+    """Group the indexes of `items` by the part of the store. The parts are in the order of their first messages.
 
     Args:
         shard: returns the part that has a stream.
@@ -41,7 +41,7 @@ def require_one_shard(shard: Shard, streams: Collection[str]) -> None:
 
 
 class PartedStore(Store):
-    """A store whose streams may be in several parts, each of which stores the messages of one call all or none."""
+    """A store whose streams may be in several parts. Each part stores either all messages of a call, or none."""
 
     @abstractmethod
     def append(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
@@ -52,7 +52,7 @@ class PartedStore(Store):
         """Async twin of `append`."""
 
     def append_parts(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
-        """Store messages, and return their positions. Either all messages in one part of the store are stored, or none.
+        """Store messages, and return their positions. In each part of the store, either all are stored, or none.
 
         The parts (see `shard`) are stored one after another. A store with one part stores all messages or none.
 
