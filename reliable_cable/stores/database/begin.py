@@ -10,7 +10,7 @@ from .driver import uses_psycopg3
 
 
 def can_begin(connection: Any) -> bool:
-    """Return whether BEGIN can be sent together with a statement, which needs psycopg 3.
+    """Return whether BEGIN can be sent together with a statement. This needs psycopg 3.
 
     Django does not know that such a transaction is open. So there must be no execute wrappers, which are functions of
     the project that are called at each statement: they could begin another transaction. Nor may the project have begun

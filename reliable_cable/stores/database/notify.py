@@ -28,11 +28,11 @@ MAX_PAYLOAD: Final = 7900
 PAYLOADS_PER_STATEMENT: Final = 64
 #: How long, in seconds, it may take to connect to the database.
 CONNECT_TIMEOUT: Final = 10.0
-#: How often, in seconds, a receiver checks that its own notifications arrive.
+#: How often, in seconds, a receiver sends a probe: a notification that shows it whether its own notifications arrive.
 PROBE_INTERVAL: Final = 30.0
-#: How long, in seconds, the notification of such a check may take to arrive.
+#: How long, in seconds, a probe may take to arrive.
 PROBE_TIMEOUT: Final = 10.0
-#: How often, in seconds, such a notification is sent until one arrives. The connection that sends it may be broken.
+#: How often, in seconds, a probe is sent until one arrives. The connection that sends it may be broken.
 PROBE_RETRY_INTERVAL: Final = 2.0
 #: The first and the longest delay, in seconds, before a retry of a connection. The delay doubles with each failure.
 RETRY_DELAYS: Final = (0.1, 5.0)
@@ -40,8 +40,7 @@ RETRY_DELAYS: Final = (0.1, 5.0)
 #: own notifications has arrived.
 SILENT_RETRY_DELAY: Final = 60.0
 
-#: The first character of the payloads by which receivers check that their own notifications arrive. The payloads of
-#: callers must not begin with it.
+#: The first character of the payload of a probe. The payloads of callers must not begin with it.
 PROBE: Final = "?"
 
 #: An SQL expression for the name of the channel. Each schema has its own channel, because it has its own tables.

@@ -135,8 +135,8 @@ class ModelPresenceListener(PresenceListener):
         self._positions: dict[str, StreamPosition] = {}
         #: The streams whose events must be read, in the order in which this became known.
         self._stale: dict[str, None] = {}
-        #: The streams that have had events while the listener was subscribing to them. These events may be newer than the
-        #: position from which the listener begins.
+        #: The streams that have had events while the listener was subscribing to them. These events may be newer than
+        #: the position from which the listener begins.
         self._early: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         #: A future that is done when the streams in `_stale` have been read, or when the read has failed.

@@ -24,7 +24,7 @@ from .scripts import script_sha, script_text
 #: How long, in seconds, a process uses a lineage before it reads the record again, which renews the record's TTL.
 MAX_LINEAGE_AGE: Final = 3600.0
 
-#: How long, in seconds, a process relies on what it has found out about the former server of moved data.
+#: How long, in seconds, a process relies on its last finding about the former server of moved data.
 MAX_ORIGIN_AGE: Final = 2.0
 
 #: The last argument of lineage.lua if nothing is known of another server. If another server wrote the record, the
@@ -67,7 +67,7 @@ class PartitionLineages:
         self._known: dict[str, _Known] = {}
         #: All lineages that this process has received, by the key of the record.
         self._seen: dict[str, set[str]] = {}
-        #: The last argument of lineage.lua (see `origin`) and the time when it was determined, by the key of the record.
+        #: The last argument of lineage.lua (see `origin`) and the time when it was found out, by the key of the record.
         self._origins: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 

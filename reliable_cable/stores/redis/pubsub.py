@@ -105,7 +105,7 @@ class PubSub:
         await self.confirm(self.add(delivers))
 
     def add(self, delivers: Mapping[str, Deliver]) -> Added:
-        """Record subscriptions, which `confirm` then sends to Redis. Return what `confirm` needs."""
+        """Record subscriptions. Return the argument for `confirm`, which sends them to Redis."""
         new = [channel for channel in delivers if channel not in self._channels]
         for channel in new:
             self._channels[channel] = _Channel()

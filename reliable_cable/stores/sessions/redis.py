@@ -53,7 +53,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return RecordText.of(record)
 
     def _write(self, sid: str, text: str | RecordText) -> Call:
-        """Return the call that writes what has changed in a record, or the whole record if its old text is unknown."""
+        """Return the call that writes the changes of a record, or the whole record if its old text is unknown."""
         old = self._written.get(sid)
         if old is None or isinstance(text, str):
             return self._write_whole(sid, text)

@@ -288,7 +288,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _announce_and_wake(self, events: Sequence[StreamEvent]) -> None:
         self.bus.publish(events)
         self._waker.wake(self.origin, {event.stream for event in events})
-        # In an open transaction of the caller, the messages are not committed yet. Other processes find them by polling.
+        # In a transaction of the caller, the messages are not committed yet. Other processes find them when they poll.
         if not in_transaction(connections[self.settings.database]):
             self._announcer.announce(event for event in events if not isinstance(event, Transient))
 

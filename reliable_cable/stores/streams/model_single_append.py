@@ -38,7 +38,7 @@ class SingleAppend:
         self._statement = PreparedStatement(database.alias)
 
     def supports(self, message: Message) -> bool:
-        """Return whether `write` can append a message, which needs PostgreSQL, and no idempotency key."""
+        """Return whether `write` can append a message. This needs PostgreSQL, and the absence of an idempotency key."""
         return not message.idempotency_key and self._server.is_postgresql
 
     def write(self, name: str, message: Message, begin: bool) -> Written | None:
@@ -51,7 +51,7 @@ class SingleAppend:
 
         Returns:
             None if nothing was changed, because the stream has no message in its current epoch, its epoch began in
-            another lineage of the database, or it has messages in the outbox. Then `Numbering.write` must be called.
+            another lineage of the database, or it has messages in the outbox. In these cases, call `Numbering.write`.
 
         Raises:
             StaleStatementError: nothing was changed. `Numbering.write` must be called in another transaction.
