@@ -137,7 +137,7 @@ class StoreClock:
                     await self.ameasure()
 
     async def keep(self) -> None:
-        """Measure the store's clock every `INTERVAL` seconds, until cancelled. Return at once if it is this host's."""
+        """Measure the store's clock every `INTERVAL` seconds until cancelled. Do nothing if it is this host's clock."""
         if not self.remote:
             return
         self._keep_count += 1

@@ -117,7 +117,7 @@ def engine_classes(settings: CableSettings) -> dict[str, Any]:
 
 
 def require_own_servers(function: str, remedy: str) -> None:
-    """Refuse a call that needs servers of this package, because clients are connected to anycable-go instead.
+    """Raise an error if clients are connected to anycable-go, because a function needs servers of this package.
 
     Args:
         function: the name of the called function.

@@ -152,7 +152,7 @@ class HttpAdapter(Adapter):
         return connection
 
     def _keep(self, connection: HTTPConnection) -> None:
-        """Keep a connection for another request, unless the server closes it or there are enough connections."""
+        """Keep a connection for another request, unless the server closes it, or `MAX_IDLE` are already kept."""
         if connection.sock is None or len(self._idle) >= MAX_IDLE:
             connection.close()
         else:

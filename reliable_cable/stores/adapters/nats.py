@@ -189,7 +189,7 @@ class _Connection:
     async def _open(self, url: str) -> Any:
         client: Any = _import_nats().NATS()
         try:
-            # nats-py accepts messages while it reconnects, so it must not do so. `_connected` opens a new connection.
+            # nats-py accepts messages while it reconnects. So `allow_reconnect` is False, and `_connected` reconnects.
             async with asyncio.timeout(2 * self._options["connect_timeout"]):
                 await client.connect(
                     [url],

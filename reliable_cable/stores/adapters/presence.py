@@ -36,12 +36,13 @@ class _NoRedirects(HTTPRedirectHandler):
         """Return None, so that the redirect is an error."""
 
 
-#: Makes the requests. They go to a server of the project, so proxies in environment variables are ignored.
+#: The object that makes the requests. They go to a server of the project, so proxies in environment variables are
+#: ignored.
 _opener = build_opener(ProxyHandler({}), _NoRedirects())
 
 
 class AdapterPresenceStore(PresenceStore):
-    """Requests the members of streams from the API of anycable-go. Calls without such an API raise `NotSupported`.
+    """Requests the members of streams from the API of anycable-go. Most other calls raise `NotSupported`.
 
     anycable-go has the API since version 1.6. Its URL is the setting `API_URL`. Without this setting, the members
     cannot be read.

@@ -52,7 +52,7 @@ _CHANNEL: Final = (
 def supports_notify(settings: CableSettings) -> bool:
     """Return whether processes can notify each other: on PostgreSQL with psycopg 3, unless the settings forbid it.
 
-    If `handler_threads` is 0, the answer is no, because notifications need connections other than the caller's.
+    If `handler_threads` is 0, the result is False, because notifications need connections other than the caller's.
     """
     if settings.notify is False or not settings.handler_threads:
         return False
@@ -141,7 +141,7 @@ class NotificationReceiver:
         self._received = received
         self._changed = changed
         self._probe = probe
-        #: Whether notifications arrive: whether the receiver has received one that this process sent.
+        #: Whether notifications arrive, as shown by the probes.
         self.working = False
         self._failing = False
 
@@ -181,7 +181,7 @@ class NotificationReceiver:
                 pause = delay  # the server has closed the connection
             delay = RETRY_DELAYS[0] if self.working else min(2 * delay, longest)
             self._end()
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - servers retry at different times
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - not all at once
 
     def _report(self, problem: str) -> None:
         if not self._failing:

@@ -176,7 +176,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return Refreshed([pair for key, pair in keys.items() if key in unknown], incarnations)
 
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Async twin of `refresh`. With nothing to write, and up to `KEYS_PER_QUERY` streams, it does not wait."""
+        """Async twin of `refresh`. For up to `KEYS_PER_QUERY` streams without writes, it does not wait for writers."""
         if len(held) <= KEYS_PER_QUERY and not any(held.values()):
             found, old = await self._run(partial(self._read_known, list(held)))
             if found.keys() == set(held) and not old:
@@ -370,7 +370,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return self._database.store_errors(f"Members could not be {action}")
 
     def _locked(self, keys: Collection[str]) -> QuerySet[PresenceSession, str]:
-        """Return a subquery that locks sessions in the order of their keys, as changes do."""
+        """Return a subquery that locks sessions in the order of their keys, which joins and leaves also use."""
         return self._sessions.select_for_update().filter(key__in=keys).order_by("key").values_list("key", flat=True)
 
     @property

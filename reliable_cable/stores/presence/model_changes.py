@@ -204,7 +204,7 @@ class PresenceChanges:
         return Written(caused, batch.announcements)
 
     def lock(self, streams: Collection[str]) -> list[Any]:
-        """Lock the rows of streams, and return them with the attribute `now`, the current time (see `DatabaseServer.now`).
+        """Lock the rows of streams, and return them with the time as the attribute `now` (see `DatabaseServer.now`).
 
         If the lineage of a row has ended, the row that is returned has a new incarnation, which is not stored yet.
         """

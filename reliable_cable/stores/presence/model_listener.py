@@ -123,7 +123,7 @@ class ModelPresenceListener(PresenceListener):
     Args:
         store: the store.
         deliver: a function that is called with each event.
-        announcer: sends and decodes notifications.
+        announcer: the object that sends and decodes notifications.
     """
 
     def __init__(self, store: PresenceSource, deliver: Deliver, announcer: Announcer) -> None:

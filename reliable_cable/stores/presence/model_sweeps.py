@@ -57,7 +57,7 @@ class Sweeps:
             self._rows.bulk_create([PresenceSweep(pk=1, at=self._server.now())], ignore_conflicts=True)
             return True
         if not self._is_due(sweep):
-            return False  # another process searches
+            return False  # another process is searching
         if sweep.now - sweep.at > self._outage:
             sweep.grace_end = sweep.now + self._grace
         self._rows.update(at=sweep.now, grace_end=sweep.grace_end)

@@ -52,7 +52,7 @@ class Foreign(ResponseError):
 
 @dataclass(slots=True)
 class _Known:
-    """The lineage of a partition on one server process."""
+    """The lineage that one server process has reported for a partition."""
 
     run_id: str
     token: str

@@ -25,7 +25,7 @@ class SingleAppend:
         database: the database with the streams.
         settings: the settings; the history settings of the streams are used.
         server: the server of the database, which reports the time and the current lineage.
-        retention: decides which streams must be trimmed.
+        retention: the object that decides which streams must be trimmed.
     """
 
     def __init__(
