@@ -176,7 +176,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return Refreshed([pair for key, pair in keys.items() if key in unknown], incarnations)
 
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Async twin of `refresh`. For up to `KEYS_PER_QUERY` streams without writes, it does not wait for writers."""
+        """Async twin of `refresh`. If nothing must be written, it usually does not wait for other writers."""
         if len(held) <= KEYS_PER_QUERY and not any(held.values()):
             found, old = await self._run(partial(self._read_known, list(held)))
             if found.keys() == set(held) and not old:

@@ -14,7 +14,7 @@ Shard = Callable[[str], str]
 
 
 def split_by_shard(shard: Shard, items: Sequence[tuple[str, Any]]) -> list[list[int]]:
-    """Group the indexes of `items` by the part of the store. The parts are in the order of their first messages.
+    """Return the indexes of `items`, grouped by the part of the store, in the order of their first messages.
 
     Args:
         shard: a function that returns the part that has a stream.
