@@ -222,7 +222,7 @@ class Announcer:
             self._failing = pending.missed = False
 
     def _failed(self, message: str, error: Exception) -> None:
-        """Log a message and its cause if no failure was logged since the last success, and close the connection."""
+        """Log a message and its cause, but only once until a notification succeeds. Close the connection."""
         if not self._failing:
             logger.warning("%s: %s", message, described(error), exc_info=not is_outage(error))
         self._failing = True
