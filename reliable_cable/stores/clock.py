@@ -22,7 +22,7 @@ from .base import Store
 
 #: The time, in seconds, between two measurements while the clock is in use.
 INTERVAL: Final = 10.0
-#: The maximum age, in seconds, of a measurement that is used without `MARGIN`.
+#: The age, in seconds, up to which a measurement is used without subtracting `MARGIN`.
 MAX_AGE: Final = 30.0
 #: The number of seconds to subtract from an estimated time if there is no recent measurement. An estimate that is too
 #: late may make a client miss a message. An estimate that is too early only makes the client receive a message twice.
@@ -137,7 +137,7 @@ class StoreClock:
                     await self.ameasure()
 
     async def keep(self) -> None:
-        """Measure the clock of a remote store every `INTERVAL` seconds, until cancelled. Ignore local stores."""
+        """Measure the store's clock every `INTERVAL` seconds until cancelled. Do nothing if it is this host's clock."""
         if not self.remote:
             return
         self._keep_count += 1

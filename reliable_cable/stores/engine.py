@@ -63,7 +63,7 @@ class Engine:
 
     @property
     def may_block(self) -> bool:
-        """Whether sync code makes calls without a result in a thread, because a remote store may block for seconds."""
+        """Whether sync code should leave calls without a result to a thread, because they may block for seconds."""
         remote = self.streams.is_remote or self.sessions.is_remote
         return remote and self.streams.settings.handler_threads > 0
 
@@ -117,7 +117,7 @@ def engine_classes(settings: CableSettings) -> dict[str, Any]:
 
 
 def require_own_servers(function: str, remedy: str) -> None:
-    """Refuse a call that needs servers of this package, because clients are connected to anycable-go instead.
+    """Raise an error if clients are connected to anycable-go, because a function needs servers of this package.
 
     Args:
         function: the name of the called function.

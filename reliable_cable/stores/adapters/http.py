@@ -22,9 +22,9 @@ from .base import Adapter, join, shared_key, uncertain
 CONNECT_TIMEOUT: Final = 2.0
 #: How long, in seconds, the server may take to read a request or to respond.
 RESPONSE_TIMEOUT: Final = 5.0
-#: The delays, in seconds, before the further attempts of a request that was certainly not handled.
+#: The delays, in seconds, before further attempts to send a request that the server has certainly not handled.
 RETRY_DELAYS: Final = (0.1, 0.4)
-#: The maximum number of open connections that wait for a request.
+#: The maximum number of idle connections that are kept open.
 MAX_IDLE: Final = 16
 
 #: Statuses after which the request may have been handled. Most of them come from proxies.
@@ -55,7 +55,7 @@ class HttpAdapter(Adapter):
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._tls = ssl.create_default_context() if self._address.scheme == "https" else None
         self._pid = os.getpid()
-        #: The open connections that wait for a request. The last one was used most recently.
+        #: The idle connections that are kept open. The last one was used most recently.
         self._idle: deque[HTTPConnection] = deque(maxlen=MAX_IDLE)
 
     @property
@@ -121,9 +121,9 @@ class HttpAdapter(Adapter):
             )
 
     def _idle_connection(self) -> HTTPConnection | None:
-        """Return an open connection; None if there is none."""
+        """Return an idle connection that is still open; None if there is none."""
         if self._pid != os.getpid():
-            # The parent process uses the same sockets. `close` only closes the copies of this process.
+            # The parent process uses the same sockets. `close` closes only the copies that this process has.
             self._pid = os.getpid()
             self.close()
         while self._idle:
@@ -152,7 +152,7 @@ class HttpAdapter(Adapter):
         return connection
 
     def _keep(self, connection: HTTPConnection) -> None:
-        """Keep a connection for another request, unless the server closes it or there are enough connections."""
+        """Keep a connection for another request, unless the server closes it, or `MAX_IDLE` are already kept."""
         if connection.sock is None or len(self._idle) >= MAX_IDLE:
             connection.close()
         else:

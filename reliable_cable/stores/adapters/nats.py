@@ -143,7 +143,7 @@ class _Connection:
                     await client.publish(subject, text.encode())
                 await client.flush(FLUSH_TIMEOUT)
         except Exception as error:
-            # A late response must not be taken for the response to a later flush.
+            # Otherwise, a late response could be taken for the response to a later flush.
             await self._discard(client)
             raise uncertain(f"{self._place} did not confirm it: {described(error)}.") from error
         # The server reports a refusal before it responds to the flush.
@@ -189,12 +189,12 @@ class _Connection:
     async def _open(self, url: str) -> Any:
         client: Any = _import_nats().NATS()
         try:
-            # nats-py must not reconnect: it would accept messages meanwhile. `_connected` opens another connection.
+            # nats-py accepts messages while it reconnects. So `allow_reconnect` is False, and `_connected` reconnects.
             async with asyncio.timeout(2 * self._options["connect_timeout"]):
                 await client.connect(
                     [url],
                     allow_reconnect=False,
-                    max_reconnect_attempts=1,  # 0 and less mean that nats-py tries for ever
+                    max_reconnect_attempts=1,  # with 0 or less, nats-py would try for ever
                     reconnect_time_wait=0,
                     # Otherwise, `flush` may send its PING before messages that were published earlier.
                     pending_size=1,

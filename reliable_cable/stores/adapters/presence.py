@@ -1,4 +1,4 @@
-"""The presence store of projects whose clients are connected to anycable-go, which has the members."""
+"""The presence store of projects whose clients are connected to anycable-go. It reads the members from there."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,33 +30,34 @@ TIMEOUT: Final = 5.0
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Follows no redirect, because the request has a key."""
+    """Refuses redirects, so that the key in a request is not sent to another server."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         """Return None, so that the redirect is an error."""
 
 
-#: Makes the requests. They go to a server of the project, so proxies in environment variables are ignored.
+#: The object that makes the requests. They go to a server of the project, so proxies in environment variables are
+#: ignored.
 _opener = build_opener(ProxyHandler({}), _NoRedirects())
 
 
 class AdapterPresenceStore(PresenceStore):
-    """Requests the members of streams from the API of anycable-go. Calls that the API cannot serve are refused.
+    """Requests the members of streams from the API of anycable-go. Most other calls raise `NotSupported`.
 
     anycable-go has the API since version 1.6. Its URL is the setting `API_URL`. Without this setting, the members
     cannot be read.
     """
 
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def leave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def expire(self) -> list[PresenceEvent]:
@@ -80,11 +81,11 @@ class AdapterPresenceStore(PresenceStore):
             raise StoreError(f"The members of the stream {stream!r} could not be read: {answer!r:.200}") from error
 
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def listen(self, deliver: Callable[[PresenceEvent | PresenceMissed], None]) -> PresenceListener:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def _get(self, url: str, path: str) -> Any:

@@ -24,7 +24,7 @@ class RedisAdapter(Adapter):
         return f"{self.client.place}, pub/sub channel {self.settings.broadcast_channel!r}"
 
     def publish(self, messages: Sequence[str]) -> None:
-        """Publish all messages as one."""
+        """Publish all messages of the call as one message of Redis."""
         with _broadcast_errors():
             self.client.run(self._call(messages))
 
@@ -50,7 +50,7 @@ class RedisAdapter(Adapter):
 
 
 class RedisStreamAdapter(RedisAdapter):
-    """Appends to a Redis stream (`--broadcast_adapter=redisx`). One server of anycable-go takes each entry.
+    """Appends to a Redis stream (`--broadcast_adapter=redisx`). Each entry is taken by one server of anycable-go.
 
     Redis keeps the entries while no server of anycable-go is running. A server deletes each entry that it has taken.
     """

@@ -84,10 +84,13 @@ class AdapterStreamStore(StreamStore):
         """Async twin of `publish_transient`."""
         await self.apublish_transients([(stream, message)])
 
-    # -- what anycable-go cannot answer -------------------------------------------------------------------------------
+    # -- calls that anycable-go cannot answer -------------------------------------------------------------------------
 
     def position(self, stream: str) -> StreamPosition:
-        """Refuse the call, except for the control stream, which has no messages. Health checks ask for its position."""
+        """Raise `NotSupported`, except for the control stream, whose position is requested by health checks.
+
+        Nothing is stored in the control stream, so its position is `NOWHERE`.
+        """
         if stream != CONTROL_STREAM:
             self._refuse()
         return NOWHERE
@@ -106,19 +109,19 @@ class AdapterStreamStore(StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def forget(self, stream: str, *, epoch: str = "") -> None:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         self._refuse()
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
-        """Refuse the call."""
+        """Raise `NotSupported`."""
         raise NotSupported(
             f"This process cannot serve clients, because {_CONDITION.format(self.settings.broadcast_adapter)}, so "
             "messages are sent to anycable-go. Connect clients to anycable-go, or remove the setting."
@@ -154,7 +157,7 @@ _CONDITION: Final = "RELIABLE_CABLE['BROADCAST_ADAPTER'] is {!r}"
 
 
 def _encode(items: Sequence[tuple[str, Message]], *, transient: bool = False) -> Iterable[Sequence[str]]:
-    """Yield the messages for each call of the adapter. Each command needs a call of its own, before the broadcasts."""
+    """Yield the messages of each call of the adapter. Each command needs a call of its own, before the broadcasts."""
     broadcasts = []
     for stream, message in items:
         if stream == CONTROL_STREAM:

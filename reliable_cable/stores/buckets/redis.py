@@ -13,7 +13,8 @@ class RedisBuckets(RedisStore, Buckets):
 
     Args:
         settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
-        clock: replaces Redis's clock in tests, in seconds since 1970. Keys always expire by Redis's clock.
+        clock: a clock for tests, which returns seconds since 1970. It replaces Redis's clock, but not for the expiry of
+            keys.
     """
 
     async def atake(self, name: str, limit: RateLimit) -> bool:

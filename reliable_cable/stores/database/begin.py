@@ -10,10 +10,10 @@ from .driver import uses_psycopg3
 
 
 def can_begin(connection: Any) -> bool:
-    """Return whether BEGIN can be sent together with a statement: with psycopg 3 only.
+    """Return whether BEGIN can be sent together with a statement. This needs psycopg 3.
 
     Django does not know that such a transaction is open. So there must be no execute wrappers, which are functions of
-    the project that are called at each statement: they could begin another transaction. The project may also have begun
+    the project that are called at each statement: they could begin another transaction. Nor may the project have begun
     a transaction by itself, with SQL or with psycopg, or have set properties of transactions that Django does not set.
     """
     if connection.execute_wrappers or not uses_psycopg3(connection):
@@ -33,7 +33,7 @@ def begin_sql(raw: Any) -> str:
 
 @contextmanager
 def begun_by_statement(connection: Any) -> Iterator[None]:
-    """Return a context manager for a statement that begins a transaction. At the end, it does what `atomic()` does."""
+    """Run a block whose statement begins a transaction. Afterwards, commit or roll back as `atomic()` does."""
     try:
         yield
         connection.commit()
@@ -44,5 +44,5 @@ def begun_by_statement(connection: Any) -> Iterator[None]:
             connection.close()
         raise
     finally:
-        # A commit sets this, because Django commits only while autocommit is off. Autocommit is on here.
+        # `commit` sets this to True, because Django calls it only while autocommit is off. Here, autocommit is on.
         connection.run_commit_hooks_on_set_autocommit_on = False

@@ -181,7 +181,7 @@ class Database:
         """Run a call that executes one statement, as `write` does, but with one round trip less if possible.
 
         Args:
-            execute: the call. Its argument is whether the statement must begin the transaction.
+            execute: the call. Its argument is True if the statement must begin the transaction.
         """
         connection = connections[self.alias]
         if in_transaction(connection) or not can_begin(connection):
@@ -190,7 +190,7 @@ class Database:
         return self._retry(partial(self._transact, partial(execute, True), block), WRITE_RETRY_TIME)
 
     def _transact(self, call: Callable[[], T], block: Callable[[], AbstractContextManager[None]] | None = None) -> T:
-        """Run a call in a transaction. `block` returns its context manager; None: `atomic()`."""
+        """Run a call in a transaction. `block` makes its context manager; by default, `atomic()` does."""
         finished = False
         try:
             with ExitStack() as stack:

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def uses_psycopg3(connection: Any) -> bool:
-    """Return whether a connection of Django is one to PostgreSQL, by psycopg 3."""
+    """Return whether a Django connection is a PostgreSQL connection that uses psycopg 3."""
     if connection.vendor != "postgresql":
         return False
     from django.db.backends.postgresql.psycopg_any import is_psycopg3

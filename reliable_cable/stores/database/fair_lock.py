@@ -21,7 +21,7 @@ class FairLock:
     def hold(self, timeout: float) -> Iterator[bool]:
         """Return a context manager that waits up to `timeout` seconds for the lock.
 
-        Its value is whether the lock was granted. If not, the block runs without the lock.
+        Its value is True if the lock was granted. If it is False, the block runs without the lock.
         """
         granted = threading.Event()
         with self._mutex:

@@ -28,11 +28,11 @@ MAX_PAYLOAD: Final = 7900
 PAYLOADS_PER_STATEMENT: Final = 64
 #: How long, in seconds, it may take to connect to the database.
 CONNECT_TIMEOUT: Final = 10.0
-#: How often, in seconds, a receiver checks that its own notifications arrive.
+#: How often, in seconds, a receiver sends a probe: a notification that shows it whether its own notifications arrive.
 PROBE_INTERVAL: Final = 30.0
-#: How long, in seconds, the notification of such a check may take to arrive.
+#: How long, in seconds, a probe may take to arrive.
 PROBE_TIMEOUT: Final = 10.0
-#: How often, in seconds, such a notification is sent until one arrives. The connection that sends it may be broken.
+#: How often, in seconds, a probe is sent until one arrives. The connection that sends it may be broken.
 PROBE_RETRY_INTERVAL: Final = 2.0
 #: The first and the longest delay, in seconds, before a retry of a connection. The delay doubles with each failure.
 RETRY_DELAYS: Final = (0.1, 5.0)
@@ -40,7 +40,7 @@ RETRY_DELAYS: Final = (0.1, 5.0)
 #: own notifications has arrived.
 SILENT_RETRY_DELAY: Final = 60.0
 
-#: The first character of the payload of a check. The payloads of callers must not begin with it.
+#: The first character of the payload of a probe. The payloads of callers must not begin with it.
 PROBE: Final = "?"
 
 #: An SQL expression for the name of the channel. Each schema has its own channel, because it has its own tables.
@@ -52,7 +52,7 @@ _CHANNEL: Final = (
 def supports_notify(settings: CableSettings) -> bool:
     """Return whether processes can notify each other: on PostgreSQL with psycopg 3, unless the settings forbid it.
 
-    If `handler_threads` is 0, the answer is no, because notifications need connections other than the caller's.
+    If `handler_threads` is 0, the result is False, because notifications need connections other than the caller's.
     """
     if settings.notify is False or not settings.handler_threads:
         return False
@@ -73,8 +73,8 @@ class NotificationSender:
     def send(self, payloads: Sequence[str]) -> None:
         """Send notifications in transactions that contain nothing else.
 
-        NOTIFY takes a lock of the whole PostgreSQL server until its transaction has ended. These transactions end
-        quickly: they change no data, so PostgreSQL does not wait for the disk.
+        PostgreSQL holds a lock of the whole server while it commits a transaction with NOTIFY. These commits are quick,
+        because they change no data, so PostgreSQL does not wait for the disk.
 
         Args:
             payloads: the payloads. Each of them has at most `MAX_PAYLOAD` bytes.
@@ -103,7 +103,7 @@ class _SilentError(Exception):
 
 
 class _PooledError(Exception):
-    """Raised if a connection goes through a connection pooler, and `NOTIFY` does not name the database."""
+    """Raised if a connection goes through a connection pooler, and the setting `NOTIFY` is not an alias."""
 
 
 async def _is_pooled(connection: Any) -> bool:
@@ -141,7 +141,7 @@ class NotificationReceiver:
         self._received = received
         self._changed = changed
         self._probe = probe
-        #: Whether notifications arrive: whether the receiver has received one that this process sent.
+        #: Whether notifications arrive, as shown by the probes.
         self.working = False
         self._failing = False
 
@@ -181,7 +181,7 @@ class NotificationReceiver:
                 pause = delay  # the server has closed the connection
             delay = RETRY_DELAYS[0] if self.working else min(2 * delay, longest)
             self._end()
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - not all at once
 
     def _report(self, problem: str) -> None:
         if not self._failing:

@@ -1,4 +1,4 @@
-"""A statement that PostgreSQL parses and plans once for each connection."""
+"""Prepared statements: PostgreSQL parses them once for each connection, and need not plan each execution."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from .database import sqlstate
 #: preparing it would cost more time than it saves.
 PREPARE_AFTER: Final = 3
 
-#: SQLSTATE 26000: other code has discarded a prepared statement. 0A000: a migration has changed its tables.
+#: The SQLSTATE codes of errors after which a prepared statement is not used any more. 26000: other code has discarded
+#: it. 0A000: a migration has changed its tables.
 _STALE: Final = {"26000", "0A000"}
 
 
@@ -38,7 +39,8 @@ class PreparedStatement:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
-        #: The number of executions on each of the driver's connections; None if the statement must not be prepared.
+        #: The number of executions on each of the driver's connections, counted until the statement is prepared there;
+        #: None if it must not be prepared.
         self._executions: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
 
     def execute(self, query: str, params: Sequence[Any], *, begin: bool = False) -> Any:
@@ -47,8 +49,8 @@ class PreparedStatement:
         Args:
             query: the statement, with the placeholders `%s` and without other percent signs. It is the same in all
                 calls.
-            params: the values of the placeholders. They are passed as literals.
-            begin: whether to begin a transaction, which needs psycopg 3. If the statement was prepared, this takes no
+            params: the values of the placeholders.
+            begin: whether to begin a transaction, which needs psycopg 3. If the statement is prepared, this takes no
                 round trip of its own.
 
         Raises:

@@ -50,7 +50,7 @@ class SharedReceiver:
 
     async def run(self) -> None:
         """Receive notifications until cancelled."""
-        # While the id is a key of the dict, no other object gets this id: the value refers to the settings.
+        # Each value refers to its settings object. So while the id is a key, no other object can get this id.
         of_loop = _shared.get(dict)
         key = id(self.settings)
         self._shared = shared = of_loop.get(key) or of_loop.setdefault(key, _Shared(self.settings))
@@ -85,7 +85,7 @@ class _Shared:
         self.receivers.append(receiver)
         try:
             if self._task is None:
-                # The connection outlives the receiver that is the first to need it.
+                # The task may outlive the receiver that starts it, so it does not inherit its context variables.
                 self._task = asyncio.get_running_loop().create_task(self._receiver.run(), context=Context())
             if self.working:
                 receiver.changed()

@@ -18,7 +18,7 @@ UNHEARD_TIME: Final = 60.0
 #: the store assumes the outage.
 OUTAGE_SHARE: Final = 0.5
 
-#: The maximum time, in seconds, after a search for expired sessions in which further searches may be omitted.
+#: After a search for expired sessions, further searches may be omitted for at most this time, in seconds.
 SEARCH_INTERVAL: Final = 0.5
 
 
@@ -96,7 +96,7 @@ class PresenceListener(Listener):
     async def fence(self, stream: str) -> None:
         """Wait until the events of a stream that happened before this call have been delivered.
 
-        A restored client is sent events that correct its list of members. Because of the wait, they are more rarely
+        A restored client is sent events that correct its list of members. Without the wait, they would more often be
         followed by an event that repeats one of them. A listener whose events arrive within a few milliseconds need not
         override this method.
         """
@@ -117,7 +117,7 @@ class PresenceStore(Store):
     its earliest session. Changes to an info are not announced.
 
     Events are announced to the listeners of all processes that share the store. The call that causes an event also
-    returns the event, so that exactly one process can act on it, or none if the response of the call is lost.
+    returns the event, so that exactly one process can act on it. If the response of the call is lost, no process can.
     """
 
     @property
@@ -150,9 +150,9 @@ class PresenceStore(Store):
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
         """Add sessions to streams, or refresh them, in the given order. Return the resulting events.
 
-        If the store has lost its data, sessions with `joined` are added again. The joins of their members are announced
-        again, so that all listeners know these members. But these events are not returned, because no member has really
-        joined. The exception is a member that the store remembers as having left: its join is returned.
+        If the store has lost its data, sessions whose `joined` is True are added again. The joins of their members are
+        announced again, so that all listeners know these members. But these events are not returned, because no member
+        has really joined. The exception is a member that the store remembers as having left: its join is returned.
         """
 
     @abstractmethod

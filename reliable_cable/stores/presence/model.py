@@ -176,7 +176,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return Refreshed([pair for key, pair in keys.items() if key in unknown], incarnations)
 
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Async twin of `refresh`. If only known incarnations are needed, it does not wait for writers."""
+        """Async twin of `refresh`. If nothing must be written, it usually does not wait for other writers."""
         if len(held) <= KEYS_PER_QUERY and not any(held.values()):
             found, old = await self._run(partial(self._read_known, list(held)))
             if found.keys() == set(held) and not old:
@@ -197,7 +197,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return set(keys) - set(self._sessions.filter(key__in=keys).values_list("key", flat=True))
 
     def _begin(self, streams: Sequence[str]) -> dict[str, str]:
-        """Return the incarnations of streams. New incarnations of streams without data are begun."""
+        """Return the incarnations of streams. Begin a new incarnation for each stream that has none."""
         incarnations: dict[str, str] = {}
         with self._errors("refreshed"):
             self._server.prepare()
@@ -304,7 +304,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
 
     @retried_read
     def read_events(self, positions: Mapping[str, StreamPosition]) -> dict[str, NewEvents]:
-        """Return the events of streams since positions from `positions`. Streams without a row are left out."""
+        """Return the events of each stream after its position in `positions`. Leave out streams without a row."""
         with self._errors("read"):
             return self._events.read(positions)
 
@@ -313,8 +313,8 @@ class ModelPresenceStore(ModelStore, PresenceStore):
     def end_incarnation(self, stream: str, incarnation: str) -> None:
         """Begin a new incarnation of all streams, if the given stream still has the given incarnation.
 
-        A listener calls this if the stream has fewer events than were announced, because an SQLite file was replaced by
-        a backup.
+        A listener calls this if the stream has fewer events than were announced, which happens if an SQLite file is
+        replaced by a backup.
         """
 
         def renew() -> None:
@@ -370,7 +370,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return self._database.store_errors(f"Members could not be {action}")
 
     def _locked(self, keys: Collection[str]) -> QuerySet[PresenceSession, str]:
-        """Return a subquery that locks sessions in the order of their keys, as changes do."""
+        """Return a subquery that locks sessions in the order of their keys, which joins and leaves also use."""
         return self._sessions.select_for_update().filter(key__in=keys).order_by("key").values_list("key", flat=True)
 
     @property

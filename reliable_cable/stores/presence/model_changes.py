@@ -25,7 +25,7 @@ USED_INTERVAL: Final = 60.0
 
 
 def presence_key(*parts: str) -> str:
-    """Return a hash of some strings, by which a row is found. Other strings have another hash."""
+    """Return a hash of some strings, which identifies a row. Different strings have different hashes."""
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -137,7 +137,7 @@ class PresenceChanges:
         self._server = server
 
     def create(self, streams: Iterable[str]) -> None:
-        """Insert rows for streams that have none. Their incarnations begin."""
+        """Insert rows, with new incarnations, for streams that have none."""
         self._database.rows(PresenceStream).bulk_create(
             [
                 PresenceStream(
@@ -178,7 +178,7 @@ class PresenceChanges:
         """Make changes in their order.
 
         Returns:
-            The resulting events; None if a stream that a session joins has no row. Then nothing was changed.
+            The resulting events; None if a stream that a session joins has no row. In that case, nothing was changed.
         """
         streams = {row.name: row for row in self.lock({change.stream for change in changes})}
         if any(isinstance(change, Join) and change.stream not in streams for change in changes):
@@ -204,7 +204,7 @@ class PresenceChanges:
         return Written(caused, batch.announcements)
 
     def lock(self, streams: Collection[str]) -> list[Any]:
-        """Lock the rows of streams, and return them with the attribute `now`, the time after the lock was granted.
+        """Lock the rows of streams, and return them with the time as the attribute `now` (see `DatabaseServer.now`).
 
         If the lineage of a row has ended, the row that is returned has a new incarnation, which is not stored yet.
         """

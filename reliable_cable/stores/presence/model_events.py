@@ -27,7 +27,7 @@ class NewEvents:
     Args:
         position: the incarnation, and the number of the newest event.
         events: the events since the given position; None if some of them are no longer stored, if there are more than
-            `MAX_NEW_EVENTS`, or if the position is one of another incarnation.
+            `MAX_NEW_EVENTS`, or if the position belongs to another incarnation.
     """
 
     position: StreamPosition
@@ -57,7 +57,7 @@ class EventReader:
         }
 
     def read(self, positions: Mapping[str, StreamPosition]) -> dict[str, NewEvents]:
-        """Return the events of streams since positions from `positions`. Streams without a row are left out."""
+        """Return the events of each stream after its position in `positions`. Leave out streams without a row."""
         found: dict[str, NewEvents] = {}
         rows = [row for some in self._by_names(positions) for row in some]
         wanted = [row for row in rows if 0 < row.tail - _start(row, positions) <= MAX_NEW_EVENTS]
@@ -93,7 +93,7 @@ class EventReader:
 
 
 def _start(row: PresenceStream, positions: Mapping[str, StreamPosition]) -> int:
-    """Return the number of the last event that a listener knows; 0 if none, and -1 if it knows another incarnation."""
+    """Return the number of the last event that a listener knows; 0 if it knows none, -1 for another incarnation."""
     position = positions[row.name]
     if position == NOWHERE:
         return 0

@@ -22,7 +22,7 @@ from .model_events import NewEvents
 
 Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
-#: The prefix of the names in wake-ups for presence. Names without it are in wake-ups for messages. If the name of a
+#: The prefix of the names in wake-ups for presence. Wake-ups for messages have names without it. If the name of a
 #: stream begins with the prefix, a process may be woken needlessly.
 PREFIX: Final = "presence:"
 #: The maximum number of calls of `ModelPresenceStore.prune` each time the listener prunes the store.
@@ -48,7 +48,7 @@ class PresenceSource(Protocol):
         """Return the incarnation and the number of the newest event of streams. Streams without a row are left out."""
 
     def aread_events(self, positions: Mapping[str, StreamPosition]) -> Awaitable[dict[str, NewEvents]]:
-        """Return the events of streams since positions. Streams without a row are left out."""
+        """Return the events of each stream after its position in `positions`. Leave out streams without a row."""
 
     def aend_incarnation(self, stream: str, incarnation: str) -> Awaitable[None]:
         """Begin a new incarnation of all streams, if the given stream still has the given incarnation."""
@@ -123,7 +123,7 @@ class ModelPresenceListener(PresenceListener):
     Args:
         store: the store.
         deliver: a function that is called with each event.
-        announcer: sends and decodes notifications.
+        announcer: the object that sends and decodes notifications.
     """
 
     def __init__(self, store: PresenceSource, deliver: Deliver, announcer: Announcer) -> None:
@@ -135,11 +135,11 @@ class ModelPresenceListener(PresenceListener):
         self._positions: dict[str, StreamPosition] = {}
         #: The streams whose events must be read, in the order in which this became known.
         self._stale: dict[str, None] = {}
-        #: The streams that have had events while the listener subscribed to them. These events may be newer than the
-        #: position from which the listener begins.
+        #: The streams that have had events while the listener was subscribing to them. These events may be newer than
+        #: the position from which the listener begins.
         self._early: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
-        #: Is done when the streams in `_stale` have been read, or when this has failed.
+        #: A future that is done when the streams in `_stale` have been read, or when the read has failed.
         self._next_read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def subscribe(self, stream: str) -> None:
@@ -184,7 +184,7 @@ class ModelPresenceListener(PresenceListener):
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 await reading
-        self._end_waits(self._next_read)  # a task that had not begun to read has ended no waits
+        self._end_waits(self._next_read)  # a task that is cancelled before it begins does not do this
         await self._polling.close()
 
     def _receive(self, event: StreamEvent) -> None:

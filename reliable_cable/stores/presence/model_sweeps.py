@@ -1,4 +1,4 @@
-"""Decides which process searches for expired sessions, and whether an outage kept sessions from renewal."""
+"""Decides which process searches for expired sessions, and whether an outage has prevented the renewal of sessions."""
 
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import SEARCH_INTERVAL
 
-#: The minimum time between two searches is at most this fraction of `outage`.
+#: The time between two searches is at least `SEARCH_INTERVAL`, or this fraction of `outage` if that is shorter.
 SEARCH_SHARE: Final = 1 / 8
 
 
@@ -57,7 +57,7 @@ class Sweeps:
             self._rows.bulk_create([PresenceSweep(pk=1, at=self._server.now())], ignore_conflicts=True)
             return True
         if not self._is_due(sweep):
-            return False  # another process searches
+            return False  # another process is searching
         if sweep.now - sweep.at > self._outage:
             sweep.grace_end = sweep.now + self._grace
         self._rows.update(at=sweep.now, grace_end=sweep.grace_end)

@@ -33,7 +33,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix`, `presence_ttl`, `presence_grace` and
             `sessions_ttl` are used.
-        clock: replaces Redis's clock in tests, in seconds since 1970.
+        clock: a clock for tests, which returns seconds since 1970. It replaces Redis's clock.
     """
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:

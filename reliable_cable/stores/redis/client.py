@@ -154,7 +154,7 @@ class RedisClient(BaseClient):
         if self.url.startswith(SENTINEL_SCHEMES):
             self.sentinels = Sentinels(self.url, self.options)
             self.url = self.sentinels.server_url
-        #: Keeps track of the server behind `url`, which a failover may change, and of the lineage of its data.
+        #: The tracker of the server behind `url`, which a failover may change, and of the lineage of its data.
         self.lineage = self._new_tracker()
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
             self.url,

@@ -66,7 +66,7 @@ class ClusterClient(BaseClient):
         self.lineages = PartitionLineages()
         self._nodes: dict[Address, NodeClient] = {}
         self._lock = threading.Lock()
-        #: When each node last failed, which means that it could not be reached or did not respond.
+        #: The time, by the monotonic clock, at which each node last could not be reached, or did not respond.
         self._failed_at: dict[Address, float] = {}
         #: The slots of the nodes.
         self.slots = Slots(self.names.partitions())
@@ -188,7 +188,7 @@ class ClusterClient(BaseClient):
     async def _follow_moves(self) -> None:
         """Read the lineages of moved partitions on their new nodes.
 
-        For this, the former nodes are asked for their identities. Later, they may have been shut down.
+        This must not be delayed, because the former nodes are asked for their identities, and may be shut down later.
         """
         moved = self.slots.take_moved()
         if not moved:
@@ -203,7 +203,7 @@ class ClusterClient(BaseClient):
     # -- moved data ---------------------------------------------------------------------------------------------------
 
     async def find_origins(self, foreigners: Sequence[Foreign]) -> None:
-        """Find out for foreign lineage records whether their data were moved from a primary that has lost nothing.
+        """Find out whether the data of foreign lineage records were moved from a primary that has lost nothing.
 
         The record names a server process. If that process is still a primary of the cluster, and has not been demoted
         since it wrote the record, the slot was moved from there. Otherwise, the node that has the data now may have

@@ -24,7 +24,7 @@ from .scripts import script_sha, script_text
 #: How long, in seconds, a process uses a lineage before it reads the record again, which renews the record's TTL.
 MAX_LINEAGE_AGE: Final = 3600.0
 
-#: How long, in seconds, a process relies on what it has found out about the former server of moved data.
+#: How long, in seconds, a process relies on its last finding about the former server of moved data.
 MAX_ORIGIN_AGE: Final = 2.0
 
 #: The last argument of lineage.lua if nothing is known of another server. If another server wrote the record, the
@@ -52,7 +52,7 @@ class Foreign(ResponseError):
 
 @dataclass(slots=True)
 class _Known:
-    """The lineage of a partition on one server process."""
+    """The lineage that one server process has reported for a partition."""
 
     run_id: str
     token: str
@@ -67,7 +67,7 @@ class PartitionLineages:
         self._known: dict[str, _Known] = {}
         #: All lineages that this process has received, by the key of the record.
         self._seen: dict[str, set[str]] = {}
-        #: By the key of the record: what was found out about the server that had the data before, and when.
+        #: The last argument of lineage.lua (see `origin`) and the time when it was found out, by the key of the record.
         self._origins: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
@@ -128,7 +128,7 @@ class PartitionLineages:
 
 
 class _NodeTracker(LineageTracker):
-    """Keeps track of a node's server process, and of no lineage: each partition on the node has its own lineage."""
+    """Keeps track of a node's server process, but not of a lineage, because each partition on the node has its own."""
 
     def _handshake(self, connection: Any) -> Exchange[None]:
         generation = self._generation
@@ -156,7 +156,7 @@ class NodeClient(RedisClient):
         return _NodeTracker("")
 
     def _note_refusals(self, connection: Any, replies: Sequence[Any]) -> None:
-        # A new lineage of a partition concerns no connections. The client of the cluster reads it again.
+        # If a partition has a new lineage, the client of the cluster reads it again. No connection must be reopened.
         super()._note_refusals(connection, [reply for reply in replies if "DATAMOVED" not in str(reply)[:80]])
 
     def _lineages(self, records: Sequence[str], connection: Any, asking: bool) -> Exchange[Mapping[str, Any]]:
@@ -167,7 +167,7 @@ class NodeClient(RedisClient):
         if unknown:
             # The replication may have changed since the connection was opened.
             info = connection.info = yield from read_info()
-        # By the key of each record that must be read: a lineage that must be replaced, or "".
+        # The records that must be read, by key. Each value is a lineage that must be replaced, or "".
         wanted = dict.fromkeys(unknown, "")
         while wanted:
             replies = yield from self._read_records(wanted, info, asking)
@@ -191,7 +191,7 @@ class NodeClient(RedisClient):
         """Run lineage.lua for partitions, and return the replies.
 
         Args:
-            wanted: by the key of each lineage record, a lineage that must be replaced by a new one, or `""`.
+            wanted: the lineages that must be replaced by new ones, by the key of the record; `""` to replace none.
             info: the node's fields of INFO.
             asking: whether to send ASKING before each command.
         """

@@ -58,7 +58,7 @@ class NodePubSub(PubSub):
         Their slots were moved away and back, or the node that reported the slots did not know of the move yet.
 
         Returns:
-            whether there were such channels.
+            Whether there were such channels.
         """
         channels = [channel for channel in self._ended if channel in self._channels]
         self._ended.clear()

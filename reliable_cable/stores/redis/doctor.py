@@ -33,7 +33,7 @@ def find_problems(client: BaseClient) -> list[str]:
 
 
 def describe_cluster(client: BaseClient) -> list[str]:
-    """Return the primaries of a cluster as sentences. If no stream can be used while one is down, a sentence says so.
+    """Return sentences about a cluster: its primaries, and a warning if no stream can be used while one is down.
 
     Raises:
         StoreError: Redis could not be reached.

@@ -17,7 +17,7 @@ from typing import Final
 from .calls import LINEAGE, Call
 
 #: The number of partitions in a cluster. It is a part of the format of the data, and must not be changed. A cluster
-#: cannot use more primaries than this. Each process asks for the expired members of all partitions every second.
+#: cannot use more primaries than this. Each search for expired members asks for those of all partitions.
 PARTITIONS: Final = 256
 #: The number of slots in a Redis Cluster.
 SLOTS: Final = 16384
@@ -40,7 +40,7 @@ def key_slot(key: str) -> int:
 
 @cache
 def _partition_tags() -> tuple[str, ...]:
-    """Return the hash tags of the partitions. The slot of each tag is in another part of the range of slots."""
+    """Return the hash tags of the partitions. Their slots are in different parts of the range of slots."""
     tags: dict[int, str] = {}
     number = 0
     while len(tags) < PARTITIONS:

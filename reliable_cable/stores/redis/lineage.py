@@ -25,8 +25,8 @@ from .scripts import script_text
 MAX_CONNECTION_AGE: Final = 60.0
 #: The minimum time, in seconds, before a script checks again whether the server was demoted or promoted.
 CHECK_INTERVAL: Final = 1.0
-#: The minimum time, in seconds, between two refused commands that cause all connections to be reopened. A command that
-#: is refused because of a new lineage causes this at any time.
+#: After a refused command, all connections are reopened, but at most once in this time, in seconds. If a command is
+#: refused because of a new lineage, they are always reopened.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, Redis keeps the lineage record after its last use. This is longer than the TTL of all data that
 #: are bound to a lineage.
@@ -178,7 +178,7 @@ class LineageTracker:
 
 
 def record_arguments(info: dict[str, str], replaced: str) -> tuple[str | int, ...]:
-    """Return the arguments of lineage.lua on a single server.
+    """Return the arguments of lineage.lua. In a cluster, the script gets one more argument.
 
     Args:
         info: the server's fields of INFO.

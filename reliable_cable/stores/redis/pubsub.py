@@ -105,7 +105,7 @@ class PubSub:
         await self.confirm(self.add(delivers))
 
     def add(self, delivers: Mapping[str, Deliver]) -> Added:
-        """Record subscriptions, which `confirm` then sends to Redis. Return what `confirm` needs."""
+        """Record subscriptions. Return the argument for `confirm`, which sends them to Redis."""
         new = [channel for channel in delivers if channel not in self._channels]
         for channel in new:
             self._channels[channel] = _Channel()
@@ -118,7 +118,7 @@ class PubSub:
         return Added(new, states)
 
     async def confirm(self, added: Added) -> None:
-        """Subscribe to the new channels in Redis, and wait until Redis has confirmed all channels of the call of `add`.
+        """Subscribe to the new channels, and wait until Redis has confirmed all channels that were passed to `add`.
 
         If this takes longer than `SUBSCRIBE_TIMEOUT`, return nevertheless (see `subscribe`).
         """

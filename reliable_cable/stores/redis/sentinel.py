@@ -1,7 +1,7 @@
 """Asks Redis Sentinels for the address of the primary, whenever a connection is opened.
 
-After a failover, the Sentinels make the former primary a replica. The client notices this, as it does if an address
-belongs to another server (see lineage.py), and opens its connections again.
+After a failover, the Sentinels make the former primary a replica. The client notices this in the same way
+as a new server behind an address (see lineage.py), and opens its connections again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from redis.retry import Retry
 from reliable_cable.conf.redis_urls import SENTINEL_OPTIONS, Address, split_redis_url
 from reliable_cable.exceptions import reason
 
-#: The options of connections to Redis that connections to Sentinels have, too, in addition to those that begin with
+#: The options that connections to Sentinels have in common with connections to Redis, besides those that begin with
 #: `ssl_`.
 SHARED_OPTIONS: Final = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "protocol")
 
@@ -94,7 +94,7 @@ class Sentinels:
         raise self._not_found(problems)
 
     def _primary(self, address: Address, services: Mapping[str, Any]) -> Address:
-        """Return the host and port of the primary, from what a Sentinel knows of all its services.
+        """Return the host and port of the primary, according to the reply of a Sentinel.
 
         Args:
             address: the address of the Sentinel, which is asked first the next time, because others may be down.
@@ -131,7 +131,7 @@ class _Connection(_FindsPrimary, redis.Connection):
 
 
 class _SSLConnection(_FindsPrimary, redis.SSLConnection):
-    """The same with TLS."""
+    """A connection like `_Connection`, with TLS."""
 
 
 class _AsyncFindsPrimary:
@@ -149,4 +149,4 @@ class _AsyncConnection(_AsyncFindsPrimary, redis.asyncio.Connection):
 
 
 class _AsyncSSLConnection(_AsyncFindsPrimary, redis.asyncio.SSLConnection):
-    """The same with TLS."""
+    """A connection like `_AsyncConnection`, with TLS."""

@@ -1,4 +1,4 @@
-"""Which node of a Redis Cluster has which slots."""
+"""The assignment of the slots of a Redis Cluster to its nodes."""
 
 import threading
 import time
@@ -75,7 +75,7 @@ class Slots:
     def must_be_read(self, max_age: float) -> bool:
         """Return whether the caller must read the slots again, because they were read more than `max_age` seconds ago.
 
-        Only one caller must read them. Others use the known slots meanwhile.
+        Only one caller must read them. Meanwhile, other callers use the known slots.
         """
         if time.monotonic() - self._read_at <= max_age:
             return False

@@ -67,7 +67,7 @@ class SessionStore(Store):
         """Store records by session id, in few round trips. They replace existing records.
 
         A client can cause a record of 256 KiB to be saved again and again. So a store on a server that other software
-        uses, too, should write only what has changed in a large record.
+        also uses should write only the parts of a large record that have changed.
         """
 
     @abstractmethod

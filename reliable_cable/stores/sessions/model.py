@@ -110,8 +110,8 @@ class ModelSessionStore(ModelStore, SessionStore):
     def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
         """Lock records, and return the hash values of the stored parts, by session id and number.
 
-        The result contains only records that this process wrote last. If this process has the hash values of no record,
-        no record is locked.
+        The result contains only records that this process wrote last. If this process knows no hash values, no record
+        is locked.
         """
         known = {
             sid: stored

@@ -18,7 +18,7 @@ class RedisSessionStore(RedisStore, SessionStore):
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl` are used.
-        clock: replaces Redis's clock for revocations in tests. Records always expire by Redis's clock.
+        clock: a clock for tests, which replaces Redis's clock for revocations. Records always expire by Redis's clock.
     """
 
     may_lose_data = True
@@ -53,7 +53,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return RecordText.of(record)
 
     def _write(self, sid: str, text: str | RecordText) -> Call:
-        """Return the call that writes what has changed in a record, or the whole record if its old text is unknown."""
+        """Return the call that writes the changes of a record, or the whole record if its old text is unknown."""
         old = self._written.get(sid)
         if old is None or isinstance(text, str):
             return self._write_whole(sid, text)

@@ -345,7 +345,7 @@ class StreamStore(PartedStore):
         return []
 
     def notes(self) -> list[str]:
-        """Return what `manage.py cable_doctor` prints of the store's servers, as sentences.
+        """Return the sentences about the store's servers that `manage.py cable_doctor` prints.
 
         Raises:
             StoreError: the store could not be reached.

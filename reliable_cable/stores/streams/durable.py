@@ -52,7 +52,7 @@ class DurableStreamStore(RedisStreamStore):
 
     Args:
         settings: the settings for the database and for Redis.
-        clock: replaces the clocks of both stores in tests, in seconds since 1970.
+        clock: a clock for tests, which returns seconds since 1970. It replaces the clocks of both stores.
     """
 
     supports_durable = True
@@ -148,7 +148,7 @@ class DurableStreamStore(RedisStreamStore):
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
     async def alineages(self, streams: Collection[str]) -> list[str]:
-        """Return the lineage of the data of each stream: the database's for durable streams, and Redis's for others."""
+        """Return the lineage of each stream's data. Durable streams are in the database, all others in Redis."""
         others = [stream for stream in streams if not self._is_durable(stream)]
         in_redis = iter(await super().alineages(others))
         in_models = await self._model.alineage() if len(others) < len(streams) else ""

@@ -202,7 +202,7 @@ class MemoryStreamStore(StreamStore):
         return len(names)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete all entries beyond their stream's history size or TTL, and all idle streams. `limit` has no effect."""
+        """Delete all entries that no reader can read any more, and all idle streams. `limit` has no effect."""
         with self._lock:
             now = self.clock()
             count = sum(stream.trim(self.settings.policy(name), now) for name, stream in self._streams.items())

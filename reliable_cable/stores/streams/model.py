@@ -46,9 +46,8 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     Args:
         settings: the settings; `database` and the history settings of the streams are used.
-        clock: replaces the clock in tests, in seconds since 1970. The default is the server's clock on PostgreSQL, and
-            this host's clock on SQLite.
-        announce: a function that is called with the events after each commit, also if its outcome is uncertain. By
+        clock: a clock for tests, which returns seconds since 1970. It replaces the server's or this host's clock.
+        announce: a function that is called with the events after each commit, even one with an uncertain outcome. By
             default, the events are passed to the listeners of this process, and other processes get a wake-up and a
             notification.
     """
@@ -289,7 +288,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _announce_and_wake(self, events: Sequence[StreamEvent]) -> None:
         self.bus.publish(events)
         self._waker.wake(self.origin, {event.stream for event in events})
-        # A call in a transaction of the caller has not committed yet. Other processes find its messages when they poll.
+        # In a transaction of the caller, the messages are not committed yet. Other processes find them when they poll.
         if not in_transaction(connections[self.settings.database]):
             self._announcer.announce(event for event in events if not isinstance(event, Transient))
 

@@ -170,8 +170,8 @@ class Announcer:
                     pending.active = False
                     return
             if probes and self.notifies:
-                # The probes are sent before the whispers are stored. If storing is slow or fails, the receiver must not
-                # take this for a connection pooler, which passes no probes on.
+                # The probes are sent before the whispers are stored. Otherwise, if storing is slow or fails, the probes
+                # would be missing, and the receiver would suspect a connection pooler.
                 self._notify(pending, [], probes, look=False)
             events = [*events, *self._stored(whispers)]
             if self.notifies:
@@ -222,7 +222,7 @@ class Announcer:
             self._failing = pending.missed = False
 
     def _failed(self, message: str, error: Exception) -> None:
-        """Log a message and its cause, once until notifications succeed, and close the connection."""
+        """Log a message and its cause, but only once until a notification succeeds. Close the connection."""
         if not self._failing:
             logger.warning("%s: %s", message, described(error), exc_info=not is_outage(error))
         self._failing = True

@@ -70,7 +70,7 @@ class Notice:
     look: bool = False
 
 
-#: The notice in a payload that cannot be read.
+#: What `NoticeCodec.decode` returns for a payload that cannot be read: a request to poll.
 UNREADABLE: Final = Notice("", look=True)
 
 

@@ -120,7 +120,7 @@ class PolledStore(Protocol):
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables for the positions of streams, transient messages, and messages in the outbox.
 
-        If `seen` is not primed before the call, the positions are read in any case: the poll is not `unchanged`.
+        If `seen` is not primed before the call, the positions are always read, and `unchanged` is False.
         """
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
@@ -143,8 +143,8 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         interval: a function that returns the time until the next poll, in seconds. The default is the setting
             `poll_interval`, or `SLOW_POLL_INTERVAL` if this is longer and notifications arrive.
         wakeups: whether the listener receives wake-ups from other processes over a channel layer.
-        announcer: sends and decodes notifications. If None, or if the database does not support notifications, the
-            listener receives none.
+        announcer: the object that sends and decodes notifications. If None, or if the database does not support
+            notifications, the listener receives none.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         return await run_store(self._store.tails, streams) if poll.unchanged else poll.tails
 
     def position(self, stream: str) -> StreamPosition:
-        """Return the position up to which a stream's messages were announced; `("", 0)` if it is not subscribed."""
+        """Return the position up to which a stream's messages were announced; `("", 0)` without a subscription."""
         return self._known.get(stream, NOWHERE)
 
     async def unsubscribe(self, stream: str) -> None:
@@ -263,7 +263,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             asyncio.create_task(self._receive_wakeups(), name="cable-wakeup-receiver"),
             asyncio.create_task(self._receive_notifications(), name="cable-notification-receiver"),
         ]
-        prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
+        prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - not all at once
         try:
             while self.streams:
                 interval = self._interval()

@@ -25,7 +25,7 @@ class SingleAppend:
         database: the database with the streams.
         settings: the settings; the history settings of the streams are used.
         server: the server of the database, which reports the time and the current lineage.
-        retention: decides which streams must be trimmed.
+        retention: the object that decides which streams must be trimmed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SingleAppend:
         self._statement = PreparedStatement(database.alias)
 
     def supports(self, message: Message) -> bool:
-        """Return whether `write` can be called: on PostgreSQL, for a message without an idempotency key."""
+        """Return whether `write` can append a message. This needs PostgreSQL, and the absence of an idempotency key."""
         return not message.idempotency_key and self._server.is_postgresql
 
     def write(self, name: str, message: Message, begin: bool) -> Written | None:
@@ -47,11 +47,11 @@ class SingleAppend:
         Args:
             name: the name of the stream.
             message: the message.
-            begin: whether to begin the transaction. If it is False, one is open.
+            begin: whether to begin the transaction. If False, a transaction is already open.
 
         Returns:
             None if nothing was changed, because the stream has no message in its current epoch, its epoch began in
-            another lineage of the database, or it has messages in the outbox. Then `Numbering.write` must be called.
+            another lineage of the database, or it has messages in the outbox. In these cases, call `Numbering.write`.
 
         Raises:
             StaleStatementError: nothing was changed. `Numbering.write` must be called in another transaction.

@@ -29,7 +29,7 @@ class TransientTable:
     Args:
         database: the database with the table.
         server: the server of the database, which reports the time.
-        retention: deletes old rows.
+        retention: the object that deletes old rows.
         origin: a function that returns the name of the store in this process.
         clock: a clock for the time between two deletions, in seconds.
     """

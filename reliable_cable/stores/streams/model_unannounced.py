@@ -16,7 +16,7 @@ class Unannounced:
     def __init__(self) -> None:
         #: The newest announced position of each stream.
         self._heard: dict[str, StreamPosition] = {}
-        #: The positions that the last poll has found, and that were not announced so far.
+        #: The positions that the last poll has found, and that have not been announced so far.
         self._missing: dict[str, StreamPosition] = {}
 
     def hear(self, event: object) -> None:

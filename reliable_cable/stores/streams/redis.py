@@ -41,7 +41,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are
             used.
-        clock: replaces Redis's clock in tests, in seconds since 1970.
+        clock: a clock for tests, which returns seconds since 1970. It replaces Redis's clock.
     """
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
@@ -265,7 +265,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         return find_problems(self.client)
 
     def notes(self) -> list[str]:
-        """Return the primaries of a Redis Cluster, and what happens while one of them is down, as sentences."""
+        """Return sentences about a Redis Cluster (see `describe_cluster`); none for a single server."""
         return describe_cluster(self.client) if self.client.names.cluster else []
 
     # -- announcing ---------------------------------------------------------------------------------------------------

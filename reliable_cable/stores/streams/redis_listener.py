@@ -81,7 +81,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
 
     async def _keep_checking(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_INTERVAL * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
+            await asyncio.sleep(CHECK_INTERVAL * random.uniform(0.75, 1.25))  # noqa: S311 - not all at once
             try:
                 await self.check()
             except StoreError as error:

@@ -9,16 +9,16 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, Invali
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.base import Store
 
-#: A function that returns the part of the store that has a stream, see `StreamStore.shard`.
+#: A function that returns the part of the store that has a stream (see `StreamStore.shard`).
 Shard = Callable[[str], str]
 
 
 def split_by_shard(shard: Shard, items: Sequence[tuple[str, Any]]) -> list[list[int]]:
-    """Return, for each part of a store, the indexes in `items` of its messages, in the order of their first messages.
+    """Return the indexes of `items`, grouped by the part of the store, in the order of their first messages.
 
     Args:
-        shard: returns the part that has a stream.
-        items: the names of the streams, and the messages.
+        shard: a function that returns the part that has a stream.
+        items: pairs of a stream's name and a message.
     """
     parts: dict[str, list[int]] = {}
     for number, (stream, _) in enumerate(items):
@@ -27,7 +27,7 @@ def split_by_shard(shard: Shard, items: Sequence[tuple[str, Any]]) -> list[list[
 
 
 def require_one_shard(shard: Shard, streams: Collection[str]) -> None:
-    """Check that messages to these streams can be stored together, either all or none.
+    """Check that one call can store either all messages to these streams, or none.
 
     Raises:
         InvalidOption: the streams are in different parts of the store.
@@ -41,7 +41,7 @@ def require_one_shard(shard: Shard, streams: Collection[str]) -> None:
 
 
 class PartedStore(Store):
-    """A store whose streams may be in several parts, each of which stores the messages of one call all or none."""
+    """A store whose streams may be in several parts. Each part stores either all messages of a call, or none."""
 
     @abstractmethod
     def append(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
@@ -52,12 +52,12 @@ class PartedStore(Store):
         """Async twin of `append`."""
 
     def append_parts(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
-        """Store messages, and return their positions. Either all messages in one part of the store are stored, or none.
+        """Store messages, and return their positions. In each part of the store, either all are stored, or none.
 
-        The parts (see `shard`) are stored one after another. A store with one part stores all messages or none.
+        The parts (see `shard`) are stored one after another. If there is only one part, either all are stored, or none.
 
         Args:
-            items: the names of the streams, and the messages.
+            items: pairs of a stream's name and a message.
 
         Raises:
             BroadcastError: nothing was stored.
