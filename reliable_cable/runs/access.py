@@ -49,7 +49,7 @@ def readable_run(run: object, user: Any) -> Run:
 
 
 def stoppable_run(run: object, user: Any) -> Run:
-    """Return the run with the given id, if the user may stop it. Arguments and errors are as for `readable_run`."""
+    """Return the run with the given id, if the user may read and stop it. Otherwise, raise `Run.DoesNotExist`."""
     found = readable_run(run, user)
     if not permissions().may_stop(user, found):
         raise Run.DoesNotExist("There is no such run.")

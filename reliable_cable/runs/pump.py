@@ -61,7 +61,7 @@ class Pump:
         """Begin to call the attempt's `step` regularly.
 
         Args:
-            attempt: the attempt, whose `begin` was called.
+            attempt: the attempt, after its method `begin` was called.
             ended: called once, in the thread of the pump, when the run was stopped or no longer belongs to its writer.
         """
         with self._changed:

@@ -1,4 +1,4 @@
-"""Asks the database which runs were stopped while tasks write them."""
+"""Asks the database which runs were stopped while tasks are writing them."""
 
 import uuid
 from collections.abc import Sequence

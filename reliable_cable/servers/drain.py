@@ -151,7 +151,7 @@ async def _drain_and_close(hub: DrainableHub) -> None:
 
 
 def _is_stopping(handler: Any) -> bool:
-    """Return whether the server with this signal handler has received a signal before. This is known only of uvicorn.
+    """Return whether the server with this signal handler has already received a signal. Only uvicorn is recognised.
 
     daphne need not be recognised, because it cancels all requests when it stops.
     """
@@ -181,7 +181,7 @@ def end_process(limit: float) -> None:
     """End the process immediately, even if threads are running.
 
     Args:
-        limit: the time, in seconds, that the process had to stop. The log message contains it.
+        limit: the time, in seconds, that the process was given to stop. The log message contains it.
     """
     # Another thread may hold a lock that the report needs, for example because it writes to a pipe that is full.
     reported = threading.Event()

@@ -14,7 +14,7 @@ MAX_PRODUCERS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """The headers of an idempotent producer.
+    """The headers of an idempotent producer: a client that numbers its requests, so that none is appended twice.
 
     Args:
         id: the id that the client has chosen.
@@ -82,7 +82,7 @@ class Outcome(Enum):
 
 
 def decide(state: WriterState, append: Append) -> Outcome:
-    """Check a request. If it is accepted, change the state."""
+    """Check a request, and return the outcome. If the request is accepted, change the state."""
     outcome = _check(state, append)
     if outcome is Outcome.ACCEPTED:
         producer = append.producer

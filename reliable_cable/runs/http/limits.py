@@ -54,7 +54,7 @@ class OpenReaders:
 
     @contextmanager
     def opened(self, visitor: Visitor) -> Iterator[None]:
-        """Count a reader while the context is entered.
+        """Count a reader until the context ends.
 
         Raises:
             Refusal: the client has too many.

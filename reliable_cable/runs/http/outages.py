@@ -1,4 +1,4 @@
-"""Refuses requests while the database or the stream store is away."""
+"""Refuses requests while the database or the stream store is unavailable."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refuse_outages(request: HttpRequest) -> Iterator[None]:
     """Refuse a request if the database or the store fails in this context.
 
     Raises:
-        Outage: it has failed.
+        Outage: the database or the store has failed.
     """
     try:
         yield

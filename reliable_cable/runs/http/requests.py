@@ -83,7 +83,7 @@ async def authenticate(request: HttpRequest) -> Visitor:
 
 
 def scope_of(request: HttpRequest) -> dict[str, Any]:
-    """Return the ASGI scope of a request. For a request of a WSGI server, it has only what this package needs."""
+    """Return the ASGI scope of a request. For a request of a WSGI server, it has only the keys that are used."""
     if isinstance(request, ASGIRequest):
         return dict(request.scope)
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
@@ -211,7 +211,7 @@ def parse_object(body: bytes, keys: str) -> dict[str, Any]:
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
-    """Parse a body as `DefaultChatTransport` sends it. A key `message` may take the place of `messages`.
+    """Parse a request body in the format of `DefaultChatTransport`. A key `message` may take the place of `messages`.
 
     Raises:
         Refusal: the body is not valid.
