@@ -18,7 +18,7 @@ class RunPermissions:
     """
 
     def may_read(self, user: Any, run: Run) -> bool:
-        """Return whether a user may read a run."""
+        """Return whether a user may read a run. By default, only its owner may."""
         return run.owner_id is not None and getattr(user, "is_authenticated", False) and run.owner_id == user.pk
 
     def may_stop(self, user: Any, run: Run) -> bool:

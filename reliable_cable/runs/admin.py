@@ -12,7 +12,7 @@ from .models import Run
 
 
 @admin.register(Run)
-class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for type checkers only
+class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # `ModelAdmin` is generic for type checkers only
     """The admin page of runs, with an action that stops the selected runs."""
 
     list_display = ("id", "status", "age", "owner", "attempt", "created_at", "ended_at")

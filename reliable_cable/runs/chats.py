@@ -77,7 +77,7 @@ class RunChats:
         Args:
             user: the user who sent the message.
             subject: the object that `subject` has returned.
-            message: the message.
+            message: the message to store and to answer.
 
         Raises:
             ValidationError: the message cannot be answered. The client is sent the text of the error.

@@ -43,7 +43,7 @@ class StartingServer(uvicorn.Server):
             if signal.SIGTERM in self._captured_signals:
                 finish_workers()
                 # The signal does not end the first process of a container. Such a process exits normally, and must not
-                # wait a second time.
+                # wait for the background work a second time.
                 atexit.unregister(finish_workers)
 
 

@@ -19,7 +19,7 @@ from .isolation import current_isolation, isolated
 
 @dataclass(frozen=True, slots=True)
 class CapturedBroadcast:
-    """A broadcast that was sent.
+    """A broadcast that the tested code has sent.
 
     Args:
         stream: the name of the stream, without its namespace.

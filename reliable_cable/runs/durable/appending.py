@@ -1,4 +1,4 @@
-"""Decides what happens to a request to append to a stream or to close it. It does no I/O."""
+"""Decides whether a request to append to a stream or to close it is accepted. It does no I/O."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def decide(state: WriterState, append: Append) -> Outcome:
 
 
 def expected_sequence(state: WriterState, producer: Producer) -> int:
-    """Return the sequence number that the next request of a producer must have."""
+    """Return the sequence number that the next request of a producer in the same epoch must have."""
     known = state.producers.get(producer.id)
     return 0 if known is None else known[1] + 1
 

@@ -68,7 +68,7 @@ class AgUiEvents(Translator):
         super().__init__()
         self._run = run
         self._thread = thread
-        #: The messages that the client has. None once the snapshot was sent, or if none is needed.
+        #: The messages that the client has. None after the snapshot was sent, or if no snapshot is needed.
         self._messages = messages
         #: The events that were translated before the snapshot was sent.
         self._held: list[Message] = []

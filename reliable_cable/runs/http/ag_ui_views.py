@@ -31,7 +31,7 @@ class RunInput:
     Args:
         thread: the id of the thread, which is the id of a chat.
         messages: the messages that the client has. Each has an `id` and a `role`.
-        body: the other keys.
+        body: the other keys of the request.
     """
 
     thread: str

@@ -26,7 +26,7 @@ from .requests import MAX_ID_LENGTH, invalid, is_storable
 LONG_POLL: Final = "long-poll"
 SSE: Final = "sse"
 
-#: The parts of paths that cannot be parts of names. The protocol reserves `__ds`.
+#: The path segments that the name of a stream must not contain. The protocol reserves `__ds`.
 RESERVED: Final = frozenset(("__ds", ".", ".."))
 
 #: The maximum epoch and sequence number of a producer. JavaScript can represent them exactly.

@@ -35,7 +35,7 @@ class Source(ABC):
     content_type: str
     #: The generation, which all offsets contain.
     generation: str
-    #: The channel to which live readers subscribe, and the parameter `id`.
+    #: The channel to which live readers subscribe, and the parameter `id` of their subscriptions.
     channel: type[Channel]
     key: str
 
@@ -180,7 +180,7 @@ class RunSource(Source):
             raise Trimmed(0)
 
     def _adopt(self, page: StreamPage) -> None:
-        """Take the generation from the epoch of a page."""
+        """Derive the generation from the epoch of a page."""
         self.generation = hashlib.sha256(page.epoch.encode()).hexdigest()[:16] if page.epoch else ANY_GENERATION
 
     async def _has_ended(self, page: StreamPage, end: int) -> bool:

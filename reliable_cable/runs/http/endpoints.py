@@ -1,4 +1,4 @@
-"""The decorator of the HTTP endpoints of runs: methods, users, CSRF tokens, and errors as JSON."""
+"""The decorator of the HTTP endpoints of runs. It checks the method, user and CSRF token, and sends errors as JSON."""
 
 from __future__ import annotations
 

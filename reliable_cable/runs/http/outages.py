@@ -40,7 +40,7 @@ def is_temporary(error: Exception) -> bool:
 
 
 def log_outage(method: str, path: str, outcome: str, error: Exception) -> None:
-    """Log an error of the database or the store, without a traceback, and without values of statements.
+    """Log an error of the database or the store, without a traceback, and without the values in SQL statements.
 
     Args:
         method: the method of the request.

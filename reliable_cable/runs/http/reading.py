@@ -50,11 +50,11 @@ _MESSAGES: Final[Mapping[str, str]] = {
 _CONNECTION_LOST: Final = 1006
 
 
-#: An event of a stream, as it is broadcast. Readers without history get the whole frame, which has its position.
+#: An event of a stream, as it was broadcast. Readers without history get the whole frame, which has the position, too.
 Event = dict[str, Any]
 
-#: Takes the place of a frame if a reader without history must read the stream from the store: the subscription has
-#: begun, or events were lost.
+#: This event, in place of a frame, tells a reader without history to read the stream from the store, because the
+#: subscription has begun or events were lost.
 READ_STORE: Final[Event] = {}
 
 

@@ -36,7 +36,7 @@ MAX_ID_LENGTH: Final = 255
 
 @dataclass
 class Visitor:
-    """The user who has sent a request, and how the user was authenticated.
+    """The user who has sent a request, with the scope and the token by which the user was authenticated.
 
     Args:
         scope: the ASGI scope of the request, with the keys that the middlewares of WebSockets add.

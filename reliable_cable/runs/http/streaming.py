@@ -53,7 +53,7 @@ def stream(
 class StreamBody:
     """The body of a response that streams events. Django calls `close` after the last part, or if the client has left.
 
-    Nothing is opened before Django asks for the first part. So nothing is left behind if a middleware replaces the
+    Nothing is opened before Django asks for the first part. So nothing stays open if a middleware replaces the
     response.
 
     Args:

@@ -99,15 +99,15 @@ class Translator(ABC):
 
     @abstractmethod
     def _add(self, item: Item) -> Iterator[Message]:
-        """Translate a piece of text or a part that was appended to the answer."""
+        """Yield the messages for a piece of text or a part that was appended to the answer."""
 
     @abstractmethod
     def _end(self, status: str, usage: Mapping[str, Any], error: str) -> Iterator[Message]:
-        """Translate the end of the run. Set `ended`."""
+        """Yield the messages for the end of the run, and set `ended`."""
 
     @abstractmethod
     def _fail(self, message: str) -> Iterator[Message]:
-        """Translate an error after which the client can no longer read the stream. Set `ended`."""
+        """Yield the messages for an error that ends the response, and set `ended`."""
 
 
 def _begins_with(content: Content, start: Content) -> bool:
