@@ -56,7 +56,7 @@ class Drain:
     """A signal handler that drains a hub, and then calls the server's own handler of the signal.
 
     Args:
-        begin: a function that makes the event loop refuse new connections, and returns its hub; None if there is no hub.
+        begin: a function that makes the event loop refuse new connections, and returns its hub, or None without a hub.
         loop: the event loop of the hub.
         grace: how long, in seconds, the server is configured to wait for open requests after the drain.
     """

@@ -101,7 +101,7 @@ async def respond(
         visitor: the user who reads.
         source: the stream to read.
         after: the position before the data; None for the end of the stream.
-        times: the class of the project, which contains the maximum durations of live responses.
+        times: the `DurableStreams` object of the project, which contains the durations of live responses.
     """
     try:
         chunk = await (source.tail() if after is None else source.read(after))
