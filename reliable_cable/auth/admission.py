@@ -35,9 +35,9 @@ class Admission:
     Attributes:
         login: the login of the client, which is checked repeatedly while the connection is open. None means that there
             is nothing to check.
-        expires_at: when the token expires, in seconds since 1970. None means that there is no token, or that it does
-            not expire.
-        refusal: why the client is refused. None means that the client may connect.
+        expires_at: the time at which the token expires, in seconds since 1970. None means that there is no token, or
+            that it does not expire.
+        refusal: the reason for which the client is refused. None means that the client may connect.
     """
 
     login: AnyLogin | None = None

@@ -77,7 +77,7 @@ class KeySet:
         self._clock = clock
         self._keys: Sequence[PublicKey] = ()
         self._read_at = -math.inf
-        #: When the latest attempt to load the keys ended.
+        #: The time at which the latest attempt to load the keys ended, by the clock.
         self._attempted_at = -math.inf
         self._failed = False
         #: The attempts to load the keys are numbered. These are the numbers of the latest attempt that began and of the
@@ -92,8 +92,8 @@ class KeySet:
         """Return the key that verifies a token, or None if the set does not have it.
 
         If the key is not found, the set is loaded again, but not within `MIN_INTERVAL` seconds after the last attempt.
-        During this time, `KeysUnavailable` is raised, because the key may have been added since the set was last
-        loaded. The client tries again later.
+        The key may have been added since the set was last loaded. So None is returned only if the set has been loaded
+        since the key was first requested, and does not have the key. Otherwise, `KeysUnavailable` is raised.
 
         Args:
             key_id: the id of the key. None means that the token names no key. The set must then have exactly one key

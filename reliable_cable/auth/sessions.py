@@ -41,7 +41,7 @@ def read_cookies(scope: Mapping[str, Any]) -> dict[str, str]:
 
 
 def session_key(cookies: Mapping[str, str]) -> str | None:
-    """Return the key of the Django session from a handshake's cookies; None if there is none, or if it has a NUL."""
+    """Return the key of the Django session in a handshake's cookies; None if there is no key, or if it has a NUL."""
     key = cookies.get(settings.SESSION_COOKIE_NAME)
     # A quoted cookie can contain a NUL as "\000". No session key has a NUL, and PostgreSQL refuses a query with a NUL.
     return None if key is None or "\0" in key else key

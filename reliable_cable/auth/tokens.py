@@ -107,7 +107,8 @@ def _encode_identifiers(identifiers: Mapping[str, Any]) -> str:
     if not identifiers:
         raise InvalidIdentifier("cable_token() needs at least one identifier: cable_token(user).")
     encoded = {name: _encode(name, value) for name, value in identifiers.items()}
-    # The names are sorted as in `identity.identifiers_text`, so that anycable-go knows both kinds of texts as equal.
+    # The names are sorted as in `identity.identifiers_text`. anycable-go compares the texts, so equal identifiers must
+    # have equal texts.
     return json.dumps(encoded, sort_keys=True, separators=(",", ":"))
 
 

@@ -46,11 +46,11 @@ class TokenAuthentication:
         user: the user whom the token names. It is an anonymous user if the token names no user, or was refused.
         claims: the verified claims. They are empty if an authenticator has accepted a token that is not a JWT.
         identifiers: the identifiers in the token by name, except for the user.
-        expires_at: when the token expires and the connection ends, in seconds since 1970. None means that the token
-            does not expire.
+        expires_at: the time at which the connection ends because the token has expired, in seconds since 1970. It
+            includes `JWT_LEEWAY`. None means that the token does not expire.
         namespace: the only namespace in which the token is valid. None means that the namespace is not checked, because
             an authenticator has accepted the token.
-        refusal: why the client is refused. None means that the token is valid.
+        refusal: the reason for which the client is refused. None means that the token is valid.
     """
 
     user: Any = field(default_factory=anonymous)
@@ -118,7 +118,7 @@ class TokenVerifier:
         )
 
     def _namespace(self, claims: Mapping[str, Any]) -> str:
-        """Return the namespace in which a token is valid, or `""` if the claim has none.
+        """Return the namespace in which a token is valid, or `""` if the token names none.
 
         Raises:
             InvalidToken: the claim is neither a string nor null, and the setting `NAMESPACE` is used.

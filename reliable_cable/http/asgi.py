@@ -112,7 +112,7 @@ class CableHTTP:
         await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
-        """Return the endpoint at the path of a request, and the stream name in it; None if there is no endpoint."""
+        """Return the endpoint at the path of a request, and the stream name in the path; None if there is none."""
         path = _path_in_application(scope)
         endpoint = self._endpoints.get(path)
         if endpoint is not None:
@@ -125,7 +125,7 @@ class CableHTTP:
 
 
 def _rpc_endpoints(path: Any) -> dict[str, Endpoint]:
-    """Return the endpoints for anycable-go by the last part of their paths; none if they are not served."""
+    """Return the endpoints for anycable-go, keyed by the last part of their paths; empty if they are not served."""
     if path is None:
         return {}
     _check_path("rpc", path, path)

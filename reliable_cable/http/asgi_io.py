@@ -12,7 +12,7 @@ Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 class ClientDisconnected(Exception):
-    """Raised if the client disconnects before the whole body of its request was received."""
+    """Raised if the client disconnects before the whole body of its request has been received."""
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:

@@ -130,7 +130,7 @@ def _log(scope: Mapping[str, Any], problem: str) -> None:
 
 
 def _problems(scope: Mapping[str, Any], headers: Mapping[str, str]) -> str:
-    """Return what is wrong with the origin of a request, and which settings allow it."""
+    """Return the problems with the origin of a request, and the settings that can allow it, as a text."""
     problems = []
     if not _may_read(headers):
         problems.append(

@@ -35,7 +35,7 @@ class EventRequest:
     """A parsed request for server-sent events.
 
     Args:
-        frames: the commands with which a WebSocket client would request the same, as frames of the protocol.
+        frames: the commands with which a WebSocket client would make the same request, as frames of the protocol.
         identifiers: the identifiers of the subscriptions that these commands create.
         form: the class of the events to send, which decides their format.
         resumed: the positions in the id of the last event that the reader has received.

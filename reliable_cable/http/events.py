@@ -84,7 +84,7 @@ async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> E
 
     Raises:
         Refusal: the request is not valid.
-        ClientDisconnected: the client disconnected while its body was read.
+        ClientDisconnected: the client disconnected while its body was being read.
     """
     method = scope["method"].upper()
     if method == HTTPMethod.OPTIONS:
@@ -101,7 +101,7 @@ async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> E
 
 
 def _as_websocket(scope: Scope, transport: EventTransport) -> Scope:
-    """Return the scope with which the consumer is called: that of a WebSocket, with data of the HTTP request."""
+    """Return the scope for the call of the consumer: a WebSocket scope with the data of the HTTP request."""
     return {
         **scope,
         "type": "websocket",

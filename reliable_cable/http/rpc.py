@@ -19,13 +19,13 @@ SID_HEADER: Final = b"x-anycable-meta-sid"
 
 
 def make_endpoints() -> dict[str, Endpoint]:
-    """Return the endpoints by the last part of their paths. They require the RPC key.
+    """Return the endpoints, keyed by the last part of their paths. They require the RPC key.
 
     The consumer is imported at the first call, because the module of the consumer may import the module that makes the
     endpoints.
     """
     service = lru_cache(load_service)
-    # The namespace is that of the client's handshake, and not of the request by anycable-go.
+    # The namespace is that of the client's handshake, and not that of anycable-go's request.
     return {
         method: Endpoint(POST, RPC_KEY, partial(_answer, service, method), in_namespace=False) for method in METHODS
     }

@@ -18,7 +18,7 @@ class RunPermissions:
     """
 
     def may_read(self, user: Any, run: Run) -> bool:
-        """Return whether a user may read a run."""
+        """Return whether a user may read a run. By default, only its owner may."""
         return run.owner_id is not None and getattr(user, "is_authenticated", False) and run.owner_id == user.pk
 
     def may_stop(self, user: Any, run: Run) -> bool:
@@ -49,7 +49,7 @@ def readable_run(run: object, user: Any) -> Run:
 
 
 def stoppable_run(run: object, user: Any) -> Run:
-    """Return the run with the given id, if the user may stop it. Arguments and errors are as for `readable_run`."""
+    """Return the run with the given id, if the user may read and stop it. Otherwise, raise `Run.DoesNotExist`."""
     found = readable_run(run, user)
     if not permissions().may_stop(user, found):
         raise Run.DoesNotExist("There is no such run.")

@@ -12,7 +12,7 @@ from .models import Run
 
 
 @admin.register(Run)
-class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for type checkers only
+class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # `ModelAdmin` is generic for type checkers only
     """The admin page of runs, with an action that stops the selected runs."""
 
     list_display = ("id", "status", "age", "owner", "attempt", "created_at", "ended_at")
@@ -48,7 +48,7 @@ class RunAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for
         self.message_user(request, f"Runs stopped: {count}.")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Return False, because a run without a task would never be written."""
+        """Return False, because no task would write a run that is created on this page."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:

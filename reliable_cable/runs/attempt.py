@@ -83,10 +83,10 @@ class Attempt:
         #: The idempotency keys and events that were taken from the coalescer, but have not been broadcast yet.
         self._unsent: deque[tuple[str, dict[str, Any]]] = deque()
         self._count = 0
-        #: How many events were broadcast since the answer was last saved.
+        #: The number of events that have been broadcast since the answer was last saved.
         self._unsaved = 0
         history_size = settings.policy(run.stream).history_size
-        #: The maximum of `_unsaved`. The history of the stream keeps that many events, so that readers lack none if the
+        #: The maximum of `_unsaved`: half of the history size. So the history still contains all unsaved events if the
         #: writer dies. There is no maximum if the stream has no history.
         self._max_unsaved = max(1, history_size // 2) if history_size else sys.maxsize
         self._changed = False
@@ -163,7 +163,7 @@ class Attempt:
                 self._delay_retry(error, now)
 
     def _delay_retry(self, error: Exception, now: float) -> None:
-        """After an outage, make `step` try again later. Raise other errors."""
+        """Let `step` try again later if an outage caused an error. Otherwise, raise the error."""
         if not _may_pass(error):
             raise error
         self._retry_at = now + RETRY_DELAY

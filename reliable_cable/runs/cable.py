@@ -32,7 +32,7 @@ class RunChannel(Channel):
 
     @action
     def stop(self) -> None:
-        """Stop the run. The text that was written so far is kept."""
+        """Stop the run. The text that has been written so far is kept."""
         stoppable_run(self.params.get("id"), self.connection.user).stop()
 
 
@@ -42,8 +42,8 @@ async def snapshot_of(stream: str) -> Snapshot | None:
     Args:
         stream: the name of the stream, which ends with the id of the run.
     """
-    # Read this position before the row. It is used unless the run is being written. A queued run: the next attempt has
-    # no events before this position. An ended run: readers ignore the events after it.
+    # This position is read before the row, and is used unless the run is being written. In the stream of a queued run,
+    # the next attempt has no events before it. In the stream of an ended run, readers ignore the events after it.
     at = await aposition(stream)
     run = await run_handler(Run.objects.filter(pk=stream.rpartition(":")[2]).first)
     if run is None:

@@ -25,7 +25,8 @@ class ChatMessage:
 
     Args:
         id: the id of the message, which the client has chosen, or `""`.
-        role: the role of the author, usually `"user"`. With AG-UI, the result of a tool that the page ran has `"tool"`.
+        role: the role of the author, usually `"user"`. With AG-UI, it is `"tool"` if the message is the result of a
+            tool that the page has run.
         text: the text parts of the message, joined by line breaks.
         parts: all parts of the message, such as text and files, as the AI SDK or AG-UI defines them.
         trigger: `"submit-message"`, or `"regenerate-message"` if the client wants another answer to the message.
@@ -76,7 +77,7 @@ class RunChats:
         Args:
             user: the user who sent the message.
             subject: the object that `subject` has returned.
-            message: the message.
+            message: the message to store and to answer.
 
         Raises:
             ValidationError: the message cannot be answered. The client is sent the text of the error.

@@ -38,7 +38,7 @@ def check_classes(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _problem(key: str, path: str, base: type, *required: str) -> str | None:
-    """Return what is wrong with the class that a setting names; None if it can be used.
+    """Return the problem with the class that a setting names; None if the class can be used.
 
     Args:
         key: the name of the setting.

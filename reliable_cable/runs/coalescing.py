@@ -102,7 +102,7 @@ class Coalescer:
 def _joined(written: Sequence[str | Mapping[str, Any]]) -> Sequence[str | Mapping[str, Any]]:
     """Return pieces of text and parts, after joining adjacent pieces of text and adjacent pieces of reasoning."""
     joined: list[str | Mapping[str, Any]] = []
-    # A model writes many pieces of text, so these are joined without a step of Python code for each.
+    # A model writes many pieces of text, so these are joined without a Python loop.
     for kind, items in groupby(written, type):
         if issubclass(kind, str):
             joined.append("".join(cast("Iterator[str]", items)))

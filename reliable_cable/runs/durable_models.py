@@ -62,7 +62,7 @@ class DurableStream(models.Model):
     closed = models.BooleanField(default=False)
     #: How long, in seconds, the stream is kept without a read or write.
     ttl = models.BigIntegerField(null=True, blank=True)
-    #: When the stream expires. Reads and writes move this time if the stream has a TTL.
+    #: The time at which the stream expires. If the stream has a TTL, reads and writes postpone this time.
     expires_at = models.DateTimeField(null=True, blank=True, db_index=True)
     #: The last value of `Stream-Seq`.
     sequence = models.CharField(max_length=MAX_SEQUENCE_LENGTH, blank=True, default="", editable=False)
@@ -74,7 +74,7 @@ class DurableStream(models.Model):
     source = models.ForeignKey(
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="forks", editable=False
     )
-    #: What the request to fork has asked for: the name of the source, the offset, and the number of bytes or values
+    #: The values of the request to fork: the name of the source, the offset, and the number of bytes or values
     #: after the offset.
     fork = models.JSONField(null=True, blank=True, editable=False)
     #: The generations of the streams from which this fork has data, with the number of common entries. Up to this
@@ -82,7 +82,7 @@ class DurableStream(models.Model):
     ancestors = models.JSONField(default=dict, blank=True, editable=False)
     #: Whether the stream was deleted, but its row is kept because there are forks of the stream.
     deleted = models.BooleanField(default=False, editable=False)
-    #: When the last entry was appended.
+    #: The time at which the last entry was appended.
     appended_at = models.DateTimeField(default=timezone.now, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 

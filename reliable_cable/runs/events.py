@@ -43,7 +43,7 @@ def chunk(attempt: int, content: str) -> dict[str, Any]:
 
 
 def part(attempt: int, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event for a part of the answer. Reasoning that follows reasoning extends the part before it."""
+    """Return the event for a part of the answer. Reasoning that directly follows reasoning is joined to it."""
     return {"event": PART, "attempt": attempt, "part": dict(content)}
 
 

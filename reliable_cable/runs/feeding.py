@@ -144,7 +144,7 @@ class Feeder:
         """Add the content of a chunk of OpenAI's Chat Completions API."""
         if chunk.id and chunk.id != self._chat:
             self._chat = chunk.id
-            # Some servers give each chunk another id. Only the first chunk of an answer has a role.
+            # Some servers give each chunk a different id. Only the first chunk of an answer has a role.
             if not self._unfinished or any(getattr(choice.delta, "role", None) for choice in chunk.choices):
                 self._begin()
         for choice in chunk.choices:
@@ -271,7 +271,7 @@ def _is_event(cls: type) -> bool:
 
 
 def _sum(former: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sum of two usages. Numbers are added, also in nested dicts. Other values are taken from `usage`."""
+    """Return the sum of two usages. Numbers are added, even inside nested dicts. Other values come from `usage`."""
     total = {**former, **usage}
     for name in former.keys() & usage.keys():
         if isinstance(former[name], dict) and isinstance(usage[name], dict):

@@ -15,7 +15,7 @@ from reliable_cable.logs import logger
 from .attempt import Attempt
 from .stopping import StopRequests
 
-#: How often, in seconds, an async block saves and broadcasts what was written.
+#: The interval, in seconds, at which an async block broadcasts and saves its answer.
 INTERVAL: Final = 0.02
 
 
@@ -23,7 +23,7 @@ class InlinePump:
     """Takes the place of `Pump` for one attempt, in the thread of the transaction.
 
     Args:
-        attempt: the attempt, whose `begin` was called.
+        attempt: the attempt, after its method `begin` was called.
     """
 
     def __init__(self, attempt: Attempt) -> None:
@@ -45,7 +45,7 @@ class AsyncInlinePump:
     """Takes the place of `Pump` for one attempt in async code, in the thread of Django's ORM calls.
 
     Args:
-        attempt: the attempt, whose `begin` was called.
+        attempt: the attempt, after its method `begin` was called.
         ended: called once, when the run was stopped or no longer belongs to its writer.
     """
 
@@ -56,7 +56,7 @@ class AsyncInlinePump:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def wake(self) -> None:
-        """Do nothing. The task checks regularly what is due."""
+        """Do nothing. The task checks regularly whether a broadcast is due."""
 
     def close(self) -> None:
         """End the task."""

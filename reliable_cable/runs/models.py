@@ -172,7 +172,7 @@ class Run(models.Model):
     attempt = models.PositiveIntegerField(default=1)
     #: The text of the answer so far.
     text = models.TextField(blank=True, default="")
-    #: The parts of the answer so far other than text, such as tool calls (see parts.py).
+    #: The parts of the answer so far, except for its text: for example, tool calls (see parts.py).
     parts = models.JSONField(default=list, blank=True)
     #: The usage that the language model has reported, such as numbers of tokens, by name.
     usage = models.JSONField(default=dict, blank=True)
@@ -214,7 +214,7 @@ class Run(models.Model):
     # -- end ----------------------------------------------------------------------------------------------------------
 
     def stop(self) -> bool:
-        """Stop the run, even if a task in another process is writing it. The text that was written so far is kept.
+        """Stop the run, even if a task in another process is writing it. The text that has been written so far is kept.
 
         A queued run is stopped at once. A task that is writing the run is notified within a quarter of a second.
 
@@ -266,7 +266,7 @@ class Run(models.Model):
         return True
 
     def _broadcast_content(self) -> Content:
-        """Return the content of this row with what was broadcast after it was saved."""
+        """Return the saved content of this row, together with the content that was broadcast after the save."""
         with use_namespace(self.namespace):
             return complete_content(self.stream, self.attempt, self.position, self.text, self.parts)
 

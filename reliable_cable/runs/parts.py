@@ -4,7 +4,7 @@ A part is a dict with a `type`. Its key `at` is the number of characters of the 
 below are used by this package, with these keys. Parts of other types are stored and sent, too. Readers skip the types
 that they do not know.
 
-- `reasoning`: `text`, to which reasoning that directly follows is appended
+- `reasoning`: `text`; the text of reasoning that directly follows is appended to it
 - `tool-call`: `id`, `name`, `input`; optionally `dynamic`
 - `tool-result`: `id`, `output`
 - `source`: `url`, `title`
@@ -87,7 +87,7 @@ class Content:
         return self._pieces[0] if self._pieces else ""
 
     def add(self, item: str | Mapping[str, Any]) -> None:
-        """Append to the text, or append a part. Reasoning that directly follows other reasoning extends this part."""
+        """Append to the text, or append a part. Reasoning that directly follows reasoning is joined to it."""
         if isinstance(item, str):
             self._pieces.append(item)
             self.length += len(item)

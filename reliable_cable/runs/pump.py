@@ -1,4 +1,4 @@
-"""Broadcasts and saves the answers that tasks write, in one background thread for all runs of a process."""
+"""The pump of a process: one background thread that broadcasts and saves the answers that tasks are writing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOP_INTERVAL: Final = 0.2
 
 
 class _Served:
-    """An attempt in a pump, with the function to call at its end.
+    """An attempt that is being written, with the function to call at its end.
 
     Args:
         attempt: the attempt whose `step` the pump calls.
@@ -41,7 +41,7 @@ class _Served:
 
 
 class Pump:
-    """Calls `step` of each attempt that is written in this process, and notifies an attempt if its run was stopped.
+    """Calls `step` of each attempt that is being written in this process, and notifies each whose run was stopped.
 
     Args:
         clock: returns the time in seconds. The attempts must have the same clock.
@@ -61,7 +61,7 @@ class Pump:
         """Begin to call the attempt's `step` regularly.
 
         Args:
-            attempt: the attempt, whose `begin` was called.
+            attempt: the attempt, after its method `begin` was called.
             ended: called once, in the thread of the pump, when the run was stopped or no longer belongs to its writer.
         """
         with self._changed:
@@ -130,6 +130,6 @@ _pumps: dict[int, Pump] = {}
 
 
 def pump() -> Pump:
-    """Return the pump of this process. A forked child process gets its own pump, because threads are not forked."""
+    """Return the pump of this process. A forked child process gets its own pump, because a fork copies no threads."""
     pid = os.getpid()
     return _pumps.get(pid) or _pumps.setdefault(pid, Pump())

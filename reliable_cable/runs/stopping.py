@@ -1,4 +1,4 @@
-"""Asks the database which runs were stopped while tasks write them."""
+"""Asks the database which runs were stopped while tasks are writing them."""
 
 import uuid
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .models import Run, Status
 class StopRequests:
     """Finds the runs that someone wants to stop. It compiles the SQL only once for calls with the same runs.
 
-    A pump calls this five times a second. Compiling the query takes ten times as long as executing it.
+    `Pump` calls this five times a second. Compiling the query takes ten times as long as executing it.
     """
 
     def __init__(self) -> None:

@@ -12,14 +12,14 @@ from reliable_cable.validation import resolve_stream
 from . import events
 from .parts import Content
 
-#: How many events are read at once.
+#: The number of events that are read at once.
 PAGE_SIZE: Final = 1000
 
 
 def complete_content(
     stream: str, attempt: int, saved_at: str, text: str, parts: Sequence[Mapping[str, Any]]
 ) -> Content:
-    """Return the saved content of an attempt with what was broadcast after it, until the end of the attempt.
+    """Return the saved content of an attempt, together with the content of its later events, up to its end.
 
     Readers have received the broadcasts, so the run must contain them. If the stream no longer has all of them, this
     returns the saved content.
@@ -48,7 +48,7 @@ def complete_content(
             if entry.data["attempt"] != attempt:
                 continue
             if entry.data["event"] in events.ENDS:
-                return content  # readers ignore what follows
+                return content  # readers ignore later events
             item = events.content_of(entry.data)
             if item is not None:
                 content.add(item)

@@ -24,7 +24,7 @@ FAILED: Final = "Something went wrong. Please try again."
 
 
 class Writer:
-    """Adds content to the answer of a run. The methods return at once: a background thread broadcasts and saves it."""
+    """Adds content to the answer of a run. The methods do not wait: a thread broadcasts and saves the content."""
 
     def __init__(self, attempt: Attempt, pump: Pump | InlinePump | AsyncInlinePump) -> None:
         self._attempt = attempt

@@ -77,7 +77,7 @@ def _wrapped(send: Any) -> list[Any]:
     """
     candidates: list[Any] = []
     for cell in getattr(getattr(send, "__func__", send), "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # the variable has no value
+        with contextlib.suppress(ValueError):  # raised if the variable has no value
             candidates.append(cell.cell_contents)
     for name, value in getattr(getattr(send, "__self__", None), "__dict__", {}).items():
         if name.endswith("send"):

@@ -70,9 +70,9 @@ class Transport:
     def pause_reading(self) -> None:
         """Stop reading frames until `resume_reading` is called.
 
-        While reading is paused, call this method again every few seconds. Each call postpones the end of the server's
-        time limit for the answer to its own ping, because the answer cannot be read now. This base class does nothing,
-        because most servers stop reading while `receive` is not awaited.
+        While reading is paused, call this method again every few seconds. The answer of the client to the server's ping
+        cannot be read now, so each call extends the time limit for the answer. This base class does nothing, because
+        most servers stop reading while `receive` is not awaited.
         """
 
     def resume_reading(self) -> None:

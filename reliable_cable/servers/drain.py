@@ -8,8 +8,8 @@ Even so, the process might not stop. The server waits for its applications, Pyth
 thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the
 signal.
 
-uvicorn waits without a limit for responses that do not end. So nothing would stop a process that begins such a response
-after the signal. If the server is already stopping when the handler is installed, the drain begins at once.
+uvicorn waits without a limit for responses that do not end. If its first such response began after the signal, nothing
+would stop the process. So if the server is already stopping when the handler is installed, the drain begins at once.
 """
 
 import _thread
@@ -56,7 +56,7 @@ class Drain:
     """A signal handler that drains a hub, and then calls the server's own handler of the signal.
 
     Args:
-        begin: a function that makes the event loop refuse new connections, and returns its hub; None if it has none.
+        begin: a function that makes the event loop refuse new connections, and returns its hub, or None without a hub.
         loop: the event loop of the hub.
         grace: how long, in seconds, the server is configured to wait for open requests after the drain.
     """
@@ -108,7 +108,7 @@ class Drain:
         self._limited = True
         # A signal handler must not start a `threading.Thread`. The signal may have interrupted the start of another
         # thread, which holds a lock that both need.
-        with contextlib.suppress(RuntimeError):  # no thread can be started
+        with contextlib.suppress(RuntimeError):  # raised if no thread can be started
             _thread.start_new_thread(_end_later, (self._limit,))
 
     def _begin(self, number: int | None) -> None:
@@ -151,7 +151,7 @@ async def _drain_and_close(hub: DrainableHub) -> None:
 
 
 def _is_stopping(handler: Any) -> bool:
-    """Return whether the server with this signal handler has received a signal before. This is known only of uvicorn.
+    """Return whether the server with this signal handler has already received a signal. Only uvicorn is recognised.
 
     daphne need not be recognised, because it cancels all requests when it stops.
     """
@@ -181,11 +181,11 @@ def end_process(limit: float) -> None:
     """End the process immediately, even if threads are running.
 
     Args:
-        limit: the time, in seconds, that the process had to stop. The log message contains it.
+        limit: the time, in seconds, that the process was given to stop. The log message contains it.
     """
     # Another thread may hold a lock that the report needs, for example because it writes to a pipe that is full.
     reported = threading.Event()
-    with contextlib.suppress(RuntimeError):  # no thread can be started
+    with contextlib.suppress(RuntimeError):  # raised if no thread can be started
         _thread.start_new_thread(_report, (limit, reported))
         reported.wait(REPORT_LIMIT)
     os._exit(0)

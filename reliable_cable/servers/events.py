@@ -97,7 +97,7 @@ class EventTransport(Transport):
         return replace(command, history=HistoryRequest(own.since, streams))
 
     def answered(self, identifier: str, *, confirmed: bool) -> None:
-        """Record that a subscription was confirmed or rejected. Call this before the reader is told."""
+        """Record that a subscription was confirmed or rejected. Call this before the answer is sent."""
         self._unanswered.discard(identifier)
         self._confirmed = self._confirmed or confirmed
 

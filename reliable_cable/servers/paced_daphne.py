@@ -22,7 +22,7 @@ from .limits import HEADERS_TIMEOUT
 
 
 class _PendingProtocol(Protocol):
-    """The protocol of a connection that waits for the pacer. It stores the first data, and pauses reading."""
+    """The protocol of a connection that is waiting for the pacer. It stores the first data, and pauses reading."""
 
     transport: Any
 
@@ -35,7 +35,7 @@ class _PendingProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         self.transport.pauseProducing()
-        # The timeout is for slow clients, so it must not run while the connection waits for the pacer.
+        # The timeout is for slow clients, so it must not run while the connection is waiting for the pacer.
         self._protocol.setTimeout(None)
         self._pacer.run(partial(self._begin, data))
 
@@ -92,8 +92,8 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         """Limit the time until the headers of the first request are complete."""
-        # Twisted's own method sets the timeout `timeOut`. A shorter one must not replace it afterwards: Twisted would
-        # search for the call among those of all connections.
+        # Twisted's own method starts a timer for `timeOut`. If the time were shortened afterwards, Twisted would search
+        # for this timer among the timers of all connections.
         self._idle_timeout, self.timeOut = self.timeOut, HEADERS_TIMEOUT
         super().connectionMade()
 
@@ -140,7 +140,7 @@ class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
 
     def run(self) -> None:
         """Serve until a signal stops the server."""
-        # The event loop makes this call first. Before, Twisted installs its signal handlers.
+        # This is the first call of the event loop. Twisted installs its signal handlers before it.
         reactor.callLater(0, self._on_start)
         super().run()
 

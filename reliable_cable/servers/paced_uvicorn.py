@@ -60,7 +60,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
             self._process(data)
             return
         self._begun = True
-        # The time limit is for slow clients, so it must not run while the connection waits for the pacer.
+        # The time limit is for slow clients, so it must not run while the connection is waiting for the pacer.
         self._end_limits()
         # Reading cannot be paused in `connection_made`, because uvloop starts to read after that method in any case.
         self.transport.pause_reading()

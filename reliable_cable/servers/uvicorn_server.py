@@ -35,15 +35,15 @@ class StartingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals while the server runs. Afterwards, uvicorn raises them again.
 
-        SIGTERM then ends the process without the functions that are registered with `atexit`. So this method waits for
-        the background work before.
+        SIGTERM then ends the process without calling the functions that are registered with `atexit`. So this method
+        first waits for the background work.
         """
         with super().capture_signals():
             yield
             if signal.SIGTERM in self._captured_signals:
                 finish_workers()
-                # The process goes on to exit if the signal does not end it, which is so for the first process of a
-                # container.
+                # The signal does not end the first process of a container. Such a process exits normally, and must not
+                # wait for the background work a second time.
                 atexit.unregister(finish_workers)
 
 

@@ -19,7 +19,7 @@ from .isolation import current_isolation, isolated
 
 @dataclass(frozen=True, slots=True)
 class CapturedBroadcast:
-    """A broadcast that was sent.
+    """A broadcast that the tested code has sent.
 
     Args:
         stream: the name of the stream, without its namespace.
@@ -84,7 +84,7 @@ def _call_hooks(before: Mapping[str, int]) -> None:
     """Call the `on_commit` hooks that the tested code has registered, and the hooks that these register in turn.
 
     Args:
-        before: how many hooks each database had before the tested code ran, by the alias of the database.
+        before: the number of hooks of each database before the tested code ran, by the alias of the database.
     """
     for connection in connections.all():
         if not connection.in_atomic_block or in_tested_transaction(connection):

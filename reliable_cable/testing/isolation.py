@@ -89,7 +89,7 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
     """
     defaults: dict[str, Any] = {"HANDLER_THREADS": 0, "KEY_PREFIX": f"cable-test-{secrets.token_hex(8)}"}
     if settings.get("BROADCAST_ADAPTER") is None:
-        # The tests of a project that uses anycable-go need no anycable-go.
+        # The tests of a project that uses anycable-go must also run without anycable-go.
         defaults |= {"ENGINE": "memory", "BROADCAST_ADAPTER": None}
     values = {**defaults, **settings}
     isolation = Isolation()

@@ -93,7 +93,7 @@ class CableSubscription:
             data: the arguments of the action, as JSON values.
 
         Raises:
-            CallFailed: the action has no result. If the action raised an error, its `__cause__` is that error.
+            CallFailed: the action has no result. If the action raised an error, it is the `__cause__` of `CallFailed`.
         """
         call = secrets.token_hex(8)
         raised = len(self._socket.errors)

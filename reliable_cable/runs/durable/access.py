@@ -21,11 +21,11 @@ class DurableStreams:
 
     #: Whether users must be logged in. If so, the methods are not called for anonymous users.
     login_required: ClassVar[bool] = True
-    #: The maximum number of streams of one owner. Streams without an owner count together.
+    #: The maximum number of streams of one owner. All streams without an owner count together.
     max_streams: ClassVar[int] = 1000
     #: How long, in seconds, a request with `live=long-poll` waits for new data.
     long_poll_time: ClassVar[float] = 20.0
-    #: How long, in seconds, a response with `live=sse` lasts. The client then reads on with another request.
+    #: How long, in seconds, a response with `live=sse` lasts. The client then continues with another request.
     sse_time: ClassVar[float] = 60.0
 
     def may_create(self, user: AbstractBaseUser | AnonymousUser, name: str) -> bool:

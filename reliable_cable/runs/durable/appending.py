@@ -1,4 +1,4 @@
-"""Decides what happens to a request to append to a stream or to close it. It does no I/O."""
+"""Decides whether a request to append to a stream or to close it is accepted. It does no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_PRODUCERS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """The headers of an idempotent producer.
+    """The headers of an idempotent producer: a client that numbers its requests, so that none is appended twice.
 
     Args:
         id: the id that the client has chosen.
@@ -82,7 +82,7 @@ class Outcome(Enum):
 
 
 def decide(state: WriterState, append: Append) -> Outcome:
-    """Check a request. If it is accepted, change the state."""
+    """Check a request, and return the outcome. If the request is accepted, change the state."""
     outcome = _check(state, append)
     if outcome is Outcome.ACCEPTED:
         producer = append.producer
@@ -97,7 +97,7 @@ def decide(state: WriterState, append: Append) -> Outcome:
 
 
 def expected_sequence(state: WriterState, producer: Producer) -> int:
-    """Return the sequence number that the next request of a producer must have."""
+    """Return the sequence number that the next request of a producer in the same epoch must have."""
     known = state.producers.get(producer.id)
     return 0 if known is None else known[1] + 1
 

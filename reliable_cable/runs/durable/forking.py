@@ -35,7 +35,7 @@ class Fork:
     Args:
         source: the name of the stream to fork.
         offset: the offset at which to fork; `""` for the end.
-        size: how many bytes or JSON values to copy of the entry that follows the offset.
+        size: the number of bytes or JSON values to copy from the entry that follows the offset.
     """
 
     source: str
@@ -49,17 +49,18 @@ def create_fork(user: Any, name: str, creation: Creation, fork: Fork, body: byte
     Args:
         user: the user, who becomes the owner.
         name: the name of the new stream.
-        creation: what the request asks for. The content type may be `""`, for that of the source.
-        fork: which data to copy.
+        creation: the properties of the new stream. If the content type is `""`, that of the source is used.
+        fork: the source, and the place in the source up to which its data are copied.
         body: the data that follow those of the source.
 
     Raises:
         NotFound: there is no source that the user may read, or the user may not create the stream.
         Trimmed: data of the source are no longer stored.
-        InvalidFork, InvalidBody: the offset or the number after it is not valid.
+        InvalidFork: the place at which to fork is not valid, or is beyond the end of the source.
+        InvalidBody: the entry after the offset is shorter than `fork.size`, or the body cannot be appended.
         ForkTooLarge: there are too many data to copy.
         Conflict: the source was deleted, its content type is not the requested one, or a different stream has the name.
-        StoreError: the data of the source could not be read, or not yet.
+        StoreError: the data of the source could not be read, or cannot be read yet.
         TooManyStreams, NotDurable: see `storage.create`.
     """
     try:

@@ -19,7 +19,7 @@ from reliable_cable.protocol.commands import refuse_constant
 JSON_TYPE: Final = "application/json"
 DEFAULT_TYPE: Final = "application/octet-stream"
 
-#: How many bytes an entry needs besides its data.
+#: The number of bytes of an entry that are reserved for everything except its data.
 OVERHEAD: Final = 256
 
 _TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+", re.ASCII)
@@ -85,7 +85,7 @@ def pack(body: bytes, content_type: str, limit: int) -> list[dict[str, Any]]:
         limit: the maximum size of an entry in bytes, as JSON.
 
     Raises:
-        InvalidBody: the stream consists of JSON values, and the body is not JSON.
+        InvalidBody: the stream consists of JSON values, and the body is not JSON, or has a value that is too large.
     """
     if is_json(content_type):
         return [{"json": list(values)} for values in _batches(split_json(body), limit - OVERHEAD)]
@@ -94,7 +94,7 @@ def pack(body: bytes, content_type: str, limit: int) -> list[dict[str, Any]]:
 
 
 def unpack(entry: Any) -> Piece | None:
-    """Return the data of an entry; None if the entry was not made by `pack`."""
+    """Return the data of an entry; None if the entry does not have the format that this module describes."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("n"), int):
         return None
     data = entry["text"].encode() if "text" in entry else base64.b64decode(entry.get("base64", ""))
@@ -164,7 +164,7 @@ def _batches(values: Iterable[str], limit: int) -> Iterable[list[str]]:
 
 
 def _no_number(text: str) -> int:
-    """Replace `int` and `float` in the decoder. It only checks numbers, whose text is stored unchanged."""
+    """Replace `int` and `float` in the decoder, which only checks numbers. The text of a number is stored unchanged."""
     return 0
 
 
@@ -215,7 +215,7 @@ def _value(text: str, at: int) -> tuple[str, int]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Return the index of the first character, from an index on, that is not white space."""
+    """Return the index of the first character at or after `at` that is not white space."""
     match = _SPACE.match(text, at)
     return at if match is None else match.end()
 

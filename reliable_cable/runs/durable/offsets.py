@@ -14,7 +14,8 @@ from typing import Final
 START: Final = "-1"
 NOW: Final = "now"
 
-#: A generation that no stream of a client has. An offset with it and the number 0 is the beginning of every stream.
+#: A generation that no stream of a client has. An offset of this generation with the number 0 is the beginning of
+#: every stream.
 ANY_GENERATION: Final = "0" * 16
 
 #: The ancestors of a stream that is not a fork (see `parse_offset`).

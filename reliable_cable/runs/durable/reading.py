@@ -47,7 +47,7 @@ class Chunk:
     Args:
         pieces: the data.
         end: the number of entries before the end of the data.
-        up_to_date: whether there were no more data.
+        up_to_date: whether the stream had no data after these.
         closed: whether the stream is closed, and has no more data.
     """
 

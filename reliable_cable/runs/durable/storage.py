@@ -36,7 +36,7 @@ class NotFound(Exception):
 
 
 class Forbidden(Exception):
-    """Raised if the user may read the stream, but not write it."""
+    """Raised if the user may read the stream, but may not write to it."""
 
 
 class Gone(Exception):
@@ -62,12 +62,12 @@ class Creation:
     Args:
         content_type: the content type of the stream.
         ttl: how long, in seconds, to keep the stream without a read or write; None for no limit.
-        expires_at: when the stream expires; None for never.
+        expires_at: the time at which the stream expires; None if it does not expire.
         close: whether to close the stream after the body of the request.
-        fork: what a request to fork asks for (see `DurableStream.fork`).
+        fork: the values of a request to fork (see `DurableStream.fork`); None if the request forks no stream.
         source: the stream to fork.
         ancestors: the streams whose offsets a fork accepts (see `DurableStream.ancestors`).
-        inherited: returns the entries that a fork has from its source. It is called only if the fork may be created.
+        inherited: returns the entries that a fork copies from its source. It is called only if the fork may be created.
     """
 
     content_type: str
@@ -81,13 +81,13 @@ class Creation:
 
 
 def find(user: Any, name: str, *, to_write: bool = False, renew: bool = False) -> DurableStream:
-    """Return a stream.
+    """Return a stream, if the user may use it.
 
     Args:
         user: the user who wants to use the stream.
         name: the name of the stream, as the client sent it.
         to_write: whether the user wants to change the stream.
-        renew: whether to move the time at which the stream expires.
+        renew: whether to postpone the time at which the stream expires, if the stream has a TTL.
 
     Raises:
         NotFound, Forbidden, Gone: the user cannot use the stream (see these exceptions).
@@ -113,12 +113,12 @@ def create(user: Any, name: str, creation: Creation, body: bytes) -> tuple[Durab
     Args:
         user: the user who becomes the owner.
         name: the name of the stream.
-        creation: what the request asks for.
+        creation: the properties that the request asks for.
         body: the first data of the stream, after those of the source.
 
     Raises:
         NotFound: the user may not create the stream.
-        Conflict: a different stream has this name.
+        Conflict: a different stream has this name, or a deleted stream with forks has it.
         TooManyStreams: the owner has too many streams.
         InvalidBody: the body cannot be appended.
         NotDurable: the stream store is not durable.
@@ -266,7 +266,7 @@ def set_shift(row: DurableStream, shift: int) -> None:
 
 
 def _require_durable_store(stream: str) -> None:
-    """Check that the data of a stream are stored in the database of its row, and in the same transactions.
+    """Check that the data of a stream are stored durably, in the same database as its `DurableStream` row.
 
     Raises:
         NotDurable: they are stored elsewhere, or not durably.
@@ -276,7 +276,7 @@ def _require_durable_store(stream: str) -> None:
 
 
 def has_durable_store(stream: str) -> bool:
-    """Return whether the settings make the stream store keep the data of a stream in the database of its row."""
+    """Return whether the settings store a stream durably, in the same database as its `DurableStream` row."""
     settings, store = get_settings(), get_engine().streams
     return store.supports_durable and settings.policy(stream).durable and settings.database == _alias()
 
@@ -290,7 +290,7 @@ def _alias() -> str:
 
 
 def existing(user: Any, name: str) -> DurableStream | None:
-    """Return the stream with a name, if there is one. A stream that has expired is deleted.
+    """Return the stream with a name; None if there is none. If the stream has expired, delete it first.
 
     Raises:
         NotFound: the user may not use durable streams, or may not read and write this one.
@@ -334,7 +334,10 @@ def _compare(row: DurableStream, creation: Creation) -> None:
 
 
 def _add(row: DurableStream, entries: Sequence[dict[str, Any]], *, end: bool) -> None:
-    """Append entries to the data of a stream. With `end`, the last closes it. If there is none, add an empty one."""
+    """Append entries to the data of a stream.
+
+    If `end` is set, the last entry closes the stream. If there are no entries, an empty one is added for this.
+    """
     numbered = [{"n": row.count + index, **entry} for index, entry in enumerate(entries, start=1)]
     row.count += len(numbered)
     row.appended_at = timezone.now()

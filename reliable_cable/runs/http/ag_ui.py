@@ -68,7 +68,7 @@ class AgUiEvents(Translator):
         super().__init__()
         self._run = run
         self._thread = thread
-        #: The messages that the client has. None once the snapshot was sent, or if none is needed.
+        #: The messages that the client has. None after the snapshot was sent, or if no snapshot is needed.
         self._messages = messages
         #: The events that were translated before the snapshot was sent.
         self._held: list[Message] = []
@@ -280,7 +280,7 @@ def ag_ui_messages(run: Run) -> list[Message]:
 
 
 def build_messages(events: Iterable[Message], messages: Iterable[Message] = ()) -> list[Message]:
-    """Return the messages that a client has after events that `AgUiEvents` has returned.
+    """Return the messages of a client that has processed events of `AgUiEvents`.
 
     Args:
         events: the events.
@@ -350,7 +350,7 @@ def _put_arguments(messages: list[Message], call: str, delta: str) -> None:
 
 
 def _put_result(messages: list[Message], event: Message) -> None:
-    """Insert the result of a tool after the message that contains the call, and after earlier results for it."""
+    """Insert the result of a tool after the message that contains the call, and after the results that follow it."""
     at = _owner(messages, event["toolCallId"]) + 1
     while at < len(messages) and messages[at]["role"] == "tool":
         at += 1

@@ -31,7 +31,7 @@ class RunInput:
     Args:
         thread: the id of the thread, which is the id of a chat.
         messages: the messages that the client has. Each has an `id` and a `role`.
-        body: the other keys.
+        body: the other keys of the request.
     """
 
     thread: str
@@ -50,7 +50,7 @@ async def run(request: HttpRequest, visitor: Visitor) -> HttpResponseBase:
 
 @endpoint(HTTPMethod.POST, streams=True)
 async def connect(request: HttpRequest, visitor: Visitor) -> HttpResponseBase:
-    """Stream the newest run of a thread, and start none. The response is empty if there is nothing to read."""
+    """Stream the newest run of a thread, without starting one. The response is empty if there is nothing to read."""
     found = await run_handler(_connect, request, visitor.user)
     return HttpResponse(headers=STREAM_HEADERS) if found is None else _stream(visitor, found)
 
@@ -104,7 +104,7 @@ def _read(request: HttpRequest) -> RunInput:
 
 
 def parse_run_input(body: bytes) -> RunInput:
-    """Parse a body as `HttpAgent` sends it. Keys that this package does not use may have any value.
+    """Parse a request body in the format of `HttpAgent`. Keys that this package does not use may have any value.
 
     Raises:
         Refusal: the body is not valid.

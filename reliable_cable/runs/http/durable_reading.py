@@ -32,8 +32,8 @@ CLOSED: Final = "Stream-Closed"
 CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
 
-#: How many bytes a response with `live=sse` sends before its reader has all data of the stream. The response then ends,
-#: and the client sends another request. Some servers, such as daphne, buffer without limit what a client does not read.
+#: The number of bytes that a response with `live=sse` may send to a reader that is catching up. The response then ends,
+#: and the client sends another request. Some servers, such as daphne, buffer unread data of a client without limit.
 MAX_CATCH_UP: Final = 4 * 2**20
 
 #: How long, in seconds, a client should wait before it repeats a request after it has reached a rate limit.
@@ -101,7 +101,7 @@ async def respond(
         visitor: the user who reads.
         source: the stream to read.
         after: the position before the data; None for the end of the stream.
-        times: says how long a live response lasts.
+        times: the `DurableStreams` object of the project, which contains the durations of live responses.
     """
     try:
         chunk = await (source.tail() if after is None else source.read(after))

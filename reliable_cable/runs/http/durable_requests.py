@@ -26,7 +26,7 @@ from .requests import MAX_ID_LENGTH, invalid, is_storable
 LONG_POLL: Final = "long-poll"
 SSE: Final = "sse"
 
-#: The parts of paths that cannot be parts of names. The protocol reserves `__ds`.
+#: The path segments that the name of a stream must not contain. The protocol reserves `__ds`.
 RESERVED: Final = frozenset(("__ds", ".", ".."))
 
 #: The maximum epoch and sequence number of a producer. JavaScript can represent them exactly.
@@ -43,7 +43,7 @@ _CURSOR_EPOCH: Final = 1728432000
 _CURSOR_INTERVAL: Final = 20
 _CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 #: If a client has sent a value that is not below the current one, the next value is the client's value plus a random
-#: number from 1 to this one.
+#: number from 1 to this maximum.
 _CURSOR_JITTER: Final = 3600 // _CURSOR_INTERVAL
 
 
@@ -59,7 +59,7 @@ def check_name(name: str) -> None:
 
 
 def parse_creation(request: HttpRequest) -> Creation:
-    """Return what a request to create a stream asks for. By default, a fork has the content type of its source.
+    """Parse the headers of a request to create a stream. By default, a fork has the content type of its source.
 
     Raises:
         Refusal: a header is not valid.
@@ -83,7 +83,7 @@ def parse_creation(request: HttpRequest) -> Creation:
 
 
 def parse_fork(request: HttpRequest, name: str) -> Fork | None:
-    """Return what a request to fork a stream asks for; None if the request forks none.
+    """Parse the headers of a request to fork a stream. Return None if the request does not fork one.
 
     Args:
         request: the request.
@@ -125,7 +125,7 @@ def closes(request: HttpRequest) -> bool:
 
 
 def parse_append(request: HttpRequest, body: bytes) -> Append:
-    """Return what a request to append asks for.
+    """Parse the headers of a request to append to a stream, or to close it.
 
     Raises:
         Refusal: a header is not valid, or the body is empty.

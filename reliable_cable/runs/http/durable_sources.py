@@ -1,4 +1,4 @@
-"""The sources of the readers of durable streams: a stream that clients write, or the events of a run."""
+"""The sources from which durable streams are read: a stream that clients write, or the events of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ BEGINNING: Final = -1
 
 
 class Source(ABC):
-    """The stream that a request reads. A position is the number of the last entry before it."""
+    """The stream that a request reads. In this module, a position is only the number of the last entry before it."""
 
     #: The content type of the data.
     content_type: str
     #: The generation, which all offsets contain.
     generation: str
-    #: The channel to which live readers subscribe, and the parameter `id`.
+    #: The channel to which live readers subscribe, and the parameter `id` of their subscriptions.
     channel: type[Channel]
     key: str
 
@@ -103,7 +103,7 @@ class StreamSource(Source):
         self._is_new = False
 
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
-        """Return the data in a frame."""
+        """Return the entry in a frame; None if entries between the position and the frame are missing."""
         piece = unpack(frame.get("message"))
         # An entry without data has the number of the last entry with data.
         if piece is None or piece.number > after + piece.has_data:
@@ -116,7 +116,7 @@ class StreamSource(Source):
 
 
 class RunSource(Source):
-    """The events of a run. A reader from the beginning first gets a snapshot.
+    """The events of a run. A reader that starts at the beginning first gets a snapshot.
 
     Args:
         run: the run.
@@ -180,7 +180,7 @@ class RunSource(Source):
             raise Trimmed(0)
 
     def _adopt(self, page: StreamPage) -> None:
-        """Take the generation from the epoch of a page."""
+        """Derive the generation from the epoch of a page."""
         self.generation = hashlib.sha256(page.epoch.encode()).hexdigest()[:16] if page.epoch else ANY_GENERATION
 
     async def _has_ended(self, page: StreamPage, end: int) -> bool:
@@ -196,7 +196,7 @@ class RunSource(Source):
         return run.ended
 
     def chunk_of(self, frame: Mapping[str, Any], after: int) -> Chunk | None:
-        """Return the event in a frame; None for the end of an attempt, after which `read` checks the run's status."""
+        """Return the event in a frame; None if events are missing, or if the event ends an attempt."""
         event, offset = frame.get("message"), frame.get("offset")
         if event is None or offset is None or offset > after + 1 or event.get("event") in events.ENDS:
             return None

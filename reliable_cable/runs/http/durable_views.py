@@ -41,7 +41,7 @@ from .requests import Visitor, invalid, read_body
 
 _ADVICE: Final = "Append the data in smaller parts."
 
-#: These keep a browser from showing the data of a stream as a page of this site.
+#: Headers of all responses. The first four keep a browser from showing the data of a stream as a page of this site.
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",

@@ -1,4 +1,4 @@
-"""The decorator of the HTTP endpoints of runs: methods, users, CSRF tokens, and errors as JSON."""
+"""The decorator of the HTTP endpoints of runs. It checks the method, user and CSRF token, and sends errors as JSON."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def endpoint(
 
     The view authenticates the user, and sends errors as JSON. Pages of the origins in `CORS_ORIGINS` may use it. It
     never runs in a transaction of `ATOMIC_REQUESTS`, which cannot surround an async view. While the database or the
-    store is away, it refuses requests with the status 503.
+    store is unavailable, it refuses requests with the status 503.
 
     Args:
         methods: the methods that the endpoint allows.
-        streams: whether the response is a stream, which needs ASGI. A client may read only a number of them at once.
+        streams: whether the response is a stream, which needs ASGI and is subject to the limit `RUN_MAX_READERS`.
         cors: the headers of the response to a preflight request. `_preflight_headers` adds the name of the CSRF header.
             By default, they allow GET and POST.
         headers: headers of all responses.

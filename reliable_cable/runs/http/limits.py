@@ -38,7 +38,7 @@ class OpenReaders:
         """Check that a client may open another reader.
 
         Raises:
-            Refusal: the client has too many.
+            Refusal: the client has too many open readers.
         """
         limit, client = get_settings().run_max_readers, _client_of(visitor)
         if limit is None or client is None or self._counts[client] < limit:
@@ -54,10 +54,10 @@ class OpenReaders:
 
     @contextmanager
     def opened(self, visitor: Visitor) -> Iterator[None]:
-        """Count a reader while the context is entered.
+        """Count a reader until the context ends.
 
         Raises:
-            Refusal: the client has too many.
+            Refusal: the client has too many open readers.
         """
         self.check(visitor)
         client = _client_of(visitor)

@@ -1,4 +1,4 @@
-"""Refuses requests while the database or the stream store is away."""
+"""Refuses requests while the database or the stream store is unavailable."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def is_temporary(error: Exception) -> bool:
 
 
 def log_outage(method: str, path: str, outcome: str, error: Exception) -> None:
-    """Log an error of the database or the store, without a traceback, and without values of statements.
+    """Log an error of the database or the store, without a traceback, and without the values in SQL statements.
 
     Args:
         method: the method of the request.
@@ -58,7 +58,7 @@ def refuse_outages(request: HttpRequest) -> Iterator[None]:
     """Refuse a request if the database or the store fails in this context.
 
     Raises:
-        Outage: it has failed.
+        Outage: the database or the store has failed.
     """
     try:
         yield

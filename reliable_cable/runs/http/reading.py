@@ -50,11 +50,11 @@ _MESSAGES: Final[Mapping[str, str]] = {
 _CONNECTION_LOST: Final = 1006
 
 
-#: An event of a stream, as it is broadcast. Readers without history get the whole frame, which has its position.
+#: An event of a stream, as it was broadcast. Readers without history get the whole frame, which has the position, too.
 Event = dict[str, Any]
 
-#: Takes the place of a frame if a reader without history must read the stream from the store: the subscription has
-#: begun, or events were lost.
+#: This event, in place of a frame, tells a reader without history to read the stream from the store, because the
+#: subscription has begun or events were lost.
 READ_STORE: Final[Event] = {}
 
 
@@ -79,8 +79,8 @@ class ReaderTransport(Transport):
         channel: the name of the channel to which the client subscribes.
         key: the parameter `id` of the subscription.
         response: the transport of the response, through which a slow reader is noticed; None if it was not found.
-        history: whether to read the history of the stream, or a snapshot in its place. Otherwise, the events are
-            whole frames. `READ_STORE` is the first event, and the event after a loss.
+        history: whether to read the history of the stream, or a snapshot in its place. If not, the events are whole
+            frames. `READ_STORE` comes before the first event, and in the place of lost events.
     """
 
     has_sessions = False
@@ -111,7 +111,7 @@ class ReaderTransport(Transport):
         return {"type": "websocket.disconnect", "code": _CONNECTION_LOST}
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Queue the event or the end of the connection that an ASGI message of the consumer contains, if any.
+        """Queue the event in an ASGI message of the consumer, or the end of the connection. Ignore other messages.
 
         Wait while the queue is full.
         """
@@ -152,7 +152,7 @@ class ReaderTransport(Transport):
         return None if self._response is None else self._response.unsent()
 
     def abort(self) -> None:
-        """End the connection of a reader that is too slow, and discard the waiting events."""
+        """End the connection of a reader that is too slow, and discard the queued events."""
         self.end(LOST)
         if self._response is not None:
             self._response.abort()
@@ -191,7 +191,7 @@ def _read_frame(frame: Mapping[str, Any], history: bool) -> Event | Interrupted 
         case MessageType.CONFIRM_SUBSCRIPTION if not history:
             return READ_STORE
         case MessageType.REJECT_HISTORY:
-            # If the history was requested, there is no snapshot, because the run was deleted.
+            # If the history was requested, this means that there is no snapshot, because the run was deleted.
             return Interrupted(LOST) if history else READ_STORE
     return None
 
@@ -204,7 +204,7 @@ async def open_reader(
     *,
     history: bool,
 ) -> AsyncGenerator[ReaderTransport, None]:
-    """Subscribe to a channel while the context is entered. Call `next` of the transport to get the events.
+    """Subscribe to a channel until the context ends. Call `next` of the transport to get the events.
 
     Args:
         channel: the name of the channel.
@@ -289,7 +289,7 @@ _consumer: Final = RunConsumer.as_asgi()
 
 
 def _finished(transport: ReaderTransport, task: asyncio.Task[None]) -> None:
-    """Tell the reader that its connection has ended. The reader has usually left before."""
+    """Tell the reader that its connection has ended. Usually, the reader has already left."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("The connection of a reader of a stream has failed.", exc_info=error)
     if not transport.lost:

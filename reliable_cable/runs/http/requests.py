@@ -36,7 +36,7 @@ MAX_ID_LENGTH: Final = 255
 
 @dataclass
 class Visitor:
-    """The user who has sent a request, and how the user was authenticated.
+    """The user who has sent a request, with the scope and the token by which the user was authenticated.
 
     Args:
         scope: the ASGI scope of the request, with the keys that the middlewares of WebSockets add.
@@ -83,7 +83,7 @@ async def authenticate(request: HttpRequest) -> Visitor:
 
 
 def scope_of(request: HttpRequest) -> dict[str, Any]:
-    """Return the ASGI scope of a request. For a request of a WSGI server, it has only what this package needs."""
+    """Return the ASGI scope of a request. For a request of a WSGI server, it has only the keys that are used."""
     if isinstance(request, ASGIRequest):
         return dict(request.scope)
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
@@ -211,7 +211,7 @@ def parse_object(body: bytes, keys: str) -> dict[str, Any]:
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
-    """Parse a body as `DefaultChatTransport` sends it. A key `message` may take the place of `messages`.
+    """Parse a request body in the format of `DefaultChatTransport`. A key `message` may take the place of `messages`.
 
     Raises:
         Refusal: the body is not valid.

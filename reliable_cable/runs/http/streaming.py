@@ -21,7 +21,7 @@ from .translating import Message, Translator
 #: A comment, which clients ignore. It prevents proxies from closing a connection without data.
 PING: Final = b": ping\n\n"
 
-#: How long, in seconds, a client is sent nothing before it is sent a comment, so that proxies keep the connection open.
+#: The time without events, in seconds, after which a comment is sent, so that proxies keep the connection open.
 SILENCE: Final = 15.0
 
 #: The headers of the response. `GZipMiddleware` does not compress a response that already has a content encoding.
@@ -53,7 +53,7 @@ def stream(
 class StreamBody:
     """The body of a response that streams events. Django calls `close` after the last part, or if the client has left.
 
-    Nothing is opened before Django asks for the first part. So nothing is left behind if a middleware replaces the
+    Nothing is opened before Django asks for the first part. So nothing stays open if a middleware replaces the
     response.
 
     Args:
@@ -62,7 +62,7 @@ class StreamBody:
 
     def __init__(self, parts: AsyncGenerator[bytes, None]) -> None:
         self._parts = parts
-        #: The event loop in which the parts are read, until the last part was read.
+        #: The event loop in which the parts are read; None before the first part, and after the last one.
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __aiter__(self) -> Self:

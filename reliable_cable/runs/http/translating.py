@@ -36,7 +36,7 @@ class Translator(ABC):
         #: Whether the last message of the response was returned.
         self.ended = False
         self._attempt = 0
-        #: The content that was translated so far.
+        #: The content that has been translated so far.
         self._sent = Content()
         #: The content of the latest snapshot and of the events after it, while `_sent` has more; None otherwise.
         self._older: Content | None = None
@@ -82,7 +82,7 @@ class Translator(ABC):
                     yield from self._take(self._older)
 
     def _take(self, content: Content) -> Iterator[Message]:
-        """Translate what content has in addition to what was sent. If it contradicts that, end with an error."""
+        """Translate the content that was not sent before. If `content` contradicts the sent content, call `_fail`."""
         self._older = None
         if _begins_with(content, self._sent):
             for item in list(_rest(content, self._sent)):
@@ -99,15 +99,15 @@ class Translator(ABC):
 
     @abstractmethod
     def _add(self, item: Item) -> Iterator[Message]:
-        """Translate a piece of text or a part that was appended to the answer."""
+        """Yield the messages for a piece of text or a part that was appended to the answer."""
 
     @abstractmethod
     def _end(self, status: str, usage: Mapping[str, Any], error: str) -> Iterator[Message]:
-        """Translate the end of the run. Set `ended`."""
+        """Yield the messages for the end of the run, and set `ended`."""
 
     @abstractmethod
     def _fail(self, message: str) -> Iterator[Message]:
-        """Translate an error after which the client can no longer read the stream. Set `ended`."""
+        """Yield the messages for an error that ends the response, and set `ended`."""
 
 
 def _begins_with(content: Content, start: Content) -> bool:

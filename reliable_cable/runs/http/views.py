@@ -46,7 +46,10 @@ async def chat_stream(request: HttpRequest, visitor: Visitor, chat: str) -> Http
 
 @endpoint(HTTPMethod.POST)
 async def chat_stop(request: HttpRequest, visitor: Visitor, chat: str) -> HttpResponseBase:
-    """Stop the active runs of a chat, as far as the user may stop them."""
+    """Stop the active runs of a chat that the user may stop.
+
+    If there are active runs, but the user may stop none of them, the status is 404.
+    """
     await run_handler(_stop_chat, visitor.user, chat)
     return HttpResponse(status=HTTPStatus.NO_CONTENT)
 
@@ -81,7 +84,7 @@ async def run(request: HttpRequest, visitor: Visitor, run: str) -> HttpResponseB
 
 @endpoint(HTTPMethod.POST)
 async def run_stop(request: HttpRequest, visitor: Visitor, run: str) -> HttpResponseBase:
-    """Stop a run."""
+    """Stop a run. A run that has already ended stays unchanged."""
     await run_handler(_stop, run, visitor.user)
     return HttpResponse(status=HTTPStatus.NO_CONTENT)
 
