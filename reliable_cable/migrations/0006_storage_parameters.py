@@ -25,7 +25,7 @@ STORAGE: Final = {
 }
 
 #: How long, in seconds, each statement waits for its lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic
-#: vacuum for which others wait.
+#: vacuum that blocks the statement.
 LOCK_TIMEOUT: Final = 3.0
 
 
