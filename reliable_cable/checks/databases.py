@@ -130,7 +130,7 @@ def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_notify_alias(**kwargs: Any) -> list[CheckMessage]:
-    """Report a setting `NOTIFY` that names a database other than PostgreSQL, through which nobody can LISTEN (E004).
+    """Report a setting `NOTIFY` that names a database other than PostgreSQL, because only PostgreSQL has LISTEN (E004).
 
     If `DATABASE` is not PostgreSQL, `NOTIFY` has no effect, and is not reported.
     """

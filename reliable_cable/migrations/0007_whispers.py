@@ -63,7 +63,7 @@ def set_unlogged(apps: Any, schema_editor: Any) -> None:
     try:
         with transaction.atomic(using=connection.alias):
             schema_editor.execute("ALTER TABLE reliable_cable_transiententry SET UNLOGGED")
-            # Ids must not begin again after a crash, because listeners remember the ids of the last minute. Since
+            # Ids must not begin at 1 again after a crash, because listeners remember the ids of the last minute. Since
             # PostgreSQL 15, the sequence of an unlogged table is unlogged, too. Earlier versions log all sequences.
             if connection.pg_version >= 150000:
                 schema_editor.execute("ALTER SEQUENCE reliable_cable_transiententry_id_seq SET LOGGED")

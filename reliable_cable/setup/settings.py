@@ -33,7 +33,7 @@ RELIABLE_CABLE = {
 
 
 def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
-    """Plan the changes of the settings.
+    """Plan the changes to the settings.
 
     Args:
         plan: the plan to which the changes are added.
