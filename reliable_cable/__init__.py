@@ -1,4 +1,4 @@
-"""Reliable real-time streams for Django Channels: each message arrives once and in order, after reconnects too."""
+"""Reliable real-time streams for Django Channels: each message arrives once and in order, even after a reconnect."""
 
 from .actions import action as action
 from .auth.tokens import cable_token as cable_token

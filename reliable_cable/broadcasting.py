@@ -70,8 +70,8 @@ def broadcast(
         using: wait only for a transaction on the database with this alias.
 
     Returns:
-        The position of the message; None if it is transient, or will be sent after a commit, or if the engine numbers
-        no messages (`BROADCAST_ADAPTER`).
+        The position of the message; None if it is transient, will be sent after a commit, or belongs to a stream
+        without a history, or if the engine numbers no messages (`BROADCAST_ADAPTER`).
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `abroadcast`.
@@ -127,9 +127,9 @@ def broadcast_batch(
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
             for this item, which may be `transient`, `exclude_socket` and `idempotency_key`.
-        atomic: whether the stored messages are stored all or none. A Redis Cluster can do so only for streams in one
-            slot, which usually means one stream. With False, the messages of each slot are stored all or none, one slot
-            after another. Other stores always store all or none.
+        atomic: whether either all messages with a history are stored, or none of them. A Redis Cluster can guarantee
+            this only for streams in one slot, which usually means one stream. With False, the guarantee holds for the
+            messages of each slot, and the slots are written one after another. Other stores always guarantee this.
 
     Returns:
         A list with the return value of `broadcast` for each item.
@@ -164,7 +164,7 @@ def position(stream: str) -> PagePosition:
 
     A view calls this *before* it reads the data of the web page, and passes the position to the client in that page.
     The client then receives exactly the messages after this position (see Pages: The position comes first). With the
-    database engine, the position is read in the transaction that is open in this thread.
+    database engine, the position is read inside the transaction of this thread, if one is open.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `aposition`.
@@ -189,7 +189,7 @@ async def aposition(stream: str) -> PagePosition:
 
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
-    """Return the position of the newest message in the state of a stream, which a read has returned.
+    """Return the position of a stream's newest message, from the result of a read.
 
     If the stream does not exist, the position contains the beginning of its first epoch (see `beginning_of`).
     """

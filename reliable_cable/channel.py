@@ -42,7 +42,7 @@ def find_channel(name: str) -> type[Channel] | None:
 
 
 def channel_prefix(stream: str) -> str:
-    """Return the channel name with which a stream's name begins, such as `ChatChannel:`; `""` if there is none."""
+    """Return the prefix of a stream's name that names a channel, such as `ChatChannel:`; `""` if there is none."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
 

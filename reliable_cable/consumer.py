@@ -302,7 +302,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         return commands
 
     async def _decide(self) -> str | None:
-        """Run `connect`. Return why the client is refused, or None. `TRY_AGAIN` means that this is not known now."""
+        """Run `connect`. Return the reason for a refusal, or None. After `TRY_AGAIN`, the client reconnects."""
         handshake_log.report()
         try:
             if self._rejection is None and (calls := overridden(CableConsumer, self.connect)):

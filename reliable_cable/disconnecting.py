@@ -224,7 +224,7 @@ class _Disconnect:
         self._reconnect = reconnect
         self._engine = get_engine()
         self._at: float | None = None
-        #: The error of the last attempt in the background that failed; None if none has failed.
+        #: The error of the last failed attempt in the background; None if no attempt has failed.
         self.error: Exception | None = None
 
     def store(self) -> None:
@@ -291,7 +291,7 @@ class _Revoke(_Disconnect):
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until a store fails. Return the disconnects to retry, the failed one as the last."""
+    """Store disconnects until a store fails. Return the disconnects to retry, with the failed one at the end."""
     for number, call in enumerate(calls):
         try:
             call.store()

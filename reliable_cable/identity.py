@@ -72,7 +72,7 @@ def identify(value: Any) -> str:
 
 
 def reason_against(name: str, value: Any) -> str:
-    """Return why no connection can have an identifier with this value; `""` if a connection can have it.
+    """Return the reason why no connection can have an identifier with this value; `""` if a connection can have it.
 
     Args:
         name: the name of the identifier.
@@ -166,8 +166,8 @@ def canonical(identity: Identity) -> str:
 def identifiers_text(identity: Identity) -> str:
     """Return the text by which anycable-go knows a connection: the identifiers as in a token (`cable_token`).
 
-    Strings, whole numbers and booleans have their own values, and all other values the strings of `identify`. The names
-    are sorted, so that the texts of equal identities are equal.
+    Strings, whole numbers and booleans become JSON values. For other values, the text contains the results of
+    `identify`, or null for `""`. The names are sorted, so that the texts of equal identities are equal.
     """
     values = {name: _value_in_text(text) for name, text in identity.items()}
     return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -18,8 +18,8 @@ class Stream(models.Model):
     low = models.BigIntegerField(default=1)
     #: The time of the newest entry, or of the call that began the epoch. The next entry never gets an earlier time.
     tail_at = models.FloatField(default=0)
-    #: The time of the newest entry that was trimmed. Not all messages since this time, or since an earlier time, are
-    #: still stored.
+    #: The time of the newest entry that was trimmed. A request for all messages since this time, or since an earlier
+    #: time, cannot be fulfilled.
     trimmed_at = models.FloatField(default=0)
     #: The lineage (see `Lineage`) that the database had when the epoch began; "" if it is unknown. The column has a
     #: default in the database, so that servers of the previous release can insert rows during a rolling upgrade.
@@ -152,7 +152,7 @@ class Revocation(models.Model):
 
 
 class PresenceStream(models.Model):
-    """The presence data of a stream: their incarnation, and how many changes there have been.
+    """The incarnation of a stream's presence data, and the numbers of its events and joins.
 
     On PostgreSQL, the tables of all models whose names begin with `Presence` are unlogged (see migrations/0005).
     """
@@ -175,7 +175,7 @@ class PresenceStream(models.Model):
 class PresenceSession(models.Model):
     """A session in which a member is present in a stream."""
 
-    #: The hash of the names of the stream and of the session.
+    #: The hash of the stream's name and the session's id.
     key = models.CharField(max_length=32, primary_key=True)
     #: The foreign keys of presence have no constraint in the database, so that no table depends on an unlogged one.
     stream = models.ForeignKey(PresenceStream, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
@@ -201,7 +201,10 @@ class PresenceSession(models.Model):
 
 
 class PresenceEntry(models.Model):
-    """A join or a leave of a member. Other processes read it when they poll. The rows are also the memory of leaves."""
+    """A join or a leave of a member. Other processes read it when they poll.
+
+    The rows of leaves also tell which members have left recently (see `PresenceStore.left_within`).
+    """
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     stream = models.ForeignKey(PresenceStream, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)

@@ -164,7 +164,7 @@ def _is_own(origin: Origin, scope: Mapping[str, Any], *, tenants: bool) -> bool:
 
 
 def _is_secure(scope: Mapping[str, Any]) -> bool:
-    """Return whether the client speaks TLS, to this server or to a proxy that `SECURE_PROXY_SSL_HEADER` trusts."""
+    """Return whether the client uses TLS, by the scheme or by the header that `SECURE_PROXY_SSL_HEADER` names."""
     if settings.SECURE_PROXY_SSL_HEADER is None:  # making a request object is slow, and only that setting needs it
         return scope.get("scheme") in _SECURE_SCHEMES
     return _as_request(scope).is_secure()

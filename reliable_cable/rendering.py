@@ -54,7 +54,7 @@ def broadcast_template(
         transient, immediate, to_others, exclude_socket, idempotency_key, using: as for `broadcast`.
 
     Returns:
-        The position of the message; None if it is transient, or will be sent after a commit.
+        The position of the message; None in the same cases as for `broadcast`.
 
     Raises:
         TemplateDoesNotExist, TemplateSyntaxError: the template cannot be loaded.
@@ -142,7 +142,7 @@ class RenderedBroadcast:
         """Render and send the message, now or after the commit.
 
         Returns:
-            The position of the message; None if it is transient, or will be sent after a commit.
+            The position of the message; None in the same cases as for `broadcast`.
         """
         if not self._options.immediate and on_commit.defer_to_commit(self._send_on_commit, self._options.using):
             return None

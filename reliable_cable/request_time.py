@@ -16,7 +16,7 @@ _KEY: Final = "reliable_cable.request_began"
 def request_began(request: HttpRequest) -> float | None:
     """Return the time at which a request began, by `time.monotonic()`.
 
-    Return None if `request_started` was not sent for the request, for example one from `RequestFactory`.
+    Return None if `request_started` was not sent for the request, for example if it comes from `RequestFactory`.
     """
     began: float | None = getattr(request, "scope", request.META).get(_KEY)
     return began

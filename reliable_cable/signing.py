@@ -52,13 +52,13 @@ def signed_stream_name(name: str, *, at: PagePosition | None = None) -> str:
 
 
 def verify_stream_name(signed: str) -> str | None:
-    """Return the name in a signed stream name, with its namespace; None if signature or content is not valid."""
+    """Return the name in a signed stream name, with its namespace; None if the signature or content is invalid."""
     found = verify_signed_stream(signed)
     return None if found is None else found[0]
 
 
 def verify_signed_stream(signed: str) -> tuple[str, PagePosition | None] | None:
-    """Return the name and the position in a signed stream name; None if signature or content is not valid.
+    """Return the name and the position in a signed stream name; None if the signature or content is invalid.
 
     The name contains the namespace. The position is None if the name was signed without a position.
 

@@ -74,7 +74,7 @@ def broadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptio
         options: see `ContentOptions`.
 
     Returns:
-        The position of the message; None if it is transient, or will be sent after a commit.
+        The position of the message; None in the same cases as for `broadcast`.
 
     Raises:
         CableError: as for `broadcast_template`, or because the target or the content is missing or given twice.

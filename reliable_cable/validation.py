@@ -49,7 +49,7 @@ class BatchOptions:
     to_others: bool
     exclude_socket: str | None
     using: str | None
-    #: Whether the stored messages of a batch are stored all or none.
+    #: Whether either all messages with a history are stored, or none of them.
     atomic: bool = True
 
 

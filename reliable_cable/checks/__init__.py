@@ -5,7 +5,7 @@
 | `reliable_cable.E001` | The setting `RELIABLE_CABLE` has an unknown key, a wrong type or an impossible value. |
 | `reliable_cable.E002` | Several channel classes have the same name. |
 | `reliable_cable.E003` | The engine cannot be imported, or lacks a feature that the settings require. |
-| `reliable_cable.E004` | `DATABASE` names a database that cannot store streams, or `NOTIFY` one without LISTEN. |
+| `reliable_cable.E004` | `DATABASE` or `NOTIFY` names a database that cannot be used for this purpose. |
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
 | `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names a class that cannot be used. |
@@ -21,10 +21,10 @@
 | `reliable_cable.W008` | The secret that signs tokens is too short. |
 | `reliable_cable.W009` | The URLs of runs are missing although a setting needs them, or included although none does. |
 | `reliable_cable.W010` | `RUN_DURABLE_STREAMS` is set, but the streams of clients would not be durable. |
-| `reliable_cable.W011` | A setting has no effect on anycable-go (`BROADCAST_ADAPTER`), or the key for it is wrong. |
+| `reliable_cable.W011` | A setting has no effect on anycable-go, or anycable-go derives its key from another secret. |
 | `reliable_cable.W012` | A part of a channel has no effect behind anycable-go. |
-| `reliable_cable.W013` | `connect` of a consumer sets an attribute that later calls of anycable-go lack. |
-| `reliable_cable.W014` | A connection pooler passes no notifications of PostgreSQL on. |
+| `reliable_cable.W013` | `connect` of a consumer sets an attribute that is missing in later calls of anycable-go. |
+| `reliable_cable.W014` | A connection pooler does not pass on the notifications of PostgreSQL. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The

@@ -1,4 +1,4 @@
-"""Checks of a project behind anycable-go, which the setting `RPC_CONSUMER` indicates (E009, W012, W013)."""
+"""Checks of projects that set `RPC_CONSUMER` to answer the calls of anycable-go (E009, W012, W013)."""
 
 import dis
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from reliable_cable.conf import NAME, CableSettings
 
 from .valid_settings import TAG, valid_settings
 
-#: The methods that a channel may override, and for each the reason why it has no effect behind anycable-go.
+#: The methods of channels that have no effect behind anycable-go, each with the reason.
 _UNSUPPORTED: Final = {
     "resubscribed": "anycable-go restores a session without a call, so resubscribed() is never called",
     "snapshot": "anycable-go sends the history by itself, so snapshot() is never called",
@@ -58,7 +58,7 @@ def check_remote_channels(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_remote_attributes(**kwargs: Any) -> list[CheckMessage]:
-    """Report attributes that the `connect` of a consumer sets, but later calls of anycable-go lack (W013)."""
+    """Report attributes that are set by `connect` of a consumer but missing in later calls of anycable-go (W013)."""
     if _rpc_settings() is None:
         return []
     from channels.consumer import AsyncConsumer
@@ -118,7 +118,7 @@ def _keywords_in(code: CodeType) -> Iterator[str]:
 
 
 def _attributes_set_in(code: CodeType) -> list[str]:
-    """Return the names of the attributes of the first argument that a function sets, without repetitions."""
+    """Return the names of the attributes that a function sets on its first argument, without repetitions."""
     if not code.co_argcount:
         return []
     names: dict[str, None] = {}

@@ -106,8 +106,8 @@ def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
 def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
     """Report a PostgreSQL database whose connections go through a pooler in transaction mode (W014).
 
-    Django asks for `DISABLE_SERVER_SIDE_CURSORS` in this case. Such a pooler accepts LISTEN, but passes no
-    notifications on.
+    The check looks for `DISABLE_SERVER_SIDE_CURSORS`, which Django's docs require for such a pooler. The pooler accepts
+    LISTEN, but does not pass on notifications.
     """
     alias = _listening_alias()
     if alias is None:
@@ -130,7 +130,7 @@ def check_transaction_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_notify_alias(**kwargs: Any) -> list[CheckMessage]:
-    """Report a setting `NOTIFY` that names a database other than PostgreSQL, through which nobody can LISTEN (E004).
+    """Report a setting `NOTIFY` that names a database other than PostgreSQL, because only PostgreSQL has LISTEN (E004).
 
     If `DATABASE` is not PostgreSQL, `NOTIFY` has no effect, and is not reported.
     """

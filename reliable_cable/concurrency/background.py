@@ -57,7 +57,7 @@ class BackgroundWorker(Generic[T]):
     Args:
         name: the thread's name.
         handle: a function that is called with a batch of items. It returns the items to retry after a pause.
-        exit_timeout: how long, in seconds, the exit of the interpreter may be delayed until the queue is empty.
+        exit_timeout: how long, in seconds, the interpreter waits at its exit for the queue to become empty.
         batch_size: the maximum number of items in a batch.
         max_bytes: the maximum size of all queued items, in bytes. If it is exceeded, the oldest items are dropped. None
             means no limit.
@@ -131,13 +131,13 @@ class BackgroundWorker(Generic[T]):
     def put_and_wait(self, items: Iterable[T], timeout: float) -> bool:
         """Append items to the queue, and wait until all items have been handled.
 
-        The wait also ends if a batch fails, or `timeout` seconds after the last progress before this call. So this
-        method does not wait if the last batch has failed, or if the thread has hung for this time already.
+        The wait also ends when a batch fails, or `timeout` seconds after the last progress before this call. So this
+        method does not wait at all if the last batch has failed, or if there was no progress for that time.
 
         Args:
             items: the items to append.
-            timeout: the maximum time, in seconds, from the last progress before this call until the end of the wait.
-                Progress is a batch that succeeds, or an empty queue.
+            timeout: the maximum time, in seconds, between the last progress before this call and the end of the wait.
+                Progress means that a batch has succeeded, or that the queue is empty.
 
         Returns:
             True if all items have been handled.
@@ -203,7 +203,7 @@ _workers: weakref.WeakSet[BackgroundWorker[Any]] = weakref.WeakSet()
 
 @atexit.register
 def finish_workers() -> None:
-    """Wait for the queues of all workers of this process, for a limited time. This is called at exit."""
+    """Wait until the queues of all workers of this process are empty, for a limited time. This is called at exit."""
     began = time.monotonic()
     for worker in list(_workers):
         worker.finish(began)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 #: How long, in seconds, a call may wait for a thread before the wait is reported.
 MAX_WAIT: Final = 1.0
-#: The minimum time, in seconds, between two reports.
+#: The minimum time, in seconds, between two reports of long waits.
 REPORT_INTERVAL: Final = 60.0
 
 #: A call whose result is passed to a future.
@@ -41,7 +41,7 @@ class DaemonExecutor(Executor):
     When the interpreter exits, it waits for all jobs of a `concurrent.futures.ThreadPoolExecutor`, without a limit. It
     does not wait for daemon threads. Call `end_threads` to wait for them for a limited time.
 
-    The next job runs in the thread that has become idle last, so that as few threads as possible stay alive.
+    The next job runs in the thread that became idle last, so that as few threads as possible stay alive.
 
     Args:
         name: the name of the threads.
@@ -70,7 +70,7 @@ class DaemonExecutor(Executor):
         #: The time before which `on_wait` must not be called again, by the monotonic clock.
         self._report_at = 0.0
         self._lock = threading.Lock()
-        #: The jobs that wait for a thread, and the times when they were submitted, by the monotonic clock.
+        #: The jobs that are waiting for a thread, and the times when they were submitted, by the monotonic clock.
         self._jobs: deque[tuple[float, _Job]] = deque()
         self._idle: list[_Inbox] = []
         #: The number of threads that accept jobs.

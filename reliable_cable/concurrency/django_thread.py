@@ -18,7 +18,7 @@ _runner: Final[Any] = SyncToAsync(_call, thread_sensitive=True)
 async def run_in_django_thread(call: Callable[[], T]) -> T:
     """Run a sync function in the thread of Django's ORM calls, so that it is part of transactions that are open there.
 
-    A task that a request has started may outlive the request, for example a task whose result other requests use, too.
+    A task that a request has started may outlive the request, for example if other requests also wait for its result.
     asgiref then refuses to use a thread that a sync middleware has blocked for the request. Later calls of the task run
     in the shared thread of the process.
     """

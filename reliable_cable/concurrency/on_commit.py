@@ -26,7 +26,7 @@ CALL_LATER: Final = "call it after the commit"
 
 
 def is_manual(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether autocommit is off on a connection, outside of `atomic()`.
+    """Return whether autocommit is off on a connection, and the current code is not inside `atomic()`.
 
     Django runs no `on_commit` hooks in this mode.
     """

@@ -44,7 +44,7 @@ class Pacer:
         await admitted
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call a function now. Above the limit, call it in a later iteration of the event loop instead."""
+        """Call a function now, or in a later iteration of the event loop if the limit is reached."""
         if self._begin():
             call()
             return

@@ -192,7 +192,7 @@ def submit_store(call: Callable[[], T]) -> Future[T]:
 
 
 def submit_alone(kind: str, call: Callable[[], T]) -> Future[T]:
-    """Run a sync function that takes long, in a thread that runs only functions of the same kind.
+    """Run a slow sync function in a thread that runs only functions of the same kind.
 
     Args:
         kind: the kind of the work, which is a part of the thread's name.
@@ -226,7 +226,7 @@ def has_own_thread() -> bool:
 async def release_own_thread() -> None:
     """End the thread that Django keeps for an HTTP request, and close its database connections.
 
-    Call this before a response that takes long. Otherwise, each reader of the response would occupy a thread, and a
+    Call this before a long-lived response. Otherwise, each reader of the response would occupy a thread, and a
     database connection if a middleware has used one. If sync code needs the thread later, asgiref starts a new one.
 
     If `HANDLER_THREADS` is 0, this does nothing, because handlers run in that thread. A middleware may have prepared
@@ -245,10 +245,10 @@ async def release_own_thread() -> None:
 
 
 def context_of_shared_thread() -> Context:
-    """Return a copy of the context in which thread-sensitive sync code uses the shared thread of the process.
+    """Return a copy of the current context, with which thread-sensitive sync code uses the process's shared thread.
 
-    A task that a request starts needs it, if the task must not use the thread of the request. If `HANDLER_THREADS` is
-    0, the task uses the thread of the request nevertheless.
+    A request starts a task with this context if the task must not use the thread of the request. If `HANDLER_THREADS`
+    is 0, the context is not changed, and the task uses the thread of the request.
     """
     context = copy_context()
     if get_settings().handler_threads:

@@ -66,7 +66,7 @@ IDLE_STREAM_TTL: Final = 30 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
-    """How much of a stream's history is kept, and where.
+    """The limits of a stream's history, and the kind of storage.
 
     Args:
         history_size: the maximum number of messages to keep. If it is 0, the messages of the stream are transient.
@@ -209,8 +209,8 @@ class CableSettings:
     def policy_of(self, pattern: str) -> StreamPolicy:
         """Return the policy for a pattern in `STREAMS`.
 
-        Missing options are taken from `HISTORY_SIZE`, `HISTORY_TTL` and `HISTORY_META_TTL`. The last of them is raised
-        to the pattern's `history_ttl` if it is lower. By default, `durable` is False.
+        Missing options are taken from `HISTORY_SIZE`, `HISTORY_TTL` and `HISTORY_META_TTL`. If `HISTORY_META_TTL` is
+        less than the pattern's `history_ttl`, the latter is used instead. By default, `durable` is False.
         """
         options = self.streams[pattern]
         history_ttl = options.get("history_ttl", self.history_ttl)

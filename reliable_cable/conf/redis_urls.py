@@ -1,4 +1,4 @@
-"""Reads REDIS_URL: one Redis server, the nodes of a Redis Cluster, or the Sentinels of a service."""
+"""Parses `REDIS_URL`, which names one Redis server, the nodes of a Redis Cluster, or the Sentinels of a service."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class RedisURL:
-    """The parts of a REDIS_URL, except for `unix://`.
+    """The parts of a `REDIS_URL` that does not begin with `unix://`.
 
     Args:
         scheme: the scheme without `://`, for example `"redis"`.
@@ -57,10 +57,10 @@ class ContradictingURLs(ValueError):
 
 
 def split_redis_url(url: str) -> RedisURL:
-    """Return the parts of a REDIS_URL, except for `unix://`.
+    """Return the parts of a `REDIS_URL` that does not begin with `unix://`.
 
     The addresses are separated by commas. Instead of an address, there may be a whole URL, as in
-    `redis://a:7000,redis://b:7000`. Its other parts may be missing, or must be the same in all URLs.
+    `redis://a:7000,redis://b:7000`. If several of these URLs have a password, a path or options, these must be equal.
 
     Raises:
         ContradictingURLs: whole URLs have different schemes, passwords, paths or options.
@@ -82,7 +82,7 @@ def split_redis_url(url: str) -> RedisURL:
 
 
 class _Piece(NamedTuple):
-    """One of the URLs in a REDIS_URL, whose places are the addresses as strings."""
+    """One of the URLs in a `REDIS_URL`. `places` contains its addresses as strings."""
 
     scheme: str
     userinfo: str
@@ -103,7 +103,7 @@ def _split_piece(url: str) -> _Piece:
 
 
 def _same(name: str, values: Sequence[str]) -> str:
-    """Return the value that all values have in common, except for empty ones."""
+    """Return the value that all non-empty values have in common; `""` if all values are empty."""
     given = dict.fromkeys(filter(None, values))
     if len(given) > 1:
         raise ContradictingURLs(f"URLs with different {name}; all nodes have the same, so give them once")

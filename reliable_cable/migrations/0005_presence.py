@@ -5,7 +5,7 @@ three times in PRESENCE_TTL) cost no I/O for the log, and are not sent to replic
 empties these tables, and a promoted replica has none of their rows. Presence allows for that: a new incarnation begins,
 and the servers add their members again.
 
-The tables of streams and sessions also leave free space in their pages, so that PostgreSQL can update a row in place.
+The tables of `PresenceStream` and `PresenceSession` leave half of each page free, so that rows can be updated in place.
 """
 
 from typing import Any

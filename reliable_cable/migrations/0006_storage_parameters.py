@@ -16,7 +16,7 @@ from django.db import DatabaseError, migrations, router, transaction
 
 logger = logging.getLogger("reliable_cable")
 
-#: The storage parameters by the name of a model.
+#: The storage parameters of each table, by the name of its model.
 STORAGE: Final = {
     "Stream": "fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05",
     "StreamEntry": "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000",
@@ -25,7 +25,7 @@ STORAGE: Final = {
 }
 
 #: How long, in seconds, each statement waits for its lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic
-#: vacuum for which others wait.
+#: vacuum that blocks the statement.
 LOCK_TIMEOUT: Final = 3.0
 
 

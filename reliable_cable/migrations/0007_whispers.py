@@ -2,7 +2,7 @@
 
 All of this needs a lock that blocks the polls of all servers. While the migration waits for the lock, for example because
 of a backup, new polls wait behind it. So it waits for the lock only for a short time, lets the polls pass, and tries
-again. Once it has the lock, it waits for no other one.
+again. Once it has this lock, it does not have to wait for another one.
 """
 
 import logging
@@ -14,13 +14,13 @@ from django.db import DatabaseError, OperationalError, migrations, models, route
 logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, an attempt waits for the lock. After 1 s (`deadlock_timeout`), PostgreSQL ends an automatic
-#: vacuum for which others wait.
+#: vacuum that blocks the attempt.
 LOCK_TIMEOUT: Final = 2.0
 #: The number of attempts to get the lock, and the pause between two of them, in seconds.
 ATTEMPTS: Final = 30
 PAUSE: Final = 1.0
 
-#: The beginnings of the codes (SQLSTATE) of errors that the next `migrate` may not have: the connection is lost, a
+#: The beginnings of the codes (SQLSTATE) of errors that may be gone at the next `migrate`: the connection is lost, a
 #: transaction was rolled back, the server lacks resources, a lock was not available, or the server was stopped.
 PASSING: Final = ("08", "40", "53", "55P03", "57", "58")
 
@@ -53,7 +53,7 @@ def lock(apps: Any, schema_editor: Any) -> None:
 
 
 def set_unlogged(apps: Any, schema_editor: Any) -> None:
-    """Make the table unlogged. If the server refuses this, log the reason: the table works as well if it is logged.
+    """Make the table unlogged. If the server refuses this, log the reason: the table also works if it is logged.
 
     A server refuses it, for example, if the table is published by name for logical replication.
     """
@@ -63,7 +63,7 @@ def set_unlogged(apps: Any, schema_editor: Any) -> None:
     try:
         with transaction.atomic(using=connection.alias):
             schema_editor.execute("ALTER TABLE reliable_cable_transiententry SET UNLOGGED")
-            # Ids must not begin again after a crash, because listeners remember the ids of the last minute. Since
+            # Ids must not begin at 1 again after a crash, because listeners remember the ids of the last minute. Since
             # PostgreSQL 15, the sequence of an unlogged table is unlogged, too. Earlier versions log all sequences.
             if connection.pg_version >= 150000:
                 schema_editor.execute("ALTER SEQUENCE reliable_cable_transiententry_id_seq SET LOGGED")

@@ -10,9 +10,8 @@ from reliable_cable.validation import resolve_stream
 class StreamPresence:
     """The object that `presence_for` returns. It reads the members of a stream.
 
-    All methods raise `StoreError` if the store cannot be read, and `NotSupported` if members are known to anycable-go
-    only (`BROADCAST_ADAPTER`). The sync methods raise `AsyncContextError` in a thread
-    with a running event loop.
+    All methods raise `StoreError` if the store cannot be read, and `NotSupported` if only anycable-go knows the members
+    (`BROADCAST_ADAPTER`). The sync methods raise `AsyncContextError` in a thread with a running event loop.
     """
 
     __slots__ = ("_name", "_store", "stream")

@@ -1,3 +1,3 @@
-"""An import path of `ModelPresenceStore` beside those of the other presence stores, for the setting `ENGINE`."""
+"""A second import path of `ModelPresenceStore`. The other presence stores have such a path in this package, too."""
 
 from reliable_cable.stores.presence.model import ModelPresenceStore as ModelPresenceStore

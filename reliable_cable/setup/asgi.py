@@ -78,7 +78,7 @@ ORIGINS: Final = (
 
 
 def plan_asgi(plan: Plan) -> str | None:
-    """Add the change to asgi.py to a plan. Return the dotted path of the ASGI application; None if it is unknown."""
+    """Plan the change to asgi.py. Return the dotted path of the ASGI application; None if it is unknown."""
     application = getattr(settings, "ASGI_APPLICATION", None) or _usual_application()
     source = None
     try:

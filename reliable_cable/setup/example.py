@@ -30,7 +30,7 @@ SUFFIX: Final = "-tpl"
 
 
 def plan_example(plan: Plan, *, with_url: bool) -> None:
-    """Add the files of the example app and its route to a plan. Existing files of the app are not changed.
+    """Plan the files of the example app and its route. Existing files of the app are not changed.
 
     Args:
         plan: the plan to which the changes are added.

@@ -1,4 +1,4 @@
-"""The class `Plan`, which contains what `cable_setup` will do: files to write, steps for the user, and notes."""
+"""The plan of `cable_setup`: the files to write, the steps that are left to the user, and notes."""
 
 from __future__ import annotations
 

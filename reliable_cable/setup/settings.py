@@ -33,7 +33,7 @@ RELIABLE_CABLE = {
 
 
 def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
-    """Add the changes that the settings need to a plan.
+    """Plan the changes to the settings.
 
     Args:
         plan: the plan to which the changes are added.

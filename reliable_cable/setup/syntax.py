@@ -139,7 +139,7 @@ def replace(module: cst.Module, old: cst.CSTNode, new: cst.CSTNode) -> cst.Modul
 
 
 def in_quotes_of(module: cst.Module, code: str) -> str:
-    """Return some code with single quotes instead of double quotes, if most strings in a module have single quotes."""
+    """Replace the double quotes in some code by single quotes, if most strings in a module have single quotes."""
     strings = [node.value for node in m.findall(module, m.SimpleString()) if isinstance(node, cst.SimpleString)]
     quotes = Counter(text.lstrip("rbuRBU")[0] for text in strings if '"""' not in text)
     return code.replace('"', "'") if quotes["'"] > quotes['"'] else code

@@ -42,7 +42,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print the stores, the differences between the clocks, and how long a test message took.
+        """Print the stores, the differences between the clocks, and the travel time of a test message.
 
         Raises:
             CommandError: something is wrong. The message lists all problems.
@@ -84,7 +84,7 @@ class Command(BaseCommand):
 
 
 def _clock_differences(engine: Engine) -> dict[str, float]:
-    """Measure how far the clocks of the stores' servers differ from the clock of this host.
+    """Measure the differences between the clocks of the stores' servers and the clock of this host.
 
     The error of a difference is at most half the time of a round trip to the server.
 

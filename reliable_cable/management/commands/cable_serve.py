@@ -219,7 +219,7 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # called again, because the first call does nothing for Twisted before its import
+    server_logs.install()  # called again, because the first call skips Twisted if it is not imported yet
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:
