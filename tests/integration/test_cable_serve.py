@@ -70,7 +70,7 @@ class Site:
 
     @contextmanager
     def served(self, kind: Kind, *options: str) -> Iterator[None]:
-        """Serve the project."""
+        """Run `cable_serve` until the block ends. When the block begins, the page has the text "one"."""
         command = [sys.executable, "manage.py", "cable_serve", f"127.0.0.1:{self.port}", "--server", kind, *options]
         with self.output.open("wb") as output:
             process = subprocess.Popen(
@@ -98,7 +98,7 @@ class Site:
 
         Args:
             condition: the condition.
-            write: changes the code. It is called now, and again every five seconds, because the reloader does not
+            write: changes the code. It is called at once, and again every five seconds, because the reloader does not
                 notice a change that happens before it has looked at the file for the first time.
         """
         write_at = time.monotonic()

@@ -51,7 +51,7 @@ MESSAGE = 2**17
 
 
 def serve(control: socket.socket) -> str:
-    """Fork for each message, and report how each fork has ended. In a fork, return the name of the module to run.
+    """Fork for each message, and report the pid and exit code of each fork. In a fork, return the module to run.
 
     Args:
         control: a socket that receives the messages. When its other end is closed, this process ends.
@@ -91,11 +91,11 @@ def number(value: int) -> bytes:
 
 
 def become(program: Mapping[str, Any], files: list[int]) -> None:
-    """Make this process the process of a program.
+    """Turn this process into the process of a program.
 
     Args:
         program: the message.
-        files: what becomes standard input, standard output and standard error.
+        files: the files that become standard input, standard output and standard error. All others are closed.
     """
     for target, file in enumerate(files[:3]):
         os.dup2(file, target)

@@ -34,7 +34,7 @@ class RecoveringClient:
     """A client that reconnects and recovers, and records all messages that it receives.
 
     Args:
-        url: the URL of the cable.
+        url: the WebSocket URL of the server.
         cookie: the header `Cookie` of the handshakes.
         since: the time of the page's rendering, which the client sends as `since`; None: now.
         restoring: whether the client asks the server to restore its session.

@@ -65,7 +65,7 @@ class _Undo(Exception):
 
 
 def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options: Any) -> StreamPosition | None:
-    """Broadcast inside `atomic()`, and commit it or roll it back."""
+    """Broadcast inside a transaction that is then committed or rolled back."""
     position = None
     try:
         with transaction.atomic():
@@ -182,12 +182,12 @@ def who_is_there(stream: str) -> dict[str, Any]:
 
 
 def allow(stream: str) -> None:
-    """Let clients of `RightsChannel` read a stream."""
+    """Create the row that lets clients of `RightsChannel` read a stream."""
     Group.objects.create(name=stream)
 
 
 def forbid(stream: str) -> None:
-    """Let clients of `RightsChannel` no longer read a stream."""
+    """Delete the row that lets clients of `RightsChannel` read a stream."""
     Group.objects.filter(name=stream).delete()
 
 

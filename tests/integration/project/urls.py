@@ -26,13 +26,13 @@ def sign_in(request: HttpRequest) -> HttpResponse:
 
 
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """Log the user out, as the view of Django does."""
+    """Log the user out, as Django's own view does."""
     logout(request)
     return HttpResponse()
 
 
 def change_password(request: HttpRequest) -> HttpResponse:
-    """Give the user another password, and keep the user logged in, as the view of Django does."""
+    """Change the user's password, and keep the user logged in, as Django's own view does."""
     user = request.user
     assert user.is_authenticated
     user.set_password("new")
