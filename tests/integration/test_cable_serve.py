@@ -37,7 +37,7 @@ both_servers = pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
 
 
 class Site:
-    """A new project, which one server serves.
+    """A new project, which is served by one server at a time.
 
     Args:
         folder: the folder of its manage.py.

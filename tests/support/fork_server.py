@@ -3,8 +3,8 @@
 Importing the libraries takes 1 s of CPU time. A fork has them already, so it starts in a tenth of that time.
 `tests.support.forks` starts this process, and sends it a message for each program.
 
-A fork runs its program as `python -m` does. It imports settings, models and the reactor of Twisted itself. All forks
-have the same hash seed.
+A fork runs its program as `python -m` does. Only the fork imports settings, models and Twisted's reactor. The hash seed
+is the same in all forks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A client that recovers like the npm client in the extended protocol, for storm tests.
+"""A client that recovers like the npm client in the extended protocol. The storm (tests/storm) uses it, too.
 
 It stores one position for each stream id, shared by all identifiers, and requests history with these positions. It
 trusts `restored_ids`. It closes a channel if the connection is lost while its `subscribe` is unanswered. This module

@@ -9,7 +9,7 @@ from reliable_cable.runs.durable_models import DurableStream
 
 
 class Streams(DurableStreams):
-    """Lets users create streams. Everybody may use streams in "v1/", as the conformance suite does.
+    """Lets users create streams, and lets everybody use the streams of the conformance suite, in "v1/".
 
     Everybody may also read streams in "open/".
     """

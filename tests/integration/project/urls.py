@@ -1,4 +1,4 @@
-"""URLs: the HTTP endpoints of the package, logging in and out, and calls inside the server process."""
+"""The URLs of the package, and of views for tests: logins, calls inside the server process, and a page with a chat."""
 
 from __future__ import annotations
 
