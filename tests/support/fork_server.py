@@ -3,8 +3,8 @@
 Importing the libraries takes 1 s of CPU time. A fork has them already, so it starts in a tenth of that time.
 `tests.support.forks` starts this process, and sends it a message for each program.
 
-A fork runs its program as `python -m` does. Only the fork imports settings, models and Twisted's reactor. The hash seed
-is the same in all forks.
+A fork runs its program as `python -m` does. Settings, models and Twisted's reactor are imported only in the fork. The
+hash seed is the same in all forks.
 """
 
 from __future__ import annotations
