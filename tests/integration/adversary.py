@@ -98,8 +98,8 @@ class Attacker:
         self._subscriptions, self._frames = ATTACKS[kind]
         #: How many bytes were sent.
         self.sent = 0
-        #: How long, in seconds, the attack lasted until the server closed the connection; None: the server did not
-        #: close it.
+        #: How long, in seconds, the attack lasted before the server closed the connection; None if the server did
+        #: not close it.
         self.lasted: float | None = None
 
     async def run(self, seconds: float) -> None:
@@ -127,7 +127,7 @@ class Attacker:
                         await writer.drain()
                         self.sent += len(block[:16_384])
                         block = block[16_384:]
-                        # Let the test run, too, even if no write has to wait.
+                        # Let other tasks of the test run, even if no write has to wait.
                         await asyncio.sleep(0)
         except TimeoutError:
             pass

@@ -23,7 +23,7 @@ from .adversary import ATTACKS, Attacker
 SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "1"))
 #: The most that one attacker may cost, in bytes: memory of the server, data in the stores, and log.
 MEMORY, STORED, LOG = 16 * 2**20, 2 * 2**20, 100_000
-#: The bound for the median delay of another client's ping in seconds, on a machine that does nothing else.
+#: The maximum median time, in seconds, until another client's ping is answered, on a machine that does nothing else.
 DELAY = 0.1
 #: How long, in seconds, the test pauses between two pings.
 PAUSE = 0.02
@@ -101,7 +101,7 @@ async def test_an_attacker_costs_little(
     request: pytest.FixtureRequest, attacked: Server, bytes_stored: Callable[[], int], attack: str
 ) -> None:
     async with Client(attacked.url) as bystander:
-        # Memory that is allocated only once does not count.
+        # This first attack is not measured, because memory that is allocated only once does not count.
         await Attacker(attacked, attack).run(SECONDS / 4)
         memory, stored, logged = attacked.rss, bytes_stored(), len(attacked.log)
         attacker = Attacker(attacked, attack)
@@ -116,7 +116,7 @@ async def test_an_attacker_costs_little(
         await attacking
         returned = attacked.rss - memory
         more_stored, more_logged = bytes_stored() - stored, len(attacked.log) - logged
-        # On a busy machine, each process waits for a processor, the server as long as this one.
+        # On a busy machine, processes wait for a processor. The server then waits about as long as this process.
         delay, lag = statistics.median(delays), statistics.median(lags)
         # The report of `--junitxml` contains these values.
         request.node.user_properties += [

@@ -44,7 +44,7 @@ class Agents:
         self._process = process
 
     async def make(self, name: str, server: Server, messages: Any = ()) -> Agent:
-        """Return a new agent, as on a new device."""
+        """Return a new agent, which stands for a new device of the user."""
         agent = Agent(self, name)
         values = {"url": url_of(server), "thread": self.chat, "messages": list(messages)}
         await agent("make", **values)

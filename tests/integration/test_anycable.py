@@ -200,7 +200,7 @@ async def test_cable_rpc_is_replaced_under_load_and_each_action_is_answered(
     stream, ready, replaced = unique("stream"), asyncio.Semaphore(0), asyncio.Event()
 
     async def act(client: Client) -> list[Frame]:
-        """Perform actions until the process has been replaced. Return what was received meanwhile."""
+        """Perform actions until the process has been replaced. Return the frames that were received meanwhile."""
         await client.subscribe(identify("StreamChannel", streams=[stream]))
         acting = await client.subscribe(identify("AuditedChannel", audit=unique("audit")))
         ready.release()

@@ -115,7 +115,7 @@ class AnyCableClient(Client):
     """A client of anycable-go."""
 
     async def barrier(self) -> list[Frame]:
-        """Wait until all earlier commands were handled, and return the messages that were not read before.
+        """Wait until all earlier commands have been handled. Return the unread messages that have arrived by then.
 
         anycable-go ignores the command of `Client.barrier`. So this method subscribes to a channel without streams.
         """
@@ -126,7 +126,7 @@ class AnyCableClient(Client):
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
 def rpc(request: pytest.FixtureRequest) -> str:
-    """How anycable-go makes its calls."""
+    """The protocol of the calls of anycable-go to Django."""
     return str(request.param)
 
 
@@ -143,7 +143,7 @@ def test_each_exclusion_names_a_test() -> None:
 
 @pytest.fixture
 def connect(server: AnyCable, clients: AsyncExitStack) -> Connect:
-    """Return a function that connects a client to anycable-go. It takes the arguments of `Client`."""
+    """Return a function that connects a client to anycable-go. It takes the options of `Client`."""
 
     async def connect(**options: Any) -> Client:
         return await clients.enter_async_context(AnyCableClient(server.url, **options))

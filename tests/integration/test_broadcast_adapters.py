@@ -76,7 +76,7 @@ class Restartable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """A running anycable-go server, and what a project needs to broadcast through it.
+    """A running anycable-go server, and the settings with which a project broadcasts through it.
 
     Args:
         anycable: the process.

@@ -37,7 +37,7 @@ both_servers = pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
 
 
 class Site:
-    """A new project, which one server serves.
+    """A new project, which is served by one server at a time.
 
     Args:
         folder: the folder of its manage.py.
@@ -70,7 +70,7 @@ class Site:
 
     @contextmanager
     def served(self, kind: Kind, *options: str) -> Iterator[None]:
-        """Serve the project."""
+        """Run `cable_serve` until the block ends. When the block begins, the page has the text "one"."""
         command = [sys.executable, "manage.py", "cable_serve", f"127.0.0.1:{self.port}", "--server", kind, *options]
         with self.output.open("wb") as output:
             process = subprocess.Popen(
@@ -98,7 +98,7 @@ class Site:
 
         Args:
             condition: the condition.
-            write: changes the code. It is called now, and again every five seconds, because the reloader does not
+            write: changes the code. It is called at once, and again every five seconds, because the reloader does not
                 notice a change that happens before it has looked at the file for the first time.
         """
         write_at = time.monotonic()

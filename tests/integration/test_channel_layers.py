@@ -33,7 +33,7 @@ def redis(redis_pool: RedisPool) -> RedisServer:
 
 
 def layers(backend: str, redis: RedisServer, **host: Any) -> dict[str, Any]:
-    """Return the setting CHANNEL_LAYERS."""
+    """Return a setting CHANNEL_LAYERS with one layer."""
     hosts = [{"address": redis.url, **host}]
     return {"default": {"BACKEND": backend, "CONFIG": {"hosts": hosts, "prefix": unique("layer-")}}}
 
@@ -126,12 +126,12 @@ async def test_a_layer_works_after_an_idle_time_unless_the_system_check_warned(
 
 
 async def check_idle_layer(server: Server, beside: OtherProcess, *, fails: bool) -> None:
-    """Check that a layer works after an idle time. `fails`: whether the layer must fail during that time."""
+    """Check that a layer works after an idle time, in which it must fail if `fails` is true, and must not otherwise."""
     stream = unique("idle/")
     async with Client(server.url) as reader, Client(layered_url(server)) as listener:
         identifier = await reader.subscribe(identify("StreamChannel", streams=[stream]))
         await idle(listener)
-        # The answer of Redis and the timeout are due at the same time. On a busy machine, the answer may come first.
+        # Redis answers at the time of the timeout. On a busy machine, the answer may come first. Then try again.
         for _ in range(5 if fails else 0):
             if "The channel layer cannot be read" in server.log:
                 break

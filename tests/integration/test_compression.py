@@ -47,7 +47,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 
 def agreed(factory: DeflateOffer) -> bool:
-    """Return whether the server accepted compression, with the window of shared frames and no context takeover."""
+    """Return whether the server accepted compression. If so, check its window size and `no_context_takeover`."""
     if factory.agreed is None:
         return False
     assert factory.agreed.remote_no_context_takeover

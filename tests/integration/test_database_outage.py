@@ -21,7 +21,7 @@ from tests.support.server import Kind, Server, make_database
 
 pytestmark = pytest.mark.postgres
 
-#: How many seconds a busy machine may be late.
+#: How much longer than `STOP_LIMIT`, in seconds, a server may take to stop on a busy machine.
 SLACK = 5.0
 #: How long, in seconds, the database is unreachable.
 AWAY = 3.0

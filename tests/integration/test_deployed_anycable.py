@@ -75,7 +75,7 @@ class Deployment:
 
     @property
     def url(self) -> str:
-        """The URL of the cable."""
+        """The WebSocket URL, through nginx."""
         return f"ws://127.0.0.1:{self.ports['8080']}/cable"
 
     def _with_ports(self, text: str) -> str:

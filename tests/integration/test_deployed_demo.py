@@ -116,7 +116,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @contextmanager
 def signed_in(base: str, username: str = "carol", home: str = "/") -> Iterator[httpx.Client]:
-    """Return an HTTP client in which a user is logged in. The login redirects to the path `home`."""
+    """Log a user in, and yield the HTTP client. Check that the login redirects to the path `home`."""
     with httpx.Client(base_url=base, **LOCAL, headers={"Origin": base}) as browser:
         page = browser.get("/login/")
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
@@ -162,7 +162,7 @@ def test_nobody_can_log_in_with_a_known_password_or_as_an_administrator(deployme
 
 
 def cookie_of(deployment: Deployment, username: str) -> str:
-    """Log a user in, and return the header `Cookie`."""
+    """Log a user in, and return the value of the header `Cookie`."""
     with signed_in(deployment.nginx.base, username) as browser:
         return f"sessionid={browser.cookies['sessionid']}"
 

@@ -37,14 +37,14 @@ VARIABLES: dict[str, Any] = {
             },
         }
     ),
-    # The suite may block Node for several seconds, and then uses connections that uvicorn would close by default.
+    # The suite may block Node for several seconds. By default, uvicorn would close idle connections in this time.
     "UVICORN_TIMEOUT_KEEP_ALIVE": "60",
 }
 
 _SUBSCRIPTIONS = "Reserved subscription APIs > "
 _WEBHOOKS = "servers of this package never send requests to URLs that clients choose"
 _PULLING = "streams wake no workers: a project has tasks, and they can read the streams"
-#: The tests that fail, with the reasons. They are about an extension of the protocol, with which servers wake workers.
+#: The tests that fail, with the reasons. They are about an extension of the protocol by which servers wake workers.
 #: The suite runs them only with the option `subscriptions`.
 EXCLUDED = {
     f"{_SUBSCRIPTIONS}creates and idempotently re-confirms a webhook subscription": _WEBHOOKS,
@@ -60,9 +60,9 @@ SUITE_TIME = 900.0
 LIVE = "Long-Poll|SSE|Live Modes|Closure|Producer"
 #: Matches the names of all other tests.
 OTHERS = f"^(?!.*({LIVE}))"
-#: How many tests the suite has at least, by the pattern of their names.
+#: The minimum number of tests in the suite, by the pattern of their names.
 COUNTS = {LIVE: 109, OTHERS: 228, "": 337}
-#: Each server runs a half of the suite. The slow tests run the whole suite, with the other stores.
+#: Each server runs about half of the suite. The slow tests run the whole suite on each server, with another engine.
 SUITES = [
     pytest.param("daphne", "database", LIVE, id="daphne"),
     pytest.param("uvicorn", "redis", OTHERS, id="uvicorn", marks=[pytest.mark.postgres, pytest.mark.redis]),
@@ -93,7 +93,7 @@ async def read_result(script: str, *args: str, cookie: str = "") -> Any:
 
 
 async def run_suite(server: Server, tmp_path: Path, pattern: str) -> dict[str, str]:
-    """Run the tests of the suite whose names match a pattern. Return the errors of those that failed."""
+    """Run the tests of the suite whose names match a pattern. Return the errors of the failed tests by name."""
     url = f"http://127.0.0.1:{server.port}/runs/durable"
     results = await read_result("durable_conformance.mjs", url, str(tmp_path), *([pattern] if pattern else []))
     results = [result for result in results if not (pattern and result["state"] == "skipped")]

@@ -299,7 +299,7 @@ async def test_origins(reading: Server) -> None:
 
     listed, other = "https://app.example.com", "https://evil.example.com"
     assert await status(Origin=listed) == (200, listed)
-    # `CORS_ORIGINS` has this origin, but the origins of the consumer do not. So it may not use a visitor's cookies.
+    # `CORS_ORIGINS` allows this origin, but the consumer does not. So its pages may not use a visitor's cookies.
     assert await status(Origin=listed, Cookie=cookie) == (403, listed)
     assert await status(Origin=other) == (403, None)
     assert await status(Origin=base(reading), Cookie=cookie) == (200, None)

@@ -78,7 +78,7 @@ async def test_the_headers_of_a_request_use_bounded_memory(cable_serve: Server) 
         async with connect(server) as (reader, writer):
             writer.write(HANDSHAKE)
             sent = 0
-            with contextlib.suppress(ConnectionError):  # the server closes the connection while the client writes
+            with contextlib.suppress(ConnectionError):  # the server closes the connection while the client is writing
                 while sent < largest and not reader.at_eof():
                     writer.write(b"x: " + b"x" * 8000 + b"\r\n")
                     sent += 8005

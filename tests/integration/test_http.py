@@ -47,7 +47,7 @@ async def http(server: Server, prefix: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def cable(server: Server) -> AsyncIterator[Client]:
-    """A client of the cable."""
+    """A WebSocket client."""
     async with Client(server.url) as client:
         yield client
 

@@ -127,7 +127,7 @@ async def test_a_server_that_hangs_is_uncertain_and_the_next_broadcast_connects_
         async with project(server.url):
             await abroadcast("chat", 1)
             os.kill(server.pid, signal.SIGSTOP)
-            await asyncio.to_thread(os.waitpid, server.pid, os.WUNTRACED)  # all its threads have stopped
+            await asyncio.to_thread(os.waitpid, server.pid, os.WUNTRACED)  # wait until all its threads have stopped
             try:
                 with mock.patch.object(adapter, "FLUSH_TIMEOUT", 0.2):
                     with pytest.raises(BroadcastUncertain, match="did not confirm it"):

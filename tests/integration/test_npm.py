@@ -67,7 +67,7 @@ async def test_an_unmodified_client_of_a_server_that_compresses(servers: ServerP
 
 
 async def run(server: Server, script: str, least: int) -> None:
-    """Run the scenarios of a client, and check that there are at least as many as expected."""
+    """Run the scenarios of a client. Check that all of them succeed, and that there are at least `least`."""
     status, output, errors = await run_script(script, str(server.port), server.kind, patience=PATIENCE)
     outcomes = {line["scenario"]: line for line in map(json.loads, output.splitlines())}
     failed = [f"{name}: {line['error']}" for name, line in outcomes.items() if not line["ok"]]

@@ -18,7 +18,7 @@ CLIENT_PATIENCE = 10.0
 
 
 async def subscribe_at_once(client: Client, identifiers: Sequence[str]) -> float:
-    """Subscribe without waiting for the answers. Return how long, in seconds, it takes until the last confirmation."""
+    """Send all subscribes before reading any answer. Return the time, in seconds, until the last confirmation."""
     began = time.monotonic()
     for identifier in identifiers:
         await client.send("subscribe", identifier)
@@ -42,7 +42,7 @@ async def test_eight_hundred_subscribes_are_confirmed_before_the_client_gives_up
 
 
 async def test_a_session_cookie_with_a_nul_is_anonymous(postgres_servers: ServerPool, kind: Kind) -> None:
-    # With a JWT_SECRET, the project has the middleware of the package.
+    # With a JWT_SECRET, the project uses the authentication middleware of the package.
     server = postgres_servers.get(kind, JWT_SECRET="of this test", PUBLIC_STREAMS=True)
     cookie = r'sessionid="unknown-session\000key"'
     async with Client(server.url, cookie=cookie) as client:

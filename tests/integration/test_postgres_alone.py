@@ -1,4 +1,4 @@
-"""Several servers with PostgreSQL alone: messages arrive by notifications, also after outages and through PgBouncer.
+"""Several servers with PostgreSQL alone: messages arrive by notifications, even after outages or through PgBouncer.
 
 Unless a test says otherwise, servers poll once an hour. So a message of another process arrives by its notification, or
 by the poll that a server makes when notifications begin to arrive.

@@ -99,7 +99,7 @@ async def test_a_client_that_sends_too_much_for_too_long_has_to_come_back(server
 
 @asynccontextmanager
 async def connected(*servers: Server, count: int, **options: str) -> AsyncIterator[list[bool]]:
-    """Connect to the servers in turn. Yield for each attempt whether it was accepted."""
+    """Connect `count` times, to the servers in turn. Yield a list that says whether each attempt was accepted."""
     accepted = []
     async with AsyncExitStack() as stack:
         for number in range(count):

@@ -24,16 +24,16 @@ __all__ = ["postgres", "stage", "template"]
 
 RUNS: dict[str, Any] = {**SETTINGS, "RUN_CHATS": "tests.integration.project.runs.Chats"}
 PROMPT = "a secret question"
-#: The first half of a text, and the second half, which is written after the outage.
+#: The two halves of a text. The second half cannot be stored before the outage ends.
 BEFORE, AFTER = [f"before{number} " for number in range(5)], [f"after{number} " for number in range(5)]
 
 
 class Site:
-    """The URLs of a server that serves runs, and a browser that may use them.
+    """A server with a run and a durable stream, and an HTTP client that is logged in there.
 
     Args:
         server: the server.
-        http: the browser.
+        http: the HTTP client.
         chat: the name of a chat of its user.
         run: the id of a run of the chat.
     """
@@ -79,7 +79,7 @@ class Site:
         return [self.http.build_request(method, url, **options) for method, url, options in values]
 
     async def is_refused(self, request: httpx.Request) -> None:
-        """Send a request, which must be refused."""
+        """Send a request, and check that it is refused because the database failed."""
         response = await self.http.send(request)
         assert response.status_code == 503, f"{request.method} {request.url}: {response.status_code} {response.text}"
         assert response.headers["Retry-After"] == "1"
@@ -102,7 +102,7 @@ class Site:
 
 @asynccontextmanager
 async def site(server: Server) -> AsyncIterator[Site]:
-    """Serve a run that is being written, and a durable stream."""
+    """Begin to write a run, and create a durable stream, for a new user of a running server."""
     user = unique("user")
     cookie = await server.sign_in(user)
     chat = unique(f"{user}-")

@@ -1,4 +1,4 @@
-"""The output of servers that the commands in docs/deployment.md start has no session ids, tokens or cookies."""
+"""The commands in docs/deployment.md start servers whose output has no session ids, tokens or cookies."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ BROKEN = {
 
 
 def commands() -> list[str]:
-    """Return the commands of docs/deployment.md that start a server."""
+    """Return the commands of docs/deployment.md that start a server, and `runserver`."""
     lines = re.findall(r"^\.venv/bin/(.*(?:uvicorn --|daphne -|cable_serve).*)$", PAGE, re.MULTILINE)
-    # docs/deployment.md has all of these commands but the last one, which is in README.
+    # The page has all of these commands except `runserver`, which is in README.md.
     return [re.sub(r"\s+#.*", "", line) for line in lines if "workers" not in line] + ["python manage.py runserver"]
 
 
 def command_line(command: str, port: int) -> list[str]:
-    """Return a command of docs/deployment.md that serves the project of the tests on a port."""
+    """Change a command of docs/deployment.md so that it serves the test project on this port. Return its arguments."""
     program, *words = command.replace("demo_project.asgi", f"{PROJECT}.asgi").split()
     words = [word.replace("manage.py", "-mdjango").replace("8000", str(port)) for word in words]
     if program == "uvicorn":

@@ -18,7 +18,7 @@ from tests.support.client import identify
 from tests.support.redis import RedisServer
 from tests.support.server import LOCAL, Kind, Server, ServerPool
 
-#: A command of a client. The server begins to serve the request when it has received the headers.
+#: The body of a request: a command of a client. The server begins to serve the request before its body arrives.
 COMMAND = json.dumps({"command": "subscribe", "identifier": identify("StreamChannel", streams=["stop"])}).encode()
 REQUEST = (
     f"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(COMMAND)}\r\nExpect: 100-continue\r\n\r\n"
@@ -51,7 +51,7 @@ async def hanging(scope: Any, receive: Any, send: Any) -> None:
 
 
 class ShortLimits(Server):
-    """A server with short limits, in which no client has connected before the request that hangs."""
+    """A server with short limits. No WebSocket client connects to it before the request that hangs."""
 
     def _command(self) -> list[str]:
         return [sys.executable, "-c", SHORT_LIMITS, "--server", self.kind, f"127.0.0.1:{self.port}"]

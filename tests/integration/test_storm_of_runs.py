@@ -1,4 +1,4 @@
-"""A small storm of runs on each engine. `python -m tests.storm_runs` runs larger ones."""
+"""A small storm of runs (see Contributing: The storm of runs) on each engine. tests.storm_runs runs larger ones."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ENGINES: Mapping[str, Callable[[RedisServer], dict[str, Any]]] = {
     "redis": lambda redis: {"REDIS_URL": redis.url, "KEY_PREFIX": unique("tasks-")},
 }
 
-celery = pytest.mark.redis  # Celery uses this Redis as its broker
+celery = pytest.mark.redis  # Celery uses a Redis server as its broker
 
 
 @pytest.fixture(scope="module")

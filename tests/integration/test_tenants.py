@@ -23,7 +23,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture(scope="module", params=["database", pytest.param("redis", marks=pytest.mark.redis)])
 def seen(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What the clients of both tenants see, by scenario. Lists have the values of both tenants."""
+    """The messages and results that the clients of both tenants receive, by scenario. Lists have a value per tenant."""
     binaries = find_postgres()
     assert binaries is not None
     with running_postgres(binaries) as host:

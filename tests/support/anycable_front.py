@@ -111,7 +111,7 @@ class AnyCable(OwnProcess):
 
     @property
     def url(self) -> str:
-        """The URL of the cable."""
+        """The WebSocket URL."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +135,7 @@ class RPCServer(RestartableProcess):
     """`manage.py cable_rpc`. Use it as a context manager, which starts it, and kills it if it is running at the end.
 
     Args:
-        server: the server of the test project whose database and settings the process has.
+        server: the server of the test project whose database and settings the process uses.
         folder: the folder for the log.
         port: the port, on which another process may listen, too; 0: a free port.
     """
@@ -185,7 +185,7 @@ def start_anycable(
         stack: stops the processes when it is closed.
         servers: makes the server.
         folder: the folder for logs.
-        rpc: how anycable-go makes its calls: "http" or "grpc".
+        rpc: the protocol of the calls of anycable-go, "http" or "grpc".
         options: options of anycable-go.
         settings: keys of `RELIABLE_CABLE`.
     """

@@ -62,7 +62,7 @@ class Client:
     """One connection. Use it with `async with`. When the block begins, a client that reads has received the welcome.
 
     Args:
-        url: the URL of the cable.
+        url: the WebSocket URL of the server.
         protocols: the subprotocols that the client offers.
         sid: the id of the session to restore, for the query string.
         query: other parameters of the query string, for example `pi=1`.
@@ -279,7 +279,7 @@ class Client:
         return [at - self.opened_at for at, _ in self.pings]
 
     async def barrier(self) -> list[Frame]:
-        """Wait until all earlier commands were handled, and return the messages that were not read before.
+        """Wait until all earlier commands have been handled. Return the unread messages that have arrived by then.
 
         This requests the presence of an unknown subscription, which the server always answers in order.
         """
@@ -288,6 +288,6 @@ class Client:
         return (await self.until({"type": "presence", "identifier": name}))[:-1]
 
     async def nothing(self) -> None:
-        """Wait until all earlier commands were handled, and check that there are no unread messages."""
+        """Wait until all earlier commands have been handled, and check that there are no unread messages."""
         frames = await self.barrier()
         assert frames == []

@@ -1,4 +1,4 @@
-"""Runs processes with a wrong wall clock, with libfaketime."""
+"""The environment of processes with a wrong wall clock, which libfaketime simulates."""
 
 from __future__ import annotations
 

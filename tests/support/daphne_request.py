@@ -52,7 +52,7 @@ class DaphneRequest:
         self.application = application
         self.reactor = Reactor()
         server = Server(application=self.application, endpoints=["tcp:0"])
-        server.connections = {}  # as `run` does
+        server.connections = {}  # as `Server.run` does
         protocol: Any = HTTPFactory(server).buildProtocol(IPv4Address("TCP", *address))
         self.connection: Any = tcp.Server(near, protocol, address, None, 1, self.reactor)  # type: ignore[arg-type]
         protocol.makeConnection(self.connection)

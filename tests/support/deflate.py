@@ -20,7 +20,7 @@ class RecordingDeflate(PerMessageDeflate):
         self.compressed: list[bool] = []
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        """Decode a received frame."""
+        """Decode a received frame, and record whether it is compressed if it is a text frame."""
         if frame.opcode is Opcode.TEXT:
             self.compressed.append(frame.rsv1)
         return super().decode(frame, max_size=max_size)
@@ -34,7 +34,7 @@ class DeflateOffer(ClientPerMessageDeflateFactory):
     def process_response_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[object]
     ) -> RecordingDeflate:
-        """Process the answer of the server."""
+        """Return the extension with the parameters that the server has accepted."""
         found = super().process_response_params(params, accepted_extensions)  # type: ignore[arg-type]
         self.agreed = RecordingDeflate(
             found.remote_no_context_takeover,

@@ -125,7 +125,7 @@ class EventReader:
             raise AssertionError(f"connects: {self.connects}, {ended}, {self.events}") from None
 
     async def until_type(self, type_: str, number: int = 1) -> None:
-        """Wait for a number of events of a type."""
+        """Wait until at least `number` events of a type have arrived."""
         await self.until(lambda: len(self.of_type(type_)) >= number)
 
     async def until_ended(self) -> None:

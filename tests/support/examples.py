@@ -1,4 +1,4 @@
-"""How many examples property tests, random walks and concurrency tests try, and how many Redis programs they use."""
+"""The environment variable CABLE_FEW, with which tests try fewer examples and fewer Redis programs."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class RedisPair(Pair):
     async def move(self, *, losing: float = 0.0, cut: bool = False) -> None:
         """Demote the primary, promote the replica, and make both proxies forward to the new primary.
 
-        The former primary accepts no more writes when the replica is promoted.
+        The former primary already refuses writes when the replica is promoted.
 
         Args:
             losing: how many seconds of writes to lose.

@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback that simulates faults of networks: resets, refusals, stalls and lost replies."""
+"""A TCP proxy on this machine that simulates faults of networks: resets, refusals, stalls and lost replies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Link:
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     def request(self, data: bytes, traps: list[_Trap]) -> None:
-        """Inspect data that the client sends."""
+        """Search data that the client sends for a SUBSCRIBE, and for the patterns of `lose_reply`."""
         text = self._sent[-_OVERLAP:] + data
         self._sent = text[-_OVERLAP:]
         self.subscribed = self.subscribed or _SUBSCRIBE.search(text) is not None
@@ -51,7 +51,7 @@ class Link:
                 break
 
     def loses(self, data: bytes, traps: list[_Trap]) -> bool:
-        """Return whether the proxy must lose this answer."""
+        """Return whether the proxy must drop this answer because of `lose_reply`."""
         trap, self._trap = self._trap, None
         if trap is None:
             return False
@@ -69,7 +69,7 @@ class _Trap:
 
 
 class FaultProxy:
-    """Forwards 127.0.0.1:`port` to other ports of the loopback. Use it with `async with`.
+    """Forwards connections to 127.0.0.1:`port` to other ports of this machine. Use it with `async with`.
 
     Args:
         targets: the ports of the servers. Each connection is forwarded to a random one. The servers may start later.

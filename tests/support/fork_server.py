@@ -3,8 +3,8 @@
 Importing the libraries takes 1 s of CPU time. A fork has them already, so it starts in a tenth of that time.
 `tests.support.forks` starts this process, and sends it a message for each program.
 
-A fork runs its program as `python -m` does. It imports settings, models and the reactor of Twisted itself. All forks
-have the same hash seed.
+A fork runs its program as `python -m` does. Settings, models and Twisted's reactor are imported only in the fork. The
+hash seed is the same in all forks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MESSAGE = 2**17
 
 
 def serve(control: socket.socket) -> str:
-    """Fork for each message, and report how each fork has ended. In a fork, return the name of the module to run.
+    """Fork for each message, and report the pid and exit code of each fork. In a fork, return the module to run.
 
     Args:
         control: a socket that receives the messages. When its other end is closed, this process ends.
@@ -91,11 +91,11 @@ def number(value: int) -> bytes:
 
 
 def become(program: Mapping[str, Any], files: list[int]) -> None:
-    """Make this process the process of a program.
+    """Turn this process into the process of a program.
 
     Args:
         program: the message.
-        files: what becomes standard input, standard output and standard error.
+        files: the files that become standard input, standard output and standard error. All others are closed.
     """
     for target, file in enumerate(files[:3]):
         os.dup2(file, target)

@@ -16,8 +16,8 @@ class MemorySocket(Transport):
     """A WebSocket with a buffer for the frames that the client has not read.
 
     Args:
-        frames: whether the server can write frames, and pauses its application while the buffer is full. If not, the
-            server's `send` waits while the buffer is full.
+        frames: whether frames can be written with `write`. If so, the server pauses its application while the buffer is
+            full. If not, the server's `send` waits while the buffer is full.
         stamp: called for each frame that the server writes. Its result is returned with the frame.
         high: the buffer becomes full when it has more characters than this.
         low: the buffer stays full until the client has read it down to this number of characters.

@@ -20,7 +20,7 @@ def find_nats() -> Path | None:
 
 
 class NatsServer(RestartableProcess):
-    """A NATS server. Use it as a context manager, which starts and kills it. It keeps its port.
+    """A NATS server. Use it as a context manager, which starts and kills it. A restarted server keeps its port.
 
     Args:
         folder: the folder for the log and the configuration. It is created if it does not exist.

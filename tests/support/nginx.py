@@ -89,7 +89,7 @@ class Nginx:
 
     @property
     def url(self) -> str:
-        """The URL of the cable."""
+        """The WebSocket URL."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     @property

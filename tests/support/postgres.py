@@ -23,7 +23,7 @@ def find_postgres() -> Path | None:
 
 
 def unprivileged_user() -> str | None:
-    """Return the user that runs the server, because PostgreSQL refuses to run as root."""
+    """Return another user for the server if this process runs as root, which PostgreSQL refuses; otherwise None."""
     if os.getuid() != 0:
         return None
     users = {entry.pw_name for entry in pwd.getpwall()}
@@ -85,7 +85,7 @@ class PostgresServer:
         self._control("promote")
 
     def delete(self) -> None:
-        """Stop the server if it runs, and delete its directory."""
+        """Stop the server if it is running, and delete its directory."""
         try:
             if (self._base / "data" / "postmaster.pid").exists():
                 self.stop()

@@ -1,4 +1,4 @@
-"""Presence stores that servers share, and how they lose their data: in Redis, in an SQLite file, and in PostgreSQL."""
+"""Presence stores that servers share: Redis, an SQLite file and PostgreSQL. Tests can make them lose their data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLES = [f"reliable_cable_presence{name}" for name in ("stream", "session", "en
 
 
 class PresenceBackend(ABC):
-    """A store that servers share. Use it as a context manager, which starts and deletes it.
+    """A store that servers share. It exists only inside a block of `running`.
 
     Args:
         folder: the folder for files.
@@ -49,7 +49,7 @@ class PresenceBackend(ABC):
 
     @abstractmethod
     def lose(self, how: str = "") -> None:
-        """Lose all presence data."""
+        """Lose all presence data. Only `RedisBackend` uses `how`."""
 
     @abstractmethod
     def lose_presence(self) -> None:
@@ -65,7 +65,7 @@ class PresenceBackend(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether the store runs."""
+        """Whether the store is running."""
         return True
 
 
@@ -98,7 +98,7 @@ class RedisBackend(PresenceBackend):
 
     @property
     def alive(self) -> bool:
-        """Whether Redis runs."""
+        """Whether Redis is running."""
         return self.redis.alive
 
 
@@ -106,7 +106,7 @@ class SqliteBackend(PresenceBackend):
     """An SQLite file. It cannot be stopped."""
 
     def lose(self, how: str = "") -> None:
-        """Empty the tables, as if an old file had been restored."""
+        """Empty the tables, as if an old copy had replaced the file."""
         connection = sqlite3.connect(self.database, timeout=30, isolation_level=None)
         connection.execute("BEGIN IMMEDIATE")
         for table in TABLES:
@@ -146,7 +146,7 @@ class PostgresBackend(PresenceBackend):
             self.postgres.delete()
 
     def lose(self, how: str = "") -> None:
-        """Crash, and start again."""
+        """Simulate a crash, and start PostgreSQL again. Check that its tables of presence are unlogged."""
         self.kill()
         self.start()
         for table in TABLES:
@@ -168,7 +168,7 @@ class PostgresBackend(PresenceBackend):
 
     @property
     def alive(self) -> bool:
-        """Whether PostgreSQL runs."""
+        """Whether PostgreSQL is running."""
         return self.alive_
 
     def _query(self, sql: str) -> list[tuple[Any, ...]]:

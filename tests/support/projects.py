@@ -17,7 +17,7 @@ from django import get_version
 
 from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
-#: Programs of Python to try, by name or path. Those of pyenv have paths, because its shims run only selected versions.
+#: Python interpreters to try, by name or path. Those of pyenv have paths, because its shims run only selected versions.
 PYTHONS = (
     *(f"python3.{minor}" for minor in (13, 12, 14)),
     *sorted(Path.home().glob(".pyenv/versions/3.1[2-4]*/bin/python")),
@@ -30,7 +30,7 @@ def missing(what: str) -> None:
 
 
 def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment variables of this process, except those that would change how a project runs."""
+    """Return the environment of this process, without variables that would affect a project, and with `variables`."""
     foreign = ("PYTHON", "DJANGO", "PYTEST", "COV", "RELIABLE_CABLE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     kept.pop("VIRTUAL_ENV", None)
@@ -38,13 +38,13 @@ def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str
 
 
 def interpreter_for(django: str) -> str:
-    """Return the program of a Python that can run this version of Django, for example "5.2"."""
+    """Return a Python interpreter that can run this version of Django, for example "5.2"."""
     return sys.executable if sys.version_info >= (3, 12) or django == "5.2" else _newer_python()
 
 
 @cache
 def _newer_python() -> str:
-    """Return the program of a Python that can run Django 6."""
+    """Return another Python interpreter that can run Django 6."""
     for candidate in map(str, PYTHONS):
         program = shutil.which(candidate)
         if program and subprocess.run([program, "-c", "import ssl, sqlite3"], capture_output=True).returncode == 0:

@@ -1,4 +1,4 @@
-"""A client that recovers like the npm client in the extended protocol, for storm tests.
+"""A client that recovers like the npm client in the extended protocol. The storm (tests/storm) uses it, too.
 
 It stores one position for each stream id, shared by all identifiers, and requests history with these positions. It
 trusts `restored_ids`. It closes a channel if the connection is lost while its `subscribe` is unanswered. This module
@@ -34,7 +34,7 @@ class RecoveringClient:
     """A client that reconnects and recovers, and records all messages that it receives.
 
     Args:
-        url: the URL of the cable.
+        url: the WebSocket URL of the server.
         cookie: the header `Cookie` of the handshakes.
         since: the time of the page's rendering, which the client sends as `since`; None: now.
         restoring: whether the client asks the server to restore its session.

@@ -363,7 +363,7 @@ class RedisPool:
 
 
 def wait_for(condition: Callable[..., object], failure: str) -> None:
-    """Wait until a condition is true. If it raises an error of Redis, it is not true yet.
+    """Wait until a condition is true. A condition that raises an error of Redis counts as not true yet.
 
     Raises:
         RuntimeError: the condition did not become true in time. The message is `failure`.

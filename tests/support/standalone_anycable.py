@@ -1,4 +1,4 @@
-"""anycable-go without RPC, for tests of what this package sends to it in other ways, such as broadcasts and tokens."""
+"""anycable-go without RPC, for tests that need no calls to Django, such as those of broadcasts and tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StandaloneAnyCable(RestartableProcess):
 
     @property
     def url(self) -> str:
-        """The URL of the cable, for clients."""
+        """The WebSocket URL for clients."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     def start(self) -> None:

@@ -24,7 +24,7 @@ class _Owner:
 
 
 class LoneSubscriber(Subscriber):
-    """A subscriber that a test joins, suspends and resumes.
+    """A subscriber whose live delivery a test starts and stops.
 
     Args:
         outbox: the outbox of the connection.

@@ -17,7 +17,7 @@ from .settings import KIT_ENGINE
 
 
 class RoomTests(CableTestMixin):
-    """Tests that each subclass runs in its kind of test case."""
+    """The tests, which each subclass runs with another kind of test case."""
 
     cable_settings: ClassVar[dict[str, Any]] = {"ENGINE": KIT_ENGINE}
 

@@ -25,7 +25,7 @@ def cable_settings() -> Mapping[str, Any]:
 
 @pytest.fixture
 def on_database(request: pytest.FixtureRequest) -> None:
-    """Allow the database if the engine needs it."""
+    """Allow access to the database if the engine needs it."""
     if KIT_ENGINE == "database":
         request.getfixturevalue("transactional_db")
 

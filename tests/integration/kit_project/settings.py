@@ -38,9 +38,10 @@ if host := os.environ.get("KIT_POSTGRES"):
 else:
     DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
     if KIT_ENGINE == "database":
-        # Threads that share a SQLite database in memory do not wait for each other's locks.
+        # A file, because threads that share a SQLite database in memory do not wait for each other's locks.
         name = os.path.join(tempfile.gettempdir(), f"test_kit_{os.getpid()}.sqlite3")
         DATABASES["default"]["TEST"] = {"NAME": name}
 
-# A project has such a setting in production. In most tests no Redis has this URL: the test kit uses stores in memory.
+# A project has such a setting in production. Unless the tests set KIT_REDIS, there is no Redis at this URL, because the
+# test kit does not need one for its other engines.
 RELIABLE_CABLE = {"REDIS_URL": os.environ.get("KIT_REDIS", "redis://127.0.0.1:1/0")}

@@ -29,7 +29,7 @@ websocket = authenticated(
         [
             path("cable", ProjectConsumer.as_asgi()),
             path("tenants", TenantConsumer.as_asgi()),
-            # With Channels' own check of the origin, which older projects have.
+            # This path also has the origin check of Channels itself, as in older projects.
             path("layered", AllowedHostsOriginValidator(LayeredConsumer.as_asgi())),
         ]
     )
@@ -37,7 +37,7 @@ websocket = authenticated(
 
 application = ProtocolTypeRouter(
     {
-        # The views of the package are at the usual paths.
+        # These paths begin with /direct, because the usual ones belong to the views in `reliable_cable.urls`.
         "http": CableHTTP(
             http,
             broadcast="/direct/_broadcast",

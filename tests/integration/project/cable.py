@@ -231,7 +231,7 @@ class AuditedChannel(Channel):
         self._tell("unsubscribed")
 
     def resubscribed(self) -> None:
-        """Broadcast the event `resubscribed` and transmit the state, or fail or reject if the params say so."""
+        """Broadcast the event `resubscribed`. Then transmit the state, unless the params ask to reject or to fail."""
         self._tell("resubscribed")
         if self.params.get("fickle"):
             self.reject()
@@ -326,7 +326,7 @@ class LobbyChannel(Channel):
 
 
 class AnswerChannel(Channel):
-    """Has actions that return something."""
+    """Has actions that answer calls with a result, with a refusal or with an error."""
 
     def subscribed(self) -> None:
         """Start the stream that the params name, if any."""
@@ -355,7 +355,7 @@ class AnswerChannel(Channel):
 
     @action
     def wait(self, data: dict[str, Any]) -> str:
-        """Wait at a gate."""
+        """Wait at a gate, and then return a result."""
         gates[data["gate"]].enter()
         return "late"
 

@@ -55,7 +55,7 @@ def burst(stream: str, count: int, size: int, how: str) -> None:
 
 
 def load_page(stream: str) -> dict[str, str]:
-    """Return what a page passes to its client: a position as a string, and a signed stream name that contains it."""
+    """Return the values that a page passes to its client: a position, and a signed stream name that contains it."""
     at = reliable_cable.position(stream)
     return {"after": str(at), "signed": reliable_cable.signed_stream_name(stream, at=at)}
 
@@ -65,7 +65,7 @@ class _Undo(Exception):
 
 
 def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options: Any) -> StreamPosition | None:
-    """Broadcast inside `atomic()`, and commit it or roll it back."""
+    """Broadcast inside a transaction that is then committed or rolled back."""
     position = None
     try:
         with transaction.atomic():
@@ -87,7 +87,7 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
         hold: how long, in seconds, to keep the transaction open after the broadcasts.
 
     Returns:
-        `committed` and `hooks`: whether the first hook and the last hook ran; `error`: what `atomic()` raised, or None.
+        `committed` and `hooks`: whether the first and the last hook ran; `error`: the error of `atomic()`, or None.
     """
     ran: list[str] = []
     error = None
@@ -182,12 +182,12 @@ def who_is_there(stream: str) -> dict[str, Any]:
 
 
 def allow(stream: str) -> None:
-    """Let clients of `RightsChannel` read a stream."""
+    """Create the row that lets clients of `RightsChannel` read a stream."""
     Group.objects.create(name=stream)
 
 
 def forbid(stream: str) -> None:
-    """Let clients of `RightsChannel` no longer read a stream."""
+    """Delete the row that lets clients of `RightsChannel` read a stream."""
     Group.objects.filter(name=stream).delete()
 
 
@@ -214,7 +214,7 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
 
 
 def change_user(username: str, change: str) -> None:
-    """Change a user with signals (`deactivate`, `set password`, `delete`), or a field without a signal (`update …`)."""
+    """Change a user so that Django sends signals (`deactivate`, `set password`, `delete`) or none (`update …`)."""
     users = get_user_model().objects.filter(username=username)
     user = users.get()
     if change == "deactivate":
@@ -239,7 +239,7 @@ def delete_session(key: str) -> None:
 
 
 def make_token(username: str, ttl: float = 3600) -> str:
-    """Return a token of a user, who is created if there is none of that name."""
+    """Return a token for a user, creating the user if necessary."""
     user, _ = get_user_model().objects.get_or_create(username=username)
     return reliable_cable.cable_token(user, ttl)
 
@@ -250,7 +250,7 @@ def user_id(username: str) -> int:
 
 
 def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
-    """Revoke subscriptions: of a user or of everybody, to a channel or to the stream that the options name."""
+    """Revoke the subscriptions of one user or of everybody, to a channel or to the stream in the options."""
     if username:
         options["user"] = get_user_model().objects.get(username=username)
     reliable_cable.revoke(channel=find_channel(channel), **options)

@@ -50,14 +50,14 @@ class TenantConsumer(CableConsumer):
     """
 
     def connect(self) -> None:
-        """Read the query string."""
+        """Read the tenant and the language from the query string."""
         query = parse_qs(self.scope["query_string"].decode())
         self.tenant = query["tenant"][0]
         self.language = query["language"][0]
 
     @contextmanager
     def around_command(self) -> Iterator[None]:
-        """Set the tenant and the language, and undo both."""
+        """Set the tenant and the language for a command, and reset both after it."""
         connection.tenant = self.tenant  # type: ignore[attr-defined]
         try:
             with translation.override(self.language):

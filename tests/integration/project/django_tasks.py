@@ -24,5 +24,5 @@ async def aannounce(stream: str, data: Any) -> None:
 
 @task  # type: ignore[misc,unused-ignore]
 def announce_in_transaction(stream: str, data: Any, *, commit: bool) -> None:
-    """Broadcast inside `atomic()`, and commit it or roll it back."""
+    """Broadcast inside a transaction that is then committed or rolled back."""
     calls.broadcast_in_transaction(stream, data, commit=commit)

@@ -9,14 +9,17 @@ from reliable_cable.runs.durable_models import DurableStream
 
 
 class Streams(DurableStreams):
-    """Users may create streams. Everybody may use the streams of the suite, and read streams in "open/"."""
+    """Lets users create streams, and lets everybody use the streams of the conformance suite, in "v1/".
+
+    Everybody may also read streams in "open/".
+    """
 
     login_required = False
     max_streams = 10_000
     long_poll_time = 1.5
 
     def may_create(self, user: Any, name: str) -> bool:
-        """Return whether the user is logged in, or the name is that of a stream of the conformance suite."""
+        """Return whether the user is logged in, or the conformance suite uses the name."""
         return user.is_authenticated or name.startswith("v1/")
 
     def may_read(self, user: Any, stream: DurableStream) -> bool:

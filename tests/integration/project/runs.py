@@ -93,7 +93,7 @@ _open: dict[str, tuple[ExitStack, Writer]] = {}
 
 
 def open_run(chat: str) -> str:
-    """Begin to write the newest run of a chat in this process. Return its id, or "" if there is none in the queue."""
+    """Begin to write the newest queued run of a chat in this process. Return its id, or "" if there is none."""
     run = Run.objects.about(Group.objects.get(name=chat)).filter(status="queued").order_by("created_at").last()
     if run is None:
         return ""
@@ -108,7 +108,7 @@ def write_to_run(run: str, text: str) -> None:
 
 
 def close_run(run: str) -> None:
-    """End a run that `open_run` has returned. Unless it was stopped, first add a source and a usage."""
+    """End a run that `open_run` has returned. Unless it was stopped, first add a source and a count of tokens."""
     stack, writer = _open.pop(run)
     if not writer.stopped:
         writer.source("https://example.com/", "Example")
@@ -119,7 +119,7 @@ def close_run(run: str) -> None:
 def write(run: str) -> None:
     """Write a part with the id of this process, then each word of the run's input.
 
-    Fail afterwards if the input asks for it.
+    If the input asks for a failure, the run fails after the last word.
     """
     with writing(run) as out:
         out.data("pid", os.getpid())
@@ -162,7 +162,7 @@ def run_rows(runs: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def stop_run(run: str) -> bool:
-    """Stop a run."""
+    """Stop a run. Return False if it had already ended."""
     return Run.objects.get(pk=run).stop()
 
 

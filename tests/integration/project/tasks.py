@@ -20,7 +20,7 @@ def announce(stream: str, data: Any) -> None:
 
 @shared_task  # type: ignore[untyped-decorator]
 def announce_in_transaction(stream: str, data: Any, *, commit: bool) -> None:
-    """Broadcast inside `atomic()`, and commit it or roll it back. Then broadcast to a second stream."""
+    """Broadcast inside a transaction that is then committed or rolled back. Then broadcast to a second stream."""
     calls.broadcast_in_transaction(stream, data, commit=commit)
     reliable_cable.broadcast(f"{stream} done", {"done": commit})
 

@@ -1,4 +1,4 @@
-"""URLs: the HTTP endpoints of the package, logging in and out, and calls inside the server process."""
+"""The URLs of the package, and of views for tests: logins, calls inside the server process, and a page with a chat."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def sign_in(request: HttpRequest) -> HttpResponse:
 
 
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """Log the user out, as the view of Django does."""
+    """Log the user out, as Django's own view does."""
     logout(request)
     return HttpResponse()
 
 
 def change_password(request: HttpRequest) -> HttpResponse:
-    """Give the user another password, and keep the user logged in, as the view of Django does."""
+    """Change the user's password, and keep the user logged in, as Django's own view does."""
     user = request.user
     assert user.is_authenticated
     user.set_password("new")

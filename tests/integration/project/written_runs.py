@@ -54,7 +54,7 @@ def end_run(run: str, error: str = "") -> None:
 
 
 def abandon_run(run: str) -> None:
-    """Stop writing a run without an end, as if the process had been killed."""
+    """Stop writing a run without ending it, as if the process had been killed."""
     block, out = _open.pop(run)
     _abandoned.append(block)
     pump().remove(out._attempt)

@@ -1,4 +1,4 @@
-"""Runs the project with two tenants, and writes one line of JSON with what their clients see."""
+"""Runs scenarios with the clients of two tenants, and writes the messages that they receive as a line of JSON."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def receive(client: Client) -> Any:
 
 
 async def observe(http: dict[str, HttpClient]) -> dict[str, Any]:
-    """Return what the clients of both tenants see, by scenario."""
+    """Return the messages and results that the clients of both tenants receive, by scenario."""
     seen: dict[str, Any] = {}
     clients = [await connect(http[name], name).__aenter__() for name in TENANTS]
     for client in clients:

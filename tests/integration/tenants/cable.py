@@ -13,7 +13,7 @@ class TenantChannel(Channel):
     """Sends its client the broadcasts to user 1 of the tenant."""
 
     def subscribed(self) -> None:
-        """Stream from user 1 of the tenant, and join presence."""
+        """Transmit the name of user 1 of the tenant, start the stream of that user, and join presence."""
         user = get_user_model().objects.get(pk=1)
         self.transmit({"user": user.get_username()})
         self.stream_for(user)

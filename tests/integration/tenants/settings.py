@@ -1,4 +1,4 @@
-"""Settings of the project. An environment variable has the host of PostgreSQL."""
+"""Settings of the project. Environment variables have the host of PostgreSQL and, if tests use Redis, its URL."""
 
 from __future__ import annotations
 
