@@ -137,9 +137,9 @@ class Harness:
         return Published("s", position.epoch, Entry(position.offset, data, exclude))
 
     async def wait_for_repairs(self) -> None:
-        """Wait until no repair is running, and all messages that the hub has taken are written.
+        """Wait until no repair is running, and the hub has written all queued messages to its subscribers.
 
-        A stream pauses after a batch that took long, perhaps because the machine is busy.
+        This can take some milliseconds: if the machine is busy, a stream pauses after each batch.
         """
         await self.repaired()
         await self.written()
@@ -150,7 +150,7 @@ class Harness:
             await asyncio.wait(tasks)
 
     async def written(self) -> None:
-        """Wait until all messages that the hub has taken are written."""
+        """Wait until the hub has written all queued messages to its subscribers."""
         while any(stream._sending is not None for stream in self.hub._streams.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 

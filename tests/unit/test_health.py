@@ -25,7 +25,7 @@ UNANSWERED = {"error": "The stream store did not answer within 1.5 s."}
 
 
 async def probe(method: str = "GET") -> Answer:
-    """Make a request."""
+    """Request `/health`, and return the response."""
     answer = await call(CableHTTP(elsewhere), make_scope(method, "/health"), Receiver([]))
     assert answer is not None
     return answer

@@ -1,7 +1,7 @@
-"""What results of handlers and checks mean.
+"""The meaning of the results of handlers and checks.
 
-A false result of `before_subscribe`, `before_action`, `subscribed` or `connect` refuses, unless it is None. A coroutine
-or a generator as a result is an error.
+If `before_subscribe`, `before_action`, `subscribed` or `connect` returns a false value other than None, the request is
+refused. A coroutine or a generator as a result is an error.
 """
 
 from __future__ import annotations
