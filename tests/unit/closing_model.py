@@ -20,7 +20,7 @@ class Meaning:
     """The effects on a client when its connection is closed for one reason.
 
     Attributes:
-        session: "kept", "forgotten", or "handed over" to another connection.
+        session: what happens to the session: it is "kept", "forgotten", or "handed over" to another connection.
         told: the clients that are sent a `disconnect` frame: "all", "base" or "none".
         reconnect: whether that frame makes the client reconnect, unless `close` is called with another `reconnect`.
         aborted: whether the socket is dropped at once.
@@ -32,7 +32,7 @@ class Meaning:
     aborted: bool = False
 
 
-#: The table in the docs (see Protocol: Disconnects), copied here so that the code is compared with the docs.
+#: The table in the docs (see Protocol: Disconnects), copied here, so that the tests compare the code with it.
 MEANINGS = {
     "server_restart": Meaning("kept", "base", reconnect=True),
     "no_pong": Meaning("kept", "base", reconnect=True),
@@ -110,7 +110,7 @@ class Peer:
         self.closed_at = 0.0
         #: The state of its session that the model expects: "kept", "forgotten" or "handed over".
         self.fate = "kept"
-        #: The ids of the sessions that this connection forgot. If a restore was still pending, its session is not among
+        #: The ids of the sessions that this connection forgot. A session whose restore was still pending is not among
         #: them.
         self.forgotten: tuple[str, ...] = ()
         self.aborted = False

@@ -161,7 +161,7 @@ class Client:
             assert stream not in request.outdated, "entries of an epoch that has ended cannot be complete"
             position = request.position(stream, name, track.stream_id)
             if position is None:
-                # A store no longer knows when the messages of an ended epoch were broadcast.
+                # The store no longer knows the times of the messages in an ended epoch, so it may omit them.
                 if request.since is not None and stream not in request.begun:
                     track.told = track.told or self.world[stream].damaged
                 continue

@@ -188,7 +188,7 @@ class Subscribed:
         self.stream_ids: set[str] = set()
         #: Whether the server is waiting for the first history request after a restore.
         self.restored = False
-        #: Whether it was confirmed on this connection, so that another subscribe is ignored.
+        #: Whether the subscription was confirmed on this connection, so that another subscribe is ignored.
         self.confirmed = False
         #: The request of a subscribe that replaces a restored subscription.
         self.refresh: tuple[Request | None] | None = None

@@ -224,7 +224,7 @@ class Lives(RuleBasedStateMachine):
         self.loop.iterate(then)
 
     def _end(self, peer: Peer) -> None:
-        """End a connection, as the consumer does when the server tells it to."""
+        """End a connection, as the consumer does when the ASGI server reports a disconnect."""
         if peer.end is None:
             self._read(peer)
             peer.left = not peer.socket.ended

@@ -51,7 +51,7 @@ class Store:
 
 @pytest.fixture
 def store(configured: None) -> Iterator[Store]:
-    """The controlled store."""
+    """A `Store`, which replaces the reads of positions in the stream store."""
     controlled = Store()
     with mock.patch.object(get_engine().streams, "aposition", controlled.position):
         yield controlled

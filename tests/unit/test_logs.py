@@ -1,4 +1,4 @@
-"""What clients send is logged on one line, shortened and without secrets; servers log no session ids or tokens."""
+"""Logged data of clients have one line, a limited length and no secrets. Servers log no session ids or tokens."""
 
 from __future__ import annotations
 

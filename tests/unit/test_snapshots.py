@@ -11,7 +11,7 @@ from tests.unit.wire import BASE, EXTENDED, Client, identifier, leave_session
 
 
 class Total:
-    """The numbers that a test has broadcast, and the behavior of `TotalChannel.snapshot`, which returns them."""
+    """The numbers that a test has broadcast. `TotalChannel.snapshot` returns them, unless `refused` is True."""
 
     numbers: list[int]
     refused = False

@@ -115,12 +115,12 @@ async def test_every_false_value_of_a_check_but_none_refuses(channel: type[Chann
 
 
 def reject(channel: Channel, *args: Any) -> None:
-    """Refuse by a call of `Channel.reject`, which is meant for `subscribed`."""
+    """Refuse by calling `Channel.reject`, which is meant for `subscribed`."""
     channel.reject()
 
 
 async def areject(channel: Channel, *args: Any) -> None:
-    """Refuse by a call of `Channel.reject` in an async check."""
+    """Refuse by calling `Channel.reject` in an async check."""
     channel.reject()
 
 
