@@ -1,4 +1,4 @@
-"""The server limits the lasting data of a client: identifiers, states, members, sessions, and pages of history."""
+"""The server limits the lasting data of a client (identifiers, states, members, sessions) and held pages of history."""
 
 from __future__ import annotations
 

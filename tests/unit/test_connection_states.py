@@ -1,4 +1,4 @@
-"""On random walks through the states of connections, each reason for a close has the effects of a model."""
+"""On random walks through the states of connections, each reason for a close has the effects that a model predicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logged data of clients have one line, a limited length and no secrets. Servers log no session ids or tokens."""
+"""Data of clients are logged on one line, shortened and without secrets. Servers log no session ids or tokens."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ class TestChannel:
             assert frame["message"] == '<turbo-stream action="remove" target="x"></turbo-stream>'
 
     async def test_a_page_with_a_position_gets_what_came_after_it(self) -> None:
-        """The message is not sent again because of the time in the meta tags of the page."""
+        """The time in the meta tags of the page does not cause the message to be sent again."""
         await turbo.abroadcast_remove_to("a", target="before")
         at = await aposition("a")
         await turbo.abroadcast_remove_to("a", target="after")
@@ -274,7 +274,7 @@ class TestChannel:
 
     @pytest.mark.parametrize("history", [None, "later"])
     async def test_a_page_with_a_time_gets_what_came_since_then(self, history: str | None) -> None:
-        """The time of the page counts, not the client's `since`, which under Turbo Drive is the time of a ping."""
+        """The time of the page counts, not the client's `since`. Under Turbo Drive, that is the last ping's time."""
         began = time.time() - 5
         await turbo.abroadcast_remove_to("a", target="x")
         identifier = wire.identifier(

@@ -70,7 +70,7 @@ async def daphne(threads: int, request_: bytes) -> AsyncIterator[DaphneRequest]:
 
 
 async def read(request: DaphneRequest, until: bytes) -> bytes:
-    """Receive data until it contains the bytes `until`, and return it. The server's transport writes meanwhile."""
+    """Receive data until these bytes arrive, and return all of it. The server's transport writes meanwhile."""
     received = bytearray()
     request.client.setblocking(False)
     async with asyncio.timeout(60):
