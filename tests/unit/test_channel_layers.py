@@ -53,7 +53,7 @@ class Layered(CableConsumer):
 
 @pytest.fixture(autouse=True)
 def configured() -> Iterator[None]:
-    # The hub refreshes presence for somewhat longer than the time to live after its last use. This is to end soon.
+    # After its last use, presence is refreshed for longer than the time to live. A short one makes the tests fast.
     cable = {"ENGINE": "memory", "PRESENCE_TTL": 0.3}
     with override_settings(RELIABLE_CABLE=cable, CHANNEL_LAYERS=LAYERS):
         yield
