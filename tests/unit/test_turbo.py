@@ -274,7 +274,7 @@ class TestChannel:
 
     @pytest.mark.parametrize("history", [None, "later"])
     async def test_a_page_with_a_time_gets_what_came_since_then(self, history: str | None) -> None:
-        """The time of the page counts, and not `since`, which is the time of the client's last ping under Turbo Drive."""
+        """The time of the page counts. `since` does not. Under Turbo Drive, it is the time of the last ping."""
         began = time.time() - 5
         await turbo.abroadcast_remove_to("a", target="x")
         identifier = wire.identifier(
