@@ -1,4 +1,4 @@
-"""A model of what each reason for a close means for a client."""
+"""A model of the effects on a client when its connection is closed, for each reason."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ANN = {"user": "ann"}
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a reason for a close means for a client.
+    """The effects on a client when its connection is closed for one reason.
 
     Attributes:
-        session: "kept", "forgotten", or "handed over" to another connection.
+        session: what happens to the session: it is "kept", "forgotten", or "handed over" to another connection.
         told: the clients that are sent a `disconnect` frame: "all", "base" or "none".
         reconnect: whether that frame makes the client reconnect, unless `close` is called with another `reconnect`.
         aborted: whether the socket is dropped at once.
@@ -32,7 +32,7 @@ class Meaning:
     aborted: bool = False
 
 
-#: The table in the docs (see Protocol: Disconnects), copied here so that the code is compared with the docs.
+#: The table in the docs (see Protocol: Disconnects), copied here, so that the tests compare the code with it.
 MEANINGS = {
     "server_restart": Meaning("kept", "base", reconnect=True),
     "no_pong": Meaning("kept", "base", reconnect=True),
@@ -84,7 +84,7 @@ class Client:
         owners = [peer for peer in self.peers if peer.connection.sid == self.sid]
         successors = [peer for peer in self.peers if self.sid in peer.connection.sids[1:]]
         if any(self.sid in peer.forgotten for peer in self.peers):
-            # If several connections restored one session, the last of them has it. The model cannot tell which one.
+            # If several connections restored one session, the last one has it. The model cannot tell which one it is.
             return None if len(successors) > 1 else False
         return None if not successors and owners[0].fate != "kept" else True
 
@@ -94,7 +94,7 @@ class Peer:
 
     Args:
         client: the client.
-        commands: the commands of the connection.
+        commands: the object that handles the commands of the connection.
         socket: its socket.
     """
 
@@ -108,9 +108,9 @@ class Peer:
         #: The calls of `close`: the meaning of each reason, the reason, and the `reconnect` that the caller passed.
         self.closes: list[tuple[Meaning, DisconnectReason, bool | None]] = []
         self.closed_at = 0.0
-        #: What becomes of its session: "kept", "forgotten" or "handed over".
+        #: The state of its session that the model expects: "kept", "forgotten" or "handed over".
         self.fate = "kept"
-        #: The ids of the sessions that this connection forgot. If a restore was still pending, its session is not among
+        #: The ids of the sessions that this connection forgot. A session whose restore was still pending is not among
         #: them.
         self.forgotten: tuple[str, ...] = ()
         self.aborted = False

@@ -146,7 +146,7 @@ class Client:
             return
         assert sub.requests, "an answer without a request"
         request = sub.requests.popleft()
-        # Requests that were waiting together have one outcome.
+        # Requests that were pending together may have been merged, so any of them may be the reason.
         sub.refusable = sub.refusable or not request.honest or any(not each.honest for each in sub.requests)
         damaged = damaged or any(self.world[stream].damaged for stream in request.stopped)
         assert damaged or sub.refusable, "rejected, but nothing was lost"
@@ -161,7 +161,7 @@ class Client:
             assert stream not in request.outdated, "entries of an epoch that has ended cannot be complete"
             position = request.position(stream, name, track.stream_id)
             if position is None:
-                # A store no longer knows when the messages of an ended epoch were broadcast.
+                # The store no longer knows the times of the messages in an ended epoch, so it may omit them.
                 if request.since is not None and stream not in request.begun:
                     track.told = track.told or self.world[stream].damaged
                 continue
@@ -221,7 +221,7 @@ class Client:
                 if start is not None and position[0] == message.epoch and self.skippable(stream, start, index):
                     return request
             elif request.since is not None and message.vanished:
-                # When the store looked up `since`, it had lost the message. A page that was read earlier contains it.
+                # The store lost the message before it looked up `since`. A page that was read earlier has the message.
                 return request
             elif request.since is not None and message.time >= request.since:
                 first = index
@@ -232,7 +232,7 @@ class Client:
                 if self.skippable(stream, min(first, due), index):
                     return request
             elif request.since is not None and request.initial and index <= due:
-                # The server had not yet noticed messages that are older than `since`. It sends these messages, too.
+                # The server also sends messages older than `since`, if it had not learned of them before the subscribe.
                 return request
         return None
 
@@ -299,17 +299,17 @@ class Client:
     # -- sending -------------------------------------------------------------------------------------------------------
 
     def send(self, command: str, name: str, **body: Any) -> None:
-        """Send a command."""
+        """Queue a command, which `DeliveryWorld` sends later."""
         self.outgoing.append({"command": command, "identifier": name, **body})
 
     def honest(self, name: str) -> Request | None:
-        """Return a request with the positions of the last messages that were received under an identifier."""
+        """Return a request with the positions of the last messages that an identifier has received; None if none."""
         sub = self.subscribed[name]
         streams = {each: self.positions[each] for each in sorted(sub.stream_ids)}
         return Request(streams, None) if streams else None
 
     def subscribe(self, name: str, request: Request | None) -> None:
-        """Subscribe."""
+        """Subscribe, with a history request or without one. This also replaces a restored subscription."""
         sub = self.subscribed[name]
         if sub.state == "leaving":
             sub.again = (request,)
@@ -336,7 +336,7 @@ class Client:
             sub.sent.append(request)
 
     def request(self, name: str, request: Request | None) -> None:
-        """Request history."""
+        """Request history. None stands for a request that names no position and no time."""
         sub = self.subscribed[name]
         request = request or Request({}, None)
         request.restored, sub.restored = sub.restored, False

@@ -1,4 +1,4 @@
-"""A model of what the clients of a stream must see: histories, requests, and what each client knows."""
+"""A model of the frames that clients must be sent: histories, requests, and the state of each client."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Request:
 
 @dataclass(slots=True)
 class Track:
-    """How far a client has received a stream under one identifier."""
+    """The progress of a client in a stream, under one identifier."""
 
     #: The index from which on all messages are due, if the client has received no message.
     floor: int
@@ -165,7 +165,7 @@ class Track:
 
 
 class Subscribed:
-    """What a client knows of one of its identifiers."""
+    """The state of one identifier of a client, as the client knows it."""
 
     def __init__(self) -> None:
         #: "absent", "pending", "active", "leaving" (until the server has handled an unsubscribe, or a subscribe that
@@ -183,12 +183,12 @@ class Subscribed:
         #: How many calls of the actions `start` and `stop` have not been answered, by stream.
         self.starting: Counter[str] = Counter()
         self.stopping: Counter[str] = Counter()
-        #: Streams of which the client does not know whether the subscription has them, because an answer was lost.
+        #: Streams that the subscription may or may not have: the client cannot know, because an answer was lost.
         self.uncertain: set[str] = set()
         self.stream_ids: set[str] = set()
         #: Whether the server is waiting for the first history request after a restore.
         self.restored = False
-        #: Whether it was confirmed on this connection, so that another subscribe is ignored.
+        #: Whether the subscription was confirmed on this connection, so that another subscribe is ignored.
         self.confirmed = False
         #: The request of a subscribe that replaces a restored subscription.
         self.refresh: tuple[Request | None] | None = None

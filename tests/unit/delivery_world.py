@@ -47,7 +47,7 @@ from .delivery_model import (
 
 
 class DeliveryWorld(RuleBasedStateMachine):
-    """Two clients and two streams. Subclasses add what can happen between them."""
+    """Two clients and two streams. Subclasses add the rules, which are the possible steps of a random walk."""
 
     frames = True
 

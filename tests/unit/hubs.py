@@ -55,7 +55,7 @@ class UnreliableStore(MemoryStreamStore):
             stream.tail -= 1
 
     def fail_over(self, lineage: str) -> None:
-        """Lose all messages, like a server that is replaced by one that has none of them."""
+        """Lose all messages and change the lineage, as in a failover to a server that has no messages."""
         self._streams.clear()
         self.lineage = lineage
 
@@ -84,7 +84,7 @@ class UnreliableStore(MemoryStreamStore):
 
 
 class SilentListener(StreamListener):
-    """Announces nothing, except what the test has prepared for a fence."""
+    """A listener that announces nothing, except for the events that a test has prepared for a fence."""
 
     def __init__(self, store: UnreliableStore) -> None:
         self._store = store
@@ -137,9 +137,9 @@ class Harness:
         return Published("s", position.epoch, Entry(position.offset, data, exclude))
 
     async def wait_for_repairs(self) -> None:
-        """Wait until no repair is running, and all messages that the hub has taken are written.
+        """Wait until no repair is running, and the hub has written all queued messages to its subscribers.
 
-        A stream pauses after a batch that took long, perhaps because the machine is busy.
+        This can take some milliseconds, because a stream pauses after a batch that took long to send.
         """
         await self.repaired()
         await self.written()
@@ -150,7 +150,7 @@ class Harness:
             await asyncio.wait(tasks)
 
     async def written(self) -> None:
-        """Wait until all messages that the hub has taken are written."""
+        """Wait until the hub has written all queued messages to its subscribers."""
         while any(stream._sending is not None for stream in self.hub._streams.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 

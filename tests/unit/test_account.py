@@ -1,4 +1,4 @@
-"""`Account` counts and limits what a client makes the server keep."""
+"""`Account` counts and limits the bytes that the subscriptions of a client use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`presence_for` reads the members in the API of anycable-go, if the setting `API_URL` names it."""
+"""`presence_for` reads the members from the API of anycable-go, if the setting `API_URL` names that API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.server import free_port
 
 
 class API(ThreadingHTTPServer):
-    """A server in place of anycable-go, whose response a test chooses."""
+    """A server that takes the place of anycable-go. A test chooses its response."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

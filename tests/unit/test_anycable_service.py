@@ -1,4 +1,4 @@
-"""`RPCService` answers calls of anycable-go with a consumer, without anycable-go."""
+"""`RPCService` lets a consumer answer the calls of anycable-go. These tests make the calls themselves."""
 
 from __future__ import annotations
 

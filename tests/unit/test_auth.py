@@ -35,7 +35,7 @@ Stack = Callable[[Any], Any]
 
 @pytest.fixture(autouse=True)
 def handlers_without_connections() -> Iterator[None]:
-    """Close the database connections of the handler threads and of Django's thread, so that no test finds them."""
+    """Close the database connections of the handler threads and of Django's thread, so that later tests find none."""
     yield
     assert threads.end_threads(30)
     SyncToAsync.single_thread_executor.submit(connections.close_all).result(30)
@@ -227,7 +227,7 @@ class TestSecretKeyFallbacks:
 
 
 class GatedBackend(ModelBackend):
-    """A backend that reports a look-up, and waits until the test lets it continue."""
+    """A backend that reports a look-up, and then waits for `gate`. It raises an error for the user id 0."""
 
     entered: threading.Event
     gate: threading.Event

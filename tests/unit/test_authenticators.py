@@ -96,7 +96,7 @@ class TestAuthenticators:
 
     @pytest.mark.parametrize("result", [False, True, "", 7, Promise(), [], User(username="unsaved"), object()])
     async def test_a_result_that_is_no_user_lets_nobody_in(self, result: Any) -> None:
-        """The identity would be the string of the result, which may contain an address that is used again."""
+        """The identity would be the string of the result, which may have a memory address that is used again later."""
         known["token"] = result
         with pytest.raises(TypeError, match="it must return a user or None"):
             await make_client("token").communicator.connect()

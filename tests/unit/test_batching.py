@@ -13,7 +13,7 @@ from .wire import until
 
 
 class Squares:
-    """Squares batches of numbers, after `open` is set. It fails for negative numbers, and for each batch with a 0."""
+    """Squares batches of numbers as soon as `open` is set. Negative numbers get errors, and a batch with a 0 fails."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

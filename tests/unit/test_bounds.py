@@ -1,4 +1,4 @@
-"""The server limits what a client can make it keep for long: identifiers, states, members and sessions."""
+"""The server limits the lasting data of a client (identifiers, states, members, sessions) and held pages of history."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Followed(Channel, abstract=True):
 
 
 ROOM = identifier("Room")
-#: The maximum size, in bytes, of all that the subscriptions of a connection keep while they exist.
+#: The maximum size, in bytes, of the data of all subscriptions of a connection.
 LIMIT = 25_000
-#: How many bytes of `LIMIT` the stream of a subscription takes.
+#: The part of `LIMIT`, in bytes, that the stream of one subscription uses.
 STREAM = len("room") + STREAM_SIZE
 
 

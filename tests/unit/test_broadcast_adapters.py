@@ -1,4 +1,4 @@
-"""`BROADCAST_ADAPTER`: what is sent to anycable-go, what is refused, and which mistakes are reported."""
+"""`BROADCAST_ADAPTER`: messages to anycable-go, refused calls, and the checks of the settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SECRET = "a secret of at least thirty-two bytes"
 
 
 class Recorder(Adapter):
-    """An adapter that records what it would send."""
+    """An adapter that records messages instead of sending them."""
 
     place = "a list"
 
@@ -62,7 +62,7 @@ class Recorder(Adapter):
 
 @pytest.fixture
 def sent() -> Iterator[list[Any]]:
-    """What the project sends to anycable-go."""
+    """The list of the messages that the project sends to anycable-go."""
     recorder = Recorder()
     settings = {"BROADCAST_ADAPTER": "http", "SECRET": SECRET, "STREAMS": {"cursor:*": {"history_size": 0}}}
     with override_settings(RELIABLE_CABLE=settings), mock.patch.object(get_engine().streams, "adapter", recorder):

@@ -177,7 +177,7 @@ async def publish(stream: str, number: int, size: int = 10, *, transient: bool =
 
 
 async def publish_many(stream: str, count: int, size: int, *, transient: bool = False) -> None:
-    """Publish messages with the numbers from 0 on, all at once."""
+    """Publish `count` messages, numbered from 0, one right after another."""
     for number in range(count):
         await publish(stream, number, size, transient=transient)
 

@@ -49,7 +49,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 def test_it_serves_until_a_signal_stops_it() -> None:
     class Output(io.StringIO):
-        """Stops the command when it has announced its address."""
+        """Stops the command after the command has printed its address."""
 
         def flush(self) -> None:
             if "Answering" in self.getvalue():
@@ -62,7 +62,7 @@ def test_it_serves_until_a_signal_stops_it() -> None:
 
 
 async def test_it_serves_with_tls(tmp_path: Any) -> None:
-    """A file that is no certificate shows that the server uses the given files."""
+    """The server refuses a file that is no certificate, which shows that it uses the given files."""
     from reliable_cable.connection.anycable.grpc_server import GRPCServer
     from reliable_cable.connection.anycable.service import load_service
 

@@ -1,4 +1,4 @@
-"""`manage.py cable_setup` changes settings and URLs of many forms. tests/integration/test_setup.py uses projects."""
+"""`manage.py cable_setup` changes many forms of settings and URLs. tests/integration/test_setup.py uses projects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manage.py cable_setup` changes asgi.py in many forms, and adds the imports that the changes need."""
+"""`manage.py cable_setup` changes many forms of asgi.py, and adds the imports that the changes need."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ async def room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 async def perform(room: WritingClient) -> None:
-    """Call the action, and wait for what it transmits."""
+    """Call the action, and wait for its transmission."""
     before = len(room.written)
     room.client.put("message", data=json.dumps({"action": "speak"}))
     await until(lambda: len(room.written) > before)

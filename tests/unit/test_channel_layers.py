@@ -53,7 +53,7 @@ class Layered(CableConsumer):
 
 @pytest.fixture(autouse=True)
 def configured() -> Iterator[None]:
-    # The time to live is short, because presence is watched for longer than that after the last member has left.
+    # After its last use, presence is refreshed for longer than the time to live. A short one makes the tests fast.
     cable = {"ENGINE": "memory", "PRESENCE_TTL": 0.3}
     with override_settings(RELIABLE_CABLE=cable, CHANNEL_LAYERS=LAYERS):
         yield

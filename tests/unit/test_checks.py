@@ -45,7 +45,7 @@ def configured(**values: Any) -> override_settings:
 
 @contextmanager
 def database(**values: Any) -> Iterator[str]:
-    """Add a database to DATABASES: SQLite with good settings, except for the given ones."""
+    """Add a SQLite database to DATABASES. The checks report nothing about its settings, unless `values` change them."""
     alias = "extra"
     connections.settings[alias] = {**SQLITE, **values}
     connections.configure_settings(connections.settings)

@@ -1,4 +1,4 @@
-"""How the frames of a client are handled, tested without a server: refusals, presence, whispers and restores."""
+"""The handling of the frames of a client, tested without a server: refusals, presence, whispers and restores."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def frames_before_pong(client: Client) -> list[Any]:
 
 
 async def disconnect_reason(client: Client) -> str:
-    """Return the reason of the disconnect message that the client receives, after pings and other frames."""
+    """Return the reason in the next `disconnect` message that the client receives. Other frames are dropped."""
     while (frame := await client.receive()).get("type") != "disconnect":
         pass
     return str(frame["reason"])

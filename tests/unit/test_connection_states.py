@@ -1,4 +1,4 @@
-"""Each reason for a close ends a connection as a model says, on a random walk through the states of connections."""
+"""On random walks through the states of connections, each reason for a close has the effects that a model predicts."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class Lives(RuleBasedStateMachine):
         self.loop.iterate(then)
 
     def _end(self, peer: Peer) -> None:
-        """End a connection, as the consumer does when the server tells it to."""
+        """End a connection, as the consumer does when the ASGI server reports a disconnect."""
         if peer.end is None:
             self._read(peer)
             peer.left = not peer.socket.ended
@@ -341,7 +341,7 @@ EXAMPLES, STEPS = 200, 30
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
-    """Report each call of `close` to the running machine, including the calls that the package itself makes."""
+    """A list whose last machine is told of each call of `close`, including the calls by the package itself."""
     # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     close = Connection.close
@@ -379,7 +379,7 @@ def test_each_reason_to_close_means_the_same_in_every_state(
 
 @pytest.fixture
 def lives(machines: list[Lives]) -> Iterator[Lives]:
-    """The state machine, for tests that give the order of events."""
+    """The state machine, for tests that choose the order of events themselves."""
     machines.append(lives := Lives())
     lives.begin()
     yield lives

@@ -119,7 +119,7 @@ async def test_a_cancelled_coroutine_leaves_no_reference_cycle() -> None:
 
 
 async def test_events_of_a_store_are_not_delivered_in_the_context_of_the_code_that_sent_them() -> None:
-    """The context of the sender may forbid asgiref's shared thread, which a handler may need."""
+    """In the context of the sender, asgiref may use another thread than the shared one, which a handler may need."""
     seen = []
     store = MemoryStreamStore(read_settings({"ENGINE": "memory"}))
     listener = store.listen(lambda event: seen.append(language.get()))

@@ -1,4 +1,4 @@
-"""Compression (permessage-deflate): the handshake, parts of uvicorn, and the frames that clients are sent."""
+"""Compression (permessage-deflate): the handshake, the protocol classes for uvicorn, and the frames to clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM drains a process. These tests have no server; tests/conformance/test_shutdown.py has servers."""
+"""SIGTERM drains a process. These tests run no server; tests/conformance/test_shutdown.py runs servers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from reliable_cable.servers.drain import Drain, end_process, server_grace
 from tests.support.server import ROOT
 
-#: A program that sends SIGTERM to its own process. These parts stand for code: `{drain}` and `{close}` of the hub,
-#: `{begin}` for the function that returns the hub, `{stop}` for the server's signal handler, `{before}` for what runs
-#: before the drain is installed, and `{after}` for what runs after the signal was sent.
+#: A program that sends SIGTERM to its own process. `run` inserts code into it: `{drain}` and `{close}` into methods of
+#: the hub, `{stop}` into the server's signal handler, `{before}` before the drain is installed, and `{after}` after the
+#: signal has been sent. `{begin}` is the function that returns the hub.
 PROGRAM = """
 import asyncio, logging, os, signal, time
 from reliable_cable.servers import drain
@@ -156,7 +156,7 @@ def test_an_error_before_the_drain_does_not_keep_the_server_from_stopping() -> N
 
 
 class TestALateInstall:
-    """uvicorn has received SIGTERM, and then a request that arrived before the signal installs the drain."""
+    """uvicorn has already received SIGTERM when a request, which arrived before the signal, installs the drain."""
 
     LATE = "signal.signal(signal.SIGTERM, Server().handle_exit); send_signal()"
 

@@ -36,7 +36,7 @@ SESSIONS = "django.contrib.sessions.backends.signed_cookies"
 
 
 class Identified(CableConsumer):
-    """A consumer that tokens can identify without a user."""
+    """A consumer whose identifier `room` can come from a token without a user."""
 
     identified_by = ("user", "room")
 

@@ -77,7 +77,7 @@ def service() -> RecordingService:
 
 @pytest.fixture
 async def server(service: RecordingService) -> AsyncIterator[GRPCServer]:
-    # The server still counts a call for a short time after its client has received the answer.
+    # The limit is higher than the tests need, because a call counts for a short time after its answer has arrived.
     server = GRPCServer(service, concurrency=20)
     yield server
     await server.stop()

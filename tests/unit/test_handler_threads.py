@@ -27,7 +27,7 @@ def _rows(settings: Any) -> Iterator[None]:
 
 
 class Rows(Channel, abstract=True):
-    """Reads rows of the tenant that is set on the database connection."""
+    """Transmits the name of the tenant that is set on the database connection."""
 
     def before_action(self, action: str, data: Any) -> None:
         Tenants.meet()

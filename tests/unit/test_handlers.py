@@ -157,7 +157,7 @@ KINDS = pytest.mark.parametrize(("channel", "consumer"), [("Sync", SyncConsumer)
 
 
 class TestContext:
-    """Each handler runs, together with its check, in a copy of the context that `connect` left.
+    """Each handler runs, together with its check, in a copy of the context in which `connect` ran.
 
     It does not see context variables that other calls have set.
     """

@@ -25,7 +25,7 @@ UNANSWERED = {"error": "The stream store did not answer within 1.5 s."}
 
 
 async def probe(method: str = "GET") -> Answer:
-    """Make a request."""
+    """Request `/health`, and return the response."""
     answer = await call(CableHTTP(elsewhere), make_scope(method, "/health"), Receiver([]))
     assert answer is not None
     return answer
@@ -51,7 +51,7 @@ class Store:
 
 @pytest.fixture
 def store(configured: None) -> Iterator[Store]:
-    """The controlled store."""
+    """A `Store`, which replaces the reads of positions in the stream store."""
     controlled = Store()
     with mock.patch.object(get_engine().streams, "aposition", controlled.position):
         yield controlled

@@ -21,18 +21,19 @@ CLOSING = 202
 
 
 class Endpoint(ThreadingHTTPServer):
-    """A server in place of anycable-go, whose responses a test chooses."""
+    """A server that takes the place of anycable-go. A test chooses its responses."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        #: The next responses: a status, or None to close the connection without one. After them, the status is 201.
+        #: The next responses: a status, None to close the connection without a response, or 0 to hang before that. All
+        #: later requests get the status 201.
         self.script: list[int | None] = []
         #: The key and the body of each request.
         self.requests: list[tuple[str | None, bytes]] = []
         self.connections = 0
-        #: Set this to let the requests that hang end.
+        #: Setting this ends the requests that hang.
         self.end = threading.Event()
 
 
@@ -150,7 +151,7 @@ def test_an_idle_connection_that_the_server_has_closed_is_replaced(endpoint: End
     endpoint.script = [CLOSING]
     broadcast("chat", 1)
     (idle,) = get_engine().streams.adapter._idle  # type: ignore[attr-defined]
-    idle.sock.recv(1)  # wait for the end
+    idle.sock.recv(1)  # wait until the server has closed the connection
     broadcast("chat", 2)
     assert endpoint.connections == 2
 

@@ -1,4 +1,4 @@
-"""Commands posted to the HTTP endpoints in place of messages: `disconnect`."""
+"""The command `disconnect`, which can be posted to the HTTP endpoints in place of a message."""
 
 from __future__ import annotations
 

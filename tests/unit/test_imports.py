@@ -58,7 +58,7 @@ def test_the_documentation_has_the_layers_of_the_contract() -> None:
     assert len(rows) <= MAX_LAYERS
 
 
-#: For each module, a line that breaks a contract when it is added, and a part of what lint-imports then prints.
+#: For each module, code that breaks a contract if it is added, and a part of the report of lint-imports about it.
 WRONG = {
     "hub/stream.py": ("from reliable_cable.consumer import CableConsumer", "hub.stream -> reliable_cable.consumer"),
     "channel.py": ("def later():\n    from . import connection", "channel -> reliable_cable.connection"),

@@ -260,7 +260,7 @@ async def test_the_state_is_dumped_before_and_after_an_action(
 
 
 async def _no_save(connection: Any) -> None:
-    """Save nothing, because saving dumps the state, too."""
+    """Save nothing. A real save would call `dump_state`, too, and the test counts these calls."""
 
 
 class TestDatabaseConnections:

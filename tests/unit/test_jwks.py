@@ -28,7 +28,7 @@ ED_KEY = ed25519.Ed25519PrivateKey.generate()
 
 
 def entry(key: Any, **more: Any) -> dict[str, Any]:
-    """Return the public key as an entry of a key set."""
+    """Return the public key of a private key, as an entry of a key set."""
     algorithms: Any = jwt.algorithms
     kinds = {
         rsa.RSAPrivateKey: algorithms.RSAAlgorithm,

@@ -92,7 +92,7 @@ class Rig:
         self.loop.call(lambda: self.checks.handle(LoginChange(change)))
 
     def times(self, user: str) -> list[float]:
-        """Return when the login of a user was looked up."""
+        """Return the times at which the login of a user was looked up."""
         return [at for at, users in self.looked_up if user in users]
 
 

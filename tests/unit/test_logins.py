@@ -306,7 +306,7 @@ class TestChecksOfConnections:
         settings.AUTHENTICATION_BACKENDS = [f"{__name__}.TenantBackend"]
 
     def connect(self, tenant: str) -> Client:
-        """Return a client with a login of the user of a tenant. It is not connected."""
+        """Return a client, not yet connected, with a login of a new user who has the name of the tenant."""
         login = log_in(make_user(tenant), **{BACKEND_SESSION_KEY: f"{__name__}.TenantBackend"})
         session = import_module(django_settings.SESSION_ENGINE).SessionStore(login.session_key)
         user = get_user_model().objects.get(pk=session[SESSION_KEY])

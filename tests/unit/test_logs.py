@@ -1,4 +1,4 @@
-"""What clients send is logged on one line, shortened and without secrets; servers log no session ids and tokens."""
+"""Data of clients are logged on one line, shortened and without secrets. Servers log no session ids or tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History requests that wait for the same replay are merged, so that a client cannot make the server keep many."""
+"""History requests that wait for the same replay are merged, so that the server stores only one of them."""
 
 from __future__ import annotations
 

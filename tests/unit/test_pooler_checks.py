@@ -15,7 +15,7 @@ SQLITE = {**POSTGRES, "ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"trans
 POOLED = {**POSTGRES, "DISABLE_SERVER_SIDE_CURSORS": True}
 
 
-#: An engine of which only presence is in the database.
+#: An engine that has only its presence store in the database.
 ONLY_PRESENCE = {
     "streams": "reliable_cable.streams.memory.MemoryStreamStore",
     "presence": "reliable_cable.presence.model.ModelPresenceStore",

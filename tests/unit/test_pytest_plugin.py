@@ -1,4 +1,7 @@
-"""The pytest plugin, which this suite turns off, in a separate run of pytest. More in tests/integration/test_kit.py."""
+"""The pytest plugin works in a separate run of pytest (see also tests/integration/test_kit.py).
+
+This suite itself turns the plugin off.
+"""
 
 from __future__ import annotations
 

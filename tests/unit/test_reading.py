@@ -53,7 +53,7 @@ def _room(settings: Any) -> Iterator[None]:
 
 
 def unread(client: Client) -> int:
-    """Return how many frames of a client the server has received, but the connection has not."""
+    """Return how many frames of a client the server has received, but the connection has not read."""
     return int(client.communicator.input_queue.qsize())
 
 

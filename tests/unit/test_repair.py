@@ -1,4 +1,4 @@
-"""A hub repairs a stream after a gap, if the store lacks an announced message, and after a loss of messages."""
+"""A hub repairs a stream after a gap, after a loss of messages, and while the store lacks an announced message."""
 
 from __future__ import annotations
 

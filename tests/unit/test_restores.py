@@ -1,4 +1,4 @@
-"""A restore runs `subscribed` again, and applies what differs from its former result (see Protocol: Restore)."""
+"""A restore runs `subscribed` again, and applies the differences to its former result (see Protocol: Restore)."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def streams(client: Client, of: str = ROOM) -> list[str]:
 
 
 async def leave(client: Client, *actions: dict[str, Any]) -> None:
-    """Call actions, and wait until they are done, before the caller disconnects the client."""
+    """Call actions, and wait until they have ended. The caller then disconnects the client."""
     for data in actions:
         await client.perform(ROOM, **data)
     assert await client.quiet()

@@ -110,7 +110,7 @@ async def resume(client: Client, identifier: str) -> None:
 
 
 class TestContext:
-    """A revocation arrives in a context that is not the connection's, but handlers run in the connection's context."""
+    """A revocation does not arrive in the context of its connection, but handlers must run in that context."""
 
     async def test_handlers_after_a_revocation_have_the_context_of_their_connection(self) -> None:
         tenant: ContextVar[str] = ContextVar("tenant", default="nobody")

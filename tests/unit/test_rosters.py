@@ -86,7 +86,7 @@ class ScriptedStore(MemoryPresenceStore):
 
 
 class Harness:
-    """Rosters over a scripted store, and the list that each client has of the stream `s`."""
+    """Rosters with a scripted store, and the members of the stream `s` that each client knows."""
 
     def __init__(self) -> None:
         self.store = ScriptedStore()
@@ -113,12 +113,12 @@ class Harness:
         return members
 
     def join(self, *ids: str) -> None:
-        """Join ids without announcing it."""
+        """Let members join. The joins are not announced yet."""
         for id_ in ids:
             self.store.join("s", f"session of {id_}", id_, f"info of {id_}")
 
     def leave(self, *ids: str) -> None:
-        """Remove ids without announcing it."""
+        """Let members leave. The leaves are not announced yet."""
         for id_ in ids:
             self.store.leave("s", f"session of {id_}")
 

@@ -52,7 +52,7 @@ async def begin(transport: EventTransport) -> None:
 
 
 class EventsOfDaphne(DaphneRequest):
-    """A request for events."""
+    """A request for server-sent events, which daphne passes to an `Application`."""
 
     application: Application
 

@@ -1,4 +1,4 @@
-"""Session records are written again after their store lost data, and changed ones are written at the process's exit."""
+"""Session records are written again after a loss of data, and changed records are written when the process exits."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class TestFailingStore:
         records.add(session := Session("a"))
         store.down = True
         await records.drop(session)
-        await asyncio.sleep(0.03)  # the record's time to live
+        await asyncio.sleep(0.03)  # longer than the time to live of the record
         store.down = False
         store.tried.clear()
         await store.tried.wait()

@@ -17,7 +17,7 @@ from .wire import until
 
 
 class FakeReceiver:
-    """Replaces the receiver that has a connection. `made` has all of them; `running` has those that are running."""
+    """Replaces the receiver that has a connection. `made` lists all objects, and `running` those that are running."""
 
     made: list[FakeReceiver]
     running: list[FakeReceiver]

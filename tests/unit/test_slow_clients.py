@@ -1,4 +1,4 @@
-"""Slow clients: when a connection with a full socket is closed, what it keeps, and how often it reads the store."""
+"""Slow clients: when their connections are closed, how much memory they use, and how often the store is read."""
 
 from __future__ import annotations
 

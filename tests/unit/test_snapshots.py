@@ -11,7 +11,7 @@ from tests.unit.wire import BASE, EXTENDED, Client, identifier, leave_session
 
 
 class Total:
-    """What the tests have broadcast so far."""
+    """The numbers that a test has broadcast. `TotalChannel.snapshot` returns them, unless `refused` is True."""
 
     numbers: list[int]
     refused = False
@@ -20,7 +20,7 @@ class Total:
 
 
 async def add(*numbers: int) -> None:
-    """Broadcast numbers, and count them in the snapshot."""
+    """Broadcast numbers, and add them to the snapshot."""
     for number in numbers:
         await abroadcast("numbers", {"add": number})
         Total.numbers.append(number)
@@ -47,7 +47,7 @@ def _memory(settings: Any) -> None:
 
 
 class Reader:
-    """The numbers that a client computes from the frames that it receives."""
+    """The numbers that a client has after a snapshot and later messages, and the types of all received frames."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []

@@ -1,7 +1,7 @@
-"""Subscribers are sent what a model says they must see, on a random walk through their states.
+"""On random walks through the states of subscribers, the frames that they are sent agree with a model.
 
-Two clients subscribe to two streams over the real connections, replays and hub. The test controls the time, the
-sockets, and what the store announces.
+Two clients subscribe to two streams. Connections, replays and the hub are the real ones. The test controls the time,
+the sockets, and the announcements of the store.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ iterations = st.sampled_from([0, 1, 2, 5, 20])
 
 
 class Delivery(DeliveryWorld):
-    """Everything that can happen between the clients and the streams."""
+    """The rules: broadcasts, losses and outages of the store, commands, and broken connections."""
 
     # -- broadcasts ----------------------------------------------------------------------------------------------------
 

@@ -239,7 +239,7 @@ class TestExpiry:
     async def test_a_session_that_was_taken_over_meanwhile_keeps_its_member(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch, user: Any
     ) -> None:
-        """The client lost its connection in a slow command, and returned with a new token before the command ended."""
+        """During a slow command, the client loses its connection, and returns with a new token."""
         monkeypatch.setattr("reliable_cable.connection.connection.CLOSE_TIMEOUT", 60.0)
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "PRESENCE_GRACE": 0}
         gate, calls = asyncio.Event(), []

@@ -17,7 +17,7 @@ EPOCH = 1_800_000_000.0
 
 
 class Connection:
-    """A connection with a token, which records why it ends."""
+    """A connection with a token. It records when and why it ends."""
 
     def __init__(self, loop: VirtualLoop, seconds: float | None) -> None:
         self._loop = loop

@@ -1,4 +1,4 @@
-"""Tokens: where a handshake may contain a token, what makes a token valid, and how tokens are made."""
+"""Tokens: their places in a handshake, the rules by which they are valid, and the functions that make them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client is told if a backup of the SQLite file is restored between the two queries of a server's read."""
+"""If a SQLite file is restored from a backup between the two queries of a read, clients learn of real losses only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class File:
         self.changes: list[Callable[[], object]] = []
 
     def watch(self, connection: Any, **_: Any) -> None:
-        """Make the reads of a new database connection call the changes."""
+        """Make the reads of a new database connection call the functions in `changes`."""
         if connection.alias == "file":
             connection.execute_wrappers.append(between_queries(self.changes))
 

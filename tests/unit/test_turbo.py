@@ -261,7 +261,7 @@ class TestChannel:
             assert frame["message"] == '<turbo-stream action="remove" target="x"></turbo-stream>'
 
     async def test_a_page_with_a_position_gets_what_came_after_it(self) -> None:
-        """The time in the page's meta tags does not make messages come twice."""
+        """The time in the meta tags of the page does not cause the message to be sent again."""
         await turbo.abroadcast_remove_to("a", target="before")
         at = await aposition("a")
         await turbo.abroadcast_remove_to("a", target="after")
@@ -274,7 +274,7 @@ class TestChannel:
 
     @pytest.mark.parametrize("history", [None, "later"])
     async def test_a_page_with_a_time_gets_what_came_since_then(self, history: str | None) -> None:
-        """The time of the page counts, not the `since` of the client, which under Turbo Drive is the last ping."""
+        """The time of the page counts. `since` does not. Under Turbo Drive, it is the time of the last ping."""
         began = time.time() - 5
         await turbo.abroadcast_remove_to("a", target="x")
         identifier = wire.identifier(

@@ -1,7 +1,7 @@
-"""What results of handlers and checks mean.
+"""The meaning of the results of handlers and checks.
 
-A false result of `before_subscribe`, `before_action`, `subscribed` or `connect` refuses, unless it is None. A coroutine
-or a generator as a result is an error.
+If `before_subscribe`, `before_action`, `subscribed` or `connect` returns a false value other than None, the request is
+refused. A coroutine or a generator as a result is an error.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ async def test_every_false_value_of_a_check_but_none_refuses(channel: type[Chann
 
 
 def reject(channel: Channel, *args: Any) -> None:
-    """Refuse by a call of `Channel.reject`, which is meant for `subscribed`."""
+    """Refuse by calling `Channel.reject`, which is meant for `subscribed`."""
     channel.reject()
 
 
 async def areject(channel: Channel, *args: Any) -> None:
-    """Refuse by a call of `Channel.reject` in an async check."""
+    """Refuse by calling `Channel.reject` in an async check."""
     channel.reject()
 
 

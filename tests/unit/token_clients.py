@@ -17,7 +17,7 @@ EXPIRED = {"type": "disconnect", "reason": "token_expired", "reconnect": False}
 
 
 class TokenConsumer(CableConsumer):
-    """Records what `connect` sees."""
+    """Records the user, the token and the room that `connect` finds."""
 
     identified_by = ("user", "room")
     room: Any = None

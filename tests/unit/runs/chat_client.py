@@ -61,7 +61,7 @@ def namespace(scope: Any = None) -> str:
 
 
 def sync_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Take the place of a sync middleware of the project. It changes nothing."""
+    """Pass all requests on unchanged. This function takes the place of a sync middleware of the project."""
     return lambda request: get_response(request)
 
 

@@ -1,4 +1,4 @@
-"""The rules for the durable streams of a project, and a client of them."""
+"""The rules for the durable streams of a project, and a client of these streams."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ items = st.one_of(
 
 @given(st.lists(items))
 def test_however_it_is_taken_the_content_is_the_same(written: list[Any]) -> None:
-    """None in `written` stands for a moment at which the pump takes what was written before."""
+    """At each None in `written`, the items before it are taken for a broadcast."""
     direct, taken, coalescer = Content(), Content(), Coalescer(1, max_length=4)
 
     def take() -> None:

@@ -1,4 +1,4 @@
-"""Durable streams: who may use them, limits, and lost data."""
+"""Durable streams: permissions, limits, and lost data."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ async def test_a_stream_goes_on_after_the_store_has_lost_data(
     first = (await create(browser)).headers["Stream-Next-Offset"]
     second = (await append(browser)).headers["Stream-Next-Offset"]
     await in_store("forget")
-    # The reader cannot know yet that the entries are lost: the store may not have numbered them so far.
+    # The reader cannot tell that the entries are lost, because the store may not have numbered them yet.
     response = await browser.get(path(offset=first))
     assert response.status_code == 200
     assert "Stream-Up-To-Date" not in response.headers

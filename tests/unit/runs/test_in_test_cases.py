@@ -1,4 +1,4 @@
-"""Tasks that write runs are tested in a `TestCase`, whose transaction is never committed, and in other test cases."""
+"""Tasks that write runs can be tested in a `TestCase`, which never commits its transaction, and in other test cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reliable_cable.testing import CableTestCase, capture_broadcasts
 
 
 def wait_until_saved(run: Run, out: Writer) -> None:
-    """Read `out.stopped` until the row of a run has a text. In a transaction, this also saves the answer when due."""
+    """Read `out.stopped` until the row of a run has a text. In a transaction, this also saves an answer that is due."""
     while not run.text:
         assert not out.stopped
         run.refresh_from_db()

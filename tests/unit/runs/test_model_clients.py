@@ -306,7 +306,7 @@ def repeat(handler: ModelHandler) -> None:
 
 
 def stop_after_text(run: Run) -> None:
-    """Stop a run after its text was broadcast."""
+    """Wait until the first text of a run has been broadcast, and stop the run."""
     deadline = time.monotonic() + 60
     while not any(event["event"] == "chunk" for event in sent(run)):
         assert time.monotonic() < deadline

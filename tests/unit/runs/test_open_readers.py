@@ -86,7 +86,7 @@ async def test_the_readers_of_other_users_do_not_count(browser: AsyncClient, set
 
 
 async def test_a_reader_that_begins_late_is_refused(browser: AsyncClient, run: Run, settings: Any) -> None:
-    """The response has begun, so its status can no longer say it."""
+    """The response has begun, so its status can no longer report the refusal."""
     change(settings, RUN_MAX_READERS=1)
     await create(browser)
     chat = Reader(await get(browser, "/runs/chat/ann/1/stream"))

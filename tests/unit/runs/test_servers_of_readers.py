@@ -70,7 +70,7 @@ async def daphne(threads: int, request_: bytes) -> AsyncIterator[DaphneRequest]:
 
 
 async def read(request: DaphneRequest, until: bytes) -> bytes:
-    """Let the transport write, and read until these bytes arrive."""
+    """Receive data until these bytes arrive, and return all of it. The server's transport writes meanwhile."""
     received = bytearray()
     request.client.setblocking(False)
     async with asyncio.timeout(60):
@@ -133,9 +133,9 @@ async def test_a_reader_on_uvicorn_that_is_too_slow_is_disconnected(request_: by
 
 @pytest.mark.parametrize("threads", [8, 0], indirect=True)
 async def test_a_reader_occupies_no_thread_of_django(daphne: DaphneRequest, run: Run, threads: int) -> None:
-    """Django would keep a thread for each request, and that thread would keep its database connection open.
+    """Without `release_own_thread`, each reader would occupy a thread of Django and the thread's database connection.
 
-    Without handler threads, the handlers need Django's thread.
+    If `HANDLER_THREADS` is 0, the thread stays, because the handlers need it.
     """
     async with written(run) as out:
         out.write("answer")

@@ -22,7 +22,7 @@ from tests.unit.runs.test_ag_ui_views import body as agent_body
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("durable_streams")]
 
 PROMPT = "a secret question"
-#: What a database may say. The second line quotes the statement.
+#: An error message of a database. The second line quotes the statement.
 AWAY = f"the server closed the connection\nLINE 1: INSERT ... '{PROMPT}'"
 SESSIONS, RUNS, STREAMS = "django_session", "reliable_cable_runs_run", "reliable_cable_runs_durablestream"
 CHAT = {"data": body(text=PROMPT), "content_type": "application/json"}
@@ -38,7 +38,7 @@ def _chats(settings: Any, durable_streams: None) -> None:
 
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
-    """Let all later statements fail that name a table."""
+    """A function that takes the name of a table, and makes all later statements with this name fail."""
     execute = CursorWrapper.execute
 
     def fail(table: str, error: Exception | None = None) -> None:
