@@ -232,7 +232,7 @@ class Channel:
 
         Raises:
             InvalidStreamName: the name is not valid.
-            ChannelError: `after` is a position of another stream.
+            ChannelError: `after` is a position of another stream, or is not one that `position()` has returned.
         """
         name = qualify_stream(stream, namespace_of(self.connection))
         self.reply.streams.append(StreamStart(name, whisper, presence, start_position(after, name)))

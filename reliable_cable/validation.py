@@ -328,7 +328,7 @@ def start_position(after: object, stream: str) -> PagePosition | None:
         that the client receives `reject_history`.
 
     Raises:
-        ChannelError: the argument is a position of another stream.
+        ChannelError: the argument is a position of another stream, or is not one that `position()` has returned.
     """
     if after is None:
         return None

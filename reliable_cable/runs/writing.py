@@ -47,13 +47,10 @@ class Writer:
         Raises:
             RunStopped: the run was stopped. Do not catch this error: `writing` catches it, and ends the run.
             RunLost: the run no longer belongs to this writer.
+            TypeError: the text is not a `str`.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"write() takes a str, not {type(text).__name__}.")
-        if text:
+        if self._has_text("write", text):
             self._add(clean_text(text))
-        else:
-            self._check()
 
     def write_all(self, texts: Iterable[str]) -> None:
         """Add several pieces of text to the answer, such as those of an iterator.
@@ -89,7 +86,7 @@ class Writer:
 
     def reason(self, text: str) -> None:
         """Add text to the model's reasoning, which is not a part of the answer's text. Raises the errors of `write`."""
-        if text:
+        if self._has_text("reason", text):
             self._add({"type": "reasoning", "text": clean_text(text)})
 
     def tool_call(self, id: str, name: str, input: Any) -> None:  # noqa: A002 - the names in the part
@@ -134,6 +131,14 @@ class Writer:
     def _end(self) -> None:
         if self._feeder is not None and not self._attempt.stopped:
             self._feeder.end()
+
+    def _has_text(self, method: str, text: str) -> bool:
+        """Return whether there is text to add. Empty text only makes the writer check that it may go on."""
+        if not isinstance(text, str):
+            raise TypeError(f"{method}() takes a str, not {type(text).__name__}.")
+        if not text:
+            self._check()
+        return bool(text)
 
     def _add(self, item: str | Mapping[str, Any]) -> None:
         self._check()

@@ -127,9 +127,6 @@ async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_replies(r
         await client.aclose()
 
 
-pytestmark = pytest.mark.redis
-
-
 async def test_a_closed_client_finishes_its_calls_and_keeps_no_connection(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         client = RedisClient(CableSettings(redis_url=server.url))

@@ -18,6 +18,10 @@ from reliable_cable.stores.engine import get_engine
 
 #: The status after which the server closes the connection, without having announced it.
 CLOSING = 202
+#: In place of a status: the server closes the connection without a response.
+NO_RESPONSE = 0
+#: In place of a status: the server hangs until the test ends, and then closes the connection.
+HANG = -1
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -27,9 +31,8 @@ class Endpoint(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        #: The next responses: a status, None to close the connection without a response, or 0 to hang before that. All
-        #: later requests get the status 201.
-        self.script: list[int | None] = []
+        #: The statuses of the next responses, `NO_RESPONSE` or `HANG`. All later requests get the status 201.
+        self.script: list[int] = []
         #: The key and the body of each request.
         self.requests: list[tuple[str | None, bytes]] = []
         self.connections = 0
@@ -49,9 +52,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append((self.headers["Authorization"], body))
         status = self.server.script.pop(0) if self.server.script else 201
-        if status is None or status == 0:
-            if status == 0:
-                self.server.end.wait(30)
+        if status == HANG:
+            self.server.end.wait(30)
+        if status in (HANG, NO_RESPONSE):
             self.close_connection = True
             return
         self.send_response(status)
@@ -133,7 +136,7 @@ def test_a_refusal_names_a_remedy_and_no_password(endpoint: Endpoint, status: in
 
 def test_a_request_without_a_response_is_not_repeated(endpoint: Endpoint) -> None:
     broadcast("chat", "opens a connection")
-    endpoint.script = [None]
+    endpoint.script = [NO_RESPONSE]
     with pytest.raises(BroadcastUncertain, match="clients may receive it twice"):
         broadcast("chat", 1)
     assert len(endpoint.requests) == 2
@@ -142,7 +145,7 @@ def test_a_request_without_a_response_is_not_repeated(endpoint: Endpoint) -> Non
 
 
 def test_a_server_that_hangs_is_uncertain(endpoint: Endpoint) -> None:
-    endpoint.script = [0]
+    endpoint.script = [HANG]
     with mock.patch.object(http, "RESPONSE_TIMEOUT", 0.1), pytest.raises(BroadcastUncertain, match="did not respond"):
         broadcast("chat", 1)
 

@@ -15,7 +15,6 @@ class Total:
 
     numbers: list[int]
     refused = False
-    failures = 0
     calls = 0
 
 

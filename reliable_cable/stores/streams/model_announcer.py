@@ -35,6 +35,12 @@ WHISPERS_PER_TRANSACTION: Final = 500
 #: events exceed it, they are replaced by a request to poll. If the whispers exceed it, the oldest are dropped.
 MAX_PENDING: Final = 4 * 1024 * 1024
 
+#: The messages that are logged, with the cause, when a transaction fails.
+WHISPERS_LOST: Final = "Whispers could not be passed to other processes, and are lost for their clients"
+NOT_NOTIFIED: Final = (
+    "Other processes could not be notified of new messages. They find these when they poll the database"
+)
+
 
 class _Pending:
     """The pending events of one process."""
@@ -87,7 +93,8 @@ class Announcer:
         self._codec = NoticeCodec(settings, topic)
         self._sender = NotificationSender(settings.database)
         self._processes: dict[int, _Pending] = {}
-        self._failing = False
+        #: The messages that were logged since the transaction that they are about last succeeded.
+        self._logged: set[str] = set()
 
     @cached_property
     def notifies(self) -> bool:
@@ -191,8 +198,9 @@ class Announcer:
         try:
             keys = self._store(whispers)
         except Exception as error:
-            self._failed("Whispers could not be passed to other processes, and are lost for their clients", error)
+            self._failed(WHISPERS_LOST, error)
             return []
+        self._logged.discard(WHISPERS_LOST)
         return list(map(StoredTransient, keys, whispers))
 
     def _notify(self, pending: _Pending, events: Sequence[NoticedEvent], probes: Sequence[str], look: bool) -> None:
@@ -214,18 +222,16 @@ class Announcer:
                 self._sender.send([*probes, *self._codec.encode(missed)])
         except Exception as error:
             pending.missed = True
-            self._failed(
-                "Other processes could not be notified of new messages. They find these when they poll the database",
-                error,
-            )
+            self._failed(NOT_NOTIFIED, error)
         else:
-            self._failing = pending.missed = False
+            pending.missed = False
+            self._logged.discard(NOT_NOTIFIED)
 
     def _failed(self, message: str, error: Exception) -> None:
-        """Log a message and its cause, but only once until a notification succeeds. Close the connection."""
-        if not self._failing:
+        """Log a message and its cause, unless it was logged since the last success. Close the connection."""
+        if message not in self._logged:
             logger.warning("%s: %s", message, described(error), exc_info=not is_outage(error))
-        self._failing = True
+        self._logged.add(message)
         self._disconnect()
 
     def _disconnect(self) -> None:

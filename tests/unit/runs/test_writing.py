@@ -219,6 +219,25 @@ def test_a_part_that_is_not_json_is_refused_at_once(run: Run, part: Any) -> None
     assert run.status == Status.COMPLETED
 
 
+@pytest.mark.parametrize("method", ["write", "reason"])
+def test_anything_but_text_is_refused_at_once(run: Run, method: str) -> None:
+    with writing(run.pk) as out, pytest.raises(TypeError, match=rf"{method}\(\) takes a str, not int"):
+        getattr(out, method)(1)
+
+
+@pytest.mark.parametrize("method", ["write", "reason"])
+def test_empty_text_adds_nothing_but_tells_of_a_stop(run: Run, method: str) -> None:
+    with writing(run.pk) as out:
+        add = getattr(out, method)
+        add("")
+        run.stop()
+        wait_until(lambda: out.stopped)
+        with pytest.raises(RunStopped):
+            add("")
+    run.refresh_from_db()
+    assert (run.status, run.text, run.parts) == (Status.STOPPED, "", [])
+
+
 async def test_a_late_reader_gets_one_message_and_then_the_rest(run: Run, owner: User) -> None:
     reader = RunReader()
     async with awriting(run.pk) as out:
