@@ -4,9 +4,9 @@ from typing import Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
 
-#: The fraction of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, with their states and members.
+#: The fraction of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, including states and members.
 LASTING_SHARE: Final = 0.25
-#: Even if `LASTING_SHARE` allows less, subscriptions may use this number of bytes for each of `MAX_SUBSCRIPTIONS`.
+#: The number of bytes for each of `MAX_SUBSCRIPTIONS` that subscriptions may use even if `LASTING_SHARE` allows less.
 SUBSCRIPTION_SIZE: Final = 512
 #: How many joins per second a client may request.
 JOIN_RATE: Final = 2.0
@@ -62,7 +62,7 @@ class Account:
         self._joins: TokenBucket | None = None
         #: The number of faults since `_faults_since`.
         self._faults = 0
-        #: When the count of faults began, by the monotonic clock.
+        #: The time at which the count of faults began, by the monotonic clock.
         self._faults_since = 0.0
 
     def reserve(self, size: int) -> bool:

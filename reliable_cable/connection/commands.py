@@ -31,7 +31,7 @@ from .started import Started, check_joins
 from .streams import RevokedError
 from .subscription import Subscription
 
-#: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
+#: For how many seconds after its arrival a `subscribe` is retried while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 #: The minimum time, in seconds, that a `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
@@ -270,7 +270,7 @@ class Commands(CommandQueue):
     # -- revoking -----------------------------------------------------------------------------------------------------
 
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
-        """End subscriptions at once, and send the client the reason. Their members leave after the running command."""
+        """End subscriptions at once, and send the client the reason. A queued call then removes their members."""
         for identifier in identifiers:
             subscription = self.subscriptions.pop(identifier)
             subscription.revoked = True

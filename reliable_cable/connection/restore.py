@@ -166,8 +166,9 @@ async def _restore_one(
         commands: the commands of the new connection.
         restored: the object to which the transmissions are added.
         item: the record of the subscription.
-        left_at: when the client left, by the session store's clock.
-        until: when to stop retrying if a database or store cannot be reached, by the clock of the event loop.
+        left_at: the time at which the client left, by the session store's clock.
+        until: the time, by the clock of the event loop, at which to stop retrying if a database or store cannot be
+            reached.
     """
     identifier = item["identifier"]
     loop = asyncio.get_running_loop()

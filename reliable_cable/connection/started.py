@@ -1,4 +1,4 @@
-"""Compares the streams and the member from `subscribed` before a restore with those from its run during the restore.
+"""Compares the runs of `subscribed` before and during a restore: the streams that it starts, and the member.
 
 See Protocol: Restore.
 """
@@ -59,9 +59,9 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
         reply: the reply of `subscribed`.
 
     Returns:
-        The records of the streams. New streams have `after` in place of `id` and `first`. None if it cannot be
-        known which streams the subscription has: an earlier release wrote the record, and the recorded streams are not
-        the streams that `subscribed` starts now.
+        The records of the streams. New streams have `after` in place of `id` and `first`. None if the streams
+        of the subscription are uncertain: an earlier release wrote the record, and the recorded streams are not the
+        streams that `subscribed` starts now.
     """
     starts = _starts(reply)
     recorded = {stream["name"]: stream for stream in record["streams"]}

@@ -293,7 +293,7 @@ class Subscription(SubscriptionStreams):
             record: the record of the subscription in the former session (see the method `record`).
             streams: the streams to start, like `streams` in the record. Streams without an `id` are new.
             member: the id and info of the member that the subscription has after the restore, or None.
-            left_at: when the client left, by the session store's clock.
+            left_at: the time at which the client left, by the session store's clock.
             until: when to give up opening a stream, by the clock of the event loop.
 
         Raises:

@@ -48,7 +48,8 @@ REAUTHENTICATION_TIME: Final = 10.0
 class ControlBus:
     """Receives and sends the control messages of an event loop.
 
-    It also measures the clocks of the stores while there are connections.
+    While there are connections, it also measures the differences between the clocks of the stores and of this host (see
+    `StoreClock`).
 
     Args:
         engine: the stores.

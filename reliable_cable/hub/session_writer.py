@@ -78,7 +78,7 @@ class SessionWriter:
 
     Args:
         store: the session store.
-        clock: the store's clock, which must be measured before records are created. By default, a new clock is created.
+        clock: the store's clock. Each write waits until it has been measured. By default, a new clock is created.
     """
 
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:

@@ -1,10 +1,10 @@
-"""The logs of the clients of anycable-go, so that one client cannot use up the log lines of the others."""
+"""Limits log messages separately for each client of anycable-go, so that no client suppresses those of the others."""
 
 from typing import Final
 
 from reliable_cable.client_log import ClientLog
 
-#: The maximum number of clients with a log of their own. The log that was used least recently is dropped.
+#: The maximum number of clients with a log of their own. If there are more, the least recently used log is dropped.
 MAX_CLIENTS: Final = 1000
 
 

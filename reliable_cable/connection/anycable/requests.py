@@ -24,14 +24,14 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Env:
-    """What anycable-go knows about a connection.
+    """The data about a connection that anycable-go sends with each call.
 
     Args:
         url: the URL of the handshake.
         headers: the headers of the handshake that anycable-go passes on (its option `--headers`), and `REMOTE_ADDR`.
         connection_state: the state that answers to earlier calls have set for the connection.
-        channel_state: the same for the subscription. In a `disconnect`, the state of each subscription as JSON text, by
-            identifier.
+        channel_state: the state that answers to earlier calls have set for the subscription. In a `disconnect` call,
+            the state of each subscription as JSON text, by identifier.
     """
 
     url: str = ""

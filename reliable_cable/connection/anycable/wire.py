@@ -26,7 +26,7 @@ _MAP: Final = "map<string, string>"
 
 _Fields = Mapping[str, tuple[int, Any]]
 
-#: The messages of AnyCable: the number and the type of each field. The type of a message or an enum is its name.
+#: The messages of AnyCable, with the number and the type of each field. A message or an enum as a type is named.
 _RPC_MESSAGES: Final[Mapping[str, _Fields]] = {
     "Env": {"url": (1, _TEXT), "headers": (2, _MAP), "cstate": (3, _MAP), "istate": (4, _MAP)},
     "EnvResponse": {"cstate": (1, _MAP), "istate": (2, _MAP)},
