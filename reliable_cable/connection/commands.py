@@ -114,7 +114,7 @@ class Commands(CommandQueue):
     # -- subscribing --------------------------------------------------------------------------------------------------
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
-        """Handle a `subscribe`. If another one follows, this may return before the streams are open (`openings.py`)."""
+        """Handle a `subscribe`. If another follows, this may return before the streams are open (see `openings.py`)."""
         running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions

@@ -27,7 +27,7 @@ def member_key(sid: str, identifier: str) -> str:
 
 
 def blank_record(sid: str, identifier: str) -> dict[str, Any]:
-    """Return the presence record of a subscription that never used presence."""
+    """Return the presence part of a session record for a subscription that never used presence."""
     return {"member": None, "watching": None, "key": member_key(sid, identifier)}
 
 
@@ -313,7 +313,7 @@ class SubscriptionPresence:
     # -- restore ------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """Return the presence record of the subscription, as JSON values."""
+        """Return the presence part of the subscription's record, as JSON values."""
         member, claimed = self.member, self.claimed
         if self._pending_joins:
             last = self._pending_joins[-1]

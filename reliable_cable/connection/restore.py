@@ -198,7 +198,10 @@ async def _restore_one(
 
 
 async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
-    """Run the handler that decides whether a subscription is restored. Return its reply, or None if it rejects."""
+    """Run the handler that decides whether a subscription is restored.
+
+    Return its reply, or None if it rejects the subscription or fails.
+    """
     name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
     handler, check = getattr(channel, name), channel.before_subscribe
     reply = await commands.call(channel, name, handler, check, retried=retried, decides=True)

@@ -18,7 +18,7 @@ from .streams import SubscriptionStreams
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The streams that `subscribed` started when it last ran, and the member that it joined as.
+    """The streams that `subscribed` started when it last ran, and the member that it added to presence.
 
     Since then, actions may have stopped some of these streams, or changed the member.
 
@@ -126,7 +126,7 @@ def _stopped(reply: Reply, names: set[str]) -> set[str]:
 
 
 def _member(reply: Reply) -> tuple[str, Any] | None:
-    """Return the member that results from the joins and leaves of a reply, or None if no member results."""
+    """Return the member after the joins and leaves of a reply, or None if there is none."""
     last = reply.presence[-1] if reply.presence else None
     return (last.id, last.info) if isinstance(last, PresenceJoin) else None
 

@@ -62,7 +62,8 @@ class SubscribedStream(Subscriber):
     #: The position from which a restore replays the stream if the client names none, because no message has reached the
     #: client.
     first: StreamPosition = NOWHERE
-    #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
+    #: The value that `first` gets when the client has read the latest notice of a loss. None if no such notice is
+    #: pending.
     after_notice: StreamPosition | None = None
     #: The stream in the hub. It is set when the stream is open.
     stream: HubStream = field(init=False)

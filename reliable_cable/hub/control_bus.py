@@ -217,7 +217,7 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Check all logins, and look up all revocations in the session store, after a loss of control messages."""
+        """After a loss of control messages, check all logins, and look up the revocations of all connections."""
         logger.warning("Control messages were lost. The revocations and the login of every connection are checked.")
         # The lost messages may include announcements of this process, which then never come back.
         self._unconfirmed.clear()

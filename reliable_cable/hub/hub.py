@@ -118,7 +118,7 @@ class Hub:
         """Begin to open streams together, and keep them open until the end of the context.
 
         Entering the context does not wait for the streams. A call to `subscribe` in the context waits for its stream.
-        A single stream is opened by that call only, because there is nothing to open together with it.
+        If there is only one stream, entering does nothing, and `subscribe` opens the stream.
         """
         return self._opening(names) if len(names) > 1 else nullcontext()
 

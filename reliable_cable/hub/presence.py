@@ -104,7 +104,7 @@ class PresenceService:
 
     @property
     def running(self) -> bool:
-        """Whether the task that works in rounds is running."""
+        """Whether the task that makes the rounds is running."""
         return self._rounds is not None
 
     async def stop(self) -> None:

@@ -73,8 +73,8 @@ class _Pending:
 class SessionWriter:
     """Writes the records of an event loop's sessions, one batch after another.
 
-    While the store fails, records remain pending. Only the records of ended sessions have a limit, `MAX_KEPT_SIZE`.
-    Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
+    While the store fails, records remain pending, and writes are retried every `BACKGROUND_RETRY_DELAY` seconds. The
+    total size of the pending records of ended sessions is limited to `MAX_KEPT_SIZE`.
 
     Args:
         store: the session store.

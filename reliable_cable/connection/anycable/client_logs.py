@@ -17,7 +17,7 @@ class ClientLogs:
         self._logs: dict[str, ClientLog] = {}
 
     def get(self, sid: str) -> ClientLog:
-        """Return the log of a client. Clients without a session id share one."""
+        """Return the log of a client. All clients without a session id share one log."""
         log = self._logs.pop(sid, None) or ClientLog()
         self._logs[sid] = log  # the last key is the one that was used last
         if len(self._logs) > MAX_CLIENTS:

@@ -43,8 +43,8 @@ class GRPCServer:
 
     Args:
         service: answers the calls.
-        concurrency: the maximum number of calls at the same time. anycable-go must make fewer (`--rpc_concurrency`),
-            because further calls are refused.
+        concurrency: the maximum number of simultaneous calls. Further calls are refused, so anycable-go must be
+            configured to make fewer (`--rpc_concurrency`).
         certificate: the paths of the private key and of the certificate chain, in PEM; None: without TLS.
     """
 

@@ -20,7 +20,7 @@ from reliable_cable.exceptions import ChannelError, InvalidToken, ProtocolError
 from reliable_cable.identity import identifiers_text, identify, identity_of, in_namespace, is_row, namespace_in
 
 #: The key, in the connection's state, of a JSON object that tells how to restore the identifiers that are UUIDs or
-#: model instances, apart from `user`. The text that anycable-go keeps has only strings for them.
+#: model instances, apart from `user`. The text that anycable-go keeps contains them only as strings.
 VALUES: Final = "$values"
 
 

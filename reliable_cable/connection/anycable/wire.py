@@ -26,7 +26,7 @@ _MAP: Final = "map<string, string>"
 
 _Fields = Mapping[str, tuple[int, Any]]
 
-#: The messages of AnyCable, with the number and the type of each field. A message or an enum as a type is named.
+#: The number and the type of each field of AnyCable's messages. A message or an enum type is given by its name.
 _RPC_MESSAGES: Final[Mapping[str, _Fields]] = {
     "Env": {"url": (1, _TEXT), "headers": (2, _MAP), "cstate": (3, _MAP), "istate": (4, _MAP)},
     "EnvResponse": {"cstate": (1, _MAP), "istate": (2, _MAP)},
@@ -72,7 +72,7 @@ _HEALTH_STATUS: Final = {"ServingStatus": ("UNKNOWN", "SERVING", "NOT_SERVING", 
 def _describe(
     package: str, messages: Mapping[str, _Fields], enums: Mapping[str, tuple[str, ...]]
 ) -> descriptor_pb2.FileDescriptorProto:
-    """Return the description of a file with these messages and enums. The values of an enum are numbered from 0."""
+    """Return the description of a `.proto` file with these messages and enums. Enum values are numbered from 0."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
     for name, values in enums.items():
         enum = file.enum_type.add(name=name)
