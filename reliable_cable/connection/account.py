@@ -6,7 +6,7 @@ from reliable_cable.concurrency.token_bucket import TokenBucket
 
 #: The fraction of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, including states and members.
 LASTING_SHARE: Final = 0.25
-#: The number of bytes for each of `MAX_SUBSCRIPTIONS` that subscriptions may use even if `LASTING_SHARE` allows less.
+#: Subscriptions may use this number of bytes for each of `MAX_SUBSCRIPTIONS`, even if `LASTING_SHARE` allows less.
 SUBSCRIPTION_SIZE: Final = 512
 #: How many joins per second a client may request.
 JOIN_RATE: Final = 2.0

@@ -354,9 +354,9 @@ class Commands(CommandQueue):
             decides: whether a false result of the handler, other than None, rejects the subscription.
 
         Returns:
-            The reply. The object `REFUSED` if the handler or the check refused the client. If the check called
-            `reject()`, which ends the subscription, the reply is another object with the same values. None if the
-            handler or the check failed.
+            The reply; None if the handler or the check failed. If one of them refused the client, the reply is the
+            object `REFUSED`. But if the check refused by `reject()`, which ends the subscription, the reply is another
+            object with the same values.
         """
         saved = channel.begin()
         try:

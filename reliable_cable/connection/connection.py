@@ -179,7 +179,7 @@ class Connection:
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": clock.now() if self.closed_at is None else clock.at(self.closed_at),
-                # The client subscribes again to subscriptions that are left out here, and requests their history.
+                # If a subscription is left out here, the client subscribes again, and requests its history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
             self.account.lasting,

@@ -133,7 +133,7 @@ class SessionWriter:
         self._attempted.discard(session.sid)
 
     def delete(self, sids: Collection[str]) -> None:
-        """Delete the records of sessions immediately, even if the store has failed before."""
+        """Start to delete the records of sessions without delay, even if the store has failed before."""
         for sid in sids:
             self._pending.pop(sid, None)
         self._deletions.update(sids)

@@ -19,7 +19,7 @@ class ClientLogs:
     def get(self, sid: str) -> ClientLog:
         """Return the log of a client. All clients without a session id share one log."""
         log = self._logs.pop(sid, None) or ClientLog()
-        self._logs[sid] = log  # the last key is the one that was used last
+        self._logs[sid] = log  # the logs are in the order of their last use
         if len(self._logs) > MAX_CLIENTS:
             self.end(next(iter(self._logs)))
         return log

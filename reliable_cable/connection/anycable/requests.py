@@ -13,7 +13,7 @@ from reliable_cable.exceptions import ProtocolError
 
 
 class Status(IntEnum):
-    """The status of an answer."""
+    """The status of an answer, with the numbers that AnyCable's service defines."""
 
     #: The call failed. anycable-go logs it, and the client gets no answer.
     ERROR = 0
@@ -67,7 +67,7 @@ class Answer:
     #: Changes of the connection's state and of the subscription's state. An empty value removes a key.
     cstate: dict[str, str] = field(default_factory=dict)
     istate: dict[str, str] = field(default_factory=dict)
-    #: A join or leave, which anycable-go 1.6 and later apply.
+    #: A join or leave that anycable-go applies. Versions before 1.6 ignore it.
     presence: dict[str, Any] | None = None
 
     def dump(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 #: The key in the `extensions` of a scope under which a consumer finds the `RemoteCall`.
 EXTENSION: Final = "reliable_cable.anycable"
-#: The methods of AnyCable's service.
+#: The class that answers the calls, for each method of AnyCable's service.
 METHODS: Final[Mapping[str, type[RemoteCall]]] = {
     "connect": ConnectCall,
     "command": CommandCall,

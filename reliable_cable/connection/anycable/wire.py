@@ -117,11 +117,11 @@ def message_class(name: str) -> Any:
 
 
 def as_mapping(message: Any) -> dict[str, Any]:
-    """Return the fields of a message that are set."""
+    """Return the fields that are set in a message."""
     fields: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return fields
 
 
 def as_message(name: str, fields: Mapping[str, Any]) -> Any:
-    """Return a message with these fields."""
+    """Return a message with these fields. The name is that of its class, such as `anycable.CommandResponse`."""
     return json_format.ParseDict(fields, message_class(name)())
