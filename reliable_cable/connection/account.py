@@ -50,7 +50,7 @@ class Account:
     def __init__(self, limit: int, subscriptions: int = 1) -> None:
         self.limit = limit
         self.subscriptions = subscriptions
-        #: While more bytes than this are queued or held, the server reads no commands of the client.
+        #: If more bytes than this are queued or held, the server may stop reading commands (see `reading.Reading`).
         self.half = limit // 2
         #: How many bytes are queued or held.
         self.used = 0

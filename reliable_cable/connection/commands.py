@@ -248,7 +248,7 @@ class Commands(CommandQueue):
         self.connection.reject(identifier)
 
     async def _give_up(self, channel: Channel, error: Exception) -> None:
-        """Disconnect the client, so that it reconnects and subscribes again."""
+        """Run `handle_error`, and disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
         self.log.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
         reply = await run_error_handler(channel, error, "subscribed", self.log)

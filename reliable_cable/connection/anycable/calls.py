@@ -334,7 +334,7 @@ def _has_token(consumer: Any) -> bool:
 
 
 def _states_of(env: Env, identifier: str) -> dict[str, str]:
-    """Return the state of a subscription, which a `disconnect` call contains as JSON text. Invalid text counts as {}."""
+    """Return the state of a subscription from a `disconnect` call. If its JSON text is invalid, return `{}`."""
     try:
         state = json.loads(env.channel_state.get(identifier) or "{}")
     except ValueError:

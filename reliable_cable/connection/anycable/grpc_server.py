@@ -45,7 +45,7 @@ class GRPCServer:
         service: answers the calls.
         concurrency: the maximum number of simultaneous calls. Further calls are refused, so anycable-go must be
             configured to make fewer (`--rpc_concurrency`).
-        certificate: the paths of the private key and of the certificate chain, in PEM; None: without TLS.
+        certificate: the paths of the private key and of the certificate chain, in PEM. None means that TLS is not used.
     """
 
     def __init__(self, service: RPCService, *, concurrency: int, certificate: tuple[Path, Path] | None = None) -> None:
