@@ -4,9 +4,9 @@ from typing import Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
 
-#: The fraction of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, with their states and members.
+#: The fraction of `MAX_PENDING_SIZE` that the subscriptions of a connection may use, including states and members.
 LASTING_SHARE: Final = 0.25
-#: Even if `LASTING_SHARE` allows less, subscriptions may use this number of bytes for each of `MAX_SUBSCRIPTIONS`.
+#: Subscriptions may use this number of bytes for each of `MAX_SUBSCRIPTIONS`, even if `LASTING_SHARE` allows less.
 SUBSCRIPTION_SIZE: Final = 512
 #: How many joins per second a client may request.
 JOIN_RATE: Final = 2.0
@@ -50,7 +50,7 @@ class Account:
     def __init__(self, limit: int, subscriptions: int = 1) -> None:
         self.limit = limit
         self.subscriptions = subscriptions
-        #: While more bytes than this are queued or held, the server reads no commands of the client.
+        #: If more bytes than this are queued or held, the server may stop reading commands (see `reading.Reading`).
         self.half = limit // 2
         #: How many bytes are queued or held.
         self.used = 0
@@ -62,7 +62,7 @@ class Account:
         self._joins: TokenBucket | None = None
         #: The number of faults since `_faults_since`.
         self._faults = 0
-        #: When the count of faults began, by the monotonic clock.
+        #: The time at which the count of faults began, by the monotonic clock.
         self._faults_since = 0.0
 
     def reserve(self, size: int) -> bool:

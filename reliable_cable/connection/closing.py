@@ -12,7 +12,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 
 class SessionFate(Enum):
-    """What happens to a session when its connection is closed."""
+    """The possible effects of closing a connection on its session."""
 
     #: The client may restore the session.
     KEPT = "kept"
@@ -38,8 +38,8 @@ class Closing:
     """The way in which a connection is closed for one reason.
 
     Attributes:
-        session: what happens to the session.
-        notified: which clients are sent a `disconnect` frame.
+        session: the effect on the session.
+        notified: the clients that are sent a `disconnect` frame.
         reconnect: whether the client is told to reconnect. The caller of `close` can override this.
         abort: whether the socket is dropped at once. If False, the queued frames are sent first.
         reading: whether the server continues to read until the client closes the socket.

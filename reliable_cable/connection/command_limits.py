@@ -11,8 +11,8 @@ from reliable_cable.protocol import commands
 
 #: How long, in seconds, a client may send commands so fast that each is delayed. After that, it is disconnected.
 WAITING_TIME: Final = 10.0
-#: How long, in seconds after the arrival of an unanswered `subscribe`, commands may be delayed. After that, they are
-#: handled, even if the limits do not allow this: clients repeat a `subscribe` after 5 seconds, and give up after 10.
+#: While a `subscribe` is unanswered, commands are delayed for at most this time, in seconds, after its arrival. Clients
+#: repeat a `subscribe` after 5 seconds, and give up after 10. So commands are then handled in spite of the limits.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
 #: A delay that is shorter than this, in seconds, counts as a rounding error.
@@ -73,9 +73,9 @@ class CommandLimits:
         return delay
 
     def rest(self, now: float) -> None:
-        """Record that no command is queued, which ends an uninterrupted delay (see `WAITING_TIME`).
+        """Record that no command is queued. The time that counts towards `WAITING_TIME` then starts again at 0.
 
-        The delay does not end if a bucket still lacks tokens, because commands were handled before the limits allowed
+        It does not start again if a bucket still lacks tokens, because commands were handled before the limits allowed
         them.
         """
         buckets = (self._commands, self._whispers)

@@ -39,7 +39,8 @@ InternalCall = Callable[[], Awaitable[None]]
 class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
-    #: The queued commands, with the size of the frame in characters and, for a `subscribe`, the time of its arrival.
+    #: The queued commands, each with the size of its frame in characters, and with its time of arrival if it is a
+    #: `subscribe`.
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
@@ -155,7 +156,7 @@ class CommandQueue(ABC):
         return self._backlog
 
     def clear(self) -> None:
-        """Drop the queued commands of the client."""
+        """Drop the queued commands of the client. Calls that the server itself queued remain."""
         if self._backlog is not None:
             self._account.used -= sum(size for _, size, _ in self._backlog.commands)
             self._backlog.commands = deque(each for each in self._backlog.commands if callable(each[0]))

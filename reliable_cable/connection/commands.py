@@ -31,7 +31,7 @@ from .started import Started, check_joins
 from .streams import RevokedError
 from .subscription import Subscription
 
-#: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
+#: For how many seconds after its arrival a `subscribe` is retried while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 #: The minimum time, in seconds, that a `subscribe` gets to open its streams, even after `SUBSCRIBE_TIMEOUT`.
@@ -114,7 +114,7 @@ class Commands(CommandQueue):
     # -- subscribing --------------------------------------------------------------------------------------------------
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
-        """Handle a `subscribe`. If another one follows, this may return before the streams are open (`openings.py`)."""
+        """Handle a `subscribe`. If another follows, this may return before the streams are open (see `openings.py`)."""
         running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
@@ -248,7 +248,7 @@ class Commands(CommandQueue):
         self.connection.reject(identifier)
 
     async def _give_up(self, channel: Channel, error: Exception) -> None:
-        """Disconnect the client, so that it reconnects and subscribes again."""
+        """Run `handle_error`, and disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
         self.log.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
         reply = await run_error_handler(channel, error, "subscribed", self.log)
@@ -270,7 +270,7 @@ class Commands(CommandQueue):
     # -- revoking -----------------------------------------------------------------------------------------------------
 
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
-        """End subscriptions at once, and send the client the reason. Their members leave after the running command."""
+        """End subscriptions at once, and send the client the reason. A queued call then removes their members."""
         for identifier in identifiers:
             subscription = self.subscriptions.pop(identifier)
             subscription.revoked = True
@@ -354,9 +354,9 @@ class Commands(CommandQueue):
             decides: whether a false result of the handler, other than None, rejects the subscription.
 
         Returns:
-            The reply. The object `REFUSED` if the handler or the check refused the client. If the check called
-            `reject()`, which ends the subscription, the reply is another object with the same values. None if the
-            handler or the check failed.
+            The reply; None if the handler or the check failed. If one of them refused the client, the reply is the
+            object `REFUSED`. But if the check refused by `reject()`, which ends the subscription, the reply is another
+            object with the same values.
         """
         saved = channel.begin()
         try:

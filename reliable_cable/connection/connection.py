@@ -38,9 +38,9 @@ from .subscribed import Subscribed
 
 T = TypeVar("T")
 
-#: How many faults a frame that violates the protocol counts as (see `account.MAX_FAULTS`).
+#: The number of faults that are counted for a frame that violates the protocol (see `account.MAX_FAULTS`).
 FRAME_FAULT: Final = 10
-#: How many faults an error of a handler counts as, even an error that only refuses the client.
+#: The number of faults that are counted for an error of a handler, even an error that only refuses the client.
 HANDLER_FAULT: Final = 1
 #: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
@@ -71,11 +71,11 @@ class Connection:
         consumer: the consumer, which channels see as `self.connection`.
         subprotocol: the subprotocol that was negotiated.
         identity: the values that identify the owner of the connection, as strings.
-        authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
+        authenticated_at: the time of the client's authentication, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
         transport: the object that writes to the socket and can abort it.
         login: the login that authenticated the client, or None if there was none.
-        expires_at: when the client's token expires, in seconds since 1970. None means never.
+        expires_at: the time at which the client's token expires, in seconds since 1970. None means never.
     """
 
     hub: Hub
@@ -91,7 +91,7 @@ class Connection:
     #: A copy of the `contextvars` context in which the connection was created. Each handler runs in a new copy of it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
-    #: When the socket was closed, by the monotonic clock of `Engine.session_clock`; None while it is open.
+    #: The time at which the socket was closed, by the monotonic clock of `Engine.session_clock`; None while it is open.
     closed_at: float | None = None
     #: Whether the server has closed the connection for a reason after which no client may restore the session.
     refused: bool = False
@@ -144,7 +144,7 @@ class Connection:
 
     @property
     def authenticated(self) -> float:
-        """When the client was authenticated, by the session store's clock."""
+        """The time at which the client was authenticated, by the session store's clock."""
         return self.hub.engine.session_clock.at(self.authenticated_at)
 
     @property
@@ -179,7 +179,7 @@ class Connection:
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": clock.now() if self.closed_at is None else clock.at(self.closed_at),
-                # The client subscribes again to subscriptions that are left out here, and requests their history.
+                # If a subscription is left out here, the client subscribes again, and requests its history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
             self.account.lasting,
@@ -354,7 +354,7 @@ class Connection:
         """Close the connection. A further call can only give up the session or abort the socket.
 
         Args:
-            reason: why the connection is closed. This decides how it is closed (see `closing.CLOSINGS`).
+            reason: the reason for closing the connection. It decides how this is done (see `closing.CLOSINGS`).
             reconnect: whether the client is told to reconnect. None means that the reason decides.
         """
         closing = CLOSINGS[reason]

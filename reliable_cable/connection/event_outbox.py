@@ -71,7 +71,7 @@ class EventOutbox(Outbox):
                 position = known or resumed.get(stream_id)
                 if position is not None:
                     found[stream_id] = position
-        # Until all subscriptions are answered, the id also has the former positions, for streams that are not open yet.
+        # Until each `subscribe` is answered, the id also has the former positions, for streams that are not open yet.
         former: Mapping[str, StreamPosition] = {} if self.transport.settled else resumed.by_digest
         self._positions = ReaderPositions(found, former)
         return self._positions

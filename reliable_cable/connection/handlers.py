@@ -114,8 +114,8 @@ async def run_calls(
     Args:
         around: a function that returns the sync or async context manager in which the functions run.
         calls: the functions to run, in order.
-        check: the check, or None. `calls` lacks a check that the channel does not override. If the check refuses the
-            client, the handler is not called.
+        check: the check, or None. `calls` does not contain it if the channel does not override it. If the check
+            refuses the client, the handler is not called.
         channel: the channel that the check belongs to. The check can also refuse by calling the channel's `reject()`.
 
     Returns:

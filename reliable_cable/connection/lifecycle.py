@@ -22,7 +22,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
 
     Args:
         commands: the commands of a new connection, whose handshake the server has accepted.
-        sid: the id of the session that the client names. None means that it names none.
+        sid: the id of the session that the client names, or None if it names none.
     """
     connection, hub = commands.connection, commands.connection.hub
     hub.control.acquire()

@@ -1,8 +1,8 @@
 """Handles several `subscribe` commands of one connection together, so that their streams are opened together.
 
-Opening many streams together takes only one query. Therefore, while the streams of a `subscribe` are being opened, the
-handlers of further `subscribe` commands run, one after another. All other commands wait. The answers are sent in the
-order of the commands.
+Streams that are opened together share the queries to the stores. Therefore, while the streams of a `subscribe` are
+being opened, the handlers of further `subscribe` commands run, one after another. All other commands wait. The answers
+are sent in the order of the commands.
 """
 
 import asyncio

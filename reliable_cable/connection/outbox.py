@@ -85,7 +85,8 @@ class Outbox:
 
     Args:
         send: the ASGI `send`.
-        account: counts the bytes of the queued frames. If they exceed its limit, `overflow` is called once.
+        account: counts the bytes of the queued frames, among others. If the total exceeds its limit, `overflow` is
+            called once.
         overflow: a function that is called when the client is too slow: too many bytes are queued, or the socket
             accepted nothing for `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
         write: a function that writes the bytes of a frame without waiting, or None if the server has none (see

@@ -27,7 +27,7 @@ def member_key(sid: str, identifier: str) -> str:
 
 
 def blank_record(sid: str, identifier: str) -> dict[str, Any]:
-    """Return the presence record of a subscription that never used presence."""
+    """Return the presence part of a session record for a subscription that never used presence."""
     return {"member": None, "watching": None, "key": member_key(sid, identifier)}
 
 
@@ -68,9 +68,10 @@ class SubscriptionPresence:
         self._former_key: str | None = None
         #: The presence stream of the member in the former session.
         self._former_stream = ""
-        #: The roster that the client's list belongs to. None without a list, and until a restored list was corrected.
+        #: The roster of the client's list. None if the client has no list, or if its list is from a former session and
+        #: has not been corrected yet.
         self._roster: Roster | None = None
-        #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
+        #: The incarnation of the client's list while `_roster` is None, for example until a restored list is corrected.
         self._restored_incarnation: str | None = None
 
     @property
@@ -240,7 +241,7 @@ class SubscriptionPresence:
         self._send(message)
 
     async def _record_list(self, stream: str) -> bool:
-        """Save that the client has a list of members, before it has one. Return False if this is not possible.
+        """Save the fact that the client has a list of members, before it gets the list. Return False if saving failed.
 
         If this server is killed, a restore from an older record would not correct the list.
 
@@ -263,7 +264,7 @@ class SubscriptionPresence:
         expires.
 
         Args:
-            left_at: when the client left the former session, by the session store's clock.
+            left_at: the time at which the client left the former session, by the session store's clock.
         """
         if self.member is None:
             await self._leave_former()
@@ -312,7 +313,7 @@ class SubscriptionPresence:
     # -- restore ------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """Return the presence record of the subscription, as JSON values."""
+        """Return the presence part of the subscription's record, as JSON values."""
         member, claimed = self.member, self.claimed
         if self._pending_joins:
             last = self._pending_joins[-1]

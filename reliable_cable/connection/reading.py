@@ -47,7 +47,8 @@ class Reading:
         self._bucket = TokenBucket(rate, rate * BURST_TIME + settings.max_subscriptions) if rate is not None else None
         #: The number of frames that were read since the last pause.
         self._frames = 0
-        #: When the client began to exceed `MAX_FRAME_RATE`, by the event loop's clock. None while it sends more slowly.
+        #: The time at which the client began to exceed `MAX_FRAME_RATE`, by the event loop's clock. None while it sends
+        #: more slowly.
         self._over_since: float | None = None
 
     def count(self, message: Mapping[str, Any]) -> bool:

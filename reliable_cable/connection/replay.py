@@ -273,7 +273,7 @@ class Replay:
         return page
 
     def _server_time(self, since: float) -> float:
-        """Return a client's `since`. If it is later than the store's clock, return the time one ping interval ago."""
+        """Return a client's `since`. If it is later than the store's time, return that time minus one ping interval."""
         connection = self._subscription.connection
         now = connection.hub.engine.stream_clock.now()
         return since if since <= now else now - connection.ping_interval

@@ -166,8 +166,9 @@ async def _restore_one(
         commands: the commands of the new connection.
         restored: the object to which the transmissions are added.
         item: the record of the subscription.
-        left_at: when the client left, by the session store's clock.
-        until: when to stop retrying if a database or store cannot be reached, by the clock of the event loop.
+        left_at: the time at which the client left, by the session store's clock.
+        until: the time, by the clock of the event loop, at which to stop retrying if a database or store cannot be
+            reached.
     """
     identifier = item["identifier"]
     loop = asyncio.get_running_loop()
@@ -197,7 +198,10 @@ async def _restore_one(
 
 
 async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
-    """Run the handler that decides whether a subscription is restored. Return its reply, or None if it rejects."""
+    """Run the handler that decides whether a subscription is restored.
+
+    Return its reply, or None if it rejects the subscription or fails.
+    """
     name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
     handler, check = getattr(channel, name), channel.before_subscribe
     reply = await commands.call(channel, name, handler, check, retried=retried, decides=True)

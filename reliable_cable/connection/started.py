@@ -1,4 +1,4 @@
-"""Compares the streams and the member from `subscribed` before a restore with those from its run during the restore.
+"""Compares the runs of `subscribed` before and during a restore: the streams that it starts, and the member.
 
 See Protocol: Restore.
 """
@@ -18,7 +18,7 @@ from .streams import SubscriptionStreams
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The streams that `subscribed` started when it last ran, and the member that it joined as.
+    """The streams that `subscribed` started when it last ran, and the member that it added to presence.
 
     Since then, actions may have stopped some of these streams, or changed the member.
 
@@ -59,9 +59,9 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
         reply: the reply of `subscribed`.
 
     Returns:
-        The records of the streams. New streams have `after` in place of `id` and `first`. None if it cannot be
-        known which streams the subscription has: an earlier release wrote the record, and the recorded streams are not
-        the streams that `subscribed` starts now.
+        The records of the streams. New streams have `after` in place of `id` and `first`. None if the streams
+        of the subscription are uncertain: an earlier release wrote the record, and the recorded streams are not the
+        streams that `subscribed` starts now.
     """
     starts = _starts(reply)
     recorded = {stream["name"]: stream for stream in record["streams"]}
@@ -126,7 +126,7 @@ def _stopped(reply: Reply, names: set[str]) -> set[str]:
 
 
 def _member(reply: Reply) -> tuple[str, Any] | None:
-    """Return the member that results from the joins and leaves of a reply, or None if no member results."""
+    """Return the member after the joins and leaves of a reply, or None if there is none."""
     last = reply.presence[-1] if reply.presence else None
     return (last.id, last.info) if isinstance(last, PresenceJoin) else None
 

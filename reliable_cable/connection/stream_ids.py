@@ -9,7 +9,7 @@ from reliable_cable.protocol.positions import HistoryRequest
 
 
 def stream_alias(stream: str, identifier: str) -> str:
-    """Return the alias that an identifier gets as its stream id if another identifier has the stream's name."""
+    """Return an alias: the stream id that an identifier gets if another identifier already uses the stream's name."""
     digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
     return f"{stream}#{digest}"
 

@@ -52,8 +52,8 @@ class SubscribedStream(Subscriber):
     #: The position at which the data of the client's web page were read. None after the first replay, or if the web
     #: page passed no position.
     page: PagePosition | None = None
-    #: When the request for the client's web page began, in seconds since 1970. None after the first replay, or if the
-    #: web page passed no time.
+    #: The time at which the request for the client's web page began, in seconds since 1970. None after the first
+    #: replay, or if the web page passed no time.
     page_since: float | None = None
     #: Whether the channel gives snapshots of the stream.
     has_snapshots: bool = False
@@ -62,7 +62,8 @@ class SubscribedStream(Subscriber):
     #: The position from which a restore replays the stream if the client names none, because no message has reached the
     #: client.
     first: StreamPosition = NOWHERE
-    #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
+    #: The value that `first` gets when the client has read the latest notice of a loss. None if no such notice is
+    #: pending.
     after_notice: StreamPosition | None = None
     #: The stream in the hub. It is set when the stream is open.
     stream: HubStream = field(init=False)
@@ -134,7 +135,7 @@ class SubscribedStream(Subscriber):
         self.start_at(page)
 
     def start_at(self, position: StreamPosition) -> None:
-        """Set the position from which the subscriber catches up. A subscriber that is not catching up keeps its own."""
+        """Set the position from which the subscriber catches up. If it is not catching up, its position is kept."""
         self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.first = position
@@ -171,9 +172,10 @@ class SubscriptionStreams:
     #: Whether a session record may contain the subscription. If the `subscribe` requests history, this is set to False
     #: until it is known where the history begins.
     restorable: bool = True
-    #: When the client left the session that was restored. None if there was no restore, or after the first replay.
+    #: The time at which the client left the session that was restored, by the session store's clock. None if there was
+    #: no restore, or after the first replay.
     left_at: float | None = None
-    #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
+    #: The time at which `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
     authorized_at: float = 0.0
     #: The value of `authorized` in the session that was restored. None means that the subscription was not restored.
     recorded_authorized: float | None = None
@@ -218,7 +220,7 @@ class SubscriptionStreams:
 
     @property
     def authorized(self) -> float:
-        """When the channel began to authorize the subscription, by the session store's clock."""
+        """The time, by the session store's clock, at which the channel began to authorize the subscription."""
         if self.recorded_authorized is not None:
             return self.recorded_authorized
         return self.connection.hub.engine.session_clock.at(self.authorized_at)
@@ -231,8 +233,8 @@ class SubscriptionStreams:
         """Return a recent revocation that ends the subscription, or None if there is none.
 
         Args:
-            authorized: when the channel began to authorize the subscription, by the session store's clock. None stands
-                for the property `authorized`.
+            authorized: the time, by the session store's clock, at which the channel began to authorize the
+                subscription. None stands for the property `authorized`.
         """
         return self.connection.hub.control.recent.find(
             self.connection.identity, self.scopes, lambda: self.authorized if authorized is None else authorized

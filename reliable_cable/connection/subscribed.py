@@ -15,7 +15,7 @@ class Subscribed(Protocol):
 
     @property
     def authorized(self) -> float:
-        """When the channel began to authorize the subscription, by the session store's clock."""
+        """The time, by the session store's clock, at which the channel began to authorize the subscription."""
 
     def scopes(self) -> Sequence[Identity]:
         """Return the conditions by which a revocation can select the subscription: its channel and its streams."""

@@ -42,7 +42,7 @@ class Subscription(SubscriptionStreams):
 
     @property
     def member(self) -> tuple[str, Any] | None:
-        """The id and info of the member that the subscription has joined as, or None if it has not joined."""
+        """The id and info of the subscription's member, or None if it has not joined presence."""
         return None if self._presence is None else self._presence.member
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ class Subscription(SubscriptionStreams):
         Args:
             reply: the reply of the handler.
             request: the history request of the client, which may name stream ids.
-            until: when to give up opening a stream, by the clock of the event loop.
+            until: the time, by the clock of the event loop, at which to give up opening a stream.
 
         Raises:
             StoreError: a stream could not be opened. The streams before it are open.
@@ -291,10 +291,10 @@ class Subscription(SubscriptionStreams):
 
         Args:
             record: the record of the subscription in the former session (see the method `record`).
-            streams: the streams to start, like `streams` in the record. Streams without an `id` are new.
+            streams: the streams to start, in the form of `streams` in the record. Streams without an `id` are new.
             member: the id and info of the member that the subscription has after the restore, or None.
-            left_at: when the client left, by the session store's clock.
-            until: when to give up opening a stream, by the clock of the event loop.
+            left_at: the time at which the client left, by the session store's clock.
+            until: the time, by the clock of the event loop, at which to give up opening a stream.
 
         Raises:
             StoreError: a stream could not be opened.

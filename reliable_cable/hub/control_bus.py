@@ -48,7 +48,8 @@ REAUTHENTICATION_TIME: Final = 10.0
 class ControlBus:
     """Receives and sends the control messages of an event loop.
 
-    It also measures the clocks of the stores while there are connections.
+    While there are connections, it also measures the differences between the clocks of the stores and of this host (see
+    `StoreClock`).
 
     Args:
         engine: the stores.
@@ -216,7 +217,7 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Check all logins, and look up all revocations in the session store, after a loss of control messages."""
+        """After a loss of control messages, check all logins, and look up the revocations of all connections."""
         logger.warning("Control messages were lost. The revocations and the login of every connection are checked.")
         # The lost messages may include announcements of this process, which then never come back.
         self._unconfirmed.clear()

@@ -21,7 +21,7 @@ def get_hub() -> Hub:
 
 def _make_hub(engine: Engine) -> Hub:
     hub = Hub(engine, get_settings())
-    # A request that arrived before the drain may need the first hub of the event loop after it.
+    # A request that arrived before the drain may create the first hub of the event loop while the drain is running.
     hub.draining = is_draining()
     return hub
 

@@ -106,7 +106,8 @@ class EncodedBatch:
         self._frames: Sequence[Frame] = frames
         #: The result of `_separate`. It is empty until a subscriber needs it, because most batches are written whole.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        #: The bytes of all frames together; None if they exceed `block_size`, or differ for each client.
+        #: The bytes of all frames together. None if they differ for each client, or if there are several frames that
+        #: exceed `block_size` together.
         self._block: bytes | None = None
         #: The cost of writing the batch to a subscriber, as a part of the fan-out budget.
         self.cost: int

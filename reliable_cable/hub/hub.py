@@ -118,7 +118,7 @@ class Hub:
         """Begin to open streams together, and keep them open until the end of the context.
 
         Entering the context does not wait for the streams. A call to `subscribe` in the context waits for its stream.
-        A single stream is opened by that call only, because there is nothing to open together with it.
+        If there is only one stream, entering does nothing, and `subscribe` opens the stream.
         """
         return self._opening(names) if len(names) > 1 else nullcontext()
 
@@ -249,7 +249,7 @@ class Hub:
                 stream.opening.set_result(None)
             stream.opening = None
             if not stream.users:
-                self._remove(stream)  # all callers have given up
+                self._remove(stream)  # no caller is waiting for the stream any more
 
     async def _listen_to(self, streams: Sequence[HubStream], until: float) -> None:
         """Listen to streams, and read their positions. If the store fails, retry only if there is a single stream."""
@@ -272,7 +272,7 @@ class Hub:
                 logger.debug("The stream %r could not be opened; trying again: %s", names[0], error)
                 await asyncio.sleep(RETRY_DELAY)
                 if not streams[0].users:
-                    raise  # all callers have given up
+                    raise  # no caller is waiting for the stream any more
 
     async def _listen(self, streams: Sequence[HubStream]) -> None:
         """Start to receive the events of streams, and read their positions."""

@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 #: The number of rounds in `REAUTHENTICATE_INTERVAL` seconds. Each round checks the logins that are due.
 ROUNDS: Final = 20
-#: The maximum number of logins that are looked up in one call in a thread. A larger batch would make the event loop
-#: wait too long for the GIL.
+#: The maximum number of logins that are looked up in one thread hop. With a larger batch, the event loop would wait too
+#: long for the GIL.
 BATCH_SIZE: Final = 100
 #: The minimum time between two checks of a login, as a fraction of the maximum time. The actual time is random, so
 #: that logins that were due together, for example after an outage, are not always checked together.
@@ -34,7 +34,7 @@ ACCEPT_TIME: Final = 10.0
 
 
 class LoggedIn(Protocol):
-    """The part of a connection that the checks of logins use."""
+    """The part of a connection that `LoginChecks` uses."""
 
     @property
     def login(self) -> AnyLogin | None:

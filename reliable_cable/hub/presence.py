@@ -37,7 +37,7 @@ SWEEP_MARGIN: Final = SEARCH_INTERVAL + 0.1
 #: The maximum number of members that join again in one call to the store.
 REJOIN_SIZE: Final = 1000
 
-#: The maximum number of events that wait for slow receivers of the signals.
+#: The maximum number of queued signals. If the receivers are so slow that more are pending, new signals are dropped.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 
@@ -104,7 +104,7 @@ class PresenceService:
 
     @property
     def running(self) -> bool:
-        """Whether the task that works in rounds is running."""
+        """Whether the task that makes the rounds is running."""
         return self._rounds is not None
 
     async def stop(self) -> None:

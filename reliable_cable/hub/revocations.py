@@ -24,7 +24,7 @@ class RevocableSubscription(Protocol):
 
     @property
     def authorized(self) -> float:
-        """The time when the channel began to decide about the subscription, by the session store's clock."""
+        """The time, by the session store's clock, at which the channel began to authorize the subscription."""
 
     def scopes(self) -> Sequence[Identity]:
         """Return the conditions by which a revocation can select the subscription: its channel and its streams."""
@@ -36,7 +36,7 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
     Args:
         revocation: a revocation that selects the connection of the subscription.
         scopes: the channel and the streams of the subscription (see `identity.subscription_scopes`).
-        authorized: the time when the channel began to decide about the subscription.
+        authorized: the time at which the channel began to authorize the subscription.
     """
     return any(matches(revocation.scope, scope) for scope in scopes) and is_revoked(authorized, [revocation.at])
 
@@ -76,7 +76,7 @@ class RecentRevocations:
         Args:
             identity: the identity of the subscription's connection.
             scopes: a function that returns the channel and streams of the subscription. It is called only if necessary.
-            authorized: a function that returns the time when the channel began to decide about the subscription. It
+            authorized: a function that returns the time at which the channel began to authorize the subscription. It
                 is called only if necessary.
         """
         if not self._by_condition or not is_revoked(since := authorized(), [self._latest_at]):

@@ -49,7 +49,7 @@ class Roster:
     rejoin_timer: asyncio.TimerHandle | None = None
     #: Whether `rejoin_timer` has ended. Leave events are then sent for the ids that are still missing.
     rejoin_time_over: bool = False
-    #: When the clients' lists were last corrected after a loss of data, by the clock of the event loop.
+    #: The time of the last correction of the clients' lists after a loss of data, by the clock of the event loop.
     corrected_at: float = -math.inf
 
     @property

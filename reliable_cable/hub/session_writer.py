@@ -73,12 +73,12 @@ class _Pending:
 class SessionWriter:
     """Writes the records of an event loop's sessions, one batch after another.
 
-    While the store fails, records remain pending. Only the records of ended sessions have a limit, `MAX_KEPT_SIZE`.
-    Writes are retried every `BACKGROUND_RETRY_DELAY` seconds.
+    While the store fails, records remain pending, and writes are retried every `BACKGROUND_RETRY_DELAY` seconds. The
+    total size of the pending records of ended sessions is limited to `MAX_KEPT_SIZE`.
 
     Args:
         store: the session store.
-        clock: the store's clock, which must be measured before records are created. By default, a new clock is created.
+        clock: the store's clock. Each write waits until it has been measured. By default, a new clock is created.
     """
 
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
@@ -133,7 +133,7 @@ class SessionWriter:
         self._attempted.discard(session.sid)
 
     def delete(self, sids: Collection[str]) -> None:
-        """Delete the records of sessions immediately, even if the store has failed before."""
+        """Start to delete the records of sessions without delay, even if the store has failed before."""
         for sid in sids:
             self._pending.pop(sid, None)
         self._deletions.update(sids)

@@ -69,8 +69,8 @@ class HubStream:
     observer: StreamObserver | None = None
     #: The number of users that need the stream to be open, such as subscribers and the observer.
     users: int = 0
-    #: A future that ends when the opening of the stream ends, with the error if the opening fails. None if the stream
-    #: is open.
+    #: A future that is done when the opening of the stream has ended. It has the error if the opening failed. None if
+    #: the stream is open.
     opening: asyncio.Future[None] | None = None
     repair: asyncio.Task[None] | None = None
     #: Whether the repair must read the store once more.

@@ -1,6 +1,6 @@
 """Parses the commands of clients (see Protocol: Subscriptions).
 
-A required field that is missing or invalid raises `ProtocolError`. Invalid fields of a history request are ignored,
+If a required field is missing or invalid, `ProtocolError` is raised. Invalid fields of a history request are ignored,
 because released clients send `false` or nothing if they have no value.
 """
 

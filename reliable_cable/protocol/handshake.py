@@ -1,4 +1,4 @@
-"""Reads what a client requests in its handshake."""
+"""Reads the ping interval and the session that a client requests in its handshake."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from . import constants
 
 
 def requested_ping_interval(query: Mapping[str, list[str]], default: float) -> float:
-    """Return the time between two pings, in seconds: as requested and within the limits, or else the default.
+    """Return the requested time between two pings, in seconds, within the limits; the default if none is requested.
 
     Args:
         query: the values in the query string, by their names.

@@ -135,5 +135,5 @@ def presence_error() -> str:
 
 
 def disconnect(reason: DisconnectReason, *, reconnect: bool) -> str:
-    """Return the last message on a connection. The client then discards its session (see Protocol: Disconnects)."""
+    """Return a `disconnect` message, after which the client discards its session (see Protocol: Disconnects)."""
     return dumps({"type": MessageType.DISCONNECT, "reason": reason, "reconnect": reconnect})

@@ -40,6 +40,6 @@ def is_too_deep(text: str) -> bool:
 
 
 def _brackets(text: str) -> bytes:
-    """Return the brackets of a JSON text that are not inside strings."""
+    """Return the brackets of a JSON text, without those inside strings."""
     unescaped = text.encode(errors="surrogatepass").replace(rb"\\", b"").replace(rb"\"", b"")
     return b"".join(unescaped.split(b'"')[::2]).translate(None, _NO_BRACKETS)

@@ -13,7 +13,7 @@ from .constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 
 
 def member_fault(id_: str, info: str) -> str:
-    """Return why a member is invalid, as the end of a sentence; `""` if the member is valid.
+    """Return the fault of an invalid member, as the end of a sentence; `""` if the member is valid.
 
     Args:
         id_: the id of the member.

@@ -1,7 +1,7 @@
-"""Runs the handlers of consumers and channels for the calls of anycable-go.
+"""Runs the handlers of consumers and channels for the remote procedure calls of anycable-go.
 
-A call passes through the middlewares of the consumer, like a handshake. Its scope contains the call as an extension.
-The consumer then passes itself to `RemoteCall.run`, and serves no WebSocket.
+A call passes through the middlewares of the consumer, like a handshake. The scope contains the `RemoteCall` as an
+extension. The consumer then passes itself to `RemoteCall.run`, and serves no WebSocket.
 """
 
 import json
@@ -34,7 +34,7 @@ from .requests import Answer, Env, Status, read_list, read_text
 LOGIN: Final = "$login"
 #: The key in a subscription's state that is set when an action has ended the subscription with `reject()`.
 ENDED: Final = "$ended"
-#: The close code for `disconnect` of consumers. anycable-go does not pass on the code of the client.
+#: The close code that is passed to `disconnect` of consumers, because anycable-go does not pass on the real close code.
 UNKNOWN_CLOSE_CODE: Final = 1006
 
 _SET: Final = "1"
@@ -45,7 +45,7 @@ class Hooks:
     """The functions with which a call runs the handlers of a consumer.
 
     Args:
-        decide: runs `connect`. It returns why the client is refused, or None.
+        decide: runs `connect`. It returns the reason for which the client is refused, or None.
         leave: runs `disconnect`. Its argument is the close code.
     """
 
@@ -154,7 +154,7 @@ class CommandCall(RemoteCall):
         super().__init__(values, sid, log)
         self.identifiers = read_text(values, "connection_identifiers")
         self.identifier = read_text(values, "identifier")
-        #: Why a `subscribe` is rejected before any handler runs. None if it is valid.
+        #: The error for which a `subscribe` is rejected before any handler runs. None if the command is valid.
         self._fault: ProtocolError | None = None
         frame: dict[str, Any] = {"command": read_text(values, "command"), "identifier": self.identifier}
         settings = get_settings()
@@ -238,7 +238,7 @@ class CommandCall(RemoteCall):
         return answer
 
     def _with_failure(self, answer: Answer, command: commands.Perform, failure: CallFailure) -> Answer:
-        """Add the answer to a call (see Protocol: Calls), if the client has requested one."""
+        """Add the failure to the answer, if the client asked for the result of its action (see Protocol: Calls)."""
         if command.call is not None:
             failed = messages.failed_answer(command.call, failure)
             answer.transmissions.append(messages.transmission(self.identifier, failed))
@@ -280,11 +280,11 @@ async def enter(consumer: Any, admission: Admission, identifiers: str, env: Env)
         consumer: the consumer. Its middlewares have run.
         admission: the result of the middlewares.
         identifiers: the text with the identifiers.
-        env: what anycable-go knows about the connection.
+        env: the data about the connection that anycable-go sent with the call.
 
     Returns:
-        Why the connection has to end: the token is not valid any more, the login has ended, a row of an identifier was
-        deleted, or the connection belongs to another namespace. None if the connection may go on.
+        The reason to end the connection, because the token is not valid any more, the login has ended, a row of an
+        identifier was deleted, or the connection belongs to another namespace. None if the connection may go on.
 
     Raises:
         ProtocolError: the identifiers, or the state that completes them, are not a JSON object.
@@ -314,7 +314,7 @@ async def unsubscribe(channel: Channel, state: Mapping[str, str] | None, log: Cl
 
     Args:
         channel: the channel.
-        state: the state of the subscription that anycable-go has sent. None means that `channel` already has its state.
+        state: the state that anycable-go has sent for the subscription. None means that `channel` already has it.
         log: the logger for errors.
     """
     if state is not None:
@@ -325,7 +325,7 @@ async def unsubscribe(channel: Channel, state: Mapping[str, str] | None, log: Cl
 
 
 def refused(reason: DisconnectReason) -> Answer:
-    """Return the answer that ends a connection. The client does not reconnect by itself."""
+    """Return the answer that refuses or ends a connection. It tells the client not to reconnect."""
     return Answer(Status.FAILURE, str(reason), transmissions=[messages.disconnect(reason, reconnect=False)])
 
 
@@ -334,7 +334,7 @@ def _has_token(consumer: Any) -> bool:
 
 
 def _states_of(env: Env, identifier: str) -> dict[str, str]:
-    """Return the state of one subscription from the call for a connection that has ended."""
+    """Return the state of a subscription from a `disconnect` call. If its JSON text is invalid, return `{}`."""
     try:
         state = json.loads(env.channel_state.get(identifier) or "{}")
     except ValueError:

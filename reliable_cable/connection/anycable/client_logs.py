@@ -1,10 +1,10 @@
-"""The logs of the clients of anycable-go, so that one client cannot use up the log lines of the others."""
+"""Limits log messages separately for each client of anycable-go, so that no client suppresses those of the others."""
 
 from typing import Final
 
 from reliable_cable.client_log import ClientLog
 
-#: The maximum number of clients with a log of their own. The log that was used least recently is dropped.
+#: The maximum number of clients with a log of their own. If there are more, the least recently used log is dropped.
 MAX_CLIENTS: Final = 1000
 
 
@@ -17,9 +17,9 @@ class ClientLogs:
         self._logs: dict[str, ClientLog] = {}
 
     def get(self, sid: str) -> ClientLog:
-        """Return the log of a client. Clients without a session id share one."""
+        """Return the log of a client. All clients without a session id share one log."""
         log = self._logs.pop(sid, None) or ClientLog()
-        self._logs[sid] = log  # the last key is the one that was used last
+        self._logs[sid] = log  # the logs are in the order of their last use
         if len(self._logs) > MAX_CLIENTS:
             self.end(next(iter(self._logs)))
         return log

@@ -41,7 +41,7 @@ def add_reply(answer: Answer, channel: Channel, reply: Reply, state: Mapping[str
         answer: the answer to the call.
         channel: the channel, after its handler has returned.
         reply: the reply of the handler, which does not reject the subscription.
-        state: the state of the subscription that anycable-go has sent with the call.
+        state: the state that anycable-go has sent for the subscription, with the call.
     """
     answer.transmissions += [messages.transmission(channel.identifier, text) for text in reply.transmissions]
     _add_streams(answer, reply, state)

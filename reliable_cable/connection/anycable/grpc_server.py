@@ -1,4 +1,4 @@
-"""`GRPCServer`, which serves the calls of anycable-go by gRPC, and gRPC's health service.
+"""`GRPCServer`, which serves the calls of anycable-go over gRPC, and gRPC's health service.
 
 Only the command `cable_rpc` imports this module, because it needs the packages grpcio and protobuf.
 """
@@ -18,13 +18,13 @@ from reliable_cable.exceptions import ProtocolError
 from .service import RPCService
 from .wire import HEALTH, RPC, as_mapping, as_message, message_class
 
-#: The methods of AnyCable's service: the key in `service.METHODS`, and the messages of the call and of the answer.
+#: For each method of AnyCable's service, its key in `service.METHODS`, and the names of its request and response.
 _METHODS: Final = {
     "Connect": ("connect", "ConnectionRequest", "ConnectionResponse"),
     "Command": ("command", "CommandMessage", "CommandResponse"),
     "Disconnect": ("disconnect", "DisconnectRequest", "DisconnectResponse"),
 }
-#: How long, in seconds, the calls that are running may take after a signal to stop.
+#: How long, in seconds, a stopping server waits for running calls, once no more new calls arrive.
 GRACE: Final = 10.0
 #: A stopping server refuses calls until none has arrived in this number of successive pauses of `QUIET_PAUSE` seconds.
 #: One pause is not enough, because a busy process may notice a call only some time after its arrival.
@@ -33,7 +33,8 @@ QUIET_PAUSE: Final = 0.01
 #: The maximum time, in seconds, for which a stopping server refuses calls. anycable-go repeats a refused call for
 #: 3 seconds.
 QUIET_LIMIT: Final = 1.0
-#: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. A call also has the headers and the state.
+#: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. In addition to the client's message, a call contains
+#: headers and states.
 _CALL_FACTOR: Final = 16
 
 
@@ -42,9 +43,9 @@ class GRPCServer:
 
     Args:
         service: answers the calls.
-        concurrency: the maximum number of calls at the same time. anycable-go must make fewer (`--rpc_concurrency`),
-            because further calls are refused.
-        certificate: the paths of the private key and of the certificate chain, in PEM; None: without TLS.
+        concurrency: the maximum number of simultaneous calls. Further calls are refused, so anycable-go must be
+            configured to make fewer (`--rpc_concurrency`).
+        certificate: the paths of the private key and of the certificate chain, in PEM. None means that TLS is not used.
     """
 
     def __init__(self, service: RPCService, *, concurrency: int, certificate: tuple[Path, Path] | None = None) -> None:
@@ -103,9 +104,9 @@ class GRPCServer:
     async def stop(self) -> None:
         """Refuse new calls, and wait until the running ones have ended, for up to `GRACE` seconds.
 
-        anycable-go repeats a call that is refused with the status UNAVAILABLE. When grpcio stops, it answers the calls
-        that it has not passed on yet with CANCELLED, and anycable-go drops them. So this server stops grpcio when no
-        more calls arrive.
+        anycable-go repeats a call that is refused with the status UNAVAILABLE. But when grpcio stops, it answers calls
+        that it has not passed on yet with CANCELLED, and anycable-go drops these calls. So this method refuses calls
+        itself until no more arrive, for up to `QUIET_LIMIT` seconds, and stops grpcio only then.
         """
         self._stopping.set()
         with suppress(TimeoutError):

@@ -20,7 +20,7 @@ from reliable_cable.exceptions import ChannelError, InvalidToken, ProtocolError
 from reliable_cable.identity import identifiers_text, identify, identity_of, in_namespace, is_row, namespace_in
 
 #: The key, in the connection's state, of a JSON object that tells how to restore the identifiers that are UUIDs or
-#: model instances, apart from `user`. The text that anycable-go keeps has only strings for them.
+#: model instances, apart from `user`. The text that anycable-go keeps contains them only as strings.
 VALUES: Final = "$values"
 
 
@@ -51,8 +51,8 @@ def dump_identifiers(consumer: Any) -> tuple[str, dict[str, str]]:
 async def load_identifiers(consumer: Any, text: str, state: Mapping[str, str]) -> str:
     """Set the attributes of a consumer that `identified_by` names.
 
-    The user of the middlewares is kept if it is the user in the text. All other model instances are read from the
-    database.
+    The user that the middlewares have set is kept if the text names the same user. All other model instances are read
+    from the database.
 
     Args:
         consumer: the consumer. Its middlewares have run, and its `connect` has not.

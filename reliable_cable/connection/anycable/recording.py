@@ -26,7 +26,7 @@ from reliable_cable.reply import Reply
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a handler has done.
+    """The result of running a handler after its check.
 
     Attributes:
         reply: the reply of the handler. If the handler or its check has raised an error, the reply of `handle_error`.
@@ -34,7 +34,7 @@ class Outcome:
         rejected: whether the client was refused, or the handler has failed. A subscription is then rejected.
         ends: whether an existing subscription ends, because the handler, its check or `handle_error` has called
             `reject()`.
-        failure: why an action has no result. None if it has succeeded.
+        failure: the reason for which an action has no result. None if it has succeeded.
         outage: whether a database or store could not be reached, so that the client should try again.
     """
 

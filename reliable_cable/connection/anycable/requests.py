@@ -13,7 +13,7 @@ from reliable_cable.exceptions import ProtocolError
 
 
 class Status(IntEnum):
-    """The status of an answer."""
+    """The status of an answer, with the numbers that AnyCable's service defines."""
 
     #: The call failed. anycable-go logs it, and the client gets no answer.
     ERROR = 0
@@ -24,14 +24,14 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Env:
-    """What anycable-go knows about a connection.
+    """The data about a connection that anycable-go sends with each call.
 
     Args:
         url: the URL of the handshake.
         headers: the headers of the handshake that anycable-go passes on (its option `--headers`), and `REMOTE_ADDR`.
         connection_state: the state that answers to earlier calls have set for the connection.
-        channel_state: the same for the subscription. In a `disconnect`, the state of each subscription as JSON text, by
-            identifier.
+        channel_state: the state that answers to earlier calls have set for the subscription. In a `disconnect` call,
+            the state of each subscription as JSON text, by identifier.
     """
 
     url: str = ""
@@ -67,7 +67,7 @@ class Answer:
     #: Changes of the connection's state and of the subscription's state. An empty value removes a key.
     cstate: dict[str, str] = field(default_factory=dict)
     istate: dict[str, str] = field(default_factory=dict)
-    #: A join or leave, which anycable-go 1.6 and later apply.
+    #: A join or leave that anycable-go applies. Versions before 1.6 ignore it.
     presence: dict[str, Any] | None = None
 
     def dump(self) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from .requests import Answer, Env, Status
 
 Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
-#: The key of a scope's extensions under which a consumer finds the call.
+#: The key in the `extensions` of a scope under which a consumer finds the `RemoteCall`.
 EXTENSION: Final = "reliable_cable.anycable"
-#: The methods of AnyCable's service.
+#: The class that answers the calls, for each method of AnyCable's service.
 METHODS: Final[Mapping[str, type[RemoteCall]]] = {
     "connect": ConnectCall,
     "command": CommandCall,

@@ -26,7 +26,7 @@ _MAP: Final = "map<string, string>"
 
 _Fields = Mapping[str, tuple[int, Any]]
 
-#: The messages of AnyCable: the number and the type of each field. The type of a message or an enum is its name.
+#: The number and the type of each field of AnyCable's messages. A message or an enum type is given by its name.
 _RPC_MESSAGES: Final[Mapping[str, _Fields]] = {
     "Env": {"url": (1, _TEXT), "headers": (2, _MAP), "cstate": (3, _MAP), "istate": (4, _MAP)},
     "EnvResponse": {"cstate": (1, _MAP), "istate": (2, _MAP)},
@@ -72,7 +72,7 @@ _HEALTH_STATUS: Final = {"ServingStatus": ("UNKNOWN", "SERVING", "NOT_SERVING", 
 def _describe(
     package: str, messages: Mapping[str, _Fields], enums: Mapping[str, tuple[str, ...]]
 ) -> descriptor_pb2.FileDescriptorProto:
-    """Return the description of a file with these messages and enums. The values of an enum are numbered from 0."""
+    """Return the description of a `.proto` file with these messages and enums. Enum values are numbered from 0."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
     for name, values in enums.items():
         enum = file.enum_type.add(name=name)
@@ -117,11 +117,11 @@ def message_class(name: str) -> Any:
 
 
 def as_mapping(message: Any) -> dict[str, Any]:
-    """Return the fields of a message that are set."""
+    """Return the fields that are set in a message."""
     fields: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return fields
 
 
 def as_message(name: str, fields: Mapping[str, Any]) -> Any:
-    """Return a message with these fields."""
+    """Return a message with these fields. The name is that of its class, such as `anycable.CommandResponse`."""
     return json_format.ParseDict(fields, message_class(name)())
