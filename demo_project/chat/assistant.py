@@ -29,7 +29,7 @@ def ask(conversation: Conversation, prompt: str, again: str | None = None) -> bo
     Args:
         conversation: the conversation.
         prompt: the user's question.
-        again: the id of a run that has ended, to write its answer anew.
+        again: the id of an ended run, of which another attempt is started; None: a new run is started.
     """
     conversation = Conversation.objects.select_for_update().get(pk=conversation.pk)
     if Run.objects.about(conversation).active().exists():

@@ -1,4 +1,4 @@
-"""Computes how many servers, Redis servers and how much network a number of connections needs.
+"""Computes the number of server processes and Redis servers, and the bandwidth, that a number of connections needs.
 
 The costs are those that `fanout` and `redis` have measured and saved. `docs/scaling.md` explains the model, and has the
 table that this module prints.
@@ -27,19 +27,19 @@ SIZES: Final = (10_000, 1_000_000, 10_000_000)
 
 @dataclass(frozen=True)
 class Costs:
-    """The measured costs. Times are CPU times in microseconds.
+    """The measured costs. Unless another unit is given, they are CPU times in microseconds.
 
     Args:
-        connect: to connect, authenticate by a Django session, and subscribe, in a server.
-        idle: to ping an idle connection for a second, in a server.
-        delivery: to send a message to one subscriber, in a server.
-        message: to receive a message from Redis, in a server, whatever the number of its subscribers there.
+        connect: what a server spends on connecting a client, authenticating it by a Django session, and subscribing it.
+        idle: what a server spends on the pings of an idle connection in one second.
+        delivery: what a server spends on sending a message to one subscriber.
+        message: what a server spends on receiving a message from Redis, besides its deliveries.
         connection_kib: the memory of a subscribed connection, in KiB.
         wire_bytes: the size of a delivered message with its frame, in bytes.
-        broadcast: to store a message, in Redis.
-        announcement: to send a stored message to one server process, in Redis.
-        session_write: to write a session record, in Redis.
-        open_stream: to read the position of a stream, in Redis.
+        broadcast: what Redis spends on storing a message.
+        announcement: what Redis spends on sending a stored message to one server process.
+        session_write: what Redis spends on writing a session record.
+        open_stream: what Redis spends on reading the position of a stream.
         session_kib: the memory of a session record in Redis, in KiB.
         stream_kib: the memory of a stream with one message in Redis, in KiB.
     """
@@ -116,7 +116,7 @@ class Need:
         redis_gib: the memory of sessions and streams in Redis, in GiB. Each stream has one message.
         out_gbit: what the servers send to clients, in Gbit/s.
         redis_gbit: what Redis sends to the servers, in Gbit/s.
-        largest: the largest part of the servers' CPU time, and its share.
+        largest: the work that takes most of the servers' CPU time, and its share of this time.
     """
 
     processes: int
@@ -172,7 +172,7 @@ def needs(work: Workload, costs: Costs) -> Need:
 
 
 def _processes_of(group: int, processes: int) -> float:
-    """Return in how many processes a stream has subscribers on average, if each subscriber is in a random process."""
+    """Return the mean number of processes in which a stream has subscribers, if each subscriber is in a random one."""
     return processes * (1 - (1 - 1 / processes) ** group)
 
 

@@ -140,7 +140,7 @@ class Run:
         self.id = ""
 
     async def begin(self, text: str) -> None:
-        """Wait until the run was started, and write its first text."""
+        """Wait until the run has been started, and write its first text."""
 
         async def found() -> bool:
             self.id = await self._writer.call("open_run", self._chat)

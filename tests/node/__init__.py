@@ -1,4 +1,4 @@
-"""The npm clients, unmodified, in Node: at the versions that package.json pins."""
+"""The unmodified npm clients in Node, at the versions that package.json pins."""
 
 from __future__ import annotations
 

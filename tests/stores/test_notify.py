@@ -219,7 +219,7 @@ class TestLostConnections:
             listener, _ = await listen(here, "a")
             with mock.patch.object(notify, "SILENT_RETRY_DELAY", 0.01):
                 with (
-                    # The time for the next notification of the process to itself ends before it is sent.
+                    # The next probe, a notification of the process to itself, times out before it is sent.
                     mock.patch.object(notify, "PROBE_TIMEOUT", 0),
                     mock.patch.object(notify.NotificationReceiver, "_begin"),
                 ):

@@ -1,4 +1,4 @@
-"""Single messages on PostgreSQL, which are appended with one statement, beside all other writes of a stream."""
+"""Appends of single messages to PostgreSQL, which take one statement, at the same time as other writes to a stream."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 #: How long, in seconds, a reader may take to read an answer to its end after the last attempt of the run has ended.
 PATIENCE = 90.0
-#: Matches the streams of a quarter of the runs, whose history is shorter than the number of their events.
+#: A pattern for the streams of a quarter of the runs. Their history is shorter than the number of their events.
 SHORT_RUNS = "run:[0-3]*"
 SHORT_HISTORY = 20
 #: The history of the durable streams.
@@ -32,9 +32,9 @@ class RunPlan:
     Args:
         number: the number of the run.
         seed: the seed of the content.
-        ending: how the first attempt ends. Later attempts are completed.
+        ending: the way in which the first attempt ends. Later attempts are completed.
         at: the fraction of the tokens after which the attempt is stopped or fails.
-        stop: how the run is stopped.
+        stop: the way in which the run is stopped, one of `STOPS`.
         retries: whether the run is retried if its writer was killed, or if it was stopped or has failed.
     """
 
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def duration(self) -> float:
-        """How long, in seconds, an attempt lasts at least."""
+        """The minimum duration of a complete attempt, in seconds."""
         return self.tokens * self.pause
 
     @property

@@ -1,4 +1,4 @@
-"""Formats the results as tables, with ratios to the floor that was measured at the same time."""
+"""Formats the results as tables, with ratios to the floor (see floor.py) that was measured at the same time."""
 
 from __future__ import annotations
 
