@@ -23,11 +23,11 @@ class ChatChannel(Channel):
 
     Params:
         room_id: the primary key of the room.
-        after: the position of the stream before the messages on the page were read. Later messages are sent.
+        after: the position that the stream had before the messages on the page were read. The page gets later ones.
     """
 
     def subscribed(self) -> None:
-        """Stream the room's messages, and join its presence. Typing indicators are sent as whispers."""
+        """Stream the room's messages, allow whispers for typing indicators, and join the room's presence."""
         room = self.room()
         if room is None:
             return self.reject()
@@ -105,7 +105,7 @@ class AssistantChannel(Channel):
 
     Params:
         conversation: the primary key of the conversation.
-        after: the position of the stream before the runs on the page were read. Later runs are sent.
+        after: the position that the stream had before the runs on the page were read. The page is told of later ones.
     """
 
     def subscribed(self) -> None:

@@ -1,4 +1,4 @@
-"""Copies files of npm packages into the static files, where pages find them: Turbo, htmx, and two for Markdown."""
+"""Copies files of npm packages (Turbo, htmx, and two for Markdown) into the static files of the demo."""
 
 from __future__ import annotations
 

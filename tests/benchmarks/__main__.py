@@ -9,7 +9,7 @@
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
 - `presence`: what the members of streams cost a server, in each store
-- `postgres`: how long a broadcast takes to the clients of another process, with PostgreSQL alone
+- `postgres`: how long a broadcast takes to reach the clients of another process, with PostgreSQL alone
 - `runs`: what a token costs the process that writes a run
 - `redis`: what a broadcast, a session and a stream cost Redis
 - `capacity`: how many servers a number of connections needs, computed from the results of `fanout` and `redis`

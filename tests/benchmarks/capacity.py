@@ -30,16 +30,16 @@ class Costs:
     """The measured costs. Unless another unit is given, they are CPU times in microseconds.
 
     Args:
-        connect: what a server spends on connecting a client, authenticating it by a Django session, and subscribing it.
-        idle: what a server spends on the pings of an idle connection in one second.
-        delivery: what a server spends on sending a message to one subscriber.
-        message: what a server spends on receiving a message from Redis, besides its deliveries.
+        connect: a server's cost of connecting a client, authenticating it by a Django session, and subscribing it.
+        idle: a server's cost of the pings of an idle connection in one second.
+        delivery: a server's cost of sending a message to one subscriber.
+        message: a server's cost of receiving a message from Redis, besides the cost of its deliveries.
         connection_kib: the memory of a subscribed connection, in KiB.
         wire_bytes: the size of a delivered message with its frame, in bytes.
-        broadcast: what Redis spends on storing a message.
-        announcement: what Redis spends on sending a stored message to one server process.
-        session_write: what Redis spends on writing a session record.
-        open_stream: what Redis spends on reading the position of a stream.
+        broadcast: the cost of storing a message, for Redis.
+        announcement: the cost of sending a stored message to one server process, for Redis.
+        session_write: the cost of writing a session record, for Redis.
+        open_stream: the cost of reading the position of a stream, for Redis.
         session_kib: the memory of a session record in Redis, in KiB.
         stream_kib: the memory of a stream with one message in Redis, in KiB.
     """
@@ -84,7 +84,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the clients do. Each connection subscribes to one shared stream, and to one stream of its own.
+    """The activity of clients. Each connection subscribes to one shared stream, and to one stream of its own.
 
     Args:
         connections: the number of connections.
@@ -105,7 +105,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Need:
-    """What a workload needs.
+    """The servers, memory and bandwidth that a workload needs.
 
     Args:
         processes: the number of server processes, with one core each.
@@ -131,10 +131,10 @@ class Need:
 
 
 def needs(work: Workload, costs: Costs) -> Need:
-    """Return what a workload needs.
+    """Return the servers, memory and bandwidth that a workload needs.
 
     The number of processes depends on how many of them receive each message, which depends on the number of processes.
-    So it is increased until it suffices.
+    So this number is increased until it suffices.
     """
     shared = work.connections / work.group * work.shared_rate
     own = work.connections * work.own_rate

@@ -58,7 +58,7 @@ class Client(asyncio.Protocol):
     """A client that counts the messages and the confirmations that it receives.
 
     Args:
-        requests: the requests to send. The first is sent at once, and each later one after the response to the former.
+        requests: the requests to send. The first is sent at once, and each other one after a response.
     """
 
     requests: list[bytes]

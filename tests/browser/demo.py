@@ -196,7 +196,7 @@ class Window:
         await expect(self["connection"]).to_have_attribute("data-state", state)
 
     async def subscribed(self) -> None:
-        """Wait until the page of a room shows its members, which it does after its subscription was confirmed.
+        """Wait until the page of a room shows the members, which it does once its subscription is confirmed.
 
         A cut before the confirmation closes the channel, and the page then loads messages over HTTP.
         """

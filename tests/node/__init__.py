@@ -24,7 +24,7 @@ def require_node() -> str:
 
 
 def node_modules() -> Path:
-    """Return the folder of the npm packages; they are installed once for each state of package-lock.json.
+    """Return the folder of the npm packages, which are installed once for each content of package-lock.json.
 
     Processes that call this at the same time wait for the first process. A script finds the packages if it is in the
     folder of this module, or if `NODE_PATH` names the returned folder (CommonJS only).

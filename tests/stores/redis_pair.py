@@ -19,7 +19,7 @@ MakeStore = Callable[..., RedisStreamStore]
 
 
 class RedisPair:
-    """A Redis primary, its replica, and a proxy for clients, which forwards to the primary until a test moves it."""
+    """A Redis primary, its replica, and a proxy for clients, which forwards to the primary until a test changes this."""
 
     @pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
     def primary(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:

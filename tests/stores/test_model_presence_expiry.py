@@ -1,4 +1,4 @@
-"""The removal of expired members and old rows from the database: by any process, and by the clock of the server."""
+"""The removal of expired members and old rows from the database, by any process, and by the clock of PostgreSQL."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def make_slow(make_store: MakeStore) -> MakeStore:
 
 @pytest.fixture
 async def listen() -> AsyncIterator[Listen]:
-    """Return a function that makes a listener to which notifications arrive, and a list of its events."""
+    """Return a function that makes a listener, waits until it gets notifications, and returns it and its events."""
     listeners: list[PollingListener] = []
 
     async def start(store: ModelStreamStore, *streams: str) -> tuple[PollingListener, list[StreamEvent]]:

@@ -37,7 +37,7 @@ class RolledBack(Exception):
 
 @pytest.fixture
 def raw(alias: str, isolation: str) -> Iterator[psycopg.Connection]:
-    """A connection to the test database that belongs to no store. Its transactions end when the test says so."""
+    """A connection to the test database that belongs to no store. The test itself commits its transactions."""
     with psycopg.connect(**connections[alias].get_connection_params()) as connection:
         yield connection
 

@@ -13,7 +13,7 @@ NUMBERING = 1.0
 
 
 class Result(Enum):
-    """What the caller of a broadcast finally knows about its result."""
+    """The result of a broadcast, as far as its caller knows it in the end."""
 
     #: The call returned the position of the message.
     STORED = "stored"
@@ -59,14 +59,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A client was told that it has missed messages which cannot be replayed (`history_not_found`)."""
+    """A notice to a client that it has missed messages which cannot be replayed (`history_not_found`)."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A client has connected, for the first time or again."""
+    """An event that is recorded when a client has connected, for the first time or again."""
 
     at: float
 
@@ -80,7 +80,7 @@ class Loss:
     """A fault after which a store may lack its newest messages.
 
     Args:
-        at: the time after which broadcast messages may be lost.
+        at: the time at which the fault began.
         noticed: the latest time at which the store notices the loss. Until then, a store that cannot know of the loss
             may assign positions a second time. For a store that notices the loss at once, this is `at`.
     """
@@ -173,7 +173,7 @@ class Truth:
         return self.history_size is not None and stored > self.history_size
 
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:
-        """Of the given offsets in an epoch, return those whose messages were broadcast after a time.
+        """Return those of the given offsets in an epoch whose messages were broadcast after a time.
 
         An offset that was given to several messages (see `may_be_renumbered`) counts as that of the first one.
         """

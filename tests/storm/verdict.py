@@ -273,7 +273,7 @@ def _judge_run(where: str, run: _Run) -> list[Finding]:
 
 
 def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Finding]:
-    """Find signals of a loss without a change of the epoch and without a long absence of the client."""
+    """Find needless notices of a loss: those without a change of the epoch and without a long absence of the client."""
     for step in steps:
         before = "" if step.before is None else step.before.epoch
         if all(truth.is_in_doubt(signal.at) for signal in step.signals):

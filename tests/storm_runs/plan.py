@@ -1,4 +1,4 @@
-"""The plan of a storm of runs: its size, its seed, its settings, and what happens to each run."""
+"""The plan of a storm of runs: its size, its seed, its settings, and a plan for each run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STOPS = ("task", "channel", "http")
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What happens to one run.
+    """The plan for one run: its content, the end of its first attempt, and whether it is retried.
 
     Args:
         number: the number of the run.
@@ -116,7 +116,7 @@ class Plan:
         }
 
     def choose(self, number: int, rng: random.Random) -> RunPlan:
-        """Return what happens to a run, chosen at random."""
+        """Return a random plan for a run."""
         ending: Ending = rng.choices(["completed", "stopped", "failed"], [6, 2, 1])[0]  # type: ignore[assignment]
         return RunPlan(number, rng.getrandbits(32), ending, rng.random(), rng.choice(STOPS), rng.random() < 0.6)
 

@@ -178,7 +178,7 @@ class HttpReader(Reader):
                 elif response.status_code != httpx.codes.OK:
                     self.complaints.append(f"{self.kind}: {response.status_code} {await response.aread()!r}")
                 else:
-                    # The method of httpx also splits lines at characters such as U+2028, which events may contain.
+                    # `aiter_lines` of httpx also splits lines at characters such as U+2028, which events may contain.
                     rest = b""
                     async for data in response.aiter_bytes():
                         *lines, rest = (rest + data).split(b"\n")

@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass(slots=True, eq=False)
 class RunTruth:
-    """What a storm knows about one run.
+    """The facts about one run that a storm has recorded.
 
     Args:
         run: the id of the run.

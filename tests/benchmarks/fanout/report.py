@@ -69,7 +69,7 @@ def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 
 def crowds(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of the table of subscribers beside a crowd."""
+    """Return the rows of the table of subscribers beside a crowd (see `Plan.crowd` in measure.py)."""
     return [
         (
             result["name"],

@@ -41,7 +41,7 @@ cable = CableConsumer.as_asgi()
 
 
 async def plain(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Serve the cable as behind a server that the package does not recognise."""
+    """Serve the cable in such a way that the package does not recognise the server."""
     await cable(scope, receive, Opaque(send))
 
 
