@@ -83,7 +83,7 @@ def server(shared_server: DemoServer) -> DemoServer:
 
 @session_fixture
 async def publisher(shared_server: DemoServer) -> AsyncIterator[Publisher]:
-    """The process that sends messages besides the server."""
+    """A process other than the server, which sends messages."""
     async with Publisher(shared_server) as process:
         yield process
 

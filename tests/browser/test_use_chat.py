@@ -28,7 +28,7 @@ RUNS = {"RUN_CHATS": "tests.integration.project.runs.Chats"}
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script of the page, in one file. It contains the block of docs/llm.md."""
+    """The script of the page, in one file. It contains the example `use_conversation.js` of docs/llm.md."""
     node = require_node()
     node_modules()
     folder = tmp_path_factory.mktemp("chat")
