@@ -10,7 +10,7 @@ These environment variables change the settings:
 | `DATABASE_URL` | `postgres://user:password@host:port/name`; default: SQLite |
 | `DEMO_DATABASE` | the path of the SQLite file |
 | `REDIS_URL` | the Redis server that stores streams, presence and sessions; default: the database stores them |
-| `ANYCABLE_SECRET` | the secret of anycable-go, which then serves the sockets; the site has one page |
+| `ANYCABLE_SECRET` | the secret of anycable-go; if set, anycable-go serves the WebSockets, and the site has one page |
 | `CELERY_BROKER_URL` | the broker of a Celery worker that writes the answers; default: the server writes them |
 | `STATIC_ROOT` | the folder where `collectstatic` puts the static files for nginx |
 | `DEMO_TOKEN_DELAY` | how long, in seconds, the assistant waits between two words |

@@ -1,4 +1,4 @@
-"""The URLs of the demo behind anycable-go: the page "Coming from Action Cable", logging in and out.
+"""The URLs of the demo behind anycable-go: the page "Coming from Action Cable", the login and the logout.
 
 The rooms and the assistant are left out, because they need positions of streams (see the page AnyCable of the
 documentation).

@@ -12,7 +12,7 @@ import django
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-# The repository's root: autodoc imports the package, and Django the settings of the tests, which need no server.
+# The root of the repository: autodoc imports the package from there, and Django imports the settings of the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
@@ -31,7 +31,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"reliable_cable {release}"
 
-# Docstrings mark code by single backticks. What names a documented object becomes a link, all else is shown as code.
+# Docstrings mark code with single backticks. The name of a documented object becomes a link; other code does not.
 default_role = "py:obj"
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"

@@ -134,7 +134,7 @@ def ended_threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _whole_handshake_log() -> None:
-    """Log the refused handshakes of each test, although those of all tests together exceed the limit of the log."""
+    """Begin a new interval of the handshake log, so that the limit for its lines applies to each test on its own."""
     from reliable_cable.client_log import handshake_log
 
     handshake_log.report(ended=True)

@@ -18,7 +18,7 @@ from .scripted import words_of_answer
 
 
 def stream_of(conversation: Conversation) -> str:
-    """Return the name of the stream that announces the runs of a conversation to its pages."""
+    """Return the name of the stream on which new runs of a conversation are announced to its pages."""
     return f"assistant:{conversation.pk}"
 
 
@@ -29,7 +29,7 @@ def ask(conversation: Conversation, prompt: str, again: str | None = None) -> bo
     Args:
         conversation: the conversation.
         prompt: the user's question.
-        again: the id of a run that has ended, to write its answer anew.
+        again: the id of an ended run, to start another attempt of it; None: start a new run.
     """
     conversation = Conversation.objects.select_for_update().get(pk=conversation.pk)
     if Run.objects.about(conversation).active().exists():

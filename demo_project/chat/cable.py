@@ -23,11 +23,11 @@ class ChatChannel(Channel):
 
     Params:
         room_id: the primary key of the room.
-        after: the position of the stream before the messages on the page were read. Later messages are sent.
+        after: the position that the stream had before the messages on the page were read. The page gets later ones.
     """
 
     def subscribed(self) -> None:
-        """Stream the room's messages, and join its presence. Typing indicators are sent as whispers."""
+        """Stream the room's messages, allow whispers for typing indicators, and join the room's presence."""
         room = self.room()
         if room is None:
             return self.reject()
@@ -105,7 +105,7 @@ class AssistantChannel(Channel):
 
     Params:
         conversation: the primary key of the conversation.
-        after: the position of the stream before the runs on the page were read. Later runs are sent.
+        after: the position that the stream had before the runs on the page were read. The page is told of later ones.
     """
 
     def subscribed(self) -> None:
@@ -117,7 +117,7 @@ class AssistantChannel(Channel):
 
     @action
     def ask(self, data: dict[str, Any]) -> str:
-        """Start an answer to the `prompt` in the data. Return the reason for a refusal; if there is none, return ""."""
+        """Start an answer to the `prompt` in the data. Return the reason for a refusal, or ""."""
         prompt = str(data.get("prompt", "")).strip()
         if not 0 < len(prompt) <= Conversation.MAX_PROMPT:
             return f"Ask in 1 to {Conversation.MAX_PROMPT} characters."
@@ -125,7 +125,7 @@ class AssistantChannel(Channel):
 
     @action
     def retry(self, data: dict[str, Any]) -> str:
-        """Write the answer of the `run` in the data again. Return the reason for a refusal, or ""."""
+        """Start another attempt of the run with the id `run` in the data. Return the reason for a refusal, or ""."""
         conversation = self.conversation()
         runs = Run.objects.none() if conversation is None else Run.objects.about(conversation)
         run = next((run for run in runs.filter(status__in=RETRIED) if str(run.pk) == data.get("run")), None)

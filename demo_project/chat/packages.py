@@ -1,4 +1,4 @@
-"""Copies the npm packages that pages need to the static files, without changes: Turbo, htmx, Markdown."""
+"""Copies files of npm packages (Turbo, htmx, and two for Markdown) into the static files of the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TARGET = Path(__file__).resolve().parent / "static" / "npm"
 
 
 def copy_packages() -> None:
-    """Install the packages and copy their files, unless they were copied before. This needs Node and npm."""
+    """Install the packages and copy their files, unless these versions were copied before. This needs Node and npm."""
     lock = TARGET / "package-lock.json"
     if lock.is_file() and lock.read_bytes() == (SOURCE / "package-lock.json").read_bytes():
         return

@@ -1,4 +1,4 @@
-"""Ends all subscriptions to a room when its members change. Users who may still enter it then subscribe again."""
+"""Ends all subscriptions to a room when users may have lost access to it. Those who still have access resubscribe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the assistant: its conversations, and how its answers are started and written."""
+"""Tests of the assistant: its conversations, and starting and writing its answers."""
 
 # ruff: noqa: PT009 - these tests are written for Django's test runner, not for pytest
 
@@ -24,7 +24,7 @@ from .tests import cheap_passwords
 
 @cheap_passwords
 class ConversationsTest(CableTestCase):
-    """Tests of the page, of the rights of users, and of how answers are started."""
+    """Tests of the page, of the rights of users, and of starting answers."""
 
     def setUp(self) -> None:
         create_demo_data()
@@ -121,7 +121,7 @@ class ConversationsTest(CableTestCase):
 
 @override_settings(DEMO_TOKEN_DELAY=0)
 class AnswersTest(CableTestMixin, TransactionTestCase):
-    """Tests of answers as they are written. They need committed rows, because a thread saves the answers."""
+    """Tests of writing answers. They need committed rows, because a thread saves the answers."""
 
     def write(self, prompt: str) -> Run:
         """Write the answer to a prompt, and return the run."""

@@ -154,7 +154,7 @@ def robot(request: HttpRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 @login_required
 def assistant(request: HttpRequest, pk: int | None = None) -> HttpResponse:
-    """Show a conversation with the assistant, by default the latest one. A POST redirects to one without prompts."""
+    """Show a conversation with the assistant, by default the latest one. A POST redirects to an empty one."""
     conversations = _user(request).conversations.all()
     latest = conversations.first()
     if latest is None or (request.method == "POST" and latest.title):

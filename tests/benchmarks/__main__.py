@@ -9,7 +9,7 @@
 - `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
 - `presence`: what the members of streams cost a server, in each store
-- `postgres`: how long a broadcast takes to the clients of another process, with PostgreSQL alone
+- `postgres`: how long a broadcast takes to reach the clients of another process, with PostgreSQL alone
 - `runs`: what a token costs the process that writes a run
 - `redis`: what a broadcast, a session and a stream cost Redis
 - `capacity`: how many servers a number of connections needs, computed from the results of `fanout` and `redis`
@@ -31,9 +31,9 @@ import django
 
 from tests.support.redis import RedisServer
 
-#: The most that `broadcast()` may cost, in multiples of the bare script.
+#: The maximum cost of `broadcast()`, in multiples of the cost of a direct call of its Lua script.
 MAX_RATIO_TO_SCRIPT = 2.5
-#: The least that a message to a group of a channel layer must cost, in multiples of `broadcast()`.
+#: The minimum cost of a message to a group of a channel layer, in multiples of the cost of `broadcast()`.
 MIN_RATIO_OF_GROUP = 15
 
 
@@ -53,7 +53,7 @@ def _project_with_redis() -> Iterator[RedisServer]:
 
 
 def run_broadcast() -> int:
-    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is exceeded, else 0."""
+    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is not kept, else 0."""
     with _project_with_redis() as server:
         from tests.benchmarks import broadcast, subscribers
 

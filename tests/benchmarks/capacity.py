@@ -1,4 +1,4 @@
-"""Computes how many servers, Redis servers and how much network a number of connections needs.
+"""Computes the number of server processes and Redis servers, and the bandwidth, that a number of connections needs.
 
 The costs are those that `fanout` and `redis` have measured and saved. `docs/scaling.md` explains the model, and has the
 table that this module prints.
@@ -27,19 +27,19 @@ SIZES: Final = (10_000, 1_000_000, 10_000_000)
 
 @dataclass(frozen=True)
 class Costs:
-    """The measured costs. Times are CPU times in microseconds.
+    """The measured costs. Unless another unit is given, they are CPU times in microseconds.
 
     Args:
-        connect: to connect, authenticate by a Django session, and subscribe, in a server.
-        idle: to ping an idle connection for a second, in a server.
-        delivery: to send a message to one subscriber, in a server.
-        message: to receive a message from Redis, in a server, whatever the number of its subscribers there.
+        connect: a server's cost of connecting a client, authenticating it by a Django session, and subscribing it.
+        idle: a server's cost of the pings of an idle connection in one second.
+        delivery: a server's cost of sending a message to one subscriber.
+        message: a server's cost of receiving a message from Redis, besides the cost of its deliveries.
         connection_kib: the memory of a subscribed connection, in KiB.
         wire_bytes: the size of a delivered message with its frame, in bytes.
-        broadcast: to store a message, in Redis.
-        announcement: to send a stored message to one server process, in Redis.
-        session_write: to write a session record, in Redis.
-        open_stream: to read the position of a stream, in Redis.
+        broadcast: the cost of storing a message, for Redis.
+        announcement: the cost of sending a stored message to one server process, for Redis.
+        session_write: the cost of writing a session record, for Redis.
+        open_stream: the cost of reading the position of a stream, for Redis.
         session_kib: the memory of a session record in Redis, in KiB.
         stream_kib: the memory of a stream with one message in Redis, in KiB.
     """
@@ -84,7 +84,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the clients do. Each connection subscribes to one shared stream, and to one stream of its own.
+    """The activity of clients. Each connection subscribes to one shared stream, and to one stream of its own.
 
     Args:
         connections: the number of connections.
@@ -105,7 +105,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Need:
-    """What a workload needs.
+    """The servers, memory and bandwidth that a workload needs.
 
     Args:
         processes: the number of server processes, with one core each.
@@ -116,7 +116,7 @@ class Need:
         redis_gib: the memory of sessions and streams in Redis, in GiB. Each stream has one message.
         out_gbit: what the servers send to clients, in Gbit/s.
         redis_gbit: what Redis sends to the servers, in Gbit/s.
-        largest: the largest part of the servers' CPU time, and its share.
+        largest: the work that takes most of the servers' CPU time, and its share of this time.
     """
 
     processes: int
@@ -131,10 +131,10 @@ class Need:
 
 
 def needs(work: Workload, costs: Costs) -> Need:
-    """Return what a workload needs.
+    """Return the servers, memory and bandwidth that a workload needs.
 
     The number of processes depends on how many of them receive each message, which depends on the number of processes.
-    So it is increased until it suffices.
+    So this number is increased until it suffices.
     """
     shared = work.connections / work.group * work.shared_rate
     own = work.connections * work.own_rate
@@ -172,7 +172,7 @@ def needs(work: Workload, costs: Costs) -> Need:
 
 
 def _processes_of(group: int, processes: int) -> float:
-    """Return in how many processes a stream has subscribers on average, if each subscriber is in a random process."""
+    """Return the mean number of processes in which a stream has subscribers, if each subscriber is in a random one."""
     return processes * (1 - (1 - 1 / processes) ** group)
 
 

@@ -55,10 +55,10 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class Client(asyncio.Protocol):
-    """A client that counts messages and confirmations in what it receives.
+    """A client that counts the messages and the confirmations that it receives.
 
     Args:
-        requests: what it sends. Each part is sent after the response to the part before it.
+        requests: the requests to send. The first is sent at once, and each other one after a response.
     """
 
     requests: list[bytes]
@@ -68,13 +68,13 @@ class Client(asyncio.Protocol):
     _rest: bytes = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the first part."""
+        """Send the first request."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.write(self.requests.pop(0))
 
     def data_received(self, data: bytes) -> None:
-        """Count, and send the next part."""
+        """Count messages and confirmations, and send the next request."""
         if self.requests:
             self.transport.write(self.requests.pop(0))
         # A searched string may be received in two pieces, and must not be counted twice.

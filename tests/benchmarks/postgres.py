@@ -98,7 +98,7 @@ async def _measure(host: str, folder: Path, level: str, rate: float, options: ar
 
 
 def _database_cpu(host: str) -> float:
-    """Return the CPU time of a PostgreSQL server and of its processes, also of those that have ended, in seconds."""
+    """Return the CPU time of a PostgreSQL server and its processes, including ended ones, in seconds."""
     postmaster = int((Path(host) / "data" / "postmaster.pid").read_text().split()[0])
     ticks = sum(_times(postmaster)) + sum(sum(_times(child)[:2]) for child in child_pids(postmaster))
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -190,7 +190,7 @@ def _print(
 
 
 def _write(options: dict[str, Any]) -> None:
-    """Broadcast at a fixed rate. Print the number of broadcasts, the longest delay of one, and the time they took."""
+    """Broadcast at a fixed rate. Print the number of broadcasts, the longest delay of one, their time and CPU time."""
     import django
 
     django.setup()

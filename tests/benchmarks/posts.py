@@ -1,7 +1,7 @@
 """Measures what a broadcast over HTTP costs a server: `python -m tests.benchmarks posts`.
 
 The same messages are posted to the view of Django, to `CableHTTP`, and to a bare ASGI application that only decodes
-them, on the same server, one after another on one connection. Rounds alternate.
+them, on the same server, one after another on one connection. In a round, each of them gets equally many requests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures what `broadcast()` costs its caller on each engine: the database, Redis, and each adapter for anycable-go.
 
-Each engine is measured in a process of its own, which loads the test project and does nothing else.
+Each engine is measured in its own process, which uses the test project and runs no server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROUNDS: Final = 7
 #: The program of the process in which an engine is measured.
 _SCRIPT: Final = "from tests.benchmarks.steps import measure_here; measure_here()"
 
-#: The settings of the package and the environment variables of a step.
+#: What the process needs to use an engine: the settings of the package, and environment variables.
 Step = tuple[Mapping[str, Any], Mapping[str, str]]
 
 

@@ -83,7 +83,7 @@ def server(shared_server: DemoServer) -> DemoServer:
 
 @session_fixture
 async def publisher(shared_server: DemoServer) -> AsyncIterator[Publisher]:
-    """The process that sends messages besides the server."""
+    """A process other than the server, which sends messages."""
     async with Publisher(shared_server) as process:
         yield process
 
@@ -151,7 +151,7 @@ class OpenWindow(Protocol):
 async def open_window(
     chromium: Browser, server: DemoServer, log_in: Callable[[str], Awaitable[StorageState]]
 ) -> AsyncIterator[OpenWindow]:
-    """Opens windows, and checks at the end of the test that their pages have logged no errors."""
+    """Yield a function that opens windows. At the end of the test, check that their pages have logged no errors."""
     windows: list[Window] = []
     contexts: list[BrowserContext] = []
 

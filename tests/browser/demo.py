@@ -153,7 +153,7 @@ class Window:
         self.page = page
         self.cuts = cuts
         self.complaints: list[str] = []
-        #: HTTP requests for missed messages. Pages must not need them, because the cuts in these tests are short.
+        #: The URLs of HTTP requests for missed messages. Pages must not need them, because these tests' cuts are short.
         self.caught_up: list[str] = []
         #: The names of the commands that the page has sent, for example "subscribe", in order.
         self.sent: list[str] = []
@@ -185,7 +185,7 @@ class Window:
         return response
 
     async def receive_pings(self, count: int) -> None:
-        """Wait until the page has received more pings."""
+        """Wait until the page has received `count` more pings."""
         wanted = self.pings + count
         async with asyncio.timeout(PAGE_PATIENCE / 1000):
             while self.pings < wanted:  # noqa: ASYNC110 - the browser is another process
@@ -196,7 +196,7 @@ class Window:
         await expect(self["connection"]).to_have_attribute("data-state", state)
 
     async def subscribed(self) -> None:
-        """Wait until the page of a room shows its members, so that its subscription is confirmed.
+        """Wait until the page of a room shows the members, which it does once its subscription is confirmed.
 
         A cut before the confirmation closes the channel, and the page then loads messages over HTTP.
         """

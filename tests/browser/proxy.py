@@ -64,10 +64,10 @@ class TcpProxy:
         return len(links)
 
     def withhold(self) -> None:
-        """Discard the data that clients send over the WebSockets that are opened from now on until `restore` is called.
+        """Discard the commands of clients, on each WebSocket that is opened before `restore` is called.
 
-        The handshakes are forwarded, but the commands are not, so they stay unanswered. `restore` does not change this
-        for the WebSockets that are open.
+        The handshakes are forwarded, but the commands stay unanswered. `restore` does not change this for the
+        WebSockets that are already open.
         """
         self.withheld.clear()
         self._withholding = True

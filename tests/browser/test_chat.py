@@ -14,7 +14,7 @@ from tests.browser.proxy import TcpProxy
 #: The setting PRESENCE_GRACE of the server (tests/browser/project/settings.py).
 GRACE = 2.0
 
-#: A JavaScript function that, from its call on, appends the text of a list element to `list.texts` at each change.
+#: A JavaScript function. After its call, each change of the list appends the list's new text to `list.texts`.
 RECORD_TEXTS = """(list) => {
   list.texts = [];
   const record = () => list.texts.push(list.textContent);
@@ -154,7 +154,7 @@ async def test_a_reload_does_not_flicker(open_window: OpenWindow, room: str) -> 
 
 
 async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, room: str) -> None:
-    """Members who joined and left while the connection was lost are shown correctly."""
+    """The member list is correct although members joined and left while the connection was lost."""
     alice = await open_window("alice", f"/rooms/{room}/", through=proxy)
     bob = await open_window("bob", f"/rooms/{room}/")
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])

@@ -157,7 +157,7 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
 async def test_cut_while_a_subscribe_is_unanswered(
     open_window: OpenWindow, server: DemoServer, proxy: TcpProxy, publisher: Publisher, room: str
 ) -> None:
-    """The client then closes the channel permanently. The page creates a new one and misses no message."""
+    """The cut makes the client close the channel permanently. The page creates a new one and misses no message."""
     window = await open_window("alice", f"/rooms/{room}/", through=proxy)
     other = await open_window("bob", f"/rooms/{room}/", cuts=True)
     await window.subscribed()

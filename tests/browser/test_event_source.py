@@ -105,7 +105,7 @@ class Streams:
         assert (seen["reject_history"], seen["closed"]) == ([], False)
 
     async def read(self, page: Page, port: int) -> None:
-        """Open the reader on a page of the server at this port."""
+        """Open a page of the server at this port, make it read the streams, and wait for the confirmations."""
         await page.goto(f"http://127.0.0.1:{port}/health")
         await page.evaluate(READ, f"/events?{self.query}")
         await eventually(partial(page.evaluate, "seen.confirm_subscription.length === 3"))
@@ -136,7 +136,7 @@ async def test_a_reader_does_not_get_what_excluded_it_after_a_kill(
     await page.evaluate(READ, f"/events?{urlencode([('stream', name), ('stream', other)])}")
     await eventually(partial(page.evaluate, "seen.confirm_subscription.length === 2"))
     await beside.call("broadcast", name, "own", exclude_socket=await page.evaluate("seen.sid"))
-    # The id alone has caused no event. The page sees the id with the next ping.
+    # An id without data causes no event in the page, which sees the id only with the next ping.
     await eventually(partial(page.evaluate, "seen.id.startsWith('*1/')"))
     server.kill()
     await asyncio.to_thread(server.start)

@@ -201,7 +201,7 @@ class Newcomer:
 
     @property
     def log(self) -> str:
-        """What the servers have logged."""
+        """The output of all servers."""
         return (self.folder / "server.log").read_text(errors="replace")
 
 

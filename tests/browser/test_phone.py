@@ -1,4 +1,4 @@
-"""Tests of the demo on phones: its layout, what can be tapped, the members while offline, and the error pages."""
+"""Tests of the demo on phones: its layout, the size of controls, the members while offline, and the error pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 #: The width and height, in CSS pixels, of phones. The last one is held sideways.
 PHONES = ((360, 640), (740, 360))
 PAGES = ("/", "/rooms/lobby/", "/rooms/lobby/turbo/", "/rooms/lobby/htmx/", "/assistant/", "/migrations/")
-#: The least width and height of what can be tapped, in CSS pixels.
+#: The minimum width and height of links and controls, in CSS pixels.
 TARGET = 44
 
 #: A JavaScript function that returns the visible elements that can be tapped, with their sizes.
@@ -25,8 +25,8 @@ TARGETS = """() => [...document.querySelectorAll("a, button, input, select, text
   .filter((each) => each.type !== "hidden" && !each.matches(".skip") && each.checkVisibility())
   .map((each) => [each.outerHTML.slice(0, 80), each.offsetWidth, each.offsetHeight])"""
 
-#: A JavaScript function that returns the visible elements that extend beyond the sides of the screen, or whose content
-#: is wider than they are.
+#: A JavaScript function that returns the visible elements that extend beyond the sides of the screen, or that cut off
+#: content which is wider than they are.
 CUT_OFF = """(width) => [...document.querySelectorAll("body, body *:not(.hidden, .skip, .hidden *)")]
   .filter((each) => each.checkVisibility())
   .filter((each) => {
@@ -40,7 +40,7 @@ phones = pytest.mark.parametrize("phone", PHONES, ids=lambda phone: f"{phone[0]}
 
 
 async def check_layout(window: Window, phone: tuple[int, int]) -> None:
-    """Check that all that can be tapped is large enough, and that nothing is cut off at the sides."""
+    """Check that links and controls are large enough to be tapped, and that nothing is cut off at the sides."""
     targets = await window.page.evaluate(TARGETS)
     assert targets
     assert [target for target in targets if min(target[1:]) < TARGET] == []
@@ -48,12 +48,12 @@ async def check_layout(window: Window, phone: tuple[int, int]) -> None:
 
 
 async def top(locator: Locator) -> float:
-    """Return where an element begins, in CSS pixels from the top of the screen."""
+    """Return the distance from the top of the screen to the top of an element, in CSS pixels."""
     return float(await locator.evaluate("(each) => each.getBoundingClientRect().top"))
 
 
 async def bottom(locator: Locator) -> float:
-    """Return where an element ends, in CSS pixels from the top of the screen."""
+    """Return the distance from the top of the screen to the bottom of an element, in CSS pixels."""
     return float(await locator.evaluate("(each) => each.getBoundingClientRect().bottom"))
 
 

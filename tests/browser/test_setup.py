@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 @pytest.fixture(scope="module")
 def project_server(tmp_path_factory: pytest.TempPathFactory, bundle: None) -> Iterator[ProjectServer]:
-    """A project after the commands that README.md shows."""
+    """The server of a project in which the commands of README.md were run."""
     folder = tmp_path_factory.mktemp("setup")
     project = stock(folder / "project", Path(sys.executable))
     project.set_up("--yes")

@@ -28,7 +28,7 @@ RUNS = {"RUN_CHATS": "tests.integration.project.runs.Chats"}
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script of the page, in one file. It contains the block of docs/llm.md."""
+    """The script of the page, in one file. It contains the example `use_conversation.js` of docs/llm.md."""
     node = require_node()
     node_modules()
     folder = tmp_path_factory.mktemp("chat")
@@ -140,7 +140,7 @@ class Run:
         self.id = ""
 
     async def begin(self, text: str) -> None:
-        """Wait until the run was started, and write its first text."""
+        """Wait until the run has been started, and write its first text."""
 
         async def found() -> bool:
             self.id = await self._writer.call("open_run", self._chat)

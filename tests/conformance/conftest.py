@@ -85,7 +85,7 @@ def shared(
 ) -> Iterator[Pair]:
     """Two running servers with one database and, if the engine is Redis, one Redis.
 
-    They are daphne and uvicorn, or twice uvicorn on a Redis Cluster.
+    They are daphne and uvicorn; on a Redis Cluster, both are uvicorn.
     """
     options = {} if engine == "database" else shared_redis(engine)
     with (

@@ -166,7 +166,8 @@ async def test_too_many_bad_frames_end_the_connection(connect: Connect, protocol
         await client.send_raw("garbage")
     await client.perform(identifier, "echo", n=1)
     await client.expect({"message": {"echo": {"n": 1}}})
-    # 16 more are too many. If the client sent many after the last one that is read, TCP would drop the answer.
+    # With 16 more, there are too many. If the client sent many more, which the server does not read, TCP would drop the
+    # answer.
     for _ in range(20):
         try:
             await client.send_raw("garbage")

@@ -24,7 +24,7 @@ async def expect_disconnect(client: Client, *, reconnect: bool) -> None:
 
 
 async def connect_afterwards(server: Server, **options: Any) -> Client:
-    """Connect so late that the server surely authenticates the client after all earlier disconnects."""
+    """Wait until the server's time is certainly later than all earlier calls of `disconnect`, and connect a client."""
     # The server estimates the time of the store, which uses the clock of this host. The estimate is a little early.
     certain = time.time() + CLOCK_MARGIN + 0.05
     deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""Positions of pages: the first subscription of a page is sent what came after the page's data (see docs/pages.md)."""
+"""Positions of pages: the first subscription of a page gets the messages after the page's data (see docs/pages.md)."""
 
 from __future__ import annotations
 

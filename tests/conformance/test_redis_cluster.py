@@ -22,7 +22,7 @@ PREFIX = "moving"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    """A cluster for one test, in which failures are soon noticed."""
+    """A cluster for one test, whose nodes soon notice failures."""
     with RedisCluster(tmp_path, replicas=1, node_timeout=5.0) as started:
         yield started
 
@@ -64,7 +64,7 @@ class Broadcaster:
         return list(range(1, self.newest + 1))
 
     async def more(self, count: int) -> None:
-        """Wait until some more numbers have been broadcast."""
+        """Wait until `count` more numbers have been broadcast."""
         wanted = self.newest + count
         async with asyncio.timeout(2 * PATIENCE), self._changed:
             await self._changed.wait_for(lambda: self.newest >= wanted)
@@ -88,7 +88,7 @@ def numbers(client: RecoveringClient, identifier: str) -> list[int]:
 
 
 async def wait_until_pages_miss_nothing(server: Server, identifier: str) -> None:
-    """Wait until a new cluster's data are older than a new page, and the server has measured the cluster's clock."""
+    """Wait until new pages get their history: the cluster's data are older, and the server knows the cluster's time."""
     found = False
     async with asyncio.timeout(PATIENCE):
         while not found:

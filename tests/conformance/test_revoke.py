@@ -36,7 +36,7 @@ async def subscribe(client: Client, stream: str, id_: str = "member") -> str:
 
 
 async def expect_closed(client: Client) -> None:
-    """Wait until the connection is closed, and check that the client keeps its session."""
+    """Wait until the connection is closed. Check that no `disconnect` message made the client forget its session."""
     assert await client.closed() == 1000
     assert [frame for frame in client.log if frame.get("type") == "disconnect"] == []
 

@@ -1,4 +1,4 @@
-"""The npm clients, unmodified, in Node: at the versions that package.json pins."""
+"""The unmodified npm clients in Node, at the versions that package.json pins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def require_node() -> str:
 
 
 def node_modules() -> Path:
-    """Return the folder of the npm packages; they are installed once for each state of package-lock.json.
+    """Return the folder of the npm packages, which are installed once for each content of package-lock.json.
 
     Processes that call this at the same time wait for the first process. A script finds the packages if it is in the
     folder of this module, or if `NODE_PATH` names the returned folder (CommonJS only).

@@ -1,4 +1,4 @@
-"""The ids of server-sent events: they say where a reader is in each of its streams, and stay short."""
+"""The ids of server-sent events, which contain the position of a reader in each of its streams, and stay short."""
 
 from __future__ import annotations
 

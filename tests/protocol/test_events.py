@@ -1,4 +1,4 @@
-"""Server-sent events: a browser reads what was sent, whatever it contains."""
+"""Server-sent events: a browser reads each message as it was sent, whatever the message contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How deeply JSON texts may be nested."""
+"""The maximum depth of JSON texts, which is 64 levels."""
 
 from __future__ import annotations
 

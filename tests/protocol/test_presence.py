@@ -1,4 +1,4 @@
-"""Tests of `compare`, which compares the members that a client knows with the members that are present."""
+"""Tests of `ToldMembers`, which records the members that clients know, and of `compare`, which finds missing events."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def main(database: dict[str, Any]) -> None:
-    """Write the results to standard output, as JSON."""
+    """Read and write the stream, and write the results to standard output as JSON."""
     from django.conf import settings
 
     settings.configure(

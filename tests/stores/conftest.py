@@ -38,7 +38,7 @@ REDIS_CLUSTER = pytest.param(CLUSTER, id=CLUSTER, marks=[pytest.mark.redis, pyte
 SINGLE_REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
 REDIS_STORES = [*SINGLE_REDIS_STORES, REDIS_CLUSTER]
 DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest.mark.django_db(transaction=True)])
-#: The same on a Redis Cluster.
+#: `DURABLE` on a Redis Cluster.
 DURABLE_ON_CLUSTER = pytest.param(
     "durable-cluster", id="durable-cluster", marks=[*DURABLE.marks, pytest.mark.other_combination]
 )
@@ -78,7 +78,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def alias(request: pytest.FixtureRequest) -> str:
-    """The backend: a database alias, `memory`, the name of a Redis, `cluster`, or `durable` (and a database)."""
+    """The backend: a database alias, `memory`, the name of a Redis, `cluster`, `durable` or `durable-cluster`."""
     alias: str = request.param
     return alias
 

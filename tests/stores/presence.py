@@ -35,7 +35,7 @@ marks = itertools.count()
 
 
 class Recorder:
-    """Collects a store's events of some streams."""
+    """Collects the events that a store announces for some streams."""
 
     def __init__(self, store: PresenceStore, deliver: Callable[[PresenceEvent], None] | None = None) -> None:
         self._events: list[PresenceEvent] = []

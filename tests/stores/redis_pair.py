@@ -19,7 +19,7 @@ MakeStore = Callable[..., RedisStreamStore]
 
 
 class RedisPair:
-    """A Redis primary, its replica, and a proxy for clients, which forwards to the primary until `fail_over`."""
+    """A Redis primary, its replica, and a proxy, which forwards to the primary until a test redirects it."""
 
     @pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
     def primary(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:

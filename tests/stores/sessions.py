@@ -22,8 +22,9 @@ from tests.support.redis_cluster import RedisCluster
 
 from .conftest import REDIS_STORES, Clock
 
+#: The SESSIONS_TTL of the stores, in seconds.
 TTL = 300.0
-#: The SESSIONS_TTL of the stores, in seconds. It is longer than any test.
+#: A time, in seconds, that is shorter than `TTL`, and longer than a test takes.
 MOMENT = 20.0
 #: The time at which the sessions of the tests were authenticated. At the beginning of a test, `Clock` shows this time.
 THEN = 1_000_000.0

@@ -1,4 +1,4 @@
-"""Broadcasts inside transactions of the caller are sent after the commit, and a store may fail after it."""
+"""Broadcasts inside a caller's transactions are sent after the commit. If the store fails then, no error is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token buckets in memory and in Redis give the same answers as `TokenBucket`, which is passed the time."""
+"""Token buckets in memory and in Redis give the same answers as `TokenBucket`, to which the tests pass the time."""
 
 from __future__ import annotations
 

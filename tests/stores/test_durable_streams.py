@@ -68,7 +68,7 @@ def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
 
 
 def read_hot(store: DurableStreamStore, after: int, known: StreamPosition) -> StreamPage:
-    """Read from the hot tail. A read of the tables fails."""
+    """Read from the hot tail. Raise an error if the store reads the tables."""
     assert store._pusher.flush(30)
     with mock.patch.object(ModelStreamStore, "read", side_effect=AssertionError("the models were asked")):
         return store.read("a", after=after, limit=10, known=known)

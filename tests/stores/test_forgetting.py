@@ -29,7 +29,7 @@ def broadcast(store: StreamStore, data: str = "1") -> StreamPosition:
 
 
 def reaches(store: StreamStore, position: StreamPosition) -> list[str] | None:
-    """Return what a client with a position is sent; None if it is sent a notice of a loss."""
+    """Return the messages that a client with a position is sent; None if it is sent a notice of a loss."""
     page = store.read("a", after=position.offset, limit=100)
     if is_beginning(position):
         position = NOWHERE if position == beginning_of(page.lineage) else StreamPosition("?", 0)

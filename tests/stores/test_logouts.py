@@ -1,4 +1,4 @@
-"""Logging out, and other ends of a login, are not delayed for long and not lost while Redis does not respond."""
+"""Logouts and other ends of logins are neither delayed for long nor lost while Redis does not respond."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reliable_cable.protocol.control import LoginChange, Revocation, decode
 from reliable_cable.stores.engine import get_engine
 from tests.support.redis import RedisServer
 
-#: How long, in seconds, the calls that are retried may take after Redis responds again.
+#: How long, in seconds, retried calls may take after Redis responds again.
 PATIENCE = 30.0
 
 

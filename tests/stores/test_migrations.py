@@ -1,4 +1,4 @@
-"""The migrations of a database in use: they keep its rows, and block no poll while they wait for others."""
+"""The migrations of a database in use: they keep its rows, and block no poll while they wait for other transactions."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 sqlite_only = pytest.mark.parametrize("alias", [SQLITE], indirect=True)
 
-#: What the error recommends if the caller's own transaction holds the lock that the call needs.
+#: A pattern of the remedy in the error message, if the caller's own transaction holds the lock that the call needs.
 REMEDY = r"wait for its commit \(leave out immediate=True and using, or make the call afterwards\)"
 
 

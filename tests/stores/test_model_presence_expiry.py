@@ -1,4 +1,4 @@
-"""Expired members and old rows leave the database: who removes them, and by which clock."""
+"""The removal of expired members and old rows from the database, by any process, and by the clock of PostgreSQL."""
 
 from __future__ import annotations
 

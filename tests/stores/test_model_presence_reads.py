@@ -1,4 +1,4 @@
-"""How the listener of the presence store in the database polls and reads events, also if a read fails."""
+"""Polls and reads of events by the listener of the presence store in the database, including reads that fail."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class GatedReads:
 class TestPolls:
     @pytest.fixture(autouse=True)
     def no_complete_polls(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a poll read the positions of all streams only after a new event or a failed read."""
+        """Make polls read the positions of all streams only after a new event or a failed read."""
         monkeypatch.setattr(model_listener, "COMPLETE_INTERVAL", 3600)
 
     async def test_without_new_events_a_poll_reads_only_one_value(

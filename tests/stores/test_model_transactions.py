@@ -35,7 +35,7 @@ def waiting(alias: str) -> int:
 
 @pytest.fixture
 def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function. After it was called, the hooks of commits do nothing, as if the process had crashed."""
+    """Return a function. After it has been called, commit hooks of stores do nothing, as if the process had crashed."""
 
     def arrange() -> None:
         monkeypatch.setattr(ModelStreamStore, "_number_after_commit", lambda self, names: None)

@@ -35,7 +35,7 @@ def make_slow(make_store: MakeStore) -> MakeStore:
 
 @pytest.fixture
 async def listen() -> AsyncIterator[Listen]:
-    """Return a function that makes a listener to which notifications arrive, and a list of its events."""
+    """Return a function that makes a listener, waits until it gets notifications, and returns it and its events."""
     listeners: list[PollingListener] = []
 
     async def start(store: ModelStreamStore, *streams: str) -> tuple[PollingListener, list[StreamEvent]]:
@@ -219,7 +219,7 @@ class TestLostConnections:
             listener, _ = await listen(here, "a")
             with mock.patch.object(notify, "SILENT_RETRY_DELAY", 0.01):
                 with (
-                    # The time for the next notification of the process to itself ends before it is sent.
+                    # The next probe, a notification of the process to itself, times out before it is sent.
                     mock.patch.object(notify, "PROBE_TIMEOUT", 0),
                     mock.patch.object(notify.NotificationReceiver, "_begin"),
                 ):

@@ -41,13 +41,13 @@ Ways = tuple[tuple[Any, Way], ...]
 
 
 def autocommit(database: str) -> AbstractContextManager[Any]:
-    """Load a page without a transaction."""
+    """Run the block, which loads a page, without a transaction."""
     return nullcontext()
 
 
 @contextmanager
 def deferred(database: str) -> Iterator[None]:
-    """Load a page in a transaction of SQLite that begins without a lock, as with Django's defaults."""
+    """Run the block in a transaction of SQLite that begins without a lock, as with Django's defaults."""
     connection: Any = connections[database]
     connection.ensure_connection()
     former, connection.transaction_mode = connection.transaction_mode, "DEFERRED"
@@ -60,7 +60,7 @@ def deferred(database: str) -> Iterator[None]:
 
 @contextmanager
 def isolated(level: str, database: str) -> Iterator[None]:
-    """Load a page in a transaction of PostgreSQL with this isolation level."""
+    """Run the block in a transaction of PostgreSQL with this isolation level."""
     with transaction.atomic(using=database):
         execute(database, f"SET TRANSACTION ISOLATION LEVEL {level}")
         yield

@@ -34,7 +34,7 @@ def statements(alias: str) -> int:
 
 
 def write(store: ModelStreamStore, count: int) -> None:
-    """Append the next numbers, each of them alone."""
+    """Append the next `count` numbers, each in its own call, and check the results."""
     tail = store.position("a").offset
     assert [append(store, str(number)) for number in range(tail, tail + count)] == [
         [offset] for offset in range(tail + 1, tail + count + 1)

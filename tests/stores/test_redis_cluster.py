@@ -41,7 +41,7 @@ def cluster(redis_pool: RedisPool) -> RedisCluster:
 
 @pytest.fixture(scope="module")
 def failing_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    """A cluster of three primaries with a replica each, in which failures are soon noticed."""
+    """A cluster of three primaries with a replica each, whose nodes soon notice failures."""
     with RedisCluster(tmp_path_factory.mktemp("failing"), replicas=1, node_timeout=2.0) as started:
         yield started
 

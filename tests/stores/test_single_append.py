@@ -1,4 +1,4 @@
-"""Single messages on PostgreSQL, which are appended with one statement, beside all other writes of a stream."""
+"""Appends of single messages to PostgreSQL, which take one statement, at the same time as other writes to a stream."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RolledBack(Exception):
 
 @pytest.fixture
 def raw(alias: str, isolation: str) -> Iterator[psycopg.Connection]:
-    """A connection to the test database that belongs to no store. Its transactions end when the test says so."""
+    """A connection to the test database that belongs to no store. The test itself commits its transactions."""
     with psycopg.connect(**connections[alias].get_connection_params()) as connection:
         yield connection
 

@@ -158,7 +158,7 @@ class TestOutbox:
 
 @pytest.fixture(params=["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def isolation(request: pytest.FixtureRequest, alias: str) -> Iterator[str]:
-    """Give new connections another default isolation level, by a parameter of PostgreSQL instead of Django's option."""
+    """Set the isolation level of new connections, by a parameter of PostgreSQL instead of Django's option."""
     options = connections[alias].settings_dict["OPTIONS"]
     level = request.param.replace(" ", "\\ ")
     connections[alias].close()

@@ -50,7 +50,7 @@ class Model:
         return [entry for entry in self.entries[-SIZE:] if entry.created > now - TTL]
 
     def append(self, items: list[tuple[str, str]], now: float) -> list[int]:
-        """Append a batch, without the items whose key a kept entry or an earlier item has. Return all offsets."""
+        """Append a batch, and return all offsets. An item with a known key is not stored, and gets the known offset."""
         keys = {entry.key: entry.offset for entry in self.kept(now) if entry.key}
         offsets = []
         for data, key in items:

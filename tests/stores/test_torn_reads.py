@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 
 
 def between_queries(changes: list[Callable[[], object]]) -> Callable[..., Any]:
-    """Return a wrapper of queries that makes a change between the query for a stream's row and that for its entries.
+    """Return a query wrapper that makes a change after a read of a stream's row, and before the read of its entries.
 
     Each read calls the first function in `changes`, and then removes it from the list.
     """

@@ -49,7 +49,7 @@ def manual(database: str) -> Iterator[None]:
         transaction.set_autocommit(True, using=database)
 
 
-#: All calls that wait for a transaction, each with the advice of the error that it raises if Django runs no hooks.
+#: All calls that wait for a transaction, each with the advice in the error that it raises if Django runs no hooks.
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "transient": (lambda: broadcast("a", 2, transient=True), "immediate=True"),
     "batch": (lambda: broadcast_batch([("a", 2), ("a", 3, {"transient": True})]), "immediate=True"),

@@ -64,7 +64,7 @@ async def writing(store: RedisStreamStore, stream: str) -> AsyncIterator[Writer]
 async def check_history(store: RedisStreamStore, stream: str, writer: Writer) -> None:
     """Check the messages of a writer against the history.
 
-    In the newest epoch, each message that was stored is where the store has said, and none is there twice.
+    In the newest epoch, each stored message is at the position that the store returned, and none is stored twice.
     """
     page = await store.aread(stream, after=0, limit=100_000)
     entries = {entry.offset: entry.data for entry in page.entries}

@@ -240,7 +240,7 @@ class Broadcaster:
 
         Args:
             stream: the name of the stream.
-            count: how many messages.
+            count: the number of messages.
             commit: whether the transaction is committed.
             hold: how many seconds to wait between the broadcasts and the commit.
         """

@@ -104,7 +104,7 @@ class NpmClients:
         self._logs = logs
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        #: The number of events that are neither messages nor signals, by kind.
+        #: The number of events that are neither messages nor notices of a loss, by kind.
         self.counts: defaultdict[str, int] = defaultdict(int)
         self._subscribed: set[Key] = set()
         self._changed = asyncio.Condition()
@@ -132,7 +132,7 @@ class NpmClients:
             await self._changed.wait_for(lambda: len(self._subscribed) == wanted)
 
     async def members(self) -> dict[str, dict[str, Any] | None]:
-        """Return the member list that each client has of the room, by the name of the client."""
+        """Return each client's member list of the room, by the name of the client."""
         if self._process is None or self._process.stdin is None:
             return {}
         self._members = {}

@@ -1,4 +1,4 @@
-"""Makes the faults of a storm, which the seed chooses."""
+"""Makes the faults of a storm. Its seed determines which ones."""
 
 from __future__ import annotations
 

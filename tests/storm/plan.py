@@ -73,8 +73,8 @@ class Fault:
 
     Args:
         kind: the kind of the fault.
-        begun: when it began, by the storm's clock.
-        ended: when it was over; its consequences may last longer.
+        begun: the time at which it began, by the storm's clock.
+        ended: the time at which it was over. Its consequences may last longer.
     """
 
     kind: str
@@ -113,7 +113,7 @@ class Plan:
     clocks: bool = False
 
     def wants(self, *kinds: str) -> bool:
-        """Return whether the plan includes faults of these kinds."""
+        """Return whether the plan includes faults of at least one of these kinds."""
         return not self.only or not set(kinds).isdisjoint(self.only)
 
     def in_redis(self, stream: str) -> bool:
@@ -140,7 +140,7 @@ class Plan:
 
     @property
     def wrong_clocks(self) -> Mapping[str, float]:
-        """How far, in seconds, the clocks of processes are ahead."""
+        """By how many seconds the clocks of some processes are ahead, by the name of the process."""
         return {"daphne": WRONG, "worker": -WRONG} if self.clocks else {}
 
     @property

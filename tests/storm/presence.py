@@ -42,7 +42,7 @@ def reorder(changes: Iterable[Change], *, within: float) -> list[Change]:
 
     Args:
         changes: the signals in the order in which they were recorded.
-        within: how far apart, in seconds, swapped signals may be.
+        within: the maximum time between two swapped signals, in seconds.
     """
     of_id: dict[str, list[Change]] = {}
     for change in changes:

@@ -25,7 +25,7 @@ HANG = (0.5, 9.0)
 HOLD = 0.4
 #: The shortest and the longest time, in seconds, between the copy of an SQLite file and its restore.
 AGE = (1.5, 4.0)
-#: How long, in seconds, restarted servers may take until clients have reconnected and positions are known.
+#: How long, in seconds, clients may take to reconnect to restarted servers, which learn the positions of streams then.
 RECONNECT_TIME = 2.0
 
 Kinds = Mapping[str, Callable[[], Awaitable[bool]]]

@@ -281,10 +281,10 @@ def test_a_committed_broadcast_that_was_pending_during_a_loss_may_have_a_positio
     assert twice(51) == {REPEATED: 1}
 
 
-# -- a store that does not notice its restore -------------------------------------------------------------------------
+# -- a store that does not notice that an older copy of it was restored -----------------------------------------------
 
-#: At time 50 an older copy of the store was restored, up to offset 3. The restore was noticed before time 55. In
-#: between, "x4" was stored at the former position of "a4".
+#: At time 50, an older copy of the store was restored, with messages up to offset 3. A server noticed this before time
+#: 55. In between, "x4" was stored at the former position of "a4".
 UNNOTICED = [*sent("a", range(1, 6)), Sent("s", "x4", 51, ("a", 4), ended=51.5), *sent("b", range(1, 6), start=100)]
 
 
@@ -312,7 +312,7 @@ def test_the_client_must_be_told_after_a_position_was_used_twice() -> None:
 
 
 def test_a_client_may_be_told_of_a_loss_that_the_store_has_not_noticed_yet() -> None:
-    # The client was ahead of the restored store. The store has as many messages again before it notices the restore.
+    # The client was ahead of the older copy. The store has as many messages again before it notices the loss.
     truth = Truth("s", sent("a", range(1, 6)), [Loss(50, 55)])
     for told, findings in ((52, {}), (60, {NEEDLESS: 1})):
         log = [*received("a", 1, 2, 3), Connected(told), Signal(told), *received("a", 4, 5)]

@@ -13,7 +13,7 @@ NUMBERING = 1.0
 
 
 class Result(Enum):
-    """What the caller of a broadcast finally knows about its result."""
+    """The result of a broadcast, as far as its caller knows it in the end."""
 
     #: The call returned the position of the message.
     STORED = "stored"
@@ -33,10 +33,10 @@ class Sent:
     Args:
         stream: the name of the stream.
         id: the id of the message, used only once.
-        begun: when the call was first made, by the storm's clock.
+        begun: the time of the first call, by the storm's clock.
         position: (epoch, offset), if it is known.
         result: what the caller knows about the result.
-        ended: when the call, or the last of its repeats, returned.
+        ended: the time at which the call, or the last of its repeats, returned.
     """
 
     stream: str
@@ -59,14 +59,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A client was told that it has missed messages which cannot be replayed (`history_not_found`)."""
+    """A notice to a client that it has missed messages which cannot be replayed (`history_not_found`)."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A client has connected, for the first time or again."""
+    """An event that is recorded when a client has connected, for the first time or again."""
 
     at: float
 
@@ -80,7 +80,7 @@ class Loss:
     """A fault after which a store may lack its newest messages.
 
     Args:
-        at: when the first message that may be lost was broadcast.
+        at: the time at which the fault began.
         noticed: the latest time at which the store notices the loss. Until then, a store that cannot know of the loss
             may assign positions a second time. For a store that notices the loss at once, this is `at`.
     """
@@ -111,7 +111,7 @@ class Truth:
             raise ValueError(f"nothing was stored in {stream!r}")
         self.first_epoch = epoch_of(stored[0])
         self.last_epoch = epoch_of(stored[-1])
-        #: When the first broadcast of each epoch ended, by epoch. The epochs are in the order of these times.
+        #: The time at which the first broadcast of each epoch ended, by epoch. The epochs are in this order.
         self.births: dict[str, float] = {}
         #: The greatest known offset in each epoch.
         self.tails: dict[str, int] = {}
@@ -145,7 +145,7 @@ class Truth:
         """Return whether the messages with these ids may all have been stored at this position.
 
         Some stores cannot notice that they were restored from a backup. Such a store may assign positions a second
-        time, until a server notices the restore and a new epoch begins.
+        time, until a server notices this and a new epoch begins.
         """
         given = [one for one in self.sent if one.id in ids]
         return position[0] != self.last_epoch and all(
@@ -173,7 +173,7 @@ class Truth:
         return self.history_size is not None and stored > self.history_size
 
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:
-        """Of the given offsets in an epoch, return those whose messages were broadcast after a time.
+        """Return those of the given offsets in an epoch whose messages were broadcast after a time.
 
         An offset that was given to several messages (see `may_be_renumbered`) counts as that of the first one.
         """
@@ -184,7 +184,7 @@ class Truth:
         return [offset for offset, begun in first.items() if begun > time]
 
     def is_in_doubt(self, time: float) -> bool:
-        """Return whether a loss had happened that the store may not have noticed yet.
+        """Return whether a loss had happened at a time, and the store may not have noticed it by then.
 
         A client that has newer messages than the store is then told of a loss, although the epoch may go on: the store
         cannot notice the loss if it has as many messages again before a server looks at it.

@@ -212,8 +212,8 @@ class _Run:
     """Consecutive deliveries of one epoch."""
 
     epoch: str
-    #: When the client last received a notice of a loss between the previous delivery and the first of these deliveries;
-    #: None if it received none there.
+    #: The time of the last notice of a loss between the previous delivery and the first of these deliveries; None if
+    #: there was no notice.
     signal: float | None
     offsets: list[int]
     #: The offsets that the client missed while it was disconnected and that the history no longer kept.
@@ -273,7 +273,7 @@ def _judge_run(where: str, run: _Run) -> list[Finding]:
 
 
 def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Finding]:
-    """Find signals of a loss without a change of the epoch and without a long absence of the client."""
+    """Find needless notices of a loss: those without a change of the epoch and without a long absence of the client."""
     for step in steps:
         before = "" if step.before is None else step.before.epoch
         if all(truth.is_in_doubt(signal.at) for signal in step.signals):
@@ -317,5 +317,5 @@ def _judge_untold(truth: Truth, where: str, log: Log, runs: list[_Run]) -> Itera
 
 
 def _last_signal(log: Log) -> float | None:
-    """Return when a client last received a notice of a loss; None if it received none."""
+    """Return the time of the last notice of a loss that a client received; None if it received none."""
     return max((event.at for event in log if isinstance(event, Signal)), default=None)

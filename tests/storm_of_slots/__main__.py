@@ -48,7 +48,7 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
         slot = key_slot(stores[0].keys(chosen.choice(STREAMS))[0])
         kind = chosen.choice(kinds)
         if kind != "move":
-            # A replica would not take over a slot if it did not know yet that its primary has got the slot.
+            # A replica would not take over a slot if it did not know yet that its primary owns the slot.
             await asyncio.to_thread(cluster.wait_for_agreement)
         primary = await asyncio.to_thread(cluster.owner, slot)
         if kind == "move":

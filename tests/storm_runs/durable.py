@@ -24,20 +24,20 @@ JSON = {"Content-Type": "application/json"}
 #: How long, in seconds, to wait before a failed request is repeated, and before the state of a reader or producer in
 #: Node is read again.
 PAUSE = 0.1
-#: The fraction of the requests during which a producer is killed. FORGOTTEN: how many of the requests before the killed
-#: one it then repeats at most.
+#: The fraction of the requests during which a producer is killed. FORGOTTEN: the maximum number of requests before that
+#: request which the producer then repeats, too.
 KILLED = 0.15
 FORGOTTEN = 4
 
 
 class DurableReader:
-    """A reader in Node of one durable stream. At each visit, it continues at the last offset or at the beginning.
+    """A reader in Node of one durable stream. At each visit, it starts at the last offset or at the beginning.
 
     Args:
         node: the process of Node.
         key: identifies the reader.
         url: the URL of the stream.
-        live: how it waits for data.
+        live: the way in which it waits for data, a key of `LIVE`.
         rng: chooses how long it stays.
     """
 
@@ -48,7 +48,7 @@ class DurableReader:
         self._last: Any = None
 
     async def visit(self, *, anew: bool = False) -> None:
-        """Begin to read, at the beginning the first time or if `anew` is true, else at the last offset."""
+        """Begin to read: at the beginning on the first visit or if `anew` is true, otherwise at the last offset."""
         await self._node.call("read", **self._target, anew=anew)
 
     async def come_and_go(self, closing: asyncio.Event) -> None:
@@ -68,7 +68,7 @@ class DurableReader:
         await self._node.call("forget", key=self._target["key"])
 
     def describe(self) -> str:
-        """Return the last report."""
+        """Return the last report, without its items."""
         return str({**(self._last or {}), "items": "…"})
 
 
@@ -118,7 +118,7 @@ class DurableRunReader(Reader):
             await asyncio.sleep(PAUSE)
 
     def describe(self) -> str:
-        """Return the last report."""
+        """Return the last report, without its items."""
         return self._reader.describe()
 
 
@@ -182,7 +182,7 @@ class SharedStream:
             await self._compare(f"stream {LIVE[live]}", reader, stored)
 
     async def _compare(self, kind: str, reader: DurableReader, stored: list[Any]) -> None:
-        """Let a reader read to the end, and compare what it has with what the database has."""
+        """Let a reader read to the end, and compare its items with the stored ones."""
         await reader.visit()
         end = now() + PATIENCE
         report = await reader.report()
@@ -214,7 +214,7 @@ class SharedStream:
             await asyncio.sleep(PAUSE)
 
     async def _produce(self) -> None:
-        """Write with a producer that is killed often. It then repeats that request, or begins at one before it."""
+        """Write with a producer that is often killed during a request. It then repeats this request or some more."""
         number = 0
         while number < self._count:
             headers = {**JSON, "Producer-Id": "task", "Producer-Epoch": "0", "Producer-Seq": str(number)}
@@ -234,7 +234,7 @@ class SharedStream:
             await asyncio.sleep(self._pause)
 
     async def _request(self, method: str, expected: tuple[int, ...], **options: Any) -> httpx.Response:
-        """Send a request until it is answered. The response to a request that was stored before may be lost.
+        """Send a request, and repeat it until the response has an expected status.
 
         Raises:
             TimeoutError: this took longer than `PATIENCE`.

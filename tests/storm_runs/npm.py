@@ -114,7 +114,7 @@ class FollowingReader(Reader):
             await asyncio.sleep(0.2)
 
     def describe(self) -> str:
-        """Return the last report."""
+        """Return a short description of the last report."""
         last = self._last or {}
         ends = [(end[0], len(end[2])) for end in last.get("ends", ())]
         return f"{last.get('state')} {len(last.get('text', ''))} {ends}"

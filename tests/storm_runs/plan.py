@@ -1,4 +1,4 @@
-"""The plan of a storm of runs: its size, its seed, its settings, and what happens to each run."""
+"""The plan of a storm of runs: its size, its seed, its settings, and a plan for each run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 #: How long, in seconds, a reader may take to read an answer to its end after the last attempt of the run has ended.
 PATIENCE = 90.0
-#: Matches the streams of a quarter of the runs, whose history is shorter than the number of their events.
+#: A pattern for the streams of a quarter of the runs. Their history is shorter than the number of their events.
 SHORT_RUNS = "run:[0-3]*"
 SHORT_HISTORY = 20
 #: The history of the durable streams.
@@ -27,14 +27,14 @@ STOPS = ("task", "channel", "http")
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What happens to one run.
+    """The plan for one run: its content, the end of its first attempt, and whether it is retried.
 
     Args:
         number: the number of the run.
         seed: the seed of the content.
-        ending: how the first attempt ends. Later attempts are completed.
+        ending: the way in which the first attempt ends. Later attempts are completed.
         at: the fraction of the tokens after which the attempt is stopped or fails.
-        stop: how the run is stopped.
+        stop: the way in which the run is stopped, one of `STOPS`.
         retries: whether the run is retried if its writer was killed, or if it was stopped or has failed.
     """
 
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def duration(self) -> float:
-        """How long, in seconds, an attempt lasts at least."""
+        """The minimum duration of a complete attempt, in seconds."""
         return self.tokens * self.pause
 
     @property
@@ -116,7 +116,7 @@ class Plan:
         }
 
     def choose(self, number: int, rng: random.Random) -> RunPlan:
-        """Return what happens to a run, chosen at random."""
+        """Return a random plan for a run."""
         ending: Ending = rng.choices(["completed", "stopped", "failed"], [6, 2, 1])[0]  # type: ignore[assignment]
         return RunPlan(number, rng.getrandbits(32), ending, rng.random(), rng.choice(STOPS), rng.random() < 0.6)
 

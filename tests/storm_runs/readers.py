@@ -83,7 +83,7 @@ class Reader(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Return what the reader has."""
+        """Return a description of what the reader has received."""
 
 
 class _Page(RecoveringClient):
@@ -178,7 +178,7 @@ class HttpReader(Reader):
                 elif response.status_code != httpx.codes.OK:
                     self.complaints.append(f"{self.kind}: {response.status_code} {await response.aread()!r}")
                 else:
-                    # The method of httpx also splits lines at characters such as U+2028, which events may contain.
+                    # `aiter_lines` of httpx also splits lines at characters such as U+2028, which events may contain.
                     rest = b""
                     async for data in response.aiter_bytes():
                         *lines, rest = (rest + data).split(b"\n")
@@ -201,7 +201,7 @@ class UiReader(HttpReader):
     kind = "AI SDK"
 
     async def read(self) -> None:
-        """Resume repeatedly, until the last answer was read."""
+        """Resume repeatedly, until the last answer has been read."""
         is_complete = False
         while True:
             chunks: list[dict[str, Any]] = []
@@ -247,7 +247,7 @@ class AgentReader(HttpReader):
         self._messages: list[dict[str, Any]] = []
 
     async def read(self) -> None:
-        """Connect repeatedly, until the last answer was read."""
+        """Connect repeatedly, until the last answer has been read."""
         if self.rng.random() < 0.5:
             self._messages = []
         while True:

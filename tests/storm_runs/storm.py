@@ -29,7 +29,7 @@ from .truth import Answer, RunTruth, as_followed
 
 #: How often, in seconds, the rows of the runs are read.
 POLL = 0.2
-#: How often, in seconds, the runs of dead writers are marked as failed, as by a scheduled task.
+#: How often, in seconds, the runs of dead writers are marked as failed. In projects, a scheduled task does this.
 EXPIRE = 5.0
 #: How many times to try to start a server.
 ATTEMPTS = 5
@@ -308,7 +308,7 @@ class Storm:
     # -- results ------------------------------------------------------------------------------------------------------
 
     async def _judge(self) -> None:
-        """Compare the rows with what was written, and the readers with the rows."""
+        """Compare the rows with what was written, and the answers of the readers with the rows."""
         counts, findings = self._outcome.counts, self._outcome.findings
         for plan, truth in self._truths:
             row = (await self._stage.call("run_rows", [truth.run]))[truth.run]
@@ -351,7 +351,7 @@ def _new(rng: random.Random) -> random.Random:
 
 
 def _difference(answer: Any, truth: RunTruth) -> str:
-    """Return a short description of what a reader has, and of what the rows have."""
+    """Return a short description of a reader's answer, and of the rows, which it should equal."""
     rows = [
         f"{one.attempt} {one.status}: {len(one.text)} characters, {len(one.parts)} parts, …{one.text[-30:]!r}"
         for one in truth.answers.values()

@@ -1,4 +1,4 @@
-"""The rows of runs as the database has them at the end of each attempt, and what readers have."""
+"""The rows of runs at the end of each attempt, and the answers that readers have read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Parts = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer at the end of an attempt, as the database has it, or as a reader has it."""
+    """An answer at the end of an attempt, as it is in the database."""
 
     attempt: int
     status: str
@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass(slots=True, eq=False)
 class RunTruth:
-    """What a storm knows about one run.
+    """The facts about one run that a storm has recorded.
 
     Args:
         run: the id of the run.
@@ -64,7 +64,7 @@ class RunTruth:
 
 
 def snapshot_of(answer: Answer) -> dict[str, Any]:
-    """Return the snapshot that a reader of the row is sent."""
+    """Return the event `snapshot` by which a reader of a run receives an answer."""
     return {
         "event": "snapshot",
         "attempt": answer.attempt,

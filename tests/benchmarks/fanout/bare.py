@@ -56,7 +56,7 @@ class Subscribers:
 
 
 class Hub:
-    """The ASGI application."""
+    """The ASGI application, which keeps the subscribers of each stream."""
 
     def __init__(self) -> None:
         self.streams: dict[str, Subscribers] = {}

@@ -1,7 +1,7 @@
 """Measures servers one after the other: the cost of connections, and the cost of each way of broadcasting.
 
-The floor is measured before and after everything that is compared with it, with the same number of sockets, in a
-process that keeps running. So other work on the machine affects both sides of a ratio.
+The floor (one `send()` for each socket, see floor.py) is measured before and after everything that is compared with it,
+for the same number of sockets, in a process that keeps running. So other work on the machine affects both.
 """
 
 from __future__ import annotations

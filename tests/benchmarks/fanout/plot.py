@@ -1,4 +1,4 @@
-"""Draws the plot in docs/deployment.md, an SVG for light and dark pages."""
+"""Draws the plot in docs/deployment.md, an SVG with costs in multiples of the floor (see floor.py)."""
 
 from __future__ import annotations
 

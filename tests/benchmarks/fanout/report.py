@@ -1,4 +1,4 @@
-"""Formats the results as tables, with ratios to the floor that was measured at the same time."""
+"""Formats the results as tables, with ratios to the floor (see floor.py) that was measured at the same time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 
 def crowds(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of the table of subscribers beside a crowd."""
+    """Return the rows of the table of subscribers beside a crowd (see `Plan.crowd` in measure.py)."""
     return [
         (
             result["name"],

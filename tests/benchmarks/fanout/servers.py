@@ -60,7 +60,7 @@ class Subject:
         compress: whether clients offer permessage-deflate.
         identifier: the identifier to subscribe to; None: that of `BenchChannel`.
         url: the WebSocket URL of a running server.
-        post: the URL for broadcasts of a running server.
+        post: the URL of a running server to which broadcasts are POSTed.
         pid: the process id of a running server.
     """
 

@@ -41,17 +41,17 @@ cable = CableConsumer.as_asgi()
 
 
 async def plain(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """The cable behind a server that it does not recognise."""
+    """Serve the cable in such a way that the package does not recognise the server."""
     await cable(scope, receive, Opaque(send))
 
 
 async def bare_hub(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """The bare hub behind the middlewares."""
+    """Serve the bare hub, which is then behind the same middlewares as the cable."""
     await bare.application(scope, receive, send)
 
 
 async def bare_or_django(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """The application behind `CableHTTP`."""
+    """Serve the HTTP requests that `CableHTTP` does not handle."""
     await (receive_post if scope["path"] == "/bare" else http)(scope, receive, send)
 
 
@@ -66,7 +66,7 @@ applications = {
 inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
 application = ProtocolTypeRouter(
     {
-        # The views of the package are at the usual paths. `/bare` answers without a broadcast.
+        # The path is /direct, because the view in `reliable_cable.urls` has the usual one. `/bare` broadcasts nothing.
         "http": CableHTTP(bare_or_django, broadcast="/direct", consumer=CableConsumer),
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([path("cable", inner)]))),
     }

@@ -117,7 +117,7 @@ class Client(asyncio.Protocol):
                 )
                 break
             except OSError:
-                await asyncio.sleep(0.05)  # the server does not listen yet
+                await asyncio.sleep(0.05)  # the server is not listening yet
         self._transport = transport
         transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
 

@@ -25,7 +25,7 @@ from tests.benchmarks.fanout.servers import FLOOR, SUBJECTS, Running, Subject, r
 from tests.benchmarks.stage import stage
 from tests.support.server import ROOT
 
-#: The most that a delivery may cost, in multiples of the floor.
+#: The maximum cost of a delivery, in multiples of the floor.
 FLOORS = 1.5
 #: The bytes of padding in each message.
 PADDING = 200
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure the servers, and print the results.
 
-    Return 1 if the bound is exceeded, if messages are missing, or if a client was rejected; else 0.
+    Return 1 if the bound is exceeded, if messages are missing or out of order, or if a client was rejected; else 0.
     """
     names = [name for name in NAMES if not options.only or any(word in name for word in options.only)]
     subjects = [subject for subject in SUBJECTS if subject.name in names]

@@ -1,4 +1,4 @@
-"""The settings of the demo, with a shorter expiry of members and of the writers of runs."""
+"""The settings of the demo, with shorter times until members and the leases of runs expire."""
 
 from __future__ import annotations
 

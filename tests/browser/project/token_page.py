@@ -18,7 +18,7 @@ from demo_project.urls import urlpatterns as demo  # noqa: E402
 from reliable_cable.auth import CableAuthMiddlewareStack  # noqa: E402
 from reliable_cable.templatetags.reliable_cable import cable_token  # noqa: E402
 
-#: How long, in seconds, the tokens of the page are valid. Claims are whole seconds.
+#: How long, in seconds, the tokens of the page are valid. The times in a token are whole seconds.
 TTL = 2.0
 
 PAGE = """{% load static reliable_cable %}<!doctype html>
