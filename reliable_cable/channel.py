@@ -172,9 +172,10 @@ class Channel:
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the reply of that handler was dropped.
 
-        The reply of this method is applied, so `transmit()` can be used. After an error of `subscribed`, the
-        subscription is rejected, and only the messages of the reply are sent. If `subscribed` is retried because a
-        database or store cannot be reached, this is called only after the last attempt.
+        The reply of this method is applied, so `transmit()` can be used. After an error of `subscribed`, only the
+        messages of the reply are sent, and the subscription is rejected. If `subscribed` is retried because a database
+        or store cannot be reached, this is called only after the last attempt. The client is then disconnected instead,
+        so that it subscribes again.
 
         Args:
             error: the error.

@@ -48,7 +48,7 @@ class LoggedIn(Protocol):
         """Run a sync function in the same way as a sync handler of the connection."""
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """Close the connection."""
+        """Close the connection, and tell the client the reason. See `Connection.close`."""
 
 
 class LoginChecks:

@@ -257,7 +257,7 @@ class Run(models.Model):
             return False
         self.refresh_from_db()
         self.announce_end()
-        # A writer that was only frozen may have broadcast more before the end was broadcast.
+        # If the writer was not dead but paused, it may have broadcast more of the answer before the end was broadcast.
         later = run._broadcast_content()
         if (later.length, len(later.parts)) > (content.length, len(content.parts)):
             failed = Run.objects.filter(pk=self.pk, status=Status.FAILED, writer=run.writer)

@@ -66,7 +66,7 @@ class CableWebSocketProtocol(WebSocketsSansIOProtocol):
             self._refuse_handshake(self.conn.handshake_exc)
 
     def _refuse_handshake(self, error: Exception) -> None:
-        # Before version 17 of websockets, the parser's error is the cause of this error.
+        # Before version 17 of websockets, an error about the size is only the cause of this error.
         too_large = isinstance(error, SecurityError) or isinstance(error.__cause__, SecurityError)
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST
         self.logger.info("A WebSocket handshake was refused (%d): %s", status, error.__cause__ or error)

@@ -146,7 +146,7 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
         await talking
 
     for window in windows:
-        # The other cable of the page was never cut. It shows when all messages have arrived.
+        # The page itself uses another cable, which was never cut. When it shows all lines, all messages have been sent.
         await window.shows(*LINES)
         await eventually(partial(window.page.evaluate, f"own.texts.length >= {len(LINES)}"))
         assert await window.page.evaluate("own.texts") == LINES

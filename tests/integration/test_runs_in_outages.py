@@ -34,8 +34,8 @@ class Site:
     Args:
         server: the server.
         http: the HTTP client.
-        chat: the name of a chat of its user.
-        run: the id of a run of the chat.
+        chat: the name of a chat of the user who is logged in.
+        run: the id of a run of this chat.
     """
 
     def __init__(self, server: Server, http: httpx.AsyncClient, chat: str, run: str) -> None:

@@ -65,9 +65,9 @@ class TestLineages:
         listener = ModelStreamStore(store.settings).listen(events.append)
         await listener.subscribe("a")
         await store._run(lambda: models.Stream.objects.using(alias).update(lineage="1.00000001"))
-        await until(lambda: events)
+        # The first message may be announced meanwhile, because its notification is sent in the background.
+        await until(lambda: Advanced("a") in events)
         await listener.close()
-        assert events == [Advanced("a")]
 
     def test_messages_in_the_outbox_survive_a_new_lineage(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch

@@ -313,7 +313,10 @@ class TestAfterAnOutage:
     """If `expire` was not called for some time, the store assumes an outage, in which no members could be refreshed."""
 
     def live(self, store: PresenceStore, clock: Clock, *sessions: str) -> list[PresenceEvent]:
-        """Refresh a process's sessions for one PRESENCE_TTL while the store works; return the leave events."""
+        """Let one PRESENCE_TTL pass without an outage, and return the leave events.
+
+        Meanwhile, the sessions are refreshed and `expire` is called three times.
+        """
         events = []
         for _ in range(3):
             clock.advance(TTL / 3)

@@ -74,7 +74,8 @@ class RedisCluster:
             server.port = self._free_port()
             server.options["cluster-port"] = str(self._free_port())
         else:
-            # The port of the cluster bus is higher by 10,000. Outgoing connections may use ports above 32,768.
+            # The port of the cluster bus is 10,000 higher than this port. It must be below 32,768, because outgoing
+            # connections may use the ports above.
             server.port = self._free_port(22_000)
         return server
 

@@ -80,7 +80,7 @@ class Reader:
         await self.accepts.wait()
 
     async def until(self, text: str, number: int = 1) -> None:
-        """Wait until the body contains a string this many times."""
+        """Wait until the body contains a string at least `number` times."""
         async with asyncio.timeout(10):
             while self.body.decode(errors="replace").count(text) < number:
                 self._changed.clear()

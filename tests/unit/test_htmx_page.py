@@ -1,4 +1,8 @@
-"""The code blocks of docs/htmx.md work: this module runs the Python and the templates, and the demo has the scripts."""
+"""The code blocks of docs/htmx.md work.
+
+This module runs the Python code and the templates. It checks that the demo contains the scripts, which the browser
+tests run there.
+"""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _new_row(user: Any, name: str, creation: Creation) -> DurableStream:
     for old in rows.expired()[:MAX_EXPIRED]:
         delete(old, only_expired=True)
     own = rows.filter(owner=owner)
-    # The forks of these streams were deleted with the accounts of their owners.
+    # A deleted stream without forks still has a row if the forks were deleted with the accounts of their owners.
     for old in own.filter(deleted=True, forks=None)[:MAX_EXPIRED]:
         delete(old)
     if own.filter(deleted=False).count() >= rules.max_streams:

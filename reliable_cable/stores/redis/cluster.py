@@ -37,7 +37,7 @@ from .topology import Slots, Topology, parse_primaries, parse_slots
 MOVE_TIME: Final = 8.0
 #: The minimum and maximum delay, in seconds, before a call whose keys are being moved is sent again.
 MOVE_DELAYS: Final = (0.01, 0.2)
-#: The maximum number of times that calls are sent to other nodes, or again after a refusal that is not TRYAGAIN.
+#: The maximum number of times that a run sends calls again. Those after TRYAGAIN are limited by `MOVE_TIME` instead.
 MAX_REDIRECTS: Final = 16
 #: How long, in seconds, a process uses the slots before it reads them again.
 TOPOLOGY_AGE: Final = 5.0
@@ -66,7 +66,7 @@ class ClusterClient(BaseClient):
         self.lineages = PartitionLineages()
         self._nodes: dict[Address, NodeClient] = {}
         self._lock = threading.Lock()
-        #: The time, by the monotonic clock, at which each node last could not be reached, or did not respond.
+        #: The time of the last failure to reach a node or to get its response, by the monotonic clock.
         self._failed_at: dict[Address, float] = {}
         #: The slots of the nodes.
         self.slots = Slots(self.names.partitions())

@@ -153,7 +153,7 @@ def _without_data(event: NoticedEvent) -> list[Any]:
 
 
 def _batches(notice: Notice) -> Iterator[tuple[list[Any], str]]:
-    """Yield items with their data, so that each batch fits into a payload."""
+    """Yield batches of items, each with the data of its items. Each batch fits into one payload."""
     room = MAX_PAYLOAD - _SIGNATURE_SIZE - len(_dumps([notice.origin, []])) - 1
     items: list[Any] = [["l"]] if notice.look else []
     texts: list[str] = []
