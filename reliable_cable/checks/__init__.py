@@ -11,6 +11,7 @@
 | `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names a class that cannot be used. |
 | `reliable_cable.E008` | An app needs the history of streams, which is in anycable-go (`BROADCAST_ADAPTER`). |
 | `reliable_cable.E009` | The consumer that answers the calls of anycable-go cannot be used. |
+| `reliable_cable.E010` | The streams of runs keep no history. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 instead. |

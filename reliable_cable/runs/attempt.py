@@ -230,7 +230,7 @@ class Attempt:
 
     @in_namespace_of_run
     def end(self, status: Status, error: str = "") -> None:
-        """Broadcast and save the complete answer, and end the attempt.
+        """Broadcast and save the complete answer, and end the attempt. Set `lost` if the run has another writer.
 
         After an outage of the store or the database, this is retried for as long as a lease lasts. If it does not
         succeed, a server or `Run.objects.expire` marks the run as failed.
@@ -250,23 +250,30 @@ class Attempt:
                     ended = self._own().update(
                         **self._values(), status=status, error=error, ended_at=Now(), lease_until=None
                     )
+                    self.lost = not ended and not self._has_ended(status)
                     break
                 except Exception as failure:
                     if not _may_pass(failure) or self._clock() > until:
                         raise
                     logger.warning("The run %s could not be saved; trying again: %s", self.run.pk, failure)
                     time.sleep(RETRY_DELAY)
-            else:
+            if self.lost:
                 return
             self.run.refresh_from_db()
-            if ended:
-                try:
-                    self.run.announce_end()
-                except Exception as failure:
-                    if not _may_pass(failure):
-                        raise
-                    # Servers with readers of the run broadcast its end again (see watching.py), once the store works.
-                    logger.warning("The end of the run %s could not be broadcast: %s", self.run.pk, failure)
+            try:
+                self.run.announce_end()
+            except Exception as failure:
+                if not _may_pass(failure):
+                    raise
+                # Servers with readers of the run broadcast its end again (see watching.py), once the store works.
+                logger.warning("The end of the run %s could not be broadcast: %s", self.run.pk, failure)
+
+    def _has_ended(self, status: Status) -> bool:
+        """Return whether an earlier try of `end`, whose outcome was unknown, has ended the attempt.
+
+        The result is also True if the run was stopped before the attempt began. Such a run has no writer.
+        """
+        return Run.objects.filter(pk=self.run.pk, status=status, writer__in=(self._writer, "")).exists()
 
 
 def begin_attempt(run: uuid.UUID | str) -> Attempt:
@@ -285,7 +292,7 @@ def begin_attempt(run: uuid.UUID | str) -> Attempt:
     attempt: Attempt | None = None
     while True:
         try:
-            attempt = attempt or Attempt(Run.objects.get(pk=run))
+            attempt = attempt or Attempt(Run.objects.with_id(run).get())
             attempt.begin()
         except Exception as error:
             # After an error, a transaction cannot execute further statements.

@@ -1,4 +1,4 @@
-"""The system checks of this app (E007, W009, W010). See `reliable_cable.checks` for the table of all ids."""
+"""The system checks of this app (E007, E010, W009, W010). See `reliable_cable.checks` for the table of all ids."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -16,7 +16,7 @@ from .access import RunPermissions
 from .chats import RunChats
 from .durable.access import DurableStreams
 from .durable.storage import has_durable_store
-from .events import DURABLE_PREFIX
+from .events import DURABLE_PREFIX, STREAM_PREFIX
 from .loading import load_class
 
 #: The `app_name` in urls.py.
@@ -95,6 +95,17 @@ def check_durable_streams(**kwargs: Any) -> list[CheckMessage]:
         f"{NAME}['DATABASE'], with an engine that stores streams in the database."
     )
     return [Warning(problem, hint=hint, id="reliable_cable.W010")]
+
+
+@register(TAG)
+def check_history(**kwargs: Any) -> list[CheckMessage]:
+    """Report that the streams of runs keep no history, so that runs cannot be written (E010)."""
+    settings = valid_settings()
+    if settings is None or settings.policy(STREAM_PREFIX).history_size:
+        return []
+    problem = f"The settings of {NAME} keep no history for the streams of runs, so runs cannot be written."
+    hint = f"Add 'run:*': {{'history_size': 100}} to {NAME}['STREAMS']."
+    return [Error(problem, hint=hint, id="reliable_cable.E010")]
 
 
 def _resolvers(resolver: URLResolver) -> Iterator[URLResolver]:

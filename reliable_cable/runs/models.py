@@ -12,6 +12,7 @@ from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models.functions import Now
 
@@ -20,7 +21,7 @@ from reliable_cable.namespaces import current_namespace, use_namespace
 
 from . import events
 from .durable_models import DurableStream as DurableStream
-from .parts import Content
+from .parts import Content, clean_dict
 from .unsaved import complete_content
 
 #: The error message that the user reads if the process of the writer has died.
@@ -88,11 +89,15 @@ class RunManager(models.Manager["Run"]):
         Args:
             owner: the user who may read and stop the run.
             subject: the saved object to which the run belongs, such as a conversation.
-            input: the input of the task, such as the prompt, as JSON values.
+            input: the input of the task, such as the prompt, as JSON values. Characters that a database cannot store
+                (NUL and lone surrogates) are replaced by U+FFFD.
+
+        Raises:
+            TypeError, ValueError: the input does not consist of JSON values.
         """
         run = self.model(
             owner_id=None if owner is None else owner.pk,
-            input={} if input is None else dict(input),
+            input={} if input is None else clean_dict(input),
             namespace=current_namespace(),
         )
         if subject is not None:
@@ -119,20 +124,23 @@ class RunManager(models.Manager["Run"]):
         Raises:
             Run.DoesNotExist: there is no such run, or it has not ended.
         """
-        ended = self.filter(pk=run).exclude(status__in=ACTIVE)
-        if not ended.update(
-            status=Status.QUEUED,
-            attempt=models.F("attempt") + 1,
-            text="",
-            parts=[],
-            usage={},
-            error="",
-            stop_requested=False,
-            writer="",
-            position="",
-            lease_until=None,
-            started_at=None,
-            ended_at=None,
+        if (
+            not self.with_id(run)
+            .exclude(status__in=ACTIVE)
+            .update(
+                status=Status.QUEUED,
+                attempt=models.F("attempt") + 1,
+                text="",
+                parts=[],
+                usage={},
+                error="",
+                stop_requested=False,
+                writer="",
+                position="",
+                lease_until=None,
+                started_at=None,
+                ended_at=None,
+            )
         ):
             raise self.model.DoesNotExist(f"There is no run {run} that has ended.")
         return self.get(pk=run)
@@ -141,13 +149,20 @@ class RunManager(models.Manager["Run"]):
         """Async twin of `retry`."""
         return await sync_to_async(self.retry)(run)
 
-    def expire(self) -> list[Run]:
-        """Fail the runs whose writer has died, and tell their readers. Return these runs.
+    def with_id(self, run: uuid.UUID | str) -> RunQuerySet:
+        """Return the run with an id. The queryset is empty if there is none, or if the id is not a UUID."""
+        try:
+            return self.get_queryset().filter(pk=run)
+        except ValidationError:
+            return self.get_queryset().none()
 
-        A server does the same for the runs that its clients read. Call this from a scheduled task, so
-        that abandoned runs without readers fail, too.
+    def expire(self) -> list[Run]:
+        """End the runs whose writer has died, as `end_if_abandoned` does, and return them.
+
+        A server does the same for the runs that its clients read. Call this from a scheduled task, so that abandoned
+        runs without readers end, too.
         """
-        return [run for run in self.get_queryset().abandoned() if run.fail_if_abandoned()]
+        return [run for run in self.get_queryset().abandoned() if run.end_if_abandoned()]
 
 
 class Run(models.Model):
@@ -232,11 +247,13 @@ class Run(models.Model):
         """Async twin of `stop`."""
         return await sync_to_async(self.stop)()
 
-    def fail_if_abandoned(self) -> bool:
-        """Fail the run if its writer has died, and tell its readers. The text that they have received is saved.
+    def end_if_abandoned(self) -> bool:
+        """End the run if its writer has died, and tell its readers. The text that they have received is saved.
+
+        The run is stopped if its stop was requested. Otherwise, it fails.
 
         Returns:
-            Whether this call marked the run as failed.
+            Whether this call ended the run.
 
         Raises:
             StoreError: the stream of the run could not be read.
@@ -246,9 +263,10 @@ class Run(models.Model):
         if run is None:
             return False
         content = run._broadcast_content()
-        if not abandoned.update(
-            status=Status.FAILED,
-            error=WRITER_DIED,
+        status, error = (Status.STOPPED, "") if run.stop_requested else (Status.FAILED, WRITER_DIED)
+        if not abandoned.filter(stop_requested=run.stop_requested).update(
+            status=status,
+            error=error,
             text=content.text,
             parts=content.parts,
             ended_at=Now(),
@@ -260,8 +278,8 @@ class Run(models.Model):
         # If the writer was not dead but paused, it may have broadcast more of the answer before the end was broadcast.
         later = run._broadcast_content()
         if (later.length, len(later.parts)) > (content.length, len(content.parts)):
-            failed = Run.objects.filter(pk=self.pk, status=Status.FAILED, writer=run.writer)
-            failed.update(text=later.text, parts=later.parts)
+            ended = Run.objects.filter(pk=self.pk, status=status, writer=run.writer)
+            ended.update(text=later.text, parts=later.parts)
             self.refresh_from_db()
         return True
 

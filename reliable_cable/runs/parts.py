@@ -43,13 +43,29 @@ def check_part(part: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the part is larger than `MAX_PART_SIZE` or `MAX_BROADCAST_SIZE`, or is nested too deeply.
     """
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str) or not part["type"]:
-        raise TypeError(f"A part must be a dict with a type, such as {{'type': 'source', …}}; not {part!r:.200}.")
-    value, size = copy_json(dict(part))
-    copied: dict[str, Any] = clean(value)
+        # The message does not contain the part, because logs must not contain answers.
+        problem = "this dict has no type" if isinstance(part, Mapping) else f"not a {type(part).__name__}"
+        raise TypeError(f"A part must be a dict with a type, such as {{'type': 'source', …}}; {problem}.")
+    copied, size = _clean_copy(part)
     limit = min(MAX_PART_SIZE, get_settings().max_broadcast_size) - EVENT_SIZE
     if size > limit:
         raise ValueError(f"A part has {size} bytes; at most {limit} are allowed.")
     return copied
+
+
+def clean_dict(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a dict of JSON values that can be stored and sent. See `clean_text`.
+
+    Raises:
+        TypeError: a value is not a JSON value.
+        ValueError: a number is not finite, or the values are nested too deeply.
+    """
+    return _clean_copy(value)[0]
+
+
+def _clean_copy(value: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    copied, size = copy_json(dict(value))
+    return clean(copied), size
 
 
 def clean(value: Any) -> Any:

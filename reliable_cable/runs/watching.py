@@ -82,7 +82,7 @@ def announce_ends(runs: Collection[uuid.UUID]) -> None:
     for begin in range(0, len(ids), BATCH):
         batch = Run.objects.get_queryset().filter(pk__in=ids[begin : begin + BATCH])
         for run in batch.abandoned():
-            run.fail_if_abandoned()
+            run.end_if_abandoned()
         for run in batch.filter(ended).defer("text", "parts"):
             run.announce_end()
 

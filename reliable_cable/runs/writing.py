@@ -14,7 +14,7 @@ from .exceptions import RunFailed, RunLost, RunStopped
 from .feeding import Feeder
 from .inline import AsyncInlinePump, InlinePump
 from .models import Run, Status
-from .parts import check_part, clean_text
+from .parts import check_part, clean_dict, clean_text
 from .pump import Pump, pump
 
 logger = logging.getLogger("reliable_cable")
@@ -125,8 +125,12 @@ class Writer:
         self._add(check_part(part))
 
     def count(self, usage: Mapping[str, Any]) -> None:
-        """Record numbers that the model reports, such as its count of tokens. Later values replace earlier ones."""
-        self._attempt.usage.update(usage)
+        """Record numbers that the model reports, such as its count of tokens. Later values replace earlier ones.
+
+        Raises:
+            TypeError, ValueError: the values are not JSON values.
+        """
+        self._attempt.usage.update(clean_dict(usage))
 
     def _end(self) -> None:
         if self._feeder is not None and not self._attempt.stopped:
@@ -147,7 +151,7 @@ class Writer:
 
     def _check(self) -> None:
         if self._attempt.lost:
-            raise RunLost(f"The run {self.run.pk} no longer belongs to this writer.")
+            raise _lost(self._attempt)
         if self._attempt.stopped:
             raise RunStopped(f"The run {self.run.pk} was stopped.")
 
@@ -186,6 +190,7 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
         Run.DoesNotExist: there is no such run.
         RunNotQueued: another task is writing the run, or the run is completed or failed. If the run was stopped before,
             the first `write` raises `RunStopped` instead.
+        RunLost: at the end of the block, the run no longer belonged to this writer, or was deleted.
     """
     attempt = begin_attempt(run)
     out: Writer
@@ -206,6 +211,8 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
     else:
         pump().remove(attempt)
         attempt.end(Status.STOPPED if attempt.stopped else Status.COMPLETED)
+        if attempt.lost:
+            raise _lost(attempt)
 
 
 @asynccontextmanager
@@ -233,7 +240,7 @@ async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
         if isinstance(caught, RunStopped):
             return
         if caught is not error:
-            raise RunLost(f"The run {attempt.run.pk} no longer belongs to this writer.") from None
+            raise _lost(attempt) from None
         raise
     else:
         pump().remove(attempt)
@@ -241,6 +248,8 @@ async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
             inline.close()
         cancellation.end()
         await run_store_write(attempt.end, Status.STOPPED if attempt.stopped else Status.COMPLETED)
+        if attempt.lost:
+            raise _lost(attempt)
 
 
 class _Cancellation:
@@ -266,8 +275,12 @@ class _Cancellation:
         return self._cancelled
 
 
+def _lost(attempt: Attempt) -> RunLost:
+    return RunLost(f"The run {attempt.run.pk} no longer belongs to this writer.")
+
+
 def _outcome(error: BaseException) -> tuple[Status, str]:
     """Return the final status of an attempt whose block raised an error, and the message that the user reads."""
     if isinstance(error, RunStopped):
         return Status.STOPPED, ""
-    return Status.FAILED, str(error) if isinstance(error, RunFailed) else FAILED
+    return Status.FAILED, clean_text(str(error)) if isinstance(error, RunFailed) else FAILED

@@ -7,7 +7,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -15,22 +16,36 @@ Event = Mapping[str, Any]
 
 
 class ModelServer(ThreadingHTTPServer):
-    """Answers each request with the same events, and then ends the answer in one of several ways."""
+    """Answers requests with given events, and then ends the answer in one of several ways."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), ModelHandler)
+        #: The events of the first answers. All later answers consist of `events`.
+        self.first: list[Sequence[Event]] = []
         self.events: Sequence[Event] = ()
         self.end: Callable[[ModelHandler], None] = complete
-        #: The paths of requests.
+        #: The paths and the bodies of requests.
         self.paths: list[str] = []
+        self.bodies: list[Any] = []
         #: Set when a client has closed its connection while `hold` was waiting.
         self.left = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def running() -> Iterator[ModelServer]:
+    """Run a server in a thread during the block."""
+    with ModelServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 class ModelHandler(BaseHTTPRequestHandler):
@@ -40,7 +55,7 @@ class ModelHandler(BaseHTTPRequestHandler):
     server: ModelServer
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.server.paths.append(self.path)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -49,7 +64,7 @@ class ModelHandler(BaseHTTPRequestHandler):
         else:
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for event in self.server.events:
+        for event in self.server.first.pop(0) if self.server.first else self.server.events:
             name = f"event: {event['type']}\n" if "type" in event else ""
             self.send(f"{name}data: {json.dumps(event)}\n\n".encode())
         self.server.end(self)

@@ -302,7 +302,7 @@ def test_websockets_of_daphne_have_the_options_of_the_server(protocol: Any, monk
     factory.protocol = protocol
     factory.setProtocolOptions(autoPingTimeout=7, allowNullOrigin=False, openHandshakeTimeout=0)
     connection = factory.buildProtocol(None)
-    connection.makeConnection(StringTransport())
+    connection.makeConnection(StringTransport())  # type: ignore[no-untyped-call]
     assert {name: getattr(connection, name) for name in WebSocketProtocol.CONFIG_ATTRS} == {
         name: getattr(factory, name) for name in WebSocketProtocol.CONFIG_ATTRS
     }

@@ -92,7 +92,7 @@ def _refuse_if_active(subject: models.Model) -> None:
     list(type(subject)._base_manager.select_for_update().filter(pk=subject.pk).values_list("pk"))
     # A run that is being stopped does not count. The task of such a run may notice the stop late.
     for run in Run.objects.about(subject).active().filter(stop_requested=False, namespace=current_namespace()):
-        if not run.fail_if_abandoned():
+        if not run.end_if_abandoned():
             raise Refusal(
                 HTTPStatus.CONFLICT,
                 "The chat already has an answer in progress. Wait until it ends, or stop it.",

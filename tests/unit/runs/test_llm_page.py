@@ -17,7 +17,9 @@ from django.test import AsyncClient, RequestFactory
 from reliable_cable.runs import events
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.models import Run, Status
+from tests.support.model_server import running
 from tests.unit.runs import chat_client
+from tests.unit.runs.model_events import response
 from tests.unit.test_authentication_page import names_in, python_block
 from tests.unit.test_docs import BLOCKS, PAGES
 
@@ -27,7 +29,7 @@ PAGE = "llm.md"
 @pytest.mark.django_db(transaction=True)
 def test_a_view_starts_a_run_that_a_task_writes(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.RELIABLE_CABLE = {"ENGINE": "memory"}
-    tasks = names_in(python_block(PAGE, "# tasks.py"), __name__="app.tasks")
+    tasks = names_in(python_block(PAGE, "# tasks.py\n"), __name__="app.tasks")
 
     class Client:
         """Takes the place of `OpenAI`, whose server is not available. test_model_clients.py uses the real client."""
@@ -62,6 +64,53 @@ def test_a_view_starts_a_run_that_a_task_writes(settings: Any, monkeypatch: pyte
     request.user = owner = User.objects.create(username="ann")
     run = Run.objects.get(pk=json.loads(view["ask"](request).content)["run"])
     assert (run.status, run.text, run.owner) == (Status.COMPLETED, "You asked: why?", owner)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_calls_tools(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+    code = python_block(PAGE, "# tasks.py\n") + python_block(PAGE, "# tasks.py (add at the end)\n")
+    tasks = names_in(code, __name__="app.tasks_with_tools")
+    call = {"type": "function_call", "id": "i", "call_id": "c", "name": "weather", "arguments": '{"city": "Bonn"}'}
+    message = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": []}
+    run = Run.objects.start(input={"prompt": "Is it warm in Bonn?"})
+    with running() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        server.first = [
+            [{"type": "response.output_item.done", "output_index": 0, "item": call}, completed(call)],
+            [text_delta("Yes, 21 °C."), completed(message)],
+        ]
+        tasks["answer_with_tools"](str(run.pk))
+    run.refresh_from_db()
+    assert (run.status, run.text) == (Status.COMPLETED, "Yes, 21 °C.")
+    assert run.parts == [
+        {"type": "tool-call", "id": "c", "name": "weather", "input": {"city": "Bonn"}, "at": 0},
+        {"type": "tool-result", "id": "c", "output": {"city": "Bonn", "celsius": 21}, "at": 0},
+    ]
+    # The model is asked again with its call and the result.
+    result = {"type": "function_call_output", "call_id": "c", "output": '{"city": "Bonn", "celsius": 21}'}
+    assert [each["input"] for each in server.bodies] == [
+        [{"role": "user", "content": "Is it warm in Bonn?"}],
+        [{"role": "user", "content": "Is it warm in Bonn?"}, call, result],
+    ]
+
+
+def completed(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the last event of an answer of the Responses API that consists of one item."""
+    return {"type": "response.completed", "response": response(status="completed", output=[item])}
+
+
+def text_delta(text: str) -> dict[str, Any]:
+    """Return an event of the Responses API that contains a piece of text."""
+    return {
+        "type": "response.output_text.delta",
+        "item_id": "m",
+        "output_index": 0,
+        "content_index": 0,
+        "delta": text,
+        "logprobs": [],
+    }
 
 
 @pytest.mark.django_db(transaction=True)

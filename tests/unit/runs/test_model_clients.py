@@ -31,6 +31,7 @@ from tests.support.model_server import (
     cut,
     hold,
     reset,
+    running,
     up_to_hel,
 )
 
@@ -55,12 +56,8 @@ def run() -> Run:
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with running() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 # -- the clients -------------------------------------------------------------------------------------------------------

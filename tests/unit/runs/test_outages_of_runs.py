@@ -73,15 +73,15 @@ def test_an_outage_at_the_start_does_not_fail_a_run(run: Run, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not changed", "changed"])
-@pytest.mark.parametrize("function", ["position", "lease", "Run.objects.get"])
+@pytest.mark.parametrize("function", ["position", "lease", "Run.objects.with_id"])
 def test_a_task_waits_for_a_database_that_is_away_at_the_start(
     run: Run, monkeypatch: pytest.MonkeyPatch, after: bool, function: str
 ) -> None:
     monkeypatch.setattr(attempt, "RETRY_DELAY", 0.01)
     error = OperationalError("the database is away")
-    if function == "Run.objects.get":
-        failing = _Failing(Run.objects.get, error, after=after)
-        monkeypatch.setattr(type(Run.objects), "get", lambda self, **values: failing(**values))
+    if function == "Run.objects.with_id":
+        failing = _Failing(Run.objects.with_id, error, after=after)
+        monkeypatch.setattr(type(Run.objects), "with_id", lambda self, run: failing(run))
     else:
         failing = _Failing(getattr(attempt, function), error, after=after)
         monkeypatch.setattr(attempt, function, failing)

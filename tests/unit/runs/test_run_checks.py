@@ -11,7 +11,7 @@ from django.test import modify_settings, override_settings
 
 from reliable_cable import checks
 from reliable_cable.runs.chats import RunChats
-from reliable_cable.runs.checks import check_classes, check_durable_streams, check_urls
+from reliable_cable.runs.checks import check_classes, check_durable_streams, check_history, check_urls
 from tests.unit.runs import chat_client, durable_client
 from tests.unit.test_checks import ids
 
@@ -121,3 +121,19 @@ def test_the_app_needs_the_other_one() -> None:
         pytest.raises(ImproperlyConfigured, match="needs 'reliable_cable' in INSTALLED_APPS"),
     ):
         config.ready()
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, []),
+        ({"HISTORY_SIZE": 0}, ["E010"]),
+        ({"HISTORY_SIZE": 0, "STREAMS": {"run:*": {"history_size": 1}}}, []),
+        ({"STREAMS": {"run:*": {"history_size": 0}}}, ["E010"]),
+        ({"STREAMS": {"run": {"history_size": 0}}}, []),
+        ({"MISSPELT": 1}, []),
+    ],
+)
+def test_runs_need_a_history(values: dict[str, Any], found: list[str]) -> None:
+    with override_settings(RELIABLE_CABLE=values):
+        assert ids(check_history()) == found

@@ -238,6 +238,77 @@ def test_empty_text_adds_nothing_but_tells_of_a_stop(run: Run, method: str) -> N
     assert (run.status, run.text, run.parts) == (Status.STOPPED, "", [])
 
 
+@pytest.mark.parametrize("text", ["bad \x00", "bad \ud800"])
+def test_input_errors_and_usage_that_cannot_be_stored_are_cleaned(owner: User, text: str) -> None:
+    run = Run.objects.start(owner=owner, input={text: [text]})
+    clean = "bad \ufffd"
+    assert Run.objects.get(pk=run.pk).input == {clean: [clean]}
+
+    def write() -> None:
+        with writing(run.pk) as out:
+            out.count({text: text})
+            raise RunFailed(text)
+
+    with pytest.raises(RunFailed):
+        write()
+    run.refresh_from_db()
+    assert (run.status, run.error, run.usage) == (Status.FAILED, clean, {clean: clean})
+
+
+@pytest.mark.parametrize("value", [float("nan"), object()])
+def test_input_and_usage_are_json_values(run: Run, value: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Run.objects.start(input={"prompt": value})
+    with writing(run.pk) as out, pytest.raises((TypeError, ValueError)):
+        out.count({"cost": value})
+    run.refresh_from_db()
+    assert (run.status, run.usage) == (Status.COMPLETED, {})
+
+
+def test_a_message_about_a_bad_part_does_not_contain_it(run: Run) -> None:
+    with writing(run.pk) as out, pytest.raises(TypeError) as raised:
+        out.part({"text": "secret"})
+    assert "secret" not in str(raised.value)
+
+
+def test_a_task_is_told_at_the_end_that_its_run_was_deleted(run: Run) -> None:
+    def write() -> None:
+        with writing(run.pk) as out:
+            out.write("a")
+            Run.objects.filter(pk=run.pk).delete()
+
+    with pytest.raises(RunLost):
+        write()
+
+
+async def test_an_async_task_is_told_at_the_end_that_its_run_was_deleted(run: Run) -> None:
+    async def write() -> None:
+        async with awriting(run.pk) as out:
+            out.write("a")
+            await Run.objects.filter(pk=run.pk).adelete()
+
+    with pytest.raises(RunLost):
+        await write()
+
+
+def test_the_own_error_of_a_task_is_raised_although_its_run_was_deleted(run: Run) -> None:
+    def write() -> None:
+        with writing(run.pk):
+            Run.objects.filter(pk=run.pk).delete()
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        write()
+
+
+@pytest.mark.parametrize("pk", ["nope", "6c1f0e5e-3b8f-4f5e-9f0e-0d7c5c0b7f11"])
+def test_an_unknown_run_does_not_exist(pk: str) -> None:
+    with pytest.raises(Run.DoesNotExist):
+        Run.objects.retry(pk)
+    with pytest.raises(Run.DoesNotExist), writing(pk):
+        pytest.fail("There is nothing to write.")
+
+
 async def test_a_late_reader_gets_one_message_and_then_the_rest(run: Run, owner: User) -> None:
     reader = RunReader()
     async with awriting(run.pk) as out:
@@ -257,15 +328,32 @@ async def test_a_late_reader_gets_one_message_and_then_the_rest(run: Run, owner:
     assert reader.text == "a" * 10_000 + "bcd"
 
 
-async def test_who_is_not_the_owner_is_rejected(run: Run) -> None:
+def test_a_stopped_run_whose_writer_dies_is_stopped(run: Run) -> None:
+    attempt = Attempt(run)
+    attempt.begin()
+    attempt.coalescer.add("a")
+    attempt.step()
+    assert run.stop()
+    expire(run)
+    assert [each.pk for each in Run.objects.expire()] == [run.pk]
+    run.refresh_from_db()
+    assert (run.status, run.error, run.text) == (Status.STOPPED, "", "a")
+    assert sent(run)[-1]["event"] == "stopped"
+
+
+async def test_who_is_not_the_owner_is_rejected(run: Run, settings: Any) -> None:
+    # The streams of runs are not public, even if all streams are.
+    settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "PUBLIC_STREAMS": ["*", "run:*", "durable:*"]}
     other = await User.objects.acreate(username="bob")
     for user in (other, None):
         async with Client(scope={"user": user}) as client:
             for name in (str(run.pk), "x", None, 1):
                 await client.send("subscribe", identifier("RunChannel", id=name))
                 assert (await client.receive())["type"] == "reject_subscription"
-            await client.send("subscribe", identifier("$pubsub", stream_name=run.stream))
-            assert (await client.receive())["type"] == "reject_subscription"
+            for stream in (run.stream, "durable:x"):
+                await client.send("subscribe", identifier("$pubsub", stream_name=stream))
+                assert (await client.receive())["type"] == "reject_subscription"
+            await client.subscribe(identifier("$pubsub", stream_name="runs"))
 
 
 async def test_a_reader_stops_a_run(run: Run, owner: User) -> None:
