@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reliable_cable.connection.anycable import grpc_server
 from reliable_cable.connection.anycable.grpc_server import GRPCServer
 from reliable_cable.connection.anycable.service import RPCService
 from reliable_cable.connection.anycable.wire import HEALTH, RPC, as_mapping, as_message, message_class
@@ -198,3 +199,42 @@ def test_maps_and_lists_survive_the_wire(headers: dict[str, str], subscriptions:
     read = as_mapping(message_class("anycable.DisconnectRequest").FromString(message.SerializeToString()))
     assert read.get("subscriptions", []) == subscriptions
     assert read["env"].get("headers", {}) == headers
+
+
+async def test_a_client_may_ping_as_often_as_anycable_go(
+    service: RecordingService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """anycable-go sends a ping every 10 s. gRPC would end the connection after the third one, and repeat its calls."""
+    assert grpc_server.PING_INTERVAL < 10_000
+    monkeypatch.setattr(grpc_server, "PING_INTERVAL", 1)
+    server = GRPCServer(service, concurrency=20)
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.start("127.0.0.1:0"))
+    try:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
+        async with asyncio.timeout(10):
+            for number in range(10):
+                data = number.to_bytes(8)
+                writer.write(frame(PING, data))
+                while (await received(reader)) != (PING, data):
+                    pass
+                await asyncio.sleep(0.002)  # more than the interval
+    finally:
+        writer.close()
+        await server.stop()
+
+
+#: Types of frames of HTTP/2.
+SETTINGS, PING, GOAWAY = 4, 6, 7
+
+
+def frame(type_: int, data: bytes = b"") -> bytes:
+    """Return a frame of HTTP/2 that belongs to the connection."""
+    return len(data).to_bytes(3) + bytes([type_]) + bytes(5) + data
+
+
+async def received(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Return the type and the data of the next frame. Fail if it announces the end of the connection."""
+    head = await reader.readexactly(9)
+    data = await reader.readexactly(int.from_bytes(head[:3]))
+    assert head[3] != GOAWAY, data
+    return head[3], data

@@ -33,6 +33,10 @@ QUIET_PAUSE: Final = 0.01
 #: The maximum time, in seconds, for which a stopping server refuses calls. anycable-go repeats a refused call for
 #: 3 seconds.
 QUIET_LIMIT: Final = 1.0
+#: The minimum time, in milliseconds, between two pings of a client. anycable-go pings every 10 seconds, also while there
+#: are no calls. By default, grpcio accepts a ping every 5 minutes, and closes connections with more pings. anycable-go
+#: would then repeat the actions that are running on such a connection.
+PING_INTERVAL: Final = 5_000
 #: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. In addition to the client's message, a call contains
 #: headers and states.
 _CALL_FACTOR: Final = 16
@@ -56,7 +60,11 @@ class GRPCServer:
         self._refused = 0
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=concurrency,
-            options=[("grpc.max_receive_message_length", _CALL_FACTOR * get_settings().max_message_size)],
+            options=[
+                ("grpc.max_receive_message_length", _CALL_FACTOR * get_settings().max_message_size),
+                ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
         )
         self._server.add_generic_rpc_handlers(
             (
