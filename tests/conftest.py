@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealing
 #: says so.
 COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
 #: The modules of `tests/conformance` whose tests also run on a Redis Cluster.
-CLUSTER_MODULES = {"test_processes.py", "test_history.py", "test_presence_processes.py", "test_revoke.py"}
+CLUSTER_MODULES = {"test_processes.py", "test_history.py", "test_revoke.py"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,6 +16,8 @@ from tests.support.server import OtherProcess, Server
 REDIS = pytest.param("redis", marks=pytest.mark.redis)
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 on_every_store = pytest.mark.parametrize("backend", [REDIS, "sqlite", POSTGRES], indirect=True)
+CLUSTER = pytest.param("cluster", marks=[pytest.mark.redis, pytest.mark.other_combination])
+on_every_store_and_cluster = pytest.mark.parametrize("backend", [REDIS, "sqlite", POSTGRES, CLUSTER], indirect=True)
 on_every_server = pytest.mark.parametrize("backend", [REDIS, POSTGRES], indirect=True)
 
 #: The `PRESENCE_TTL` of the servers, in seconds.
@@ -124,7 +126,7 @@ async def signals(room: str, *servers: Server | OtherProcess) -> list[tuple[str,
     return [tuple(each) for server in servers for each in await server.call("presence_signals", room)]
 
 
-@on_every_store
+@on_every_store_and_cluster
 async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_one_server(
     pair: Pair, watch: Watch
 ) -> None:
@@ -171,7 +173,7 @@ async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_i
         assert watcher.events[2:] == [("leave", "page closed"), ("leave", "server killed")]
 
 
-@on_every_store
+@on_every_store_and_cluster
 async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_another_server(
     pair: Pair, watch: Watch
 ) -> None:

@@ -1,4 +1,7 @@
-"""Presence stores that servers share: Redis, an SQLite file and PostgreSQL. Tests can make them lose their data."""
+"""Presence stores that servers share: Redis, a Redis Cluster, an SQLite file and PostgreSQL.
+
+Tests can make them lose their data, except for the cluster.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import psycopg
 
 from tests.support.postgres import PostgresServer, find_postgres
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import RedisCluster
 from tests.support.server import Kind, Server, make_database
 
 TABLES = [f"reliable_cable_presence{name}" for name in ("stream", "session", "entry", "sweep")]
@@ -102,6 +106,23 @@ class RedisBackend(PresenceBackend):
         return self.redis.alive
 
 
+class ClusterBackend(PresenceBackend):
+    """A Redis Cluster, and an SQLite file for everything that is not in Redis. Its faults are tested elsewhere."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Start the cluster, and create the tables."""
+        with RedisCluster(self.folder / "cluster") as cluster, super().running():
+            self.settings = {"REDIS_URL": cluster.url}
+            yield
+
+    def lose(self, how: str = "") -> None:
+        """Fail, because a cluster cannot be made to lose its data."""
+        raise NotImplementedError
+
+    lose_presence = kill = start = lose
+
+
 class SqliteBackend(PresenceBackend):
     """An SQLite file. It cannot be stopped."""
 
@@ -181,6 +202,7 @@ class PostgresBackend(PresenceBackend):
 
 BACKENDS: Mapping[str, type[PresenceBackend]] = {
     "redis": RedisBackend,
+    "cluster": ClusterBackend,
     "sqlite": SqliteBackend,
     "postgres": PostgresBackend,
 }
