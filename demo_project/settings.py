@@ -125,6 +125,8 @@ if secret := os.environ.get("ANYCABLE_SECRET"):
         "SECRET": secret,
         "RPC_CONSUMER": "demo_project.chat.consumers.AppConsumer",
         "BROADCAST_ADAPTER": "redisx",
+        # anycable-go has one size and time for the histories of all streams.
+        "STREAMS": {},
         # anycable-go has no list of public streams, so it serves none.
         "PUBLIC_STREAMS": [],
     }

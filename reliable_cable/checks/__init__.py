@@ -26,6 +26,7 @@
 | `reliable_cable.W012` | A part of a channel has no effect behind anycable-go. |
 | `reliable_cable.W013` | `connect` of a consumer sets an attribute that is missing in later calls of anycable-go. |
 | `reliable_cable.W014` | A connection pooler does not pass on the notifications of PostgreSQL. |
+| `reliable_cable.W015` | Calls of anycable-go are answered, but no broadcasts are sent to it. |
 
 If the settings are invalid (E001), the checks that need them are skipped. For W001, the check of the journal mode needs
 a database connection. It runs only when Django checks databases, as in `migrate` and `check --database default`. The
@@ -34,6 +35,7 @@ checks of the app of runs are in `reliable_cable.runs.checks`.
 
 from .adapters import check_broadcast_adapter as check_broadcast_adapter
 from .adapters import check_unused_settings as check_unused_settings
+from .anycable import check_missing_adapter as check_missing_adapter
 from .anycable import check_remote_attributes as check_remote_attributes
 from .anycable import check_remote_channels as check_remote_channels
 from .anycable import check_rpc_consumer as check_rpc_consumer

@@ -1,14 +1,15 @@
-"""Checks of projects that set `RPC_CONSUMER` to answer the calls of anycable-go (E009, W012, W013)."""
+"""Checks of projects that set `RPC_CONSUMER` to answer the calls of anycable-go (E009, W012, W013, W015)."""
 
 import dis
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any, Final
 
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's name
 from django.core.exceptions import ImproperlyConfigured
 
-from reliable_cable.conf import NAME, CableSettings
+from reliable_cable.conf import BROADCAST_ADAPTERS, NAME, CableSettings
 
 from .valid_settings import TAG, valid_settings
 
@@ -18,6 +19,9 @@ _UNSUPPORTED: Final = {
     "snapshot": "anycable-go sends the history by itself, so snapshot() is never called",
 }
 _PRESENCE: Final = f"presence has no effect, because {NAME}['RPC_PRESENCE'] is off"
+#: The methods of channels that start a stream.
+_STARTS: Final = ("stream_from", "stream_for")
+_AFTER: Final = "anycable-go sends the history by itself, so `after` of stream_from() and stream_for() has no effect"
 _AUTHORIZE: Final = "anycable-go lets every subscriber join presence, so authorize_presence() is never called"
 
 
@@ -33,6 +37,23 @@ def check_rpc_consumer(**kwargs: Any) -> list[CheckMessage]:
     except ImproperlyConfigured as error:
         return [Error(str(error), id="reliable_cable.E009")]
     return []
+
+
+@register(TAG)
+def check_missing_adapter(**kwargs: Any) -> list[CheckMessage]:
+    """Report an `RPC_CONSUMER` without a `BROADCAST_ADAPTER` (W015)."""
+    settings = _rpc_settings()
+    if settings is None or settings.broadcast_adapter is not None:
+        return []
+    return [
+        Warning(
+            f"{NAME}['RPC_CONSUMER'] is set without {NAME}['BROADCAST_ADAPTER'], so no broadcast reaches the clients "
+            "that are connected to anycable-go.",
+            hint=f"Set {NAME}['BROADCAST_ADAPTER'] to {', '.join(map(repr, BROADCAST_ADAPTERS[:-1]))} or "
+            f"{BROADCAST_ADAPTERS[-1]!r}, and start anycable-go with the same --broadcast_adapter.",
+            id="reliable_cable.W015",
+        )
+    ]
 
 
 @register(TAG)
@@ -89,32 +110,50 @@ def _problems_of(cls: Any, settings: CableSettings) -> Iterator[str]:
     for name, problem in _UNSUPPORTED.items():
         if getattr(cls, name) is not getattr(Channel, name):
             yield problem
-    own = [base for base in cls.__mro__ if base.__module__ != Channel.__module__]
+    codes = [code for base in cls.__mro__ if base.__module__ != Channel.__module__ for code in _codes_of(base)]
+    if any("after" in _keywords_in(code, _STARTS) for code in codes):
+        yield _AFTER
     if hasattr(cls, "authorize_presence"):
         yield _AUTHORIZE if settings.rpc_presence else _PRESENCE
-    elif not settings.rpc_presence and any("presence" in _names_in(base) for base in own):
+    elif not settings.rpc_presence and any("presence" in (*code.co_names, *_keywords_in(code)) for code in codes):
         yield _PRESENCE
 
 
-def _names_in(cls: type) -> set[str]:
-    """Return the names of attributes, globals and keyword arguments that the methods of a class use."""
-    names: set[str] = set()
-    for function in vars(cls).values():
-        code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+def _codes_of(cls: type) -> Iterator[CodeType]:
+    """Yield the code of the methods that a class defines, and of the functions and comprehensions in them."""
+    codes = [getattr(getattr(member, "__wrapped__", member), "__code__", None) for member in vars(cls).values()]
+    while codes:
+        code = codes.pop(0)
         if isinstance(code, CodeType):
-            names.update(code.co_names, _keywords_in(code))
+            yield code
+            codes += code.co_consts
+
+
+def _keywords_in(code: CodeType, functions: Collection[str] = ()) -> set[str]:
+    """Return the names of the keyword arguments of the calls that a function makes.
+
+    Args:
+        code: the code of the function.
+        functions: the names of the functions and methods whose calls count. If it is empty, all calls count.
+    """
+    instructions = list(dis.get_instructions(code))
+    # A call and the lookup of its function begin at the same place in the source.
+    places = {_start_of(each) for each in instructions if each.argval in functions}
+    names: set[str] = set()
+    for before, each in pairwise(instructions):
+        if functions and _start_of(each) not in places:
+            continue
+        if each.opname == "KW_NAMES":  # until Python 3.12
+            names.update(code.co_consts[each.arg or 0])
+        elif each.opname == "CALL_KW":  # since Python 3.13
+            names.update(before.argval)
     return names
 
 
-def _keywords_in(code: CodeType) -> Iterator[str]:
-    """Yield the names of the keyword arguments of the calls that a function makes."""
-    before: Any = ()
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "KW_NAMES":  # until Python 3.12
-            yield from code.co_consts[instruction.arg or 0]
-        elif instruction.opname == "CALL_KW":  # since Python 3.13
-            yield from before
-        before = instruction.argval
+def _start_of(instruction: dis.Instruction) -> tuple[int | None, int | None]:
+    """Return the line and the column at which the source of an instruction begins."""
+    positions = instruction.positions
+    return (None, None) if positions is None else (positions.lineno, positions.col_offset)
 
 
 def _attributes_set_in(code: CodeType) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.conftest import Connect
-from tests.support.client import BASE, EXTENDED, Client, identify, unique
+from tests.support.client import BASE, EXTENDED, identify, unique
 from tests.support.server import Server
 
 ANSWERS = identify("AnswerChannel")
@@ -41,9 +41,9 @@ async def test_the_answer_to_a_call_of_a_lost_connection_is_not_sent_to_the_next
     await client.perform(ANSWERS, "wait", gate=gate, **{"$call": "lost"})
     await server.call("wait_at_gate", gate, 1)
     await client.cut()
-    async with Client(server.url, sid=client.sid) as again:
-        assert again.welcome["restored_ids"] == [ANSWERS]
-        await server.call("open_gate", gate)
-        await again.perform(ANSWERS, "double", number=1, **{"$call": "next"})
-        await again.expect({"identifier": ANSWERS, "message": {"$answer": "next", "result": 2}})
-        await again.nothing()
+    again = await connect(sid=client.sid)
+    assert again.welcome["restored_ids"] == [ANSWERS]
+    await server.call("open_gate", gate)
+    await again.perform(ANSWERS, "double", number=1, **{"$call": "next"})
+    await again.expect({"identifier": ANSWERS, "message": {"$answer": "next", "result": 2}})
+    await again.nothing()

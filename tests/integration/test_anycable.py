@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.test_anycable_conformance import rpc, server
+from tests.integration.test_anycable_conformance import pytest_generate_tests, rpc, server
 from tests.integration.test_rolling_restart import Load
 from tests.node.running import run_script
 from tests.support.anycable_front import AnyCable, RPCServer, derive, start_anycable
 from tests.support.client import BASE, EXTENDED, Client, Frame, identify, unique
 from tests.support.server import LOCAL, OtherProcess, ServerPool
 
-__all__ = ["rpc", "server"]
+__all__ = ["pytest_generate_tests", "rpc", "server"]
 
 pytestmark = pytest.mark.anycable
 

@@ -1,17 +1,19 @@
 """Tests of the conformance suite, through the real anycable-go in front of Django.
 
 Each test of the chosen modules runs twice: anycable-go makes its calls by HTTP and by gRPC. A test that cannot pass is
-in `EXCLUDED`, with the reason.
+in `EXCLUDED`, with the reason. A module that does not run is in `LEFT_OUT`. Those in `ONLY_HTTP` run only with HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import conformance
 from tests.conformance import (
     test_broken_input,
     test_calls,
@@ -43,13 +45,13 @@ MODULES = (
 
 _HISTORY = "anycable-go keeps the history and the sessions. Django's store does not know their positions."
 _PINGS = "anycable-go sends the pings, answers none, and checks the pongs by its own options."
-_LIMITS = "anycable-go reads the frames, and counts the subscriptions. Its own options limit them."
+_LIMITS = "anycable-go reads the frames, and counts the subscriptions. No setting of Django limits them."
 _SUBPROTOCOLS = "anycable-go takes the first subprotocol that it knows, and also accepts clients that offer none."
 _PUBSUB = "anycable-go serves signed and public streams itself, by its own options."
 _PRESENCE = "anycable-go 1.5 has no presence."
 _REPEATS = "anycable-go does not answer a repeated `subscribe`."
 _STREAM_IDS = "anycable-go gives all identifiers the name of the stream as their stream id."
-_GATES = "The gates are in the server's process, and with gRPC, handlers run in another one."
+_MANY_SERVERS = "Clients are connected to several servers of this package, which share sessions and connections."
 
 #: The tests that do not run here, with the reasons.
 EXCLUDED = {
@@ -61,12 +63,7 @@ EXCLUDED = {
     "test_a_session_that_ended_because_of_bad_frames_is_not_restored": _LIMITS,
     "test_a_flood_of_commands_is_bounded": _LIMITS,
     "test_more_than_a_thousand_subscribes_at_once_are_confirmed": _LIMITS,
-    "test_the_answer_to_a_call_of_a_lost_connection_is_not_sent_to_the_next_one": _GATES,
-    "test_a_language_does_not_reach_a_command_that_was_queued_behind": _GATES,
-    "test_a_slow_subscribe_delays_no_other_connection": _GATES,
-    "test_commands_of_one_connection_are_handled_in_their_order": _GATES,
-    "test_handlers_of_many_connections_run_in_parallel": _GATES,
-    "test_an_unsubscribe_ends_a_subscribe_that_is_pending": _GATES,
+    "test_a_language_does_not_reach_a_command_that_was_queued_behind": _PINGS,
     "test_each_call_has_the_tenant_and_the_language_of_its_own_connection": (
         "`connect` sets attributes that `identified_by` does not name, so later calls do not have them (W013)."
     ),
@@ -101,6 +98,37 @@ EXCLUDED = {
     "test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_not_dropped": _HISTORY,
 }
 
+#: The modules of conformance tests that do not run here, with the reasons.
+LEFT_OUT = {
+    "test_clocks": _MANY_SERVERS,
+    "test_disconnect": f"{_MANY_SERVERS} test_anycable.py tests disconnects and logouts.",
+    "test_history": _HISTORY,
+    "test_logins": "Servers of this package check the logins of open connections. Behind anycable-go, they have none.",
+    "test_logs": "anycable-go reads the frames of the attack, and writes a log of its own.",
+    "test_pages": _HISTORY,
+    "test_presence": _PRESENCE,
+    "test_presence_processes": _PRESENCE,
+    "test_processes": "It compares the offsets of Django's store. test_broadcast_adapters.py tests other processes.",
+    "test_redis_cluster": "Behind anycable-go, Django stores no streams and sessions in Redis.",
+    "test_redis_faults": "Behind anycable-go, Django stores no streams and sessions in Redis.",
+    "test_restore": "anycable-go restores sessions without a call, so that nothing is checked again.",
+    "test_revoke": "Behind anycable-go, revoke() raises NotSupported.",
+    "test_shutdown": "The server that stops has no connections to close. test_anycable.py tests the stop of cable_rpc.",
+    "test_slow_clients": "anycable-go has the unsent frames of clients, and limits them itself.",
+    "test_storm": _HISTORY,
+    "test_takeover": _MANY_SERVERS,
+}
+
+#: The tests that run only with calls by HTTP. Their handlers wait at gates in the server's process, and with gRPC, the
+#: handlers run in another process.
+ONLY_HTTP = {
+    "test_the_answer_to_a_call_of_a_lost_connection_is_not_sent_to_the_next_one",
+    "test_a_slow_subscribe_delays_no_other_connection",
+    "test_commands_of_one_connection_are_handled_in_their_order",
+    "test_handlers_of_many_connections_run_in_parallel",
+    "test_an_unsubscribe_ends_a_subscribe_that_is_pending",
+}
+
 for _module in MODULES:
     for _name, _test in list(vars(_module).items()):
         if _name.startswith("test_") and _name not in EXCLUDED:
@@ -124,7 +152,14 @@ class AnyCableClient(Client):
         return (await self.until({"type": "confirm_subscription", "identifier": identifier}))[:-1]
 
 
-@pytest.fixture(scope="module", params=["http", "grpc"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that uses `rpc` with both protocols, or with HTTP only."""
+    if "rpc" in metafunc.fixturenames:
+        protocols = ["http"] if metafunc.function.__name__ in ONLY_HTTP else ["http", "grpc"]
+        metafunc.parametrize("rpc", protocols, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def rpc(request: pytest.FixtureRequest) -> str:
     """The protocol of the calls of anycable-go to Django."""
     return str(request.param)
@@ -138,7 +173,14 @@ def server(servers: ServerPool, rpc: str, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_each_exclusion_names_a_test() -> None:
-    assert EXCLUDED.keys() - {name for module in MODULES for name in vars(module)} == set()
+    assert (EXCLUDED.keys() | ONLY_HTTP) - {name for module in MODULES for name in vars(module)} == set()
+    assert EXCLUDED.keys() & ONLY_HTTP == set()
+
+
+def test_each_module_runs_or_is_left_out_for_a_reason() -> None:
+    found = sorted(path.stem for path in Path(conformance.__file__).parent.glob("test_*.py"))
+    run = [module.__name__.rpartition(".")[2] for module in MODULES]
+    assert sorted([*run, *LEFT_OUT]) == found
 
 
 @pytest.fixture

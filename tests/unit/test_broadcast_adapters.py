@@ -227,14 +227,6 @@ class TestChecks:
         with configured():
             assert checks.check_broadcast_adapter() == []
 
-    def test_settings_without_an_effect_are_reported(self) -> None:
-        with configured(BROADCAST_ADAPTER="http", SECRET=SECRET, HISTORY_TTL=60, SESSIONS_TTL=60):
-            messages = checks.check_unused_settings()
-        assert ids(messages) == ["W011", "W011"]
-        assert "--history_ttl" in (messages[0].hint or "")
-        with configured(HISTORY_TTL=60):
-            assert checks.check_unused_settings() == []
-
     def test_a_key_that_anycable_go_does_not_have_is_reported(self) -> None:
         with configured(BROADCAST_ADAPTER="http"):
             (message,) = checks.check_unused_settings()
