@@ -1,4 +1,4 @@
-"""The NATS adapter with real servers: credentials, permissions, TLS, several servers, large messages, lost servers."""
+"""The NATS adapter: credentials, permissions, TLS, several servers, large messages, servers that are lost or hang."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import signal
 import ssl
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from reliable_cable import BroadcastError, BroadcastUncertain, PayloadTooLarge, 
 from reliable_cable.stores.adapters import nats as adapter
 from reliable_cable.stores.engine import get_engine
 from tests.support.certificates import make_certificate
-from tests.support.nats import NatsServer
+from tests.support.nats import NatsServer, SilentServer
 
 pytestmark = pytest.mark.nats
 
@@ -63,6 +64,25 @@ async def subscribed(url: str) -> AsyncIterator[Any]:
 
 def with_user(server: NatsServer, name: str, password: str = PASSWORD) -> str:
     return server.url.replace("nats://", f"nats://{name}:{password}@")
+
+
+@contextmanager
+def broadcasting_threads(count: int) -> Iterator[tuple[list[Future[object]], Callable[[], None]]]:
+    """Broadcast in several threads. Yield the results, and a function that waits until each call waits for a server."""
+    submitted = threading.Semaphore(0)
+    submit = adapter._Connection.submit
+
+    def noted(self: adapter._Connection, work: Any) -> Future[None]:
+        future = submit(self, work)
+        submitted.release()
+        return future
+
+    def all_submitted() -> None:
+        for _ in range(count):
+            assert submitted.acquire(timeout=30)
+
+    with mock.patch.object(adapter._Connection, "submit", noted), ThreadPoolExecutor(count) as threads:
+        yield [threads.submit(broadcast, "chat", "x") for _ in range(count)], all_submitted
 
 
 async def test_credentials_may_be_in_the_url_or_in_the_options(tmp_path: Path) -> None:
@@ -182,3 +202,37 @@ async def test_changed_settings_leave_no_thread(tmp_path: Path) -> None:
         gc.collect()
         await asyncio.to_thread(thread.join, 30)
         assert threads() == []
+
+
+async def test_threads_that_wait_for_a_server_that_never_answers_share_one_attempt() -> None:
+    with SilentServer() as server:
+        async with project(server.url, connect_timeout=60):
+            with broadcasting_threads(8) as (results, all_submitted):
+                all_submitted()
+                server.hang_up()  # as if the time were over
+                errors = [result.exception(timeout=30) for result in results]
+            assert {type(error) for error in errors} == {BroadcastError}, "nothing was sent"
+            assert server.accepted == 1
+            with pytest.raises(BroadcastError):
+                await abroadcast("chat", "later")
+            assert server.accepted == 2, "a later call makes a new attempt"
+
+
+async def test_a_server_that_never_answers_is_an_error_each_time() -> None:
+    with SilentServer() as server:
+        async with project(server.url, connect_timeout=0.1):
+            for attempts in (1, 2, 3):
+                with pytest.raises(BroadcastError, match="Nothing was broadcast: NATS at"):
+                    await abroadcast("chat", 1)
+                assert server.accepted == attempts
+
+
+async def test_calls_that_wait_for_a_server_end_although_the_adapter_is_closed() -> None:
+    with SilentServer() as server:
+        async with project(server.url, connect_timeout=60):
+            with broadcasting_threads(2) as (results, all_submitted):
+                all_submitted()
+                with mock.patch.object(adapter, "CLOSE_TIMEOUT", 0.1):
+                    get_engine().streams.close()
+                server.hang_up()
+                assert {type(result.exception(timeout=30)) for result in results} == {BroadcastError}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tests.support.process import RestartableProcess, wait_until_listening
 from tests.support.server import free_port
@@ -50,3 +55,50 @@ class NatsServer(RestartableProcess):
             output = self.log
             self.kill()
             raise RuntimeError(f"nats-server did not start:\n{output}")
+
+
+class SilentServer:
+    """A server that accepts connections and never sends anything. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connections: list[socket.socket] = []
+        self._closing = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        #: How many connections the server has accepted.
+        self.accepted = 0
+
+    @property
+    def url(self) -> str:
+        """The URL of the server."""
+        return f"nats://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def hang_up(self) -> None:
+        """Close all connections, and from now on each new one at once."""
+        with self._lock:
+            self._closing = True
+            while self._connections:
+                self._connections.pop().close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.hang_up()
+        self._listener.shutdown(socket.SHUT_RDWR)  # ends the call of `accept`
+        self._thread.join()
+        self._listener.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with self._lock:
+                    self.accepted += 1
+                    self._connections.append(connection)
+                if self._closing:
+                    self.hang_up()

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, CableError, described
+from reliable_cable.exceptions import BroadcastError, described
 
 from .base import Adapter, join, uncertain
 
@@ -22,6 +22,9 @@ from .base import Adapter, join, uncertain
 CONNECT_TIMEOUT: Final = 2.0
 #: How long, in seconds, a server may take to confirm that it has received the messages.
 FLUSH_TIMEOUT: Final = 5.0
+#: How long, in seconds, a call may wait for a connection, however many servers are tried. If twice the option
+#: `connect_timeout` of nats-py is longer, that is the limit.
+OPEN_TIMEOUT: Final = 5.0
 #: How long, in seconds, `close` waits for the end of the thread.
 CLOSE_TIMEOUT: Final = 2.0
 
@@ -39,7 +42,7 @@ class NatsAdapter(Adapter):
 
     nats-py needs an event loop. All threads and event loops of a process share one connection, which is used by an
     event loop in a thread of its own. The thread starts with the first message. A forked process opens another
-    connection.
+    connection. All calls that are waiting for the connection share one attempt to open it.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -107,26 +110,41 @@ class _Connection:
         self._refused = 0
         #: The last error that nats-py has reported.
         self._last_error: Exception | None = None
+        #: The lock of the attempt to connect. Waiting calls take it in the order in which they were made.
         self._opening = asyncio.Lock()
+        #: The error of the last attempt to connect that failed.
+        self._failure: BroadcastError | None = None
+        #: The running calls of `publish`, and the clients that are being closed.
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._starting = threading.Lock()
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread(target=self._run, name="cable-nats", daemon=True)
 
     def submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
-        """Run a coroutine in the thread, which is started first if necessary."""
+        """Run a coroutine in the thread, which is started first if necessary.
+
+        Raises:
+            BroadcastError: `stop` was called.
+        """
         with self._starting:
+            if self._stopped:
+                work.close()
+                raise BroadcastError(f"Nothing was broadcast: the connection to {self._place} was closed.")
             if self._loop is None:
                 self._loop = asyncio.SelectorEventLoop()
                 self.thread.start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self) -> None:
-        """Close the connection and end the thread, without waiting for it. Later calls of this method do nothing."""
+        """Close the connection and end the thread after the running calls, without waiting for it.
+
+        Later calls of this method do nothing.
+        """
         with self._starting:
-            stopping, self._stopped = not self._stopped and self._loop is not None, True
-        if stopping:
-            self.submit(self._stop())
+            if not self._stopped and self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
+            self._stopped = True
 
     async def publish(self, subject: str, messages: Sequence[str]) -> None:
         """Publish messages, and wait until the server has received them.
@@ -134,6 +152,7 @@ class _Connection:
         Raises:
             BroadcastError: see `Adapter.publish`.
         """
+        self._keep(asyncio.current_task())
         client = await self._connected()
         texts = list(join(messages, client.max_payload))
         refused = self._refused
@@ -144,7 +163,7 @@ class _Connection:
                 await client.flush(FLUSH_TIMEOUT)
         except Exception as error:
             # Otherwise, a late response could be taken for the response to a later flush.
-            await self._discard(client)
+            self._discard(client)
             raise uncertain(f"{self._place} did not confirm it: {described(error)}.") from error
         # The server reports a refusal before it responds to the flush.
         if self._refused > refused:
@@ -159,38 +178,58 @@ class _Connection:
             loop.close()
 
     async def _stop(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         if self._client is not None:
-            await self._discard(self._client)
+            await _close(self._client)
         asyncio.get_running_loop().call_soon(asyncio.get_running_loop().stop)
 
     async def _connected(self) -> Any:
         """Return the client, after connecting to a server if necessary.
 
+        If an attempt to connect fails, each call that was waiting for it fails too. The next call makes another one.
+
         Raises:
             BroadcastError: no server can be reached.
         """
+        known = self._failure
+        deadline = asyncio.get_running_loop().time() + max(OPEN_TIMEOUT, 2 * self._options["connect_timeout"])
         async with self._opening:
             if self._client is not None and self._client.is_connected:
                 return self._client
-            error: BaseException | None = None
-            for url in list(self._urls):
-                try:
-                    self._client = await self._open(url)
-                except Exception as caught:
-                    error = caught
-                    self._urls.append(self._urls.pop(0))  # the next call begins with another server
-                else:
-                    return self._client
+            if self._failure is not known:  # an attempt has failed during this call
+                raise BroadcastError(str(self._failure)) from self._failure
+            try:
+                self._client = await self._connect(deadline)
+            except BroadcastError as error:
+                self._failure = error
+                raise
+            return self._client
+
+    async def _connect(self, deadline: float) -> Any:
+        """Try the servers in turn, until a time of the event loop. Return the new client.
+
+        Raises:
+            BroadcastError: no server can be reached.
+        """
+        error: Exception | None = None
+        for url in list(self._urls):
+            try:
+                return await self._open(url, deadline)
+            except Exception as caught:
+                error = caught
+                self._urls.append(self._urls.pop(0))  # the next attempt begins with another server
+            if asyncio.get_running_loop().time() >= deadline:
+                break
         assert error is not None  # noqa: S101 - there is at least one URL
-        if isinstance(error, CableError):
-            raise error
         raise BroadcastError(f"Nothing was broadcast: {self._place} cannot be used: {described(error)}.") from error
 
-    async def _open(self, url: str) -> Any:
+    async def _open(self, url: str, deadline: float) -> Any:
         client: Any = _import_nats().NATS()
+        longest = asyncio.get_running_loop().time() + 2 * self._options["connect_timeout"]
         try:
             # nats-py accepts messages while it reconnects. So `allow_reconnect` is False, and `_connected` reconnects.
-            async with asyncio.timeout(2 * self._options["connect_timeout"]):
+            async with asyncio.timeout_at(min(longest, deadline)):
                 await client.connect(
                     [url],
                     allow_reconnect=False,
@@ -202,7 +241,7 @@ class _Connection:
                     **self._options,
                 )
         except BaseException as error:
-            await self._discard(client)
+            self._discard(client)
             if isinstance(error, _import_nats().errors.NoServersError) and self._last_error is not None:
                 raise self._last_error from error  # `NoServersError` contains no reason
             raise
@@ -213,10 +252,23 @@ class _Connection:
         if "permissions violation" in str(error).lower():
             self._refused += 1
 
-    async def _discard(self, client: Any) -> None:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await client.close()
+    def _discard(self, client: Any) -> None:
+        """Stop using a client, and close it. Nothing waits for the end, because a server that hangs delays it."""
+        if self._client is client:
+            self._client = None
+        self._keep(asyncio.create_task(_close(client)))
+
+    def _keep(self, task: asyncio.Task[Any] | None) -> None:
+        """Let the thread run until a task has ended."""
+        assert task is not None  # noqa: S101 - for the type checker
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _close(client: Any) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await client.close()
 
 
 def _import_nats() -> Any:
