@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from django.dispatch import Signal
 
@@ -17,6 +17,9 @@ from reliable_cable.hub.presence import PresenceService
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.presence.base import PresenceEvent, PresenceMissed, PresenceStore
 from reliable_cable.stores.presence.model import ModelPresenceStore
+
+if TYPE_CHECKING:
+    from .conftest import Clock
 
 #: The PRESENCE_TTL of the stores under test, in seconds.
 TTL = 15.0
@@ -29,6 +32,16 @@ def joined(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
 
 def left(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
     return PresenceEvent(stream, "leave", id_, info)
+
+
+def elapse(store: PresenceStore, clock: Clock, seconds: float = TTL) -> list[PresenceEvent]:
+    """Let time pass while a server calls `expire` regularly, so that there is no outage. Return the leave events."""
+    events: list[PresenceEvent] = []
+    end = clock() + seconds
+    while clock() < end:
+        clock.advance(min(TTL / 3, end - clock()))
+        events += store.expire()
+    return events
 
 
 marks = itertools.count()

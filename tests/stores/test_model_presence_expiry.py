@@ -18,7 +18,7 @@ from reliable_cable.stores.presence.model import ModelPresenceStore
 from reliable_cable.stores.streams.model_polling import PRUNE_INTERVAL
 
 from .conftest import POSTGRES, Clock, until, wait_until, with_own_connection
-from .presence import KEPT, TTL, left
+from .presence import KEPT, TTL, elapse, left
 from .test_model_presence import MakePresence, heard, here, make, on_every_database, queries, there
 from .test_stream_concurrency import in_threads
 
@@ -33,7 +33,7 @@ class TestExpiry:
         there.join("s", "phone", "1")
         there.join("t", "phone", "1")
         here.join("s", "desk", "2")
-        clock.advance(TTL - 1)
+        elapse(there, clock, TTL - 1)
         assert here.refresh({"s": ["desk"]}).unknown == []
         assert here.expire() == []
         clock.advance(2)
@@ -59,8 +59,7 @@ class TestExpiry:
         self, here: ModelPresenceStore, there: ModelPresenceStore, clock: Clock, queries: list[str]
     ) -> None:
         here.join("s", "phone", "1")
-        clock.advance(TTL - SEARCH_INTERVAL / 2)
-        assert here.expire() == []
+        assert elapse(here, clock, TTL - SEARCH_INTERVAL / 2) == []
         clock.advance(SEARCH_INTERVAL / 2)
         queries.clear()
         assert there.expire() == []
@@ -68,17 +67,47 @@ class TestExpiry:
         clock.advance(SEARCH_INTERVAL / 2)
         assert there.expire() == [left("1")]
 
+    def test_members_that_joined_on_an_earlier_release_leave_only_after_a_time_in_which_they_could_be_refreshed(
+        self, alias: str, here: ModelPresenceStore, clock: Clock
+    ) -> None:
+        # Servers of earlier releases do not record the first join as the beginning of the time without a search.
+        here.join("s", "here", "1")
+        here.join("s", "killed", "2")
+        assert models.PresenceSweep.objects.using(alias).all()._raw_delete(alias) == 1
+        clock.advance(TTL)
+        assert here.expire() == []
+        here.refresh({"s": ["here"]})
+        assert elapse(here, clock, TTL - 1) == []
+        here.refresh({"s": ["here"]})
+        assert elapse(here, clock, 1) == [left("2")]
+
+    def test_only_the_first_join_writes_when_sessions_were_last_searched(
+        self, here: ModelPresenceStore, there: ModelPresenceStore, queries: list[str]
+    ) -> None:
+        here.join("s", "phone", "1")
+        assert len(_writes_of_sweeps(queries)) == 1
+        there.join("s", "desk", "2")
+        there.join("t", "desk", "2")
+        there.refresh({"t": ["desk"]})
+        there.leave("t", "desk")
+        assert len(_writes_of_sweeps(queries)) == 1
+
     def test_one_search_finds_the_expired_members_of_many_streams(
         self, here: ModelPresenceStore, queries: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(model, "STREAMS_PER_SWEEP", 2)
         monkeypatch.setattr(model, "CHANGES_PER_TRANSACTION", 3)
         here.join_all([Member(f"s{number % 5}", f"phone{number}", str(number)) for number in range(20)])
-        clock.advance(TTL)
+        elapse(here, clock, TTL - 1)
+        clock.advance(1)
         queries.clear()
         assert sorted(int(event.id) for event in here.expire()) == list(range(20))
         searches = [sql for sql in queries if '"expires" <=' in sql and "presencestream" in sql]
         assert len(searches) == 1, "a search reads all sessions"
+
+
+def _writes_of_sweeps(queries: list[str]) -> list[str]:
+    return [sql for sql in queries if "presencesweep" in sql and sql.startswith(("INSERT", "UPDATE", "DELETE"))]
 
 
 @on_every_database

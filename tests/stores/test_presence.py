@@ -10,13 +10,12 @@ from reliable_cable.stores.presence.base import (
     SEARCH_INTERVAL,
     UNHEARD_TIME,
     Member,
-    PresenceEvent,
     PresenceInfo,
     PresenceStore,
 )
 
 from .conftest import PRESENCE_STORES, Clock
-from .presence import KEPT, TTL, Recorder, joined, left
+from .presence import KEPT, TTL, Recorder, elapse, joined, left
 
 pytestmark = pytest.mark.parametrize("alias", PRESENCE_STORES, indirect=True)
 
@@ -104,9 +103,9 @@ class TestMembers:
         await store.ajoin_all([Member("s", "desk", "2")])
         assert await store.ainfo("s") == PresenceInfo(2, {"1": "Ann", "2": None})
         await store.aleave("s", "desk")
-        clock.advance(TTL - 1)
+        elapse(store, clock, TTL - 1)
         assert (await store.arefresh({"s": ["phone", "desk"]})).unknown == [("s", "desk")]
-        clock.advance(TTL - 1)
+        elapse(store, clock, TTL - 1)
         assert await store.aexpire() == []
         clock.advance(1)
         assert await store.aexpire() == [left("1", "Ann")]
@@ -137,8 +136,7 @@ class TestWhatACallCaused:
         for stream in ("s", "t"):
             for number in range(3):
                 store.join(stream, f"phone{number}", str(number))
-        clock.advance(TTL)
-        events = store.expire()
+        events = elapse(store, clock)
         assert sorted((event.stream, event.type, event.id) for event in events) == [
             (stream, "leave", str(number)) for stream in ("s", "t") for number in range(3)
         ]
@@ -154,8 +152,7 @@ class TestWhatACallCaused:
         self, store: PresenceStore, clock: Clock, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
-        clock.advance(TTL)
-        store.expire()
+        elapse(store, clock)
         assert store.join_all([Member("s", "phone", "1", joined=True)]) == [joined("1")]
         assert await recorder.events() == [joined("1"), left("1"), joined("1")]
 
@@ -174,10 +171,8 @@ class TestExpiry:
         self, store: PresenceStore, clock: Clock, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
-        clock.advance(TTL - 1)
-        assert store.expire() == []
-        clock.advance(1)
-        assert store.expire() == [left("1")]
+        assert elapse(store, clock, TTL - 1) == []
+        assert elapse(store, clock, 1) == [left("1")]
         assert store.expire() == []
         assert await recorder.events() == [joined("1"), left("1")]
         assert store.info("s").total == 0
@@ -186,11 +181,10 @@ class TestExpiry:
         store.join("s", "phone", "1")
         store.join("s", "desk", "2")
         store.join("t", "phone", "1")
-        clock.advance(TTL - 1)
+        elapse(store, clock, TTL - 1)
         refreshed = store.refresh({"s": ["phone", "unknown"], "t": ["phone"]})
         assert refreshed.unknown == [("s", "unknown")]
-        clock.advance(TTL - 1)
-        assert store.expire() == [left("2")]
+        assert elapse(store, clock, TTL - 1) == [left("2")]
         assert store.info("s").records == {"1": None}
         assert store.info("t").records == {"1": None}
         clock.advance(1)
@@ -198,10 +192,9 @@ class TestExpiry:
 
     async def test_joining_again_refreshes(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone", "1")
-        clock.advance(TTL - 1)
+        elapse(store, clock, TTL - 1)
         store.join("s", "phone", "1")
-        clock.advance(TTL - 1)
-        assert store.expire() == []
+        assert elapse(store, clock, TTL - 1) == []
 
     async def test_an_id_leaves_when_its_last_session_expires(
         self, store: PresenceStore, clock: Clock, recorder: Recorder
@@ -209,19 +202,16 @@ class TestExpiry:
         store.join("s", "phone", "1")
         clock.advance(1)
         store.join("s", "desk", "1")
-        clock.advance(TTL - 1)
-        assert store.expire() == []
+        assert elapse(store, clock, TTL - 1) == []
         assert await recorder.events() == [joined("1")]
-        clock.advance(1)
-        assert store.expire() == [left("1")]
+        assert elapse(store, clock, 1) == [left("1")]
         assert await recorder.events() == [left("1")]
 
     async def test_an_expired_and_removed_session_cannot_be_refreshed(
         self, store: PresenceStore, clock: Clock, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
-        clock.advance(TTL)
-        store.expire()
+        elapse(store, clock)
         assert store.refresh({"s": ["phone"]}).unknown == [("s", "phone")]
         assert store.info("s").total == 0
         assert await recorder.events() == [joined("1"), left("1")]
@@ -230,7 +220,9 @@ class TestExpiry:
         self, store: PresenceStore, clock: Clock
     ) -> None:
         store.join("s", "phone", "1")
-        clock.advance(TTL * 100)
+        elapse(store, clock, TTL - 1)
+        clock.advance(TTL / 3)
+        assert store.info("s", overdue=False).total == 0
         assert store.refresh({"s": ["phone"]}).unknown == []
         assert store.expire() == []
 
@@ -275,10 +267,9 @@ class TestShorten:
 
     def test_an_earlier_expiry_stays(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone", "1")
-        clock.advance(TTL - 1)
+        elapse(store, clock, TTL - 1)
         store.shorten("s", "phone")
-        clock.advance(1)
-        assert store.expire() == [left("1")]
+        assert elapse(store, clock, 1) == [left("1")]
 
     def test_a_second_call_changes_nothing(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone", "1")
@@ -293,79 +284,18 @@ class TestShorten:
             store.shorten("s", session)
         store.refresh({"s": ["phone"]})
         store.join("s", "desk", "desk")
-        clock.advance(TTL - 1)
-        assert store.expire() == []
+        assert elapse(store, clock, TTL - 1) == []
 
     def test_a_session_that_takes_the_place_of_another_one_stays(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone", "1")
         store.shorten("s", "phone")
         store.join_all([Member("s", "phone again", "1", replaces="phone")])
         store.shorten("s", "phone")
-        clock.advance(TTL - 1)
-        assert store.expire() == []
+        assert elapse(store, clock, TTL - 1) == []
 
     def test_an_unknown_session_is_ignored(self, store: PresenceStore) -> None:
         store.shorten("s", "phone")
         assert store.info("s").total == 0
-
-
-class TestAfterAnOutage:
-    """If `expire` was not called for some time, the store assumes an outage, in which no members could be refreshed."""
-
-    def live(self, store: PresenceStore, clock: Clock, *sessions: str) -> list[PresenceEvent]:
-        """Let one PRESENCE_TTL pass without an outage, and return the leave events.
-
-        Meanwhile, the sessions are refreshed and `expire` is called three times.
-        """
-        events = []
-        for _ in range(3):
-            clock.advance(TTL / 3)
-            store.refresh({"s": sessions})
-            events += store.expire()
-        return events
-
-    def test_members_of_a_process_that_returns_late_do_not_leave(self, store: PresenceStore, clock: Clock) -> None:
-        store.join("s", "of one server", "1")
-        store.join("s", "of another server", "2")
-        self.live(store, clock, "of one server", "of another server")
-        clock.advance(TTL * 2)
-        # This server has just started, and does not know of the outage.
-        store.join("s", "of a new server", "3")
-        assert store.expire() == []
-        clock.advance(TTL / 3)
-        assert store.expire() == []
-        assert self.live(store, clock, "of one server", "of another server", "of a new server") == []
-        assert store.info("s").total == 3
-
-    def test_members_that_do_not_return_leave_one_presence_ttl_later(self, store: PresenceStore, clock: Clock) -> None:
-        store.join("s", "here", "1")
-        store.join("s", "killed", "2")
-        self.live(store, clock, "here", "killed")
-        clock.advance(TTL * 2)
-        store.refresh({"s": ["here"]})
-        assert store.expire() == []
-        clock.advance(TTL / 3)
-        store.refresh({"s": ["here"]})
-        assert store.expire() == []
-        assert self.live(store, clock, "here") == [left("2")]
-
-    def test_members_of_a_killed_server_leave_in_time_while_other_servers_run(
-        self, store: PresenceStore, clock: Clock
-    ) -> None:
-        store.join("s", "here", "1")
-        store.join("s", "killed", "2")
-        self.live(store, clock, "here", "killed")
-        assert self.live(store, clock, "here") == [left("2")]
-
-    def test_a_time_without_members_is_not_an_outage(self, store: PresenceStore, clock: Clock) -> None:
-        store.join("s", "phone", "1")
-        store.expire()
-        store.leave("s", "phone")
-        store.expire()
-        clock.advance(TTL * 10)
-        store.join("s", "killed", "2")
-        clock.advance(TTL)
-        assert store.expire() == [left("2")]
 
 
 class TestIncarnation:
@@ -408,9 +338,7 @@ class TestLeftWithin:
         store.join("s", "phone", "1")
         store.join("s", "desk", "2")
         store.leave("s", "phone")
-        clock.advance(KEPT + UNHEARD_TIME)
-        store.expire()
-        assert store.left_within("s", KEPT * 10) == ["2", "1"] or store.left_within("s", KEPT * 10) == ["1", "2"]
-        clock.advance(1)
-        store.expire()
+        elapse(store, clock, KEPT + UNHEARD_TIME)
+        assert store.left_within("s", KEPT * 10) == ["1", "2"]
+        elapse(store, clock, 1)
         assert store.left_within("s", KEPT * 10) == ["2"]

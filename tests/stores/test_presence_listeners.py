@@ -12,7 +12,7 @@ from reliable_cable.stores.presence.base import PresenceEvent, PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
 from .conftest import PRESENCE_STORES, Clock
-from .presence import KEPT, TTL, Recorder, joined, left, listen
+from .presence import KEPT, TTL, Recorder, elapse, joined, left, listen
 
 
 @pytest.fixture
@@ -120,8 +120,7 @@ class TestMemoryStore:
             store.join(f"s{number}", "phone", "1")
             store.leave(f"s{number}", "phone")
             store.join(f"s{number}", "phone", "1")
-        clock.advance(TTL)
-        store.expire()
+        elapse(store, clock)
         clock.advance(store.memory + 1)
         store.expire()
         assert (store._streams, len(store._sessions), len(store._tombstones)) == ({}, 0, 0)

@@ -37,7 +37,8 @@ class Model:
         self.sessions: dict[str, tuple[str, float]] = {}
         self.infos: dict[str, dict[str, Any]] = {}  # id -> session -> info, in the order of joins
         self.left: dict[str, float] = {}
-        #: The time of the last call of `expire`; None if there were no sessions after it.
+        #: The time of the last call of `expire`. If there were no sessions after it, the time of the next join, or None
+        #: until then.
         self.swept: float | None = None
         #: The time until which `expire` removes nothing.
         self.grace = 0.0
@@ -59,6 +60,8 @@ class Model:
                 events.append(PresenceEvent("s", "join", id_, info))
         self.infos.setdefault(id_, {})[session] = info
         self.sessions[session] = (id_, self.clock() + TTL)
+        if self.swept is None:
+            self.swept = self.clock()
         return events
 
     def leave(self, session: str) -> list[PresenceEvent]:

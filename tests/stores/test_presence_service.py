@@ -169,8 +169,9 @@ class TestService:
     ) -> None:
         await service.open("s")
         store.join("s", "killed", "1")
-        clock.advance(TTL)
-        await rounds.next()
+        for _ in range(3):
+            clock.advance(TTL / 3)
+            await rounds.next()
         assert store.info("s").total == 0
         await service.close("s")
         for _ in range(LAST_ROUNDS):

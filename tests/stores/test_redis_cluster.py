@@ -68,7 +68,8 @@ class TestKeys:
         for stream in ("a", "room:{1}", "}{", "ü"):
             store = make_store()
             partition = names.partition(stream)
-            keys = [*store.keys(stream), names.lineage(partition), names.channel(stream), f"{partition}:presence"]
+            keys = [*store.keys(stream), names.lineage(partition), names.channel(stream)]
+            keys += [f"{partition}:presence", f"{partition}:presence-sweeps"]
             assert len({key_slot(key) for key in keys}) == 1
 
     def test_the_partitions_are_spread_evenly_over_the_slots(self, make_store: MakeStore) -> None:

@@ -24,7 +24,7 @@ from reliable_cable.stores.redis.keys import lineage_key
 from tests.support.redis import RedisServer, find_binaries
 
 from .conftest import Clock, MakeStore, until
-from .presence import KEPT, TTL, joined, left, listen
+from .presence import KEPT, TTL, elapse, joined, left, listen
 
 pytestmark = pytest.mark.redis
 
@@ -99,7 +99,8 @@ class TestSeveralProcesses:
         recorder = await listen(stores[0], *streams)
         stores[1].join_all([Member(stream, str(id_), str(id_)) for stream in streams for id_ in range(100)])
         await recorder.events()
-        clock.advance(TTL)
+        elapse(stores[1], clock, TTL - 1)
+        clock.advance(1)
         start = threading.Barrier(4)
 
         def sweep(store: RedisPresenceStore) -> list[PresenceEvent]:
@@ -139,16 +140,17 @@ class TestSeveralProcesses:
         killed, other = make_store(), make_store()
         killed.join("s", "phone", "1")
         killed.join("of another", "phone", "2")
-        clock.advance(TTL)
+        elapse(other, clock, TTL - 1)
         other.join("t", "phone", "1")
-        assert sorted(event.stream for event in other.expire()) == ["of another", "s"]
+        assert sorted(event.stream for event in elapse(other, clock, 1)) == ["of another", "s"]
 
     def test_many_sessions_expire_in_short_scripts(
         self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer
     ) -> None:
         count = EXPIRE_SIZE * 2 + 10
         store.join_all([Member("s", str(number), str(number)) for number in range(count)])
-        clock.advance(TTL)
+        elapse(store, clock, TTL - 1)
+        clock.advance(1)
         redis_server.cli("CONFIG", "RESETSTAT")
         assert len(store.expire()) == count
         assert calls(redis_server) == 4 + 3, "four looks at the index, three sweeps"
@@ -176,7 +178,7 @@ class TestData:
         store.join("s", "desk", "2")
         store.leave("s", "phone")
         found = keys(redis_server, key_prefix)
-        assert len(found) == 6
+        assert len(found) == 7
         assert {redis_server.cli("TTL", key) > 80_000 for key in found} == {True}
 
     def test_after_the_last_leave_only_leaves_are_remembered_for_some_time(
@@ -184,6 +186,7 @@ class TestData:
     ) -> None:
         store.join("s", "phone", "1")
         store.leave("s", "phone")
+        store.expire()
         found = keys(redis_server, key_prefix)
         assert [key.rpartition(":")[2] for key in found] == ["left", "presence"]
         assert all(0 < redis_server.cli("TTL", key) <= TTL + store.memory for key in found)
@@ -206,10 +209,9 @@ class TestData:
     ) -> None:
         store.join("s", "phone", "1")
         for key in keys(redis_server, key_prefix):
-            if key != f"{key_prefix}:presence":
+            if key not in (f"{key_prefix}:presence", f"{key_prefix}:presence-sweeps"):
                 redis_server.cli("DEL", key)
-        clock.advance(TTL)
-        assert store.expire() == []
+        assert elapse(store, clock) == []
         assert keys(redis_server, key_prefix) == []
 
     def test_reads_write_nothing(self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str) -> None:
@@ -221,6 +223,15 @@ class TestData:
 
 
 class TestCosts:
+    def test_only_the_first_member_of_a_stream_makes_a_join_look_for_the_record_of_the_last_search(
+        self, store: RedisPresenceStore, redis_server: RedisServer
+    ) -> None:
+        redis_server.cli("CONFIG", "RESETSTAT")
+        for number in range(5):
+            store.join("s", str(number), str(number))
+        store.refresh({"s": ["0", "1"]})
+        assert redis_server.cli("INFO", "commandstats")["cmdstat_hsetnx"]["calls"] == 1
+
     @pytest.mark.parametrize("members", [1, 300, 2500])
     async def test_a_refresh_is_one_call_for_each_stream_with_any_number_of_members(
         self, store: RedisPresenceStore, redis_server: RedisServer, members: int
@@ -255,10 +266,7 @@ def calls(server: RedisServer) -> int:
 class TestLostData:
     @pytest.mark.parametrize("loss", ["flushall", "restart_empty"])
     async def test_after_a_loss_of_data_members_are_unknown_and_the_incarnation_differs(
-        self,
-        own: RedisServer,
-        make_own: MakeStore,
-        loss: str,
+        self, own: RedisServer, make_own: MakeStore, loss: str
     ) -> None:
         store = make_own()
         store.join("s", "phone", "1")
@@ -272,9 +280,7 @@ class TestLostData:
         assert store.info("s").total == 1
 
     async def test_a_restarted_redis_with_its_data_keeps_members_but_may_lack_leaves(
-        self,
-        own: RedisServer,
-        make_own: MakeStore,
+        self, own: RedisServer, make_own: MakeStore
     ) -> None:
         store = make_own()
         store.join("s", "phone", "1")
@@ -286,11 +292,7 @@ class TestLostData:
         assert refreshed.unknown == []
         assert refreshed.incarnations["s"] not in ("", before)
 
-    async def test_refreshes_and_expiry_correct_an_older_snapshot(
-        self,
-        own: RedisServer,
-        make_own: MakeStore,
-    ) -> None:
+    async def test_refreshes_and_expiry_correct_an_older_snapshot(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own(presence_ttl=0.2)
         store.join("s", "left since", "1")
         snapshot = own.snapshot()
@@ -349,9 +351,7 @@ class TestLostEvents:
         await service.stop()
 
     async def test_the_rosters_of_clients_are_corrected_after_a_loss_of_data_without_joins_of_returning_members(
-        self,
-        own: RedisServer,
-        make_own: MakeStore,
+        self, own: RedisServer, make_own: MakeStore
     ) -> None:
         store, other = make_own(presence_ttl=0.6), make_own(presence_ttl=0.6)
         sent: list[tuple[str, str]] = []

@@ -122,7 +122,10 @@ class PresenceStore(Store):
 
     @property
     def outage(self) -> float:
-        """The time, in seconds, after which the store assumes an outage if no process has called `expire`."""
+        """The time, in seconds, after which the store assumes an outage if no process has called `expire`.
+
+        A time without members is not an outage. So the time begins with the first join if there were no members before.
+        """
         return self.settings.presence_ttl * OUTAGE_SHARE
 
     @property

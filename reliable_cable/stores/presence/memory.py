@@ -64,7 +64,8 @@ class MemoryPresenceStore(PresenceStore):
         self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: The time at which `expire` was last called; None if never, or if no sessions remained after that call.
+        #: The time at which `expire` was last called. If no sessions remained after that call, it is the time of the
+        #: next join, or None until then.
         self._expired_at: float | None = None
         #: The time until which `expire` removes no sessions, because there was an outage; 0 if there was none.
         self._grace_end = 0.0
@@ -153,7 +154,10 @@ class MemoryPresenceStore(PresenceStore):
         former = self._sessions.get(key)
         if former is not None and former[0] != member.id:
             events += self._remove(key)
-        self._keep(key, member.id, self.clock() + self.settings.presence_ttl)
+        now = self.clock()
+        self._keep(key, member.id, now + self.settings.presence_ttl)
+        if self._expired_at is None:
+            self._expired_at = now
         state = self._streams.setdefault(member.stream, _Stream())
         known = state.members.get(member.id)
         if known is None:

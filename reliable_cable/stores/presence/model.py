@@ -69,8 +69,8 @@ class ModelPresenceStore(ModelStore, PresenceStore):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
         self._events = EventReader(self._database)
-        self._changes = PresenceChanges(self._database, settings, self._server)
         self._sweeps = Sweeps(self._database, self._server, outage=self.outage, grace=settings.presence_ttl)
+        self._changes = PresenceChanges(self._database, settings, self._server, self._sweeps)
         # Simultaneous joins and leaves of an event loop share transactions.
         self._change_batches: Batches[Sequence[Change], list[PresenceEvent]] = Batches(self._change_batch, parallel=1)
         self._shorten_batches: Batches[str, None] = Batches(self._shorten_batch, size=KEYS_PER_QUERY, parallel=1)

@@ -17,6 +17,7 @@ from reliable_cable.stores.database.database import Database
 from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import Member, PresenceEvent
+from .model_sweeps import Sweeps
 
 #: The maximum number of names of streams, or keys of sessions, in a query.
 KEYS_PER_QUERY: Final = 500
@@ -131,10 +132,11 @@ class PresenceChanges:
     these locks. So the rows of sessions are locked, too, in the order of their keys.
     """
 
-    def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
+    def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer, sweeps: Sweeps) -> None:
         self._database = database
         self._settings = settings
         self._server = server
+        self._sweeps = sweeps
 
     def create(self, streams: Iterable[str]) -> None:
         """Insert rows, with new incarnations, for streams that have none."""
@@ -190,6 +192,9 @@ class PresenceChanges:
         batch.load(change for change in known if isinstance(change, Join))
         caused = [batch.apply(change) for change in changes]
         batch.save()
+        if any(isinstance(change, Join) and streams[change.stream].unsearched for change in changes):
+            # This is the last statement, so that transactions which wait for its lock cannot cause a deadlock.
+            self._sweeps.begin()
         return Written(caused, batch.announcements)
 
     def expire(self, streams: Collection[str], limit: int) -> Written:
@@ -206,12 +211,17 @@ class PresenceChanges:
     def lock(self, streams: Collection[str]) -> list[Any]:
         """Lock the rows of streams, and return them with the time as the attribute `now` (see `DatabaseServer.now`).
 
+        The attribute `unsearched` tells whether no search for expired sessions is recorded (see `Sweeps`).
+
         If the lineage of a row has ended, the row that is returned has a new incarnation, which is not stored yet.
         """
         rows = self._database.rows(PresenceStream).select_for_update().filter(name__in=streams)
         locked: list[Any] = list(
             rows.annotate(
-                now=self._server.now(), ended=self._server.is_foreign("lineage"), present=self._server.lineage()
+                now=self._server.now(),
+                ended=self._server.is_foreign("lineage"),
+                present=self._server.lineage(),
+                unsearched=self._sweeps.missing,
             ).order_by("name")
         )
         for row in locked:

@@ -2,7 +2,8 @@
 
 from typing import Any, Final
 
-from django.db.models import QuerySet
+from django.db.models import Exists, QuerySet
+from django.db.models.expressions import Combinable
 
 from reliable_cable.models import PresenceSession, PresenceSweep
 from reliable_cable.stores.database.database import Database
@@ -32,6 +33,19 @@ class Sweeps:
         #: The minimum time between two searches, in seconds. A search reads the rows of all sessions.
         self._interval = min(SEARCH_INTERVAL, outage * SEARCH_SHARE)
 
+    @property
+    def missing(self) -> Combinable:
+        """A condition that is true if no search is recorded."""
+        return ~Exists(self._rows)
+
+    def begin(self) -> None:
+        """Record the present time as that of a search, unless a search is recorded.
+
+        A transaction in which a session joins calls this, so that the next search notices an outage that began after
+        the join.
+        """
+        self._insert()
+
     def may_expire(self) -> bool:
         """Return whether the caller should search for expired sessions.
 
@@ -40,10 +54,11 @@ class Sweeps:
         `grace` seconds ago.
         """
         sweep: Any = self._rows.annotate(now=self._server.now()).first()
-        if not self._database.rows(PresenceSession).exists():
+        sessions = self._database.rows(PresenceSession)
+        if not sessions.exists():
             # A time without sessions is not an outage.
             if sweep is not None:
-                self._database.write(self._rows.delete)
+                self._database.write(self._rows.filter(~Exists(sessions)).delete)
             return False
         return (sweep is None or self._is_due(sweep)) and self._database.write(self._record)
 
@@ -54,14 +69,19 @@ class Sweeps:
     def _record(self) -> bool:
         sweep: Any = self._rows.select_for_update().annotate(now=self._server.now()).first()
         if sweep is None:
-            self._rows.bulk_create([PresenceSweep(pk=1, at=self._server.now())], ignore_conflicts=True)
-            return True
+            # The time of the last search is not known: servers of earlier releases do not call `begin`, and a process
+            # that saw no sessions may have deleted the row during the first join.
+            self._insert(grace_end=self._server.ago(-self._grace))
+            return False
         if not self._is_due(sweep):
             return False  # another process is searching
         if sweep.now - sweep.at > self._outage:
             sweep.grace_end = sweep.now + self._grace
         self._rows.update(at=sweep.now, grace_end=sweep.grace_end)
         return bool(sweep.now >= sweep.grace_end)
+
+    def _insert(self, **values: Any) -> None:
+        self._rows.bulk_create([PresenceSweep(pk=1, at=self._server.now(), **values)], ignore_conflicts=True)
 
     @property
     def _rows(self) -> QuerySet[PresenceSweep]:

@@ -45,7 +45,8 @@ class RedisPresenceStore(RedisStore, PresenceStore):
         keys_of = self.client.names
         tag = keys_of.stream(stream)
         names = ("presence", "expiries", "sessions", "members", "left", "infos", "queue")
-        keys = [*(f"{tag}:{name}" for name in names), _index(keys_of.partition(stream))]
+        partition = keys_of.partition(stream)
+        keys = [*(f"{tag}:{name}" for name in names), _index(partition), _sweeps(partition)]
         shared: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), stream, self.channel_argument(stream)]
         return Call(f"presence_{name}", keys, [*shared, self.settings.presence_ttl, self.memory, *args])
 

@@ -1,8 +1,8 @@
 -- The functions that all presence scripts share (see presence/redis.py). They precede each script. Each script handles
 -- one stream.
 --
--- KEYS: the stream's meta, expiries, sessions, members, left, infos and queue; the index of all streams; the lineage
---   record.
+-- KEYS: the stream's meta, expiries, sessions, members, left, infos and queue; the index of all streams; the sweeps
+--   (see due.lua); the lineage record.
 -- ARGV: the lineage; a new incarnation, in case the stream has no data; the time or ''; the stream's name; its channel;
 --   PRESENCE_TTL; the seconds for which leaves are remembered; then, from 8, the arguments of the script.
 --
@@ -19,7 +19,7 @@
 -- index (sorted set): name of a stream -> time of the first expiry of its sessions.
 
 local meta, expiries, sessions, members, left = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local infos, queue, index = KEYS[6], KEYS[7], KEYS[8]
+local infos, queue, index, sweeps = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local lineage, fresh, now, stream, channel = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4], ARGV[5]
 local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 
@@ -125,6 +125,15 @@ local function remove(session)
   return announce('l', id, info)
 end
 
+-- Add the stream to the index, with the time of its first expiry. If no time of a search is recorded, record this time,
+-- so that the next search notices an outage that began after this call.
+local function list(expiry, life)
+  if redis.call('ZADD', index, expiry, stream) == 1 and redis.call('HSETNX', sweeps, 'at', text(now)) == 1 then
+    redis.call('PEXPIRE', sweeps, life)
+  end
+  redis.call('PEXPIRE', index, life)
+end
+
 -- Forget old leaves, update the index, and set the TTLs of all keys. Call this after each change.
 local function finish()
   redis.call('ZREMRANGEBYSCORE', left, '-inf', '(' .. text(now - memory))
@@ -132,9 +141,8 @@ local function finish()
   local life = ttl + memory
   if first[1] then
     life = life + UNATTENDED
-    redis.call('ZADD', index, first[2], stream)
     -- The index must not expire before the stream.
-    redis.call('PEXPIRE', index, math.ceil(life * 1000) + 1000)
+    list(first[2], math.ceil(life * 1000) + 1000)
   else
     redis.call('ZREM', index, stream)
   end
