@@ -33,8 +33,8 @@ QUIET_PAUSE: Final = 0.01
 #: The maximum time, in seconds, for which a stopping server refuses calls. anycable-go repeats a refused call for
 #: 3 seconds.
 QUIET_LIMIT: Final = 1.0
-#: The minimum time, in milliseconds, between two pings of a client. anycable-go pings every 10 seconds, even if there are
-#: no calls. By default, grpcio accepts a ping every 5 minutes, and closes connections with more pings. anycable-go would
+#: The minimum time, in milliseconds, between two pings of a client. anycable-go pings every 10 seconds, even without
+#: calls. By default, grpcio accepts a ping every 5 minutes, and closes connections with more pings. anycable-go would
 #: then repeat the actions that are running on such a connection.
 PING_INTERVAL: Final = 5_000
 #: The maximum size of a call, as a multiple of `MAX_MESSAGE_SIZE`. In addition to the client's message, a call contains
