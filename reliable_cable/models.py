@@ -229,7 +229,7 @@ class PresenceEntry(models.Model):
 class PresenceSweep(models.Model):
     """The last search for expired sessions by any process. The table has at most one row."""
 
-    #: The time of the search, in seconds since 1970. The first join inserts the row with its own time.
+    #: The time of the search, in seconds since 1970. The first join, or else the first search, inserts the row.
     at = models.FloatField()
     #: The time before which no session expires, because an outage has ended; 0 if there was none.
     grace_end = models.FloatField(default=0)

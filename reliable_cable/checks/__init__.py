@@ -5,7 +5,7 @@
 | `reliable_cable.E001` | The setting `RELIABLE_CABLE` has an unknown key, a wrong type or an impossible value. |
 | `reliable_cable.E002` | Several channel classes have the same name. |
 | `reliable_cable.E003` | The engine cannot be imported, or lacks a feature that the settings require. |
-| `reliable_cable.E004` | `DATABASE` or `NOTIFY` names a database that cannot be used for this purpose. |
+| `reliable_cable.E004` | `DATABASE` names a database that cannot store streams, or `NOTIFY` one without LISTEN. |
 | `reliable_cable.E005` | All streams are public. Only `check --deploy` checks this. |
 | `reliable_cable.E006` | The settings of tokens need a package that is missing, or name an invalid authenticator. |
 | `reliable_cable.E007` | A setting needs the app of runs, which is missing, or names a class that cannot be used. |

@@ -120,8 +120,9 @@ def _problems_of(cls: Any, settings: CableSettings) -> Iterator[str]:
 
 
 def _codes_of(cls: type) -> Iterator[CodeType]:
-    """Yield the code of the methods that a class defines, and of the functions and comprehensions in them."""
-    codes = [getattr(getattr(member, "__wrapped__", member), "__code__", None) for member in vars(cls).values()]
+    """Yield the code of the methods and properties of a class, and of the functions and comprehensions in them."""
+    functions = [member.fget if isinstance(member, property) else member for member in vars(cls).values()]
+    codes = [getattr(getattr(function, "__wrapped__", function), "__code__", None) for function in functions]
     while codes:
         code = codes.pop(0)
         if isinstance(code, CodeType):

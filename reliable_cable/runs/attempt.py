@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import sys
 import threading
 import time
 import uuid
@@ -87,9 +86,11 @@ class Attempt:
         self._unsaved = 0
         history_size = settings.policy(run.stream).history_size
         #: The maximum of `_unsaved`: half of the history size. So the history still contains all unsaved events if the
-        #: writer dies. There is no maximum if the stream has no history.
-        self._max_unsaved = max(1, history_size // 2) if history_size else sys.maxsize
+        #: writer dies.
+        self._max_unsaved = max(1, history_size // 2)
         self._changed = False
+        #: Whether the run was stopped before this attempt began, so that there is nothing to write or to end.
+        self._was_stopped = False
         self._saved_at = 0.0
         self._retry_at = 0.0
         self._lock = threading.Lock()
@@ -117,7 +118,7 @@ class Attempt:
         ):
             run.refresh_from_db()
             if run.status == Status.STOPPED:
-                self.stopped = True
+                self.stopped = self._was_stopped = True
                 return
             # A former call of `begin` may have made the update before it failed.
             if run.writer != self._writer:
@@ -230,10 +231,10 @@ class Attempt:
 
     @in_namespace_of_run
     def end(self, status: Status, error: str = "") -> None:
-        """Broadcast and save the complete answer, and end the attempt. Set `lost` if the run has another writer.
+        """Broadcast and save the complete answer, and end the attempt. Set `lost` if the run was taken or deleted.
 
         After an outage of the store or the database, this is retried for as long as a lease lasts. If it does not
-        succeed, a server or `Run.objects.expire` marks the run as failed.
+        succeed, a server or `Run.objects.expire` ends the run.
 
         Args:
             status: the final status of the attempt.
@@ -242,6 +243,8 @@ class Attempt:
         Raises:
             Exception: the error of the last try.
         """
+        if self._was_stopped:
+            return
         with self._lock:
             until = self._clock() + self._lease
             while not self.lost:
@@ -269,11 +272,8 @@ class Attempt:
                 logger.warning("The end of the run %s could not be broadcast: %s", self.run.pk, failure)
 
     def _has_ended(self, status: Status) -> bool:
-        """Return whether an earlier try of `end`, whose outcome was unknown, has ended the attempt.
-
-        The result is also True if the run was stopped before the attempt began. Such a run has no writer.
-        """
-        return Run.objects.filter(pk=self.run.pk, status=status, writer__in=(self._writer, "")).exists()
+        """Return whether an earlier try of `end`, whose outcome was unknown, has ended the attempt."""
+        return Run.objects.filter(pk=self.run.pk, status=status, writer=self._writer).exists()
 
 
 def begin_attempt(run: uuid.UUID | str) -> Attempt:

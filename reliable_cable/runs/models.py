@@ -60,7 +60,7 @@ class RunQuerySet(models.QuerySet["Run"]):
 
 
 class RunManager(models.Manager["Run"]):
-    """A manager that starts runs, queues them again, and fails the runs whose writer has died."""
+    """A manager that starts runs, queues them again, and ends the runs whose writer has died."""
 
     def get_queryset(self) -> RunQuerySet:
         """Return a `RunQuerySet` with the runs of all owners and namespaces."""
@@ -271,6 +271,7 @@ class Run(models.Model):
             parts=content.parts,
             ended_at=Now(),
             lease_until=None,
+            writer="",  # if the writer was only paused, the run is not its own any more
         ):
             return False
         self.refresh_from_db()
@@ -278,7 +279,7 @@ class Run(models.Model):
         # If the writer was not dead but paused, it may have broadcast more of the answer before the end was broadcast.
         later = run._broadcast_content()
         if (later.length, len(later.parts)) > (content.length, len(content.parts)):
-            ended = Run.objects.filter(pk=self.pk, status=status, writer=run.writer)
+            ended = Run.objects.filter(pk=self.pk, attempt=run.attempt, status=status, writer="")
             ended.update(text=later.text, parts=later.parts)
             self.refresh_from_db()
         return True

@@ -64,7 +64,10 @@ def clean_dict(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clean_copy(value: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    copied, size = copy_json(dict(value))
+    try:
+        copied, size = copy_json(dict(value))
+    except RecursionError:
+        raise ValueError("The values are nested too deeply.") from None
     return clean(copied), size
 
 

@@ -224,6 +224,7 @@ async def test_a_server_that_never_answers_is_an_error_each_time() -> None:
             for attempts in (1, 2, 3):
                 with pytest.raises(BroadcastError, match="Nothing was broadcast: NATS at"):
                     await abroadcast("chat", 1)
+                server.wait_until_accepted(attempts)
                 assert server.accepted == attempts
 
 

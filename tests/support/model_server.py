@@ -43,9 +43,11 @@ def running() -> Iterator[ModelServer]:
     with ModelServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class ModelHandler(BaseHTTPRequestHandler):

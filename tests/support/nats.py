@@ -64,7 +64,7 @@ class SilentServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
         self._closing = False
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         #: How many connections the server has accepted.
         self.accepted = 0
@@ -73,6 +73,11 @@ class SilentServer:
     def url(self) -> str:
         """The URL of the server."""
         return f"nats://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def wait_until_accepted(self, number: int) -> None:
+        """Wait until the server has accepted at least this number of connections. Its thread may be late."""
+        with self._lock:
+            assert self._lock.wait_for(lambda: self.accepted >= number, 30)
 
     def hang_up(self) -> None:
         """Close all connections, and from now on each new one at once."""
@@ -99,6 +104,7 @@ class SilentServer:
                 connection, _ = self._listener.accept()
                 with self._lock:
                     self.accepted += 1
+                    self._lock.notify_all()
                     self._connections.append(connection)
                 if self._closing:
                     self.hang_up()

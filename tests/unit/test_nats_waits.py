@@ -150,3 +150,17 @@ def test_calls_without_a_confirmation_are_uncertain_after_5_seconds(loop: Virtua
         servers.start(connection, *range(5))
         loop.run_for(10)
     assert set(servers.ended.values()) == {(5, BroadcastUncertain)}
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_is_started_by_the_next_call() -> None:
+    connection = adapter._Connection(["nats://127.0.0.1:1"], {}, "NATS")
+    done = asyncio.sleep(0)
+    with (
+        mock.patch.object(connection.thread, "start", side_effect=RuntimeError("can't start new thread")),
+        pytest.raises(BroadcastError, match="Nothing was broadcast: can't start new thread"),
+    ):
+        connection.submit(done)
+    connection.submit(asyncio.sleep(0)).result(30)
+    connection.stop()
+    connection.thread.join(30)
+    assert not connection.thread.is_alive()

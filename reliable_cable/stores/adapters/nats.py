@@ -77,7 +77,8 @@ class NatsAdapter(Adapter):
         connection = self._connections.pop(os.getpid(), None)
         if connection is not None:
             connection.stop()
-            connection.thread.join(CLOSE_TIMEOUT)
+            if connection.thread.is_alive():
+                connection.thread.join(CLOSE_TIMEOUT)
 
     def _submit(self, messages: Sequence[str]) -> Future[None]:
         pid = os.getpid()
@@ -125,15 +126,21 @@ class _Connection:
         """Run a coroutine in the thread, which is started first if necessary.
 
         Raises:
-            BroadcastError: `stop` was called.
+            BroadcastError: `stop` was called, or the thread cannot be started.
         """
         with self._starting:
             if self._stopped:
                 work.close()
                 raise BroadcastError(f"Nothing was broadcast: the connection to {self._place} was closed.")
             if self._loop is None:
-                self._loop = asyncio.SelectorEventLoop()
-                self.thread.start()
+                self._loop = loop = asyncio.SelectorEventLoop()
+                try:
+                    self.thread.start()
+                except RuntimeError as error:
+                    self._loop = None
+                    loop.close()
+                    work.close()
+                    raise BroadcastError(f"Nothing was broadcast: {error}.") from error
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self) -> None:

@@ -50,8 +50,8 @@ class Sweeps:
         """Return whether the caller should search for expired sessions.
 
         If there are sessions, and the last search is not too recent, the time of this call is recorded as a search. The
-        result is False if there are no sessions, if the last search is too recent, or if an outage ended less than
-        `grace` seconds ago.
+        result is False if there are no sessions, if the last search is too recent, if no search was recorded, or if an
+        outage ended less than `grace` seconds ago.
         """
         sweep: Any = self._rows.annotate(now=self._server.now()).first()
         sessions = self._database.rows(PresenceSession)

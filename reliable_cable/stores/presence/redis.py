@@ -106,7 +106,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
         return events
 
     async def _used_partitions(self) -> list[str]:
-        """Return the partitions that have members, or had some at the last `expire`. A single server has one."""
+        """Return the partitions that have members, or had some since the last `expire`. A single server has one."""
         partitions = self.client.names.partitions()
         if not self.client.names.cluster:
             return list(partitions)

@@ -118,6 +118,17 @@ def test_a_stop_ends_the_next_write(run: Run) -> None:
     assert not run.stop(), "the run has ended"
 
 
+def test_a_stopped_run_whose_task_is_delivered_again_is_left_alone(run: Run) -> None:
+    with writing(run.pk) as out:
+        out.write("a")
+        assert run.stop()
+        raise RunStopped
+    with writing(run.pk) as out:
+        assert out.stopped
+    run.refresh_from_db()
+    assert (run.status, run.text) == (Status.STOPPED, "a")
+
+
 def test_a_queued_run_is_stopped_at_once(run: Run) -> None:
     assert run.stop()
     assert sent(run)[-1]["event"] == "stopped"
@@ -259,6 +270,17 @@ async def test_a_late_reader_gets_one_message_and_then_the_rest(run: Run, owner:
     assert reader.names[0] == "snapshot"
     assert reader.names.count("snapshot") == 1
     assert reader.text == "a" * 10_000 + "bcd"
+
+
+def test_a_paused_writer_does_not_take_the_end_by_a_server_for_its_own(run: Run) -> None:
+    attempt = Attempt(run)
+    attempt.begin()
+    attempt.coalescer.add("a")
+    expire(run)
+    assert Run.objects.expire()
+    attempt.end(Status.FAILED, "an error of the task")
+    assert attempt.lost
+    assert Run.objects.get(pk=run.pk).error == WRITER_DIED
 
 
 def test_a_stopped_run_whose_writer_dies_is_stopped(run: Run) -> None:
