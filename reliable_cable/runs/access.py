@@ -57,8 +57,4 @@ def stoppable_run(run: object, user: Any) -> Run:
 
 
 def _find(run: object) -> Run | None:
-    try:
-        key = uuid.UUID(run) if isinstance(run, str) else run
-    except ValueError:
-        return None
-    return Run.objects.filter(pk=key).first() if isinstance(key, uuid.UUID) else None
+    return Run.objects.with_id(run).first() if isinstance(run, str | uuid.UUID) else None

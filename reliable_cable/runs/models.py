@@ -124,23 +124,20 @@ class RunManager(models.Manager["Run"]):
         Raises:
             Run.DoesNotExist: there is no such run, or it has not ended.
         """
-        if (
-            not self.with_id(run)
-            .exclude(status__in=ACTIVE)
-            .update(
-                status=Status.QUEUED,
-                attempt=models.F("attempt") + 1,
-                text="",
-                parts=[],
-                usage={},
-                error="",
-                stop_requested=False,
-                writer="",
-                position="",
-                lease_until=None,
-                started_at=None,
-                ended_at=None,
-            )
+        ended = self.with_id(run).exclude(status__in=ACTIVE)
+        if not ended.update(
+            status=Status.QUEUED,
+            attempt=models.F("attempt") + 1,
+            text="",
+            parts=[],
+            usage={},
+            error="",
+            stop_requested=False,
+            writer="",
+            position="",
+            lease_until=None,
+            started_at=None,
+            ended_at=None,
         ):
             raise self.model.DoesNotExist(f"There is no run {run} that has ended.")
         return self.get(pk=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -34,14 +34,45 @@ def left(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
     return PresenceEvent(stream, "leave", id_, info)
 
 
-def elapse(store: PresenceStore, clock: Clock, seconds: float = TTL) -> list[PresenceEvent]:
-    """Let time pass while a server calls `expire` regularly, so that there is no outage. Return the leave events."""
+def elapse(
+    store: PresenceStore, clock: Clock, seconds: float = TTL, refreshed: Collection[str] = ()
+) -> list[PresenceEvent]:
+    """Let time pass while a server calls `expire` regularly, so that there is no outage. Return the leave events.
+
+    Args:
+        store: the store.
+        clock: the clock of the store.
+        seconds: how long, in seconds.
+        refreshed: the sessions of the stream `s` that are refreshed meanwhile.
+    """
     events: list[PresenceEvent] = []
     end = clock() + seconds
     while clock() < end:
         clock.advance(min(TTL / 3, end - clock()))
+        if refreshed:
+            store.refresh({"s": refreshed})
         events += store.expire()
     return events
+
+
+def check_an_upgrade(store: PresenceStore, clock: Clock, forget_search: Callable[[], int]) -> None:
+    """Check that members of an earlier release leave only after a time in which they could be refreshed.
+
+    Args:
+        store: the store, which has no members.
+        clock: the clock of the store.
+        forget_search: deletes the record of the last search, and returns how many records it has deleted. Servers of
+            earlier releases do not record the first join as the beginning of the time without a search.
+    """
+    store.join("s", "here", "1")
+    store.join("s", "killed", "2")
+    assert forget_search() == 1
+    clock.advance(TTL)
+    assert store.expire() == []
+    store.refresh({"s": ["here"]})
+    assert elapse(store, clock, TTL - 1) == []
+    store.refresh({"s": ["here"]})
+    assert elapse(store, clock, 1) == [left("2")]
 
 
 marks = itertools.count()

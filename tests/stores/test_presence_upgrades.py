@@ -13,7 +13,7 @@ from reliable_cable.stores.redis.keys import stream_tag
 from tests.support.redis import RedisServer
 
 from .conftest import Clock
-from .presence import TTL, elapse, left
+from .presence import TTL, check_an_upgrade, left
 
 pytestmark = pytest.mark.redis
 
@@ -63,15 +63,6 @@ def test_sessions_that_an_earlier_release_removed_are_not_shown(
 def test_members_that_joined_on_an_earlier_release_leave_only_after_a_time_in_which_they_could_be_refreshed(
     redis_url: str, redis_server: RedisServer, key_prefix: str, clock: Clock
 ) -> None:
-    # Servers of earlier releases do not record the first join as the beginning of the time without a search.
     store = RedisPresenceStore(CableSettings(redis_url=redis_url, key_prefix=key_prefix, presence_ttl=TTL), clock=clock)
-    store.join("s", "here", "1")
-    store.join("s", "killed", "2")
-    assert redis_server.cli("DEL", f"{key_prefix}:presence-sweeps") == 1
-    clock.advance(TTL)
-    assert store.expire() == []
-    store.refresh({"s": ["here"]})
-    assert elapse(store, clock, TTL - 1) == []
-    store.refresh({"s": ["here"]})
-    assert elapse(store, clock, 1) == [left("2")]
+    check_an_upgrade(store, clock, lambda: redis_server.cli("DEL", f"{key_prefix}:presence-sweeps"))
     store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,6 +13,7 @@ from reliable_cable import NotSupported, StoreError, presence_for
 from reliable_cable.signing import derived_key
 from reliable_cable.stores.presence.base import PresenceInfo
 from tests.support.server import free_port
+from tests.support.thread_server import serving
 
 
 class API(ThreadingHTTPServer):
@@ -43,14 +43,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api() -> Iterator[API]:
-    with API() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(API()) as server:
         url = f"http://user:password@127.0.0.1:{server.server_port}/api/"
         with override_settings(RELIABLE_CABLE={"BROADCAST_ADAPTER": "http", "SECRET": "s", "API_URL": url}):
             yield server
-        server.shutdown()
-        thread.join()
 
 
 async def test_members_are_read_with_the_derived_key(api: API) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextvars import copy_context
 
 import pytest
@@ -56,14 +56,6 @@ def perform(number: int) -> commands.Perform:
 
 def whisper(number: int) -> commands.Whisper:
     return commands.Whisper("I", str(number))
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    loop = VirtualLoop()
-    yield loop
-    loop.finish()
-    assert loop.errors == []
 
 
 def add(loop: VirtualLoop, queue: Queue, *added: commands.Command) -> None:

@@ -15,6 +15,7 @@ from reliable_cable import BroadcastError, BroadcastUncertain, abroadcast, broad
 from reliable_cable.signing import derived_key
 from reliable_cable.stores.adapters import http
 from reliable_cable.stores.engine import get_engine
+from tests.support.thread_server import serving
 
 #: The status after which the server closes the connection, without having announced it.
 CLOSING = 202
@@ -68,9 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    with Endpoint() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Endpoint()) as server:
         settings = {
             "BROADCAST_ADAPTER": "http",
             "HTTP_BROADCAST_URL": f"http://user:password@127.0.0.1:{server.server_port}/_broadcast",
@@ -80,8 +79,6 @@ def endpoint() -> Iterator[Endpoint]:
             yield server
             get_engine().streams.close()
         server.end.set()
-        server.shutdown()
-        thread.join()
 
 
 def test_requests_share_a_connection_and_have_the_derived_key(endpoint: Endpoint) -> None:

@@ -19,6 +19,7 @@ from reliable_cable.auth import InvalidToken, TokenExpired, jwks
 from reliable_cable.auth.jwks import MAX_AGE, MIN_INTERVAL, KeySet, KeysUnavailable
 from reliable_cable.auth.verification import get_verifier
 from reliable_cable.concurrency.outages import is_outage
+from tests.support.thread_server import serving
 from tests.unit.tokens import after, handshake, sign
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -96,13 +97,9 @@ class KeyHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[KeyServer]:
-    with KeyServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(KeyServer()) as server:
         yield server
         server.answers.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

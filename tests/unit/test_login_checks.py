@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -94,14 +94,6 @@ class Rig:
     def times(self, user: str) -> list[float]:
         """Return the times at which the login of a user was looked up."""
         return [at for at, users in self.looked_up if user in users]
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    loop = VirtualLoop()
-    yield loop
-    loop.finish()
-    assert loop.errors == []
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -78,15 +78,6 @@ class FakeClient:
 
     async def close(self) -> None:
         await asyncio.sleep(NEVER)
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    """The event loop of the adapter."""
-    loop = VirtualLoop()
-    yield loop
-    loop.finish()
-    assert loop.errors == []
 
 
 def with_servers(servers: Servers) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -63,13 +62,6 @@ class Uvicorn:
     def receive(self, transport: AsyncioTransport, data: bytes) -> None:
         self.loop.call(lambda: None if transport.closing else transport.protocol.data_received(data))
         self.loop.iterate(5)
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    loop = VirtualLoop()
-    yield loop
-    loop.finish()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -44,11 +43,8 @@ class Rig:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    loop = VirtualLoop()
-    yield Rig(loop)
-    loop.finish()
-    assert loop.errors == []
+def rig(loop: VirtualLoop) -> Rig:
+    return Rig(loop)
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 3600, 86400 * 30])

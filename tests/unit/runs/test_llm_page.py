@@ -18,7 +18,8 @@ from django.test import AsyncClient, RequestFactory
 from reliable_cable.runs import events
 from reliable_cable.runs.access import RunPermissions
 from reliable_cable.runs.models import Run, Status
-from tests.support.model_server import running
+from tests.support.model_server import ModelServer
+from tests.support.thread_server import serving
 from tests.unit.runs import chat_client
 from tests.unit.runs.model_events import response
 from tests.unit.test_authentication_page import names_in, python_block
@@ -76,7 +77,7 @@ def test_a_task_calls_tools(settings: Any, monkeypatch: pytest.MonkeyPatch) -> N
     call = {"type": "function_call", "id": "i", "call_id": "c", "name": "weather", "arguments": '{"city": "Bonn"}'}
     message = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": []}
     run = Run.objects.start(input={"prompt": "Is it warm in Bonn?"})
-    with running() as server:
+    with serving(ModelServer()) as server:
         monkeypatch.setenv("OPENAI_API_KEY", "k")
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
         server.first = [

@@ -31,9 +31,9 @@ from tests.support.model_server import (
     cut,
     hold,
     reset,
-    running,
     up_to_hel,
 )
+from tests.support.thread_server import serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -56,7 +56,7 @@ def run() -> Run:
 
 @pytest.fixture
 def server() -> Iterator[ModelServer]:
-    with running() as server:
+    with serving(ModelServer()) as server:
         yield server
 
 
