@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 from zlib import crc32
 
@@ -51,6 +52,21 @@ hypothesis.settings.load_profile("cable")
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling | None:
     """Let a process that has finished its tests take some from another one, because tests of one folder can be long."""
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Exclude the collected tests from garbage collection, because they stay in memory until the end.
+
+    Otherwise, each full collection looks at all of them. In a run of the whole suite, that takes a tenth of the CPU time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 #: The combinations of server and engine that are tested by default. On other combinations, slow tests run only if `-m`

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The paths of libfaketime below `/usr`: the path of Debian's package, and paths of other systems.
+FAKETIME = ("lib/*/faketime/libfaketime.so.1", "lib*/faketime/libfaketime.so.1", "local/lib/faketime/libfaketime.so.1")
 
 
 def find_faketime() -> Path | None:
     """Return the path of libfaketime; None if it is not installed."""
-    places = sorted(path for lib in ("/usr/lib", "/usr/local/lib") for path in Path(lib).glob("**/libfaketime.so.1"))
-    return next(iter(places), None)
+    places = (path for pattern in FAKETIME for path in sorted(Path("/usr").glob(pattern)))
+    return next(places, None)
 
 
 def wrong_clock(seconds: float) -> dict[str, str]:
