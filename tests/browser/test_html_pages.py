@@ -10,7 +10,7 @@ from playwright.async_api import Route, expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -44,7 +44,7 @@ async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, res
 
 
 async def test_turbo_after_resets_of_the_network(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     window = await open_window("alice", f"/rooms/{room}/turbo/", through=proxy)
     await expect(window.page.locator("turbo-cable-stream-source[connected]")).to_have_count(1)
@@ -54,25 +54,25 @@ async def test_turbo_after_resets_of_the_network(
     )
 
     async def cut() -> None:
-        assert proxy.cut()
+        assert proxy.interrupt()
 
     async def restore() -> None:
-        proxy.restore()
+        proxy.accept()
 
     await run(window, publisher, room, cut=cut, restore=restore)
     assert await window.page.evaluate("rendered") == len(LINES)
 
 
 async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     proxy.withhold()
     window = await open_window("alice", f"/rooms/{room}/turbo/", through=proxy)
     await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
-    proxy.cut()
+    proxy.interrupt()
     await window.disconnected()
     await publisher.say(room, LINES[:5])
-    proxy.restore()
+    proxy.accept()
     await window.back()
     await expect(window.texts).to_have_text(LINES[:5])
 
@@ -160,16 +160,16 @@ async def test_htmx_resumes_each_url_after_its_own_last_event(
 
 
 async def test_htmx_4_after_resets_of_the_network(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     window = await open_window("alice", f"/rooms/{room}/htmx4/", through=proxy)
     await window.state("connected")
 
     async def cut() -> None:
-        assert proxy.cut()
+        assert proxy.interrupt()
 
     async def restore() -> None:
-        proxy.restore()
+        proxy.accept()
 
     await run(window, publisher, room, cut=cut, restore=restore)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")

@@ -68,6 +68,13 @@ def stored_session(redis: RedisServer, client: Client) -> str:
     return redis.cli("GET", f"{PREFIX}:session:{client.sid}") or ""
 
 
+async def use_the_control_bus(first: Server, second: Server, connect_to: Connect) -> None:
+    """Disconnect a user of the second server, so that the control bus has carried a message before an outage."""
+    gone = await connect_to(second, cookie=await first.sign_in("gone"))
+    await first.call("disconnect_user", "gone")
+    await expect_disconnect(gone, reconnect=False)
+
+
 async def test_while_redis_is_down_clients_get_new_sessions_and_subscribes_wait(
     first: Server, second: Server, redis: RedisServer, connect_to: Connect
 ) -> None:
@@ -130,8 +137,7 @@ async def test_a_client_sees_only_effects_that_survive_an_outage_and_a_kill(
     identifier = await subscribe(former)
     await former.perform(identifier, "increment")
     await former.expect({"message": {"count": 2}})
-    proxy.refuse()
-    proxy.cut()
+    proxy.interrupt()
     await former.perform(identifier, "increment")
     # The server ends the session instead of sending the result. A client that loses its connection earlier has not seen
     # the result either.
@@ -146,8 +152,7 @@ async def test_an_effect_is_sent_when_an_outage_is_over(
 ) -> None:
     former = await connect_to(second)
     identifier = await subscribe(former)
-    proxy.refuse()
-    proxy.cut()
+    proxy.interrupt()
     await former.perform(identifier, "increment")
     await former.send("ping")
     await former.expect({"type": "pong"})
@@ -164,8 +169,7 @@ async def test_a_process_that_could_not_reach_redis_applies_disconnects_afterwar
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     other = await connect_to(second)
-    proxy.refuse()
-    proxy.cut()
+    proxy.interrupt()
     await first.call("disconnect_user", name)
     await client.nothing()
     proxy.accept()
@@ -179,12 +183,8 @@ async def test_after_a_restart_of_redis_with_its_data_only_disconnected_users_lo
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     other = await connect_to(second)
-    # This disconnect is sent over the control bus, so that the bus has carried a message before the outage.
-    gone = await connect_to(second, cookie=await first.sign_in("gone"))
-    await first.call("disconnect_user", "gone")
-    await expect_disconnect(gone, reconnect=False)
-    proxy.refuse()
-    proxy.cut()
+    await use_the_control_bus(first, second, connect_to)
+    proxy.interrupt()
     await first.call("disconnect_user", name)
     redis.restart()
     proxy.accept()
@@ -201,11 +201,8 @@ async def test_after_redis_has_lost_its_data_all_clients_must_authenticate_again
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     identifier = await subscribe(client)
-    gone = await connect_to(second, cookie=await first.sign_in("gone"))
-    await first.call("disconnect_user", "gone")
-    await expect_disconnect(gone, reconnect=False)
-    proxy.refuse()
-    proxy.cut()
+    await use_the_control_bus(first, second, connect_to)
+    proxy.interrupt()
     await first.call("disconnect_user", name)
     redis.restart_empty()
     proxy.accept()
