@@ -11,12 +11,11 @@ from channels.testing import WebsocketCommunicator
 from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 
 from reliable_cable import BroadcastError, BroadcastUncertain, CableConsumer, Channel, StoreError, action, state
-from reliable_cable.channel import registry
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import restore as restore_module
 
-from .wire import Client, identifier
+from .wire import Client, identifier, registered
 
 
 class Room(Channel, abstract=True):
@@ -80,9 +79,8 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {"failing": "subscribed", "fail_times": 0, "runs": [], "handled": []}.items():
         monkeypatch.setattr(Room, name, value)
     monkeypatch.setattr(Room, "failed", asyncio.Event(), raising=False)
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError, StoreError])
