@@ -83,12 +83,7 @@ async def test_cut_by_the_kill_of_the_server(
 ) -> None:
     windows = await open_two(open_window, room, cuts=True)
 
-    async def kill() -> None:
-        await asyncio.to_thread(server.kill)
-
-    async def start() -> None:
-        await asyncio.to_thread(server.start)
-
+    kill, start = partial(asyncio.to_thread, server.kill), partial(asyncio.to_thread, server.start)
     await check(windows, publisher, room, cut=kill, restore=start)
 
 

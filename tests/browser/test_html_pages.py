@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from playwright.async_api import Route, expect
@@ -43,6 +44,18 @@ async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, res
         await expect(window.texts).to_have_text(LINES[: start + PER_CUT])
 
 
+async def run_with_resets(window: Window, publisher: Publisher, room: str, proxy: FaultProxy) -> None:
+    """Send the messages while a proxy resets the connection."""
+
+    async def cut() -> None:
+        assert proxy.interrupt()
+
+    async def restore() -> None:
+        proxy.accept()
+
+    await run(window, publisher, room, cut=cut, restore=restore)
+
+
 async def test_turbo_after_resets_of_the_network(
     open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
@@ -53,13 +66,7 @@ async def test_turbo_after_resets_of_the_network(
         "window.rendered = 0; document.addEventListener('turbo:before-stream-render', () => rendered++)"
     )
 
-    async def cut() -> None:
-        assert proxy.interrupt()
-
-    async def restore() -> None:
-        proxy.accept()
-
-    await run(window, publisher, room, cut=cut, restore=restore)
+    await run_with_resets(window, publisher, room, proxy)
     assert await window.page.evaluate("rendered") == len(LINES)
 
 
@@ -128,12 +135,7 @@ async def test_htmx_after_kills_of_the_server(
     window = await open_window("alice", f"/rooms/{room}/htmx/", cuts=True)
     await window.state("connected")
 
-    async def kill() -> None:
-        await asyncio.to_thread(server.kill)
-
-    async def start() -> None:
-        await asyncio.to_thread(server.start)
-
+    kill, start = partial(asyncio.to_thread, server.kill), partial(asyncio.to_thread, server.start)
     await run(window, publisher, room, cut=kill, restore=start)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
 
@@ -165,13 +167,7 @@ async def test_htmx_4_after_resets_of_the_network(
     window = await open_window("alice", f"/rooms/{room}/htmx4/", through=proxy)
     await window.state("connected")
 
-    async def cut() -> None:
-        assert proxy.interrupt()
-
-    async def restore() -> None:
-        proxy.accept()
-
-    await run(window, publisher, room, cut=cut, restore=restore)
+    await run_with_resets(window, publisher, room, proxy)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
 
 
