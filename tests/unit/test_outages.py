@@ -83,6 +83,12 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+async def begin_to_subscribe(client: Client) -> None:
+    """Send a subscribe, and wait until its first attempt has failed."""
+    await client.send("subscribe", ROOM)
+    await asyncio.wait_for(Room.failed.wait(), 5)
+
+
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError, StoreError])
 async def test_subscribed_is_retried_on_a_new_channel_object(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -137,8 +143,7 @@ async def test_an_unsubscribe_during_the_outage_ends_the_attempts_without_a_resp
 ) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
-        await client.send("subscribe", ROOM)
-        await asyncio.wait_for(Room.failed.wait(), 5)
+        await begin_to_subscribe(client)
         await client.send("unsubscribe", ROOM)
         # Commands run one after another, so this command runs after the subscribe.
         await client.send("presence", ROOM)
@@ -150,8 +155,7 @@ async def test_an_unsubscribe_during_the_outage_ends_the_attempts_without_a_resp
 async def test_a_subscribe_after_that_unsubscribe_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
-        await client.send("subscribe", ROOM)
-        await asyncio.wait_for(Room.failed.wait(), 5)
+        await begin_to_subscribe(client)
         await client.send("unsubscribe", ROOM)
         await client.send("subscribe", ROOM)
         await client.quiet()
@@ -163,8 +167,7 @@ async def test_a_subscribe_after_that_unsubscribe_is_answered(monkeypatch: pytes
 async def test_a_closed_connection_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
-        await client.send("subscribe", ROOM)
-        await asyncio.wait_for(Room.failed.wait(), 5)
+        await begin_to_subscribe(client)
     # The end of a connection waits for its commands.
     runs = len(Room.runs)
     await asyncio.sleep(0.01)
