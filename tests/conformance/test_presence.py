@@ -27,6 +27,13 @@ async def get_members(client: Client, identifier: str) -> dict[str, Any]:
     return {record["id"]: record["info"] for record in message["records"]}
 
 
+async def enter(room: str, member: Client, watcher: Client, name: str = "ann") -> None:
+    """Let a client watch a room, and a member subscribe to it. Wait until the watcher has received the join."""
+    await watcher.subscribe(room)
+    await member.subscribe(room, presence={"id": name, "info": {}})
+    await watcher.expect(event("join", name))
+
+
 async def test_joins_and_leaves_reach_all_subscribers_including_the_member(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     ann, bob = await connect(), await connect()
@@ -101,9 +108,7 @@ async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last(conne
 async def test_unsubscribe_leaves_at_once(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     watcher, member = await connect(), await connect()
-    await watcher.subscribe(room)
-    await member.subscribe(room, presence={"id": "ann", "info": {}})
-    await watcher.expect(event("join", "ann"))
+    await enter(room, member, watcher)
     await member.send("unsubscribe", room)
     await watcher.expect(event("leave", "ann"))
 
@@ -112,9 +117,7 @@ async def test_a_member_whose_connection_was_lost_leaves_after_the_presence_ttl(
     # The member expires, and exactly one leave event is sent.
     room = identify("RoomChannel", room=unique("room"))
     async with Client(strict.url) as watcher, Client(strict.url) as member:
-        await watcher.subscribe(room)
-        await member.subscribe(room, presence={"id": "ann", "info": {}})
-        await watcher.expect(event("join", "ann"))
+        await enter(room, member, watcher)
         await member.cut()
         await watcher.expect(event("leave", "ann"))
         await watcher.nothing()
@@ -124,9 +127,7 @@ async def test_a_member_stays_while_its_connection_is_open(strict: Server) -> No
     # PRESENCE_TTL is one second here, and the eight pings take longer.
     room = identify("RoomChannel", room=unique("room"))
     async with Client(strict.url) as watcher, Client(strict.url) as member:
-        await watcher.subscribe(room)
-        await member.subscribe(room, presence={"id": "ann", "info": {}})
-        await watcher.expect(event("join", "ann"))
+        await enter(room, member, watcher)
         await watcher.ping(8)
         assert await get_members(watcher, room) == {"ann": {}}
         await watcher.nothing()
@@ -330,9 +331,7 @@ async def test_the_member_of_a_client_that_was_disconnected_leaves_after_the_gra
     room, name = identify("RoomChannel", room=unique("room")), unique("user")
     with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=0.2) as server:
         async with Client(server.url) as watcher, Client(server.url, cookie=await server.sign_in(name)) as client:
-            await watcher.subscribe(room)
-            await client.subscribe(room, presence={"id": name, "info": {}})
-            await watcher.expect(event("join", name))
+            await enter(room, client, watcher, name)
             await server.call("disconnect_user", name)
             await watcher.expect(event("leave", name))
 
@@ -346,9 +345,7 @@ async def closed_page(server: Server, room: str) -> AsyncIterator[tuple[Client, 
         ann, although the grace of her page is over.
     """
     async with Client(server.url) as watcher, Client(server.url) as other:
-        await watcher.subscribe(room)
-        await other.subscribe(room, presence={"id": "other", "info": {}})
-        await watcher.expect(event("join", "other"))
+        await enter(room, other, watcher, "other")
         async with Client(server.url) as page:
             await page.subscribe(room, presence={"id": "ann", "info": {}})
             await watcher.expect(event("join", "ann"))
