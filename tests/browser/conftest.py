@@ -14,7 +14,7 @@ from playwright.async_api import Browser, BrowserContext, StorageState, async_pl
 
 from reliable_cable.client.build import build, is_fresh
 from tests.browser.demo import DemoServer, Publisher, Window, prepare
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 session_fixture = pytest_asyncio.fixture(scope="session", loop_scope="session")
 fixture = pytest_asyncio.fixture(loop_scope="session")
@@ -97,9 +97,9 @@ async def room(publisher: Publisher) -> str:
 
 
 @fixture
-async def proxy(server: DemoServer) -> AsyncIterator[TcpProxy]:
+async def proxy(server: DemoServer) -> AsyncIterator[FaultProxy]:
     """A proxy of the server whose connections a test can cut."""
-    async with TcpProxy(server.port) as between:
+    async with FaultProxy(server.port) as between:
         yield between
 
 
@@ -133,7 +133,7 @@ class OpenWindow(Protocol):
         user: str,
         path: str,
         *,
-        through: TcpProxy | DemoServer | None = None,
+        through: FaultProxy | DemoServer | None = None,
         cuts: bool = False,
         phone: tuple[int, int] | None = None,
     ) -> Window:
@@ -161,7 +161,7 @@ async def open_window(
         user: str,
         path: str,
         *,
-        through: TcpProxy | DemoServer | None = None,
+        through: FaultProxy | DemoServer | None = None,
         cuts: bool = False,
         phone: tuple[int, int] | None = None,
     ) -> Window:

@@ -10,8 +10,8 @@ from playwright.async_api import Locator, expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import DemoServer, Publisher, Window, eventually
-from tests.browser.proxy import TcpProxy
 from tests.support.celery import Worker
+from tests.support.faults import FaultProxy
 from tests.support.redis import RedisPool, find_binaries
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -96,20 +96,20 @@ async def test_an_answer_is_complete_after_cuts_by_the_button(open_window: OpenW
 
 
 async def test_an_answer_is_complete_after_a_reset_of_the_network(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher
 ) -> None:
     window = await open_window("bob", "/assistant/", through=proxy)
     device = await open_window("bob", await new_conversation(window))
     await device.state("connected")
     answer = await ask(window, QUESTION)
     await has_length(answer, 20)
-    proxy.cut()
+    proxy.interrupt()
     await window.disconnected()
     had = await length(answer)
     # The answer ends while this window is disconnected.
     await ended(device["answer"].last, publisher, "completed")
     assert await length(answer) == had
-    proxy.restore()
+    proxy.accept()
     await window.back()
     await ended(answer, publisher, "completed")
 

@@ -9,7 +9,7 @@ from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import Publisher
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 #: The setting PRESENCE_GRACE of the server (tests/browser/project/settings.py).
 GRACE = 2.0
@@ -117,14 +117,14 @@ async def test_members_join_and_leave(open_window: OpenWindow, room: str) -> Non
 
 
 async def test_a_closed_page_leaves_before_one_whose_connection_was_lost(
-    open_window: OpenWindow, proxy: TcpProxy, room: str
+    open_window: OpenWindow, proxy: FaultProxy, room: str
 ) -> None:
     alice = await open_window("alice", f"/rooms/{room}/")
     await open_window("bob", f"/rooms/{room}/", through=proxy)
     carol = await open_window("carol", f"/rooms/{room}/")
     members = alice["members"].locator("li")
     await expect(members).to_have_text(["alice (you)", "bob", "carol"])
-    proxy.cut()
+    proxy.interrupt()
     await carol.page.close()
     await expect(members).to_have_text(["alice (you)", "bob"])
     await expect(members).to_have_text(["alice (you)"])
@@ -153,18 +153,18 @@ async def test_a_reload_does_not_flicker(open_window: OpenWindow, room: str) -> 
     pytest.skip("The machine is too busy: a reload takes longer than PRESENCE_GRACE.")
 
 
-async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, room: str) -> None:
+async def test_members_after_a_cut(open_window: OpenWindow, proxy: FaultProxy, room: str) -> None:
     """The member list is correct although members joined and left while the connection was lost."""
     alice = await open_window("alice", f"/rooms/{room}/", through=proxy)
     bob = await open_window("bob", f"/rooms/{room}/")
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])
-    proxy.cut()
+    proxy.interrupt()
     await alice.disconnected()
     carol = await open_window("carol", f"/rooms/{room}/")
     await bob.page.close()
     # Wait until Alice and Bob, who are both disconnected, have expired as members.
     await expect(carol["members"].locator("li")).to_have_text(["carol (you)"])
-    proxy.restore()
+    proxy.accept()
     await alice.back()
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "carol"])
     await expect(carol["members"].locator("li")).to_have_text(["alice", "carol (you)"])

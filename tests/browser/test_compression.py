@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PROJECT, DemoServer, Publisher
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -34,7 +34,7 @@ async def test_a_page_shows_compressed_messages(
     open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str, tmp_path: Path
 ) -> None:
     with CompressingServer(tmp_path, server) as compressing:
-        async with TcpProxy(compressing.port) as proxy:
+        async with FaultProxy(compressing.port) as proxy:
             windows = [await open_window(user, f"/rooms/{room}/", through=proxy) for user in ("alice", "bob")]
             for window in windows:
                 await window.state("connected")

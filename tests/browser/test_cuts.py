@@ -7,13 +7,14 @@ import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window, eventually
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -24,11 +25,20 @@ PER_CUT = len(LINES) // CUTS
 Step = Callable[[], Awaitable[object]]
 
 
-async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
+async def open_two(open_window: OpenWindow, room: str, **options: Any) -> list[Window]:
+    """Open the windows of two users in a room, and wait until both have subscribed."""
+    windows = [await open_window(user, f"/rooms/{room}/", **options) for user in ("alice", "bob")]
+    for window in windows:
+        await window.subscribed()
+    return windows
+
+
+async def check(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
     """Send the messages while the connections of the windows are cut and restored.
 
     Of every forty messages, twenty are sent around the time of the cut, ten while the connections are lost, and ten
-    while they are being restored.
+    while they are being restored. At the end, every window has exactly the sent messages, and received them over the
+    cable.
     """
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]
@@ -50,10 +60,6 @@ async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: St
         await talking
         for window in windows:
             await expect(window.texts).to_have_count(start + PER_CUT)
-
-
-async def finish(windows: list[Window], publisher: Publisher, room: str) -> None:
-    """Check that every window has exactly the sent messages, and received them over the cable."""
     assert await publisher.call("messages", room) == LINES
     for window in windows:
         await window.shows(*LINES)
@@ -61,9 +67,7 @@ async def finish(windows: list[Window], publisher: Publisher, room: str) -> None
 
 
 async def test_cut_by_the_button_on_the_page(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
-    windows = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
-    for window in windows:
-        await window.subscribed()
+    windows = await open_two(open_window, room)
 
     async def cut() -> None:
         await asyncio.gather(*[window["cut"].click() for window in windows])
@@ -71,42 +75,30 @@ async def test_cut_by_the_button_on_the_page(open_window: OpenWindow, publisher:
     async def restore() -> None:
         await asyncio.gather(*[window["restore"].click() for window in windows])
 
-    await run(windows, publisher, room, cut=cut, restore=restore)
-    await finish(windows, publisher, room)
+    await check(windows, publisher, room, cut=cut, restore=restore)
 
 
 async def test_cut_by_the_kill_of_the_server(
     open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
 ) -> None:
-    windows = [await open_window(user, f"/rooms/{room}/", cuts=True) for user in ("alice", "bob")]
-    for window in windows:
-        await window.subscribed()
+    windows = await open_two(open_window, room, cuts=True)
 
-    async def kill() -> None:
-        await asyncio.to_thread(server.kill)
-
-    async def start() -> None:
-        await asyncio.to_thread(server.start)
-
-    await run(windows, publisher, room, cut=kill, restore=start)
-    await finish(windows, publisher, room)
+    kill, start = partial(asyncio.to_thread, server.kill), partial(asyncio.to_thread, server.start)
+    await check(windows, publisher, room, cut=kill, restore=start)
 
 
 async def test_cut_by_a_reset_of_the_network(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
-    windows = [await open_window(user, f"/rooms/{room}/", through=proxy) for user in ("alice", "bob")]
-    for window in windows:
-        await window.subscribed()
+    windows = await open_two(open_window, room, through=proxy)
 
     async def reset() -> None:
-        assert proxy.cut() >= len(windows)
+        assert proxy.interrupt() >= len(windows)
 
     async def restore() -> None:
-        proxy.restore()
+        proxy.accept()
 
-    await run(windows, publisher, room, cut=reset, restore=restore)
-    await finish(windows, publisher, room)
+    await check(windows, publisher, room, cut=reset, restore=restore)
 
 
 async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
@@ -155,7 +147,7 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
 
 
 async def test_cut_while_a_subscribe_is_unanswered(
-    open_window: OpenWindow, server: DemoServer, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, server: DemoServer, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     """The cut makes the client close the channel permanently. The page creates a new one and misses no message."""
     window = await open_window("alice", f"/rooms/{room}/", through=proxy)
@@ -176,10 +168,10 @@ async def test_cut_while_a_subscribe_is_unanswered(
     await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
     await window.has_sent("subscribe", "presence", "subscribe")
     talking = asyncio.create_task(publisher.say(room, LINES[80:]))
-    proxy.cut()
+    proxy.interrupt()
     await window.disconnected()
     assert await window.texts.count() == 50
-    proxy.restore()
+    proxy.accept()
     await window.back()
     await talking
 
@@ -189,7 +181,7 @@ async def test_cut_while_a_subscribe_is_unanswered(
 
 
 async def test_cut_before_the_first_subscribe_is_answered(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     """The channel of the first subscribe has no position from which it could continue."""
     await publisher.say(room, LINES[:20])
@@ -198,10 +190,10 @@ async def test_cut_before_the_first_subscribe_is_answered(
     await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
     await window.has_sent("subscribe")
     await publisher.say(room, LINES[20:100])
-    proxy.cut()
+    proxy.interrupt()
     await window.disconnected()
     talking = asyncio.create_task(publisher.say(room, LINES[100:]))
-    proxy.restore()
+    proxy.accept()
     await window.back()
     await talking
     await window.shows(*LINES)

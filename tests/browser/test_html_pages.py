@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from playwright.async_api import Route, expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -43,8 +44,20 @@ async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, res
         await expect(window.texts).to_have_text(LINES[: start + PER_CUT])
 
 
+async def run_with_resets(window: Window, publisher: Publisher, room: str, proxy: FaultProxy) -> None:
+    """Send the messages while a proxy resets the connection."""
+
+    async def cut() -> None:
+        assert proxy.interrupt()
+
+    async def restore() -> None:
+        proxy.accept()
+
+    await run(window, publisher, room, cut=cut, restore=restore)
+
+
 async def test_turbo_after_resets_of_the_network(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     window = await open_window("alice", f"/rooms/{room}/turbo/", through=proxy)
     await expect(window.page.locator("turbo-cable-stream-source[connected]")).to_have_count(1)
@@ -53,26 +66,20 @@ async def test_turbo_after_resets_of_the_network(
         "window.rendered = 0; document.addEventListener('turbo:before-stream-render', () => rendered++)"
     )
 
-    async def cut() -> None:
-        assert proxy.cut()
-
-    async def restore() -> None:
-        proxy.restore()
-
-    await run(window, publisher, room, cut=cut, restore=restore)
+    await run_with_resets(window, publisher, room, proxy)
     assert await window.page.evaluate("rendered") == len(LINES)
 
 
 async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     proxy.withhold()
     window = await open_window("alice", f"/rooms/{room}/turbo/", through=proxy)
     await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
-    proxy.cut()
+    proxy.interrupt()
     await window.disconnected()
     await publisher.say(room, LINES[:5])
-    proxy.restore()
+    proxy.accept()
     await window.back()
     await expect(window.texts).to_have_text(LINES[:5])
 
@@ -128,12 +135,7 @@ async def test_htmx_after_kills_of_the_server(
     window = await open_window("alice", f"/rooms/{room}/htmx/", cuts=True)
     await window.state("connected")
 
-    async def kill() -> None:
-        await asyncio.to_thread(server.kill)
-
-    async def start() -> None:
-        await asyncio.to_thread(server.start)
-
+    kill, start = partial(asyncio.to_thread, server.kill), partial(asyncio.to_thread, server.start)
     await run(window, publisher, room, cut=kill, restore=start)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
 
@@ -160,18 +162,12 @@ async def test_htmx_resumes_each_url_after_its_own_last_event(
 
 
 async def test_htmx_4_after_resets_of_the_network(
-    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+    open_window: OpenWindow, proxy: FaultProxy, publisher: Publisher, room: str
 ) -> None:
     window = await open_window("alice", f"/rooms/{room}/htmx4/", through=proxy)
     await window.state("connected")
 
-    async def cut() -> None:
-        assert proxy.cut()
-
-    async def restore() -> None:
-        proxy.restore()
-
-    await run(window, publisher, room, cut=cut, restore=restore)
+    await run_with_resets(window, publisher, room, proxy)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
 
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -30,11 +30,11 @@ async def test_each_example_receives_its_broadcast(open_window: OpenWindow) -> N
 
 @pytest.mark.parametrize("box", ["consumer", "classes", "extended"])
 async def test_an_example_with_a_state_shows_a_lost_connection(
-    box: str, open_window: OpenWindow, proxy: TcpProxy
+    box: str, open_window: OpenWindow, proxy: FaultProxy
 ) -> None:
     window = await open_window("alice", "/migrations/", through=proxy, cuts=True)
     await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected")
-    proxy.cut()
+    proxy.interrupt()
     await expect(window[f"box-{box}"]).to_have_attribute("data-state", "disconnected")
 
 

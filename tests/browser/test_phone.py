@@ -10,7 +10,7 @@ from playwright.async_api import Locator, expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import DemoServer, Publisher, Window, eventually
-from tests.browser.proxy import TcpProxy
+from tests.support.faults import FaultProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -148,7 +148,7 @@ async def test_messages_that_wait_do_not_push_the_form_away(open_window: OpenWin
 
 
 async def test_members_are_unknown_while_the_connection_is_lost(
-    open_window: OpenWindow, proxy: TcpProxy, room: str
+    open_window: OpenWindow, proxy: FaultProxy, room: str
 ) -> None:
     window = await open_window("alice", f"/rooms/{room}/", through=proxy, phone=PHONES[0])
     await window["members-panel"].locator("summary").tap()
@@ -164,7 +164,7 @@ async def test_members_are_unknown_while_the_connection_is_lost(
     await expect(count).to_have_text("1")
     await expect(hint).to_be_hidden()
     known = await colors()
-    proxy.cut()
+    proxy.interrupt()
     await expect(count).to_have_text("?")
     await expect(hint).to_be_visible()
 
@@ -172,7 +172,7 @@ async def test_members_are_unknown_while_the_connection_is_lost(
         return all(one != other for one, other in zip(known, await colors(), strict=True))
 
     await eventually(are_other_colors)
-    proxy.restore()
+    proxy.accept()
     await window.back()
     await expect(count).to_have_text("1")
     await expect(hint).to_be_hidden()

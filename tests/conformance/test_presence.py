@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +25,13 @@ async def get_members(client: Client, identifier: str) -> dict[str, Any]:
     message = (await client.expect({"type": "presence", "message": {"type": "info"}}))["message"]
     assert message["total"] == len(message["records"])
     return {record["id"]: record["info"] for record in message["records"]}
+
+
+async def enter(room: str, member: Client, watcher: Client, name: str = "ann") -> None:
+    """Let a client watch a room, and a member subscribe to it. Wait until the watcher has received the join."""
+    await watcher.subscribe(room)
+    await member.subscribe(room, presence={"id": name, "info": {}})
+    await watcher.expect(event("join", name))
 
 
 async def test_joins_and_leaves_reach_all_subscribers_including_the_member(connect: Connect) -> None:
@@ -100,9 +108,7 @@ async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last(conne
 async def test_unsubscribe_leaves_at_once(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     watcher, member = await connect(), await connect()
-    await watcher.subscribe(room)
-    await member.subscribe(room, presence={"id": "ann", "info": {}})
-    await watcher.expect(event("join", "ann"))
+    await enter(room, member, watcher)
     await member.send("unsubscribe", room)
     await watcher.expect(event("leave", "ann"))
 
@@ -111,9 +117,7 @@ async def test_a_member_whose_connection_was_lost_leaves_after_the_presence_ttl(
     # The member expires, and exactly one leave event is sent.
     room = identify("RoomChannel", room=unique("room"))
     async with Client(strict.url) as watcher, Client(strict.url) as member:
-        await watcher.subscribe(room)
-        await member.subscribe(room, presence={"id": "ann", "info": {}})
-        await watcher.expect(event("join", "ann"))
+        await enter(room, member, watcher)
         await member.cut()
         await watcher.expect(event("leave", "ann"))
         await watcher.nothing()
@@ -123,9 +127,7 @@ async def test_a_member_stays_while_its_connection_is_open(strict: Server) -> No
     # PRESENCE_TTL is one second here, and the eight pings take longer.
     room = identify("RoomChannel", room=unique("room"))
     async with Client(strict.url) as watcher, Client(strict.url) as member:
-        await watcher.subscribe(room)
-        await member.subscribe(room, presence={"id": "ann", "info": {}})
-        await watcher.expect(event("join", "ann"))
+        await enter(room, member, watcher)
         await watcher.ping(8)
         assert await get_members(watcher, room) == {"ann": {}}
         await watcher.nothing()
@@ -329,33 +331,42 @@ async def test_the_member_of_a_client_that_was_disconnected_leaves_after_the_gra
     room, name = identify("RoomChannel", room=unique("room")), unique("user")
     with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=0.2) as server:
         async with Client(server.url) as watcher, Client(server.url, cookie=await server.sign_in(name)) as client:
-            await watcher.subscribe(room)
-            await client.subscribe(room, presence={"id": name, "info": {}})
-            await watcher.expect(event("join", name))
+            await enter(room, client, watcher, name)
             await server.call("disconnect_user", name)
             await watcher.expect(event("leave", name))
+
+
+@asynccontextmanager
+async def closed_page(server: Server, room: str) -> AsyncIterator[tuple[Client, Callable[[], Awaitable[None]]]]:
+    """Let a page of ann enter a room, and close it.
+
+    Yields:
+        The client of the page, and a function that checks that the clients in the room have received no more events of
+        ann, although the grace of her page is over.
+    """
+    async with Client(server.url) as watcher, Client(server.url) as other:
+        await enter(room, other, watcher, "other")
+        async with Client(server.url) as page:
+            await page.subscribe(room, presence={"id": "ann", "info": {}})
+            await watcher.expect(event("join", "ann"))
+            await page.close(1001)
+
+        async def check() -> None:
+            # The page of `other` is closed after ann's, so when its member has left, ann's page has expired, too.
+            await other.close(1001)
+            await watcher.expect(event("leave", "other"))
+            assert set(await get_members(watcher, room)) == {"ann"}
+
+        yield page, check
 
 
 async def test_a_reload_causes_no_event(servers: ServerPool, kind: Kind) -> None:
     room = identify("RoomChannel", room=unique("room"))
     with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=PATIENCE / 2) as server:
-        async with Client(server.url) as watcher, Client(server.url) as other:
-            await watcher.subscribe(room)
-            await other.subscribe(room, presence={"id": "other", "info": {}})
-            await watcher.expect(event("join", "other"))
-            page = Client(server.url)
-            async with page:
-                await page.subscribe(room, presence={"id": "ann", "info": {}})
-                await watcher.expect(event("join", "ann"))
-                await page.close(1001)
-            async with Client(server.url) as reloaded:
-                await reloaded.subscribe(room, presence={"id": "ann", "info": {}})
-                await reloaded.barrier()
-                # The page `other` is closed after the reload, so when its member has left, the former page of ann has
-                # expired, too.
-                await other.close(1001)
-                await watcher.expect(event("leave", "other"))
-                assert set(await get_members(watcher, room)) == {"ann"}
+        async with closed_page(server, room) as (_, check), Client(server.url) as reloaded:
+            await reloaded.subscribe(room, presence={"id": "ann", "info": {}})
+            await reloaded.barrier()
+            await check()
 
 
 async def test_a_session_that_is_restored_after_its_page_was_closed_keeps_its_member(
@@ -363,24 +374,13 @@ async def test_a_session_that_is_restored_after_its_page_was_closed_keeps_its_me
 ) -> None:
     room = identify("RoomChannel", room=unique("room"))
     with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=PATIENCE / 2) as server:
-        async with Client(server.url) as watcher, Client(server.url) as other:
-            await watcher.subscribe(room)
-            await other.subscribe(room, presence={"id": "other", "info": {}})
-            await watcher.expect(event("join", "other"))
-            page = Client(server.url)
-            async with page:
-                await page.subscribe(room, presence={"id": "ann", "info": {}})
-                await watcher.expect(event("join", "ann"))
-                await page.close(1001)
-            async with Client(server.url, sid=page.sid) as again:
-                assert again.welcome["restored_ids"] == [room]
-                await again.send("history", room, history={"streams": {}})
-                await again.send("join", room, presence={"id": "ann", "info": {}})
-                await again.until({"type": "confirm_history"})
-                await again.barrier()
-                await other.close(1001)
-                await watcher.expect(event("leave", "other"))
-                assert set(await get_members(watcher, room)) == {"ann"}
+        async with closed_page(server, room) as (page, check), Client(server.url, sid=page.sid) as again:
+            assert again.welcome["restored_ids"] == [room]
+            await again.send("history", room, history={"streams": {}})
+            await again.send("join", room, presence={"id": "ann", "info": {}})
+            await again.until({"type": "confirm_history"})
+            await again.barrier()
+            await check()
 
 
 async def test_a_join_without_a_stream_is_an_error(connect: Connect) -> None:

@@ -54,6 +54,12 @@ async def pair(started: Pair, backend: PresenceBackend) -> AsyncIterator[Pair]:
             await server.restart()
 
 
+@pytest.fixture
+def room() -> str:
+    """The name of a room that no other test uses."""
+    return unique("room")
+
+
 async def restored(stack: AsyncExitStack, server: Server, sid: str) -> Client:
     """Connect until a session is restored, and return the client. A busy server may not load a record in time."""
     async with asyncio.timeout(TIMEOUT):
@@ -128,10 +134,9 @@ async def signals(room: str, *servers: Server | OtherProcess) -> list[tuple[str,
 
 @on_every_store_and_cluster
 async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_one_server(
-    pair: Pair, watch: Watch
+    pair: Pair, watch: Watch, room: str
 ) -> None:
     one, two = pair
-    room = unique("room")
     watchers = [await watch(server, room) for server in (one, two, two)]
     phone, desk = await watch(one, room, "ann"), await watch(two, room, "ann")
     await phone.client.send("leave", phone.identifier)
@@ -151,10 +156,10 @@ async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_
 
 @on_every_store
 async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_is_killed(
-    backend: PresenceBackend, watch: Watch
+    backend: PresenceBackend, watch: Watch, room: str
 ) -> None:
     options: dict[str, Any] = {"PRESENCE_TTL": 9, "PRESENCE_GRACE": 1}
-    room, audit = unique("room"), unique("audit")
+    audit = unique("audit")
     with backend.make("daphne", **options) as one, backend.make("uvicorn", **options) as two:
         watcher = await watch(two, room)
         page = await watch(one, room, "page closed")
@@ -175,10 +180,9 @@ async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_i
 
 @on_every_store_and_cluster
 async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_another_server(
-    pair: Pair, watch: Watch
+    pair: Pair, watch: Watch, room: str
 ) -> None:
     one, two = pair
-    room = unique("room")
     watchers = [await watch(two, room), await watch(two, room)]
     await watch(one, room, "gone")
     await watch(one, room, "both")
@@ -210,10 +214,9 @@ async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_ano
     indirect=["backend"],
 )
 async def test_members_stay_when_the_store_loses_its_data(
-    pair: Pair, watch: Watch, backend: PresenceBackend, loss: str
+    pair: Pair, watch: Watch, room: str, backend: PresenceBackend, loss: str
 ) -> None:
     one, two = pair
-    room = unique("room")
     watchers = [await watch(one, room, "ann"), await watch(two, room, "bob")]
     for watcher in watchers:
         await watcher.wait_for_members("ann", "bob")
@@ -232,10 +235,9 @@ async def test_members_stay_when_the_store_loses_its_data(
 
 @on_every_store
 async def test_a_member_that_leaves_while_the_store_loses_its_data_leaves_on_all_servers(
-    pair: Pair, watch: Watch, backend: PresenceBackend
+    pair: Pair, watch: Watch, room: str, backend: PresenceBackend
 ) -> None:
     one, two = pair
-    room = unique("room")
     watcher, stays = await watch(two, room), await watch(two, room, "bob")
     await watch(one, room, "ann")
     await watcher.wait_for_members("ann", "bob")
@@ -248,10 +250,9 @@ async def test_a_member_that_leaves_while_the_store_loses_its_data_leaves_on_all
 
 @pytest.mark.parametrize("backend", [REDIS], indirect=True)
 async def test_member_lists_are_corrected_after_pubsub_connections_were_lost(
-    pair: Pair, watch: Watch, backend: RedisBackend
+    pair: Pair, watch: Watch, room: str, backend: RedisBackend
 ) -> None:
     one, two = pair
-    room = unique("room")
     watcher, leaves = await watch(one, room), await watch(two, room, "ann")
     await watcher.wait_for_members("ann")
     for _ in range(5):
@@ -265,10 +266,9 @@ async def test_member_lists_are_corrected_after_pubsub_connections_were_lost(
 
 @on_every_server
 async def test_a_member_that_joins_while_the_store_is_down_is_present_when_it_is_up_again(
-    pair: Pair, watch: Watch, backend: PresenceBackend
+    pair: Pair, watch: Watch, room: str, backend: PresenceBackend
 ) -> None:
     one, two = pair
-    room = unique("room")
     watcher, newcomer = await watch(one, room), await watch(two, room)
     backend.kill()
     await newcomer.client.send("join", newcomer.identifier, presence={"id": "ann", "info": {"name": "Ann"}})
@@ -295,12 +295,11 @@ async def wait_until_sessions_are_stored(one: Server, other: Server) -> None:
 @pytest.mark.parametrize("place", [0, 1])
 @on_every_store
 async def test_a_restored_member_list_is_corrected_on_any_server_unless_the_store_lost_the_members(
-    pair: Pair, watch: Watch, backend: PresenceBackend, lost: bool, place: int
+    pair: Pair, watch: Watch, room: str, backend: PresenceBackend, lost: bool, place: int
 ) -> None:
     one, two = pair
     await wait_until_sessions_are_stored(one, two)
     await wait_until_sessions_are_stored(two, one)
-    room = unique("room")
     former, leaves = await watch(one, room, "ann"), await watch(two, room, "bob")
     await former.wait_for_members("ann", "bob")
     await former.client.cut()
@@ -329,11 +328,10 @@ FORMER = {
 @pytest.mark.parametrize("place", [0, 1], ids=["upgrade", "downgrade"])
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 async def test_clients_move_between_versions_with_members_in_memory_and_in_the_database(
-    backend: PresenceBackend, watch: Watch, place: int
+    backend: PresenceBackend, watch: Watch, room: str, place: int
 ) -> None:
     former = backend.make("daphne", PRESENCE_TTL=TTL, ENGINE=FORMER)
     new = backend.make("uvicorn", PRESENCE_TTL=TTL)
-    room = unique("room")
     with former, new:
         source, target = (former, new)[place], (new, former)[place]
         stays = await watch(target, room, "bob")

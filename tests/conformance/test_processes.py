@@ -8,8 +8,14 @@ import time
 import pytest
 
 from tests.conformance.conftest import Connect
-from tests.support.client import BASE, identify, unique
+from tests.support.client import BASE, Client, identify, unique
 from tests.support.server import OtherProcess, Server
+
+
+async def follow(connect: Connect) -> tuple[Client, str, str]:
+    """Connect a client that subscribes to a new stream. Return it, the stream and the identifier."""
+    client, stream = await connect(), unique("beside")
+    return client, stream, await client.subscribe(identify("StreamChannel", streams=[stream]))
 
 
 async def test_a_broadcast_from_another_process_arrives_soon(connect: Connect, beside: OtherProcess) -> None:
@@ -98,9 +104,7 @@ async def test_a_broadcast_in_a_transaction_arrives_after_the_commit_or_never(
     connect: Connect, beside: OtherProcess, server: Server
 ) -> None:
     # A broadcast that was rolled back is not stored, and uses no offset.
-    stream = unique("beside")
-    client = await connect()
-    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    client, stream, identifier = await follow(connect)
     for caller in (server, beside):
         assert await caller.call("broadcast_in_transaction", stream, {"undone": True}, commit=False) is None
         assert await caller.call("broadcast_in_transaction", stream, {"done": True}, commit=True) is None
@@ -113,9 +117,7 @@ async def test_a_broadcast_in_a_transaction_arrives_after_the_commit_or_never(
 async def test_a_repeated_broadcast_with_the_same_key_arrives_once(
     connect: Connect, server: Server, beside: OtherProcess
 ) -> None:
-    stream = unique("beside")
-    client = await connect()
-    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    client, stream, identifier = await follow(connect)
     positions = [
         await caller.call("broadcast", stream, {"n": 1}, idempotency_key="k") for caller in (server, beside, server)
     ]
@@ -127,9 +129,7 @@ async def test_a_repeated_broadcast_with_the_same_key_arrives_once(
 async def test_subscribers_get_reject_history_when_another_process_forgets_the_stream(
     connect: Connect, beside: OtherProcess
 ) -> None:
-    stream = unique("beside")
-    client = await connect()
-    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    client, stream, identifier = await follow(connect)
     await beside.call("count_up", stream, 1, 3)
     assert len(await client.messages(identifier, 3)) == 3
     await beside.call("forget", stream)

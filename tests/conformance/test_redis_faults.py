@@ -68,6 +68,29 @@ def stored_session(redis: RedisServer, client: Client) -> str:
     return redis.cli("GET", f"{PREFIX}:session:{client.sid}") or ""
 
 
+async def increment_without_redis(client: Client, identifier: str) -> None:
+    """Call the action that increases the count, while the result of the action waits for Redis.
+
+    The pong shows that the server has received the command.
+    """
+    await client.perform(identifier, "increment")
+    await client.send("ping")
+    await client.expect({"type": "pong"})
+
+
+async def check_session(connect_to: Connect, server: Server, former: Client, identifier: str) -> None:
+    """Check that a server restores the session of a former client, whose count is 2."""
+    client = await connect_to(server, sid=former.sid)
+    await resume(client, identifier, 2)
+
+
+async def use_the_control_bus(first: Server, second: Server, connect_to: Connect) -> None:
+    """Disconnect a user of the second server, so that the control bus has carried a message before an outage."""
+    gone = await connect_to(second, cookie=await first.sign_in("gone"))
+    await first.call("disconnect_user", "gone")
+    await expect_disconnect(gone, reconnect=False)
+
+
 async def test_while_redis_is_down_clients_get_new_sessions_and_subscribes_wait(
     first: Server, second: Server, redis: RedisServer, connect_to: Connect
 ) -> None:
@@ -102,8 +125,7 @@ async def test_sessions_that_redis_has_lost_are_written_again(
     await former.until({"message": {"count": 2}})
     await wait_until(lambda: '"count": 2' in stored_session(redis, former))
     first.kill()
-    client = await connect_to(second, sid=former.sid)
-    await resume(client, identifier, 2)
+    await check_session(connect_to, second, former, identifier)
 
 
 async def test_a_session_that_ended_while_redis_was_down_is_written_when_redis_is_up_again(
@@ -112,15 +134,11 @@ async def test_a_session_that_ended_while_redis_was_down_is_written_when_redis_i
     former = await connect_to(first)
     identifier = await subscribe(former)
     redis.kill()
-    await former.perform(identifier, "increment")
-    # The pong shows that the server has received the command. The result of the command waits for Redis.
-    await former.send("ping")
-    await former.expect({"type": "pong"})
+    await increment_without_redis(former, identifier)
     await former.cut()
     redis.start()
     await wait_until(lambda: '"count": 2' in stored_session(redis, former))
-    client = await connect_to(second, sid=former.sid)
-    await resume(client, identifier, 2)
+    await check_session(connect_to, second, former, identifier)
 
 
 async def test_a_client_sees_only_effects_that_survive_an_outage_and_a_kill(
@@ -130,15 +148,13 @@ async def test_a_client_sees_only_effects_that_survive_an_outage_and_a_kill(
     identifier = await subscribe(former)
     await former.perform(identifier, "increment")
     await former.expect({"message": {"count": 2}})
-    proxy.refuse()
-    proxy.cut()
+    proxy.interrupt()
     await former.perform(identifier, "increment")
     # The server ends the session instead of sending the result. A client that loses its connection earlier has not seen
     # the result either.
     await expect_disconnect(former, reconnect=True)
     second.kill()
-    client = await connect_to(first, sid=former.sid)
-    await resume(client, identifier, 2)
+    await check_session(connect_to, first, former, identifier)
 
 
 async def test_an_effect_is_sent_when_an_outage_is_over(
@@ -146,16 +162,12 @@ async def test_an_effect_is_sent_when_an_outage_is_over(
 ) -> None:
     former = await connect_to(second)
     identifier = await subscribe(former)
-    proxy.refuse()
-    proxy.cut()
-    await former.perform(identifier, "increment")
-    await former.send("ping")
-    await former.expect({"type": "pong"})
+    proxy.interrupt()
+    await increment_without_redis(former, identifier)
     proxy.accept()
     await former.until({"message": {"count": 2}})
     second.kill()
-    client = await connect_to(first, sid=former.sid)
-    await resume(client, identifier, 2)
+    await check_session(connect_to, first, former, identifier)
 
 
 async def test_a_process_that_could_not_reach_redis_applies_disconnects_afterwards(
@@ -164,8 +176,7 @@ async def test_a_process_that_could_not_reach_redis_applies_disconnects_afterwar
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     other = await connect_to(second)
-    proxy.refuse()
-    proxy.cut()
+    proxy.interrupt()
     await first.call("disconnect_user", name)
     await client.nothing()
     proxy.accept()
@@ -179,12 +190,8 @@ async def test_after_a_restart_of_redis_with_its_data_only_disconnected_users_lo
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     other = await connect_to(second)
-    # This disconnect is sent over the control bus, so that the bus has carried a message before the outage.
-    gone = await connect_to(second, cookie=await first.sign_in("gone"))
-    await first.call("disconnect_user", "gone")
-    await expect_disconnect(gone, reconnect=False)
-    proxy.refuse()
-    proxy.cut()
+    await use_the_control_bus(first, second, connect_to)
+    proxy.interrupt()
     await first.call("disconnect_user", name)
     redis.restart()
     proxy.accept()
@@ -201,11 +208,8 @@ async def test_after_redis_has_lost_its_data_all_clients_must_authenticate_again
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     identifier = await subscribe(client)
-    gone = await connect_to(second, cookie=await first.sign_in("gone"))
-    await first.call("disconnect_user", "gone")
-    await expect_disconnect(gone, reconnect=False)
-    proxy.refuse()
-    proxy.cut()
+    await use_the_control_bus(first, second, connect_to)
+    proxy.interrupt()
     await first.call("disconnect_user", name)
     redis.restart_empty()
     proxy.accept()

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from reliable_cable.connection.outbox import STALL_TIME
 from tests.support.client import BASE, EXTENDED, Client, Frame, identify, unique
-from tests.support.server import Kind, ServerPool
+from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
 
@@ -28,61 +28,64 @@ BURST = 50
 DISCONNECT_TIME = STALL_TIME + 20
 
 
-async def test_a_client_that_reads_nothing_is_disconnected(servers: ServerPool, kind: Kind) -> None:
-    server = servers.get(kind)
+async def follow(stack: AsyncExitStack, server: Server, stream: str) -> tuple[Client, str]:
+    """Connect a client that reads a stream. Return it and the identifier of its subscription."""
+    client = await stack.enter_async_context(Client(server.url))
+    return client, await client.subscribe(identify("StreamChannel", streams=[stream]))
+
+
+async def flood(server: Server, stream: str, quick: Client, identifier: str) -> list[int]:
+    """Send 30 MB to a stream, and check that a client reads them. Return the server's memory, measured repeatedly."""
+    memory = []
+    for start in range(1, COUNT, STEP):
+        await server.call("flood", stream, STEP, SIZE)
+        received = [await quick.expect({"identifier": identifier}) for _ in range(STEP)]
+        assert [frame["offset"] for frame in received] == list(range(start, start + STEP))
+        memory.append(server.rss)
+    return memory
+
+
+async def test_a_client_that_reads_nothing_is_disconnected(server: Server) -> None:
     stream, audit = unique("small:"), unique("audit")
     slow_id = identify("AuditedChannel", audit=audit, streams=[stream])
     async with AsyncExitStack() as stack:
-        quick = await stack.enter_async_context(Client(server.url))
-        watcher = await stack.enter_async_context(Client(server.url))
-        watching = await watcher.subscribe(identify("StreamChannel", streams=[audit]))
-        identifier = await quick.subscribe(identify("StreamChannel", streams=[stream]))
+        quick, identifier = await follow(stack, server, stream)
+        watcher, watching = await follow(stack, server, audit)
         before = server.rss
         # One client for each protocol, at the same time, because the disconnect takes ten seconds.
         for protocol in (EXTENDED, BASE):
             slow = await stack.enter_async_context(Client(server.url, protocols=[protocol], reading=False))
             await slow.send("subscribe", slow_id)
             assert (await watcher.messages(watching, 1))[0]["event"] == "subscribed"
-        for start in range(1, COUNT, STEP):
-            await server.call("flood", stream, STEP, SIZE)
-            received = [await quick.expect({"identifier": identifier}) for _ in range(STEP)]
-            assert [frame["offset"] for frame in received] == list(range(start, start + STEP))
+        memory = await flood(server, stream, quick, identifier)
         # The stream has carried 30 MB, but the server may keep only 1 MiB for each client.
-        assert server.rss - before < 25_000_000
+        assert memory[-1] - before < 25_000_000
         events = await watcher.messages(watching, 2, DISCONNECT_TIME)
         assert [event["event"] for event in events] == ["unsubscribed"] * 2
         await watcher.nothing()
     assert "too_slow" in server.log
 
 
-async def test_a_hundred_clients_that_stop_reading_use_bounded_memory(servers: ServerPool, kind: Kind) -> None:
-    server = servers.get(kind)
+async def test_a_hundred_clients_that_stop_reading_use_bounded_memory(server: Server) -> None:
     stream, audit = unique("small:"), unique("audit")
     slow_id = identify("AuditedChannel", audit=audit, streams=[stream])
     async with AsyncExitStack() as stack:
-        quick = await stack.enter_async_context(Client(server.url))
-        watcher = await stack.enter_async_context(Client(server.url))
-        identifier = await quick.subscribe(identify("StreamChannel", streams=[stream]))
-        watching = await watcher.subscribe(identify("StreamChannel", streams=[audit]))
+        quick, identifier = await follow(stack, server, stream)
+        watcher, watching = await follow(stack, server, audit)
         for _ in range(SLOW):
             slow = await stack.enter_async_context(Client(server.url, reading=False))
             await slow.send("subscribe", slow_id)
         assert {event["event"] for event in await watcher.messages(watching, SLOW)} == {"subscribed"}
-        before, most = server.rss, 0
-        for start in range(1, COUNT, STEP):
-            await server.call("flood", stream, STEP, SIZE)
-            received = [await quick.expect({"identifier": identifier}) for _ in range(STEP)]
-            assert [frame["offset"] for frame in received] == list(range(start, start + STEP))
-            most = max(most, server.rss - before)
+        before = server.rss
+        memory = await flood(server, stream, quick, identifier)
         # The stream has carried 30 MB, but the server may keep only 1 MiB for each client.
-        assert most < SLOW * 1024 * 1024 + 20_000_000
+        assert max(memory) - before < SLOW * 1024 * 1024 + 20_000_000
         assert {event["event"] for event in await watcher.messages(watching, SLOW, DISCONNECT_TIME)} == {"unsubscribed"}
     assert server.log.count("too_slow") >= SLOW
 
 
-async def test_a_burst_reaches_clients_that_read_and_clients_that_pause(servers: ServerPool, kind: Kind) -> None:
+async def test_a_burst_reaches_clients_that_read_and_clients_that_pause(server: Server) -> None:
     # No client is disconnected. Messages for which an outbox has no room are later read from the history.
-    server = servers.get(kind)
     stream = unique("burst")
     identifier = identify("StreamChannel", streams=[stream])
     log_size = len(server.log)
@@ -100,11 +103,8 @@ async def test_a_burst_reaches_clients_that_read_and_clients_that_pause(servers:
     assert "too_slow" not in server.log[log_size:]
 
 
-async def test_a_client_that_calls_actions_and_reads_no_answers_is_disconnected(
-    servers: ServerPool, kind: Kind
-) -> None:
+async def test_a_client_that_calls_actions_and_reads_no_answers_is_disconnected(server: Server) -> None:
     # The messages of this test are transmissions to one client, not a fan-out.
-    server = servers.get(kind)
     audit = unique("audit")
     async with Client(server.url) as watcher, Client(server.url, reading=False) as slow:
         watching = await watcher.subscribe(identify("StreamChannel", streams=[audit]))
@@ -122,9 +122,8 @@ async def test_a_client_that_calls_actions_and_reads_no_answers_is_disconnected(
         assert server.rss - before < 25_000_000, "the client has requested 40 MB"
 
 
-async def test_a_client_that_pauses_catches_up(servers: ServerPool, kind: Kind) -> None:
+async def test_a_client_that_pauses_catches_up(server: Server) -> None:
     # Less than MAX_PENDING_SIZE is pending, so the client is not disconnected, and no message is lost.
-    server = servers.get(kind)
     stream = unique("pause")
     identifier = identify("StreamChannel", streams=[stream])
     async with Client(server.url, reading=False) as slow, Client(server.url) as quick:

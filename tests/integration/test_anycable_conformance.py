@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import conformance
-from tests.conformance import (
-    test_broken_input,
-    test_calls,
-    test_handlers,
-    test_handshake,
-    test_pubsub,
-    test_rails,
-    test_subscriptions,
-    test_whisper,
-)
 from tests.conformance.conftest import clients
 from tests.support.anycable_front import AnyCable, start_anycable
 from tests.support.client import Client, Frame, identify, unique
@@ -32,16 +23,10 @@ from tests.support.server import ServerPool
 __all__ = ["clients"]
 
 #: The conformance tests that run here.
-MODULES = (
-    test_broken_input,
-    test_calls,
-    test_handlers,
-    test_handshake,
-    test_pubsub,
-    test_rails,
-    test_subscriptions,
-    test_whisper,
-)
+MODULES = [
+    import_module(f"{conformance.__name__}.test_{name}")
+    for name in ("broken_input", "calls", "handlers", "handshake", "pubsub", "rails", "subscriptions", "whisper")
+]
 
 _HISTORY = "anycable-go keeps the history and the sessions. Django's store does not know their positions."
 _PINGS = "anycable-go sends the pings, answers none, and checks the pongs by its own options."

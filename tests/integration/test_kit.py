@@ -6,13 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import ROOT
 
@@ -108,15 +106,6 @@ def run(arguments: list[str], environment: dict[str, str], folder: Path = ROOT) 
     return output
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The directory of the socket of a PostgreSQL server."""
-    binaries = find_postgres()
-    assert binaries is not None
-    with running_postgres(binaries) as host:
-        yield host
-
-
 @pytest.mark.parametrize(("engine", "options"), [("memory", ["-n", "2"]), ("database", [])])
 def test_pytest(engine: str, options: list[str]) -> None:
     output = run([*PYTEST, *options, f"{PROJECT}/check_pytest.py"], {"KIT_ENGINE": engine})
@@ -138,9 +127,9 @@ def test_redis(redis_pool: RedisPool) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("engine", ["memory", "database"])
-def test_a_test_database_of_postgresql_can_be_dropped(engine: str, postgres: str) -> None:
+def test_a_test_database_of_postgresql_can_be_dropped(engine: str, postgres_host: str) -> None:
     """Connections that are kept open by CONN_MAX_AGE do not prevent the drop."""
-    environment = {"KIT_ENGINE": engine, "KIT_POSTGRES": postgres}
+    environment = {"KIT_ENGINE": engine, "KIT_POSTGRES": postgres_host}
     assert "7 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], environment)
     assert "Ran 6 tests" in run(DJANGO, environment)
 

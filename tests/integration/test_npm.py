@@ -27,25 +27,33 @@ async def test_an_unmodified_client(server: Server, script: str, least: int) -> 
     await run(server, script, least)
 
 
-@pytest.mark.node
-@pytest.mark.parametrize("engine", ["database", pytest.param("redis", marks=pytest.mark.redis)])
-async def test_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, engine: str) -> None:
-    """The scenarios of the bundle succeed with both engines."""
+@pytest.fixture(params=["database", pytest.param("redis", marks=pytest.mark.redis)])
+def engine(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of an engine. Each test runs once with each engine."""
+    if request.param == "database":
+        return {}
+    pool: RedisPool = request.getfixturevalue("redis_pool")
+    return {"REDIS_URL": pool.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
+
+
+@pytest.fixture
+async def bundle() -> None:
+    """Build the bundle."""
     require_node()
     await asyncio.to_thread(build)
-    options: dict[str, Any] = {"PRESENCE_TTL": 60, "PRESENCE_GRACE": 0.5}
-    if engine == "redis":
-        pool: RedisPool = request.getfixturevalue("redis_pool")
-        options |= {"REDIS_URL": pool.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
-    with servers.make(kind, **options) as server:
+
+
+@pytest.mark.node
+@pytest.mark.usefixtures("bundle")
+async def test_the_bundle(servers: ServerPool, kind: Kind, engine: dict[str, Any]) -> None:
+    """The scenarios of the bundle succeed with both engines."""
+    with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=0.5, **engine) as server:
         await run(server, "bundle.mjs", 11)
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("engine", ["database", pytest.param("redis", marks=pytest.mark.redis)])
-async def test_runs_in_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, engine: str) -> None:
-    require_node()
-    await asyncio.to_thread(build)
+@pytest.mark.usefixtures("bundle")
+async def test_runs_in_the_bundle(servers: ServerPool, kind: Kind, engine: dict[str, Any]) -> None:
     options: dict[str, Any] = {
         "RUN_LEASE": 8,
         "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
@@ -53,10 +61,7 @@ async def test_runs_in_the_bundle(request: pytest.FixtureRequest, servers: Serve
         "RUN_BROADCAST_INTERVAL": 0,
         "STREAMS": {"run:*": {"history_size": 10}},
     }
-    if engine == "redis":
-        pool: RedisPool = request.getfixturevalue("redis_pool")
-        options |= {"REDIS_URL": pool.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
-    with servers.make(kind, **options) as server:
+    with servers.make(kind, **options, **engine) as server:
         await run(server, "runs.mjs", 19)
 
 

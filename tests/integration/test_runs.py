@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.celery import Worker
+from tests.support.celery import Worker, use_broker
 from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisPool, find_binaries
 from tests.support.run_reader import RunReader
@@ -31,16 +31,9 @@ def served(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[Serv
         RUN_LEASE=3,
         RUN_PERMISSIONS="tests.integration.project.runs.Everyone",
     )
-    server.environment |= {"CABLE_TEST_BROKER": redis.url, "CABLE_TEST_QUEUE": unique("queue-")}
+    use_broker(redis, server)
     with server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def worker(served: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A Celery worker with two processes."""
-    with Worker(tmp_path_factory.mktemp("worker"), served.environment) as worker:
-        yield worker
 
 
 async def start(served: Server, pause: float) -> tuple[str, str]:

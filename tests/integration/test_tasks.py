@@ -12,7 +12,7 @@ from typing import Any
 import django
 import pytest
 
-from tests.support.celery import Worker
+from tests.support.celery import Worker, use_broker
 from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import PATIENCE, ROOT, Kind, Server, ServerPool
@@ -36,16 +36,9 @@ def broker(redis_pool: RedisPool) -> RedisServer:
 def served(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, broker: RedisServer) -> Iterator[Server]:
     """A server that can send tasks to the broker."""
     server = servers.make(kind, **ENGINES[request.param](broker))
-    server.environment |= {"CABLE_TEST_BROKER": broker.url, "CABLE_TEST_QUEUE": unique("queue-")}
+    use_broker(broker, server)
     with server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def worker(served: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A Celery worker with two processes."""
-    with Worker(tmp_path_factory.mktemp("worker"), served.environment) as worker:
-        yield worker
 
 
 async def subscribed(client: Client, prefix: str = "tasks/") -> tuple[str, str]:
@@ -114,15 +107,23 @@ def run_command(server: Server, *words: str) -> None:
     subprocess.run(command, cwd=ROOT, env=server.environment, check=True, timeout=PATIENCE)
 
 
+async def enqueue_django(server: Server, stream: str, status: str) -> None:
+    """Enqueue four tasks of Django, and check the status of the first two.
+
+    The tasks broadcast the numbers 1 to 3. One of them broadcasts in a transaction that is rolled back.
+    """
+    for n, task in enumerate(("announce", "aannounce"), 1):
+        assert await server.call("enqueue_django", task, stream, {"n": n}) == status
+    for commit in (False, True):
+        await server.call("enqueue_django", "announce_in_transaction", stream, {"n": 3}, commit=commit)
+
+
 @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 5.2 has no tasks")
 class TestDjango:
     async def test_a_task_of_the_immediate_backend(self, server: Server) -> None:
         async with Client(server.url) as client:
             stream, identifier = await subscribed(client)
-            for n, task in enumerate(("announce", "aannounce"), 1):
-                assert await server.call("enqueue_django", task, stream, {"n": n}) == "SUCCESSFUL"
-            for commit in (False, True):
-                await server.call("enqueue_django", "announce_in_transaction", stream, {"n": 3}, commit=commit)
+            await enqueue_django(server, stream, "SUCCESSFUL")
             assert await client.messages(identifier, 3) == [{"n": 1}, {"n": 2}, {"n": 3}]
             await client.nothing()
 
@@ -134,10 +135,7 @@ class TestDjango:
         with server:
             async with Client(server.url) as client:
                 stream, identifier = await subscribed(client)
-                for n, task in enumerate(("announce", "aannounce"), 1):
-                    assert await server.call("enqueue_django", task, stream, {"n": n}) == "READY"
-                for commit in (False, True):
-                    await server.call("enqueue_django", "announce_in_transaction", stream, {"n": 3}, commit=commit)
+                await enqueue_django(server, stream, "READY")
                 await client.nothing()
                 await asyncio.to_thread(run_command, server, "db_worker", "--batch", "--no-startup-delay")
                 assert await client.messages(identifier, 3) == [{"n": 1}, {"n": 2}, {"n": 3}]

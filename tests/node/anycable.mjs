@@ -1,93 +1,14 @@
 // Scenarios of the unmodified @anycable/core, with the extended and the base protocol.
-import { createCable } from '@anycable/core'
 import { createCable as createWebCable } from '@anycable/web'
 import WebSocket from 'ws'
-import { broadcast, call, equal, eventually, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
-
-const EXTENDED = 'actioncable-v1-ext-json'
-
-/** Create a cable that reconnects fast. Without `protocol`, it uses the default of the client. */
-const open = (options = {}) =>
-  createCable(url, {
-    websocketImplementation: WebSocket,
-    websocketOptions: { origin: ORIGIN },
-    reconnectStrategy: () => 20,
-    logLevel: 'error',
-    ...options
-  })
+import { collect, common, cut, named, numbers, open, subscribe, whispers } from './cables.mjs'
+import { broadcast, call, equal, eventually, EXTENDED, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
 
 const extended = (options = {}) => open({ protocol: EXTENDED, ...options })
 
-/** Reset the TCP connection, without a closing handshake. */
-const cut = cable => cable.transport.ws?.terminate()
-
-/** Subscribe, wait for the confirmation, and collect the received messages. */
-async function subscribe(cable, name, params) {
-  const channel = collect(cable.subscribeTo(name, params))
-  await channel.ensureSubscribed()
-  return channel
-}
-
-function collect(channel) {
-  channel.messages = []
-  channel.metas = []
-  channel.infos = []
-  channel.presences = []
-  channel.connects = []
-  channel.on('message', (message, meta) => {
-    channel.messages.push(message)
-    channel.metas.push(meta)
-  })
-  channel.on('info', event => channel.infos.push(event.type))
-  channel.on('presence', event => channel.presences.push(event))
-  channel.on('connect', event => channel.connects.push(event))
-  return channel
-}
-
-const numbers = channel => channel.messages.map(message => message.n)
-
 /** The scenarios for both protocols. */
-const common = connect => ({
-  async performs() {
-    const cable = connect()
-    const channel = await subscribe(cable, 'EchoChannel', { room: 7 })
-    await channel.perform('echo', { text: 'hi' })
-    await channel.perform('aecho', { text: 'again' })
-    await eventually(() => channel.messages.length === 2, 'two answers')
-    equal(channel.messages[0], { echo: { text: 'hi', action: 'echo' }, params: { room: 7 } }, 'the answer')
-    cable.disconnect()
-  },
-
-  async isRejected() {
-    const cable = connect()
-    const channel = cable.subscribeTo('RejectingChannel', { stream: unique('rejected') })
-    const error = await channel.ensureSubscribed().then(
-      () => 'none',
-      ({ name }) => name
-    )
-    equal(error, 'SubscriptionRejectedError', 'the error')
-    equal(channel.state, 'closed', 'the state')
-    cable.disconnect()
-  },
-
-  async streams() {
-    const cable = connect()
-    const stream = unique('stream')
-    const [first, second] = [
-      await subscribe(cable, 'StreamChannel', { streams: [stream] }),
-      await subscribe(cable, 'GreetingChannel', { stream })
-    ]
-    for (const n of range(1, 20)) await broadcast(stream, { n })
-    await eventually(() => first.messages.length === 20 && second.messages.length === 22, 'all messages')
-    equal(numbers(first), range(1, 20), 'the first')
-    equal(second.messages.slice(0, 2), [{ greeting: 1 }, { greeting: 2 }], 'transmissions come first')
-    equal(numbers(second).slice(2), range(1, 20), 'the second')
-    first.disconnect()
-    await broadcast(stream, { n: 21 })
-    await eventually(() => second.messages.length === 23, 'the second goes on')
-    equal(first.messages.length, 20, 'after unsubscribing')
-    cable.disconnect()
-  },
+const both = connect => ({
+  ...common(connect, broadcast),
 
   async subscribesAgainAfterUnsubscribing() {
     const cable = connect()
@@ -114,8 +35,8 @@ const common = connect => ({
 })
 
 const scenarios = {
-  ...Object.fromEntries(Object.entries(common(extended)).map(([name, scenario]) => [`extended ${name}`, scenario])),
-  ...Object.fromEntries(Object.entries(common(open)).map(([name, scenario]) => [`base ${name}`, scenario])),
+  ...named('extended', both(extended)),
+  ...named('base', both(open)),
 
   // By default, the client uses the base protocol (see Protocol: Handshake).
   async 'base is the default, and gets no positions'() {
@@ -343,20 +264,7 @@ const scenarios = {
     bob.disconnect()
   },
 
-  async 'extended whispers'() {
-    const [ann, bob] = [extended(), extended()]
-    const room = unique('room')
-    const atAnn = await subscribe(ann, 'RoomChannel', { room })
-    const atBob = await subscribe(bob, 'RoomChannel', { room })
-    await atAnn.whisper({ typing: true })
-    await eventually(() => atBob.messages.length === 1, 'the whisper')
-    equal(atBob.messages, [{ typing: true }], 'the whisper')
-    await atBob.whisper({ n: 2 })
-    await eventually(() => atAnn.messages.length === 1, 'the answer')
-    equal(atAnn.messages, [{ n: 2 }], 'whispers skip their sender')
-    ann.disconnect()
-    bob.disconnect()
-  },
+  'extended whispers': whispers(extended),
 
   async 'extended signed streams'() {
     const cable = extended()

@@ -1,9 +1,8 @@
 // Scenarios of unmodified clients whose sockets anycable-go serves in front of Django. The second argument is the port
 // of anycable-go's HTTP broadcast adapter.
 import { createHmac } from 'node:crypto'
-import { createCable } from '@anycable/core'
-import WebSocket from 'ws'
-import { equal, eventually, ORIGIN, PageWebSocket, range, runAll, SECRET, unique, url } from './harness.mjs'
+import { common, named, numbers, open, subscribe, whispers } from './cables.mjs'
+import { equal, eventually, EXTENDED, PageWebSocket, range, runAll, SECRET, unique, url } from './harness.mjs'
 
 globalThis.addEventListener ??= () => {}
 globalThis.removeEventListener ??= () => {}
@@ -23,61 +22,13 @@ async function broadcast(stream, data) {
   equal(response.status, 201, 'the status of a broadcast')
 }
 
-const open = protocol =>
-  createCable(url, {
-    protocol,
-    websocketImplementation: WebSocket,
-    websocketOptions: { origin: ORIGIN },
-    reconnectStrategy: () => 20,
-    logLevel: 'error'
-  })
+const extended = () => open({ protocol: EXTENDED })
 
-async function subscribe(cable, name, params) {
-  const channel = cable.subscribeTo(name, params)
-  channel.messages = []
-  channel.connects = []
-  channel.on('message', message => channel.messages.push(message))
-  channel.on('connect', event => channel.connects.push(event))
-  await channel.ensureSubscribed()
-  return channel
-}
-
-const numbers = channel => channel.messages.map(message => message.n)
-
-const common = protocol => ({
-  async performs() {
-    const cable = open(protocol)
-    const channel = await subscribe(cable, 'EchoChannel', { room: 7 })
-    await channel.perform('echo', { text: 'hi' })
-    await channel.perform('aecho', { text: 'again' })
-    await eventually(() => channel.messages.length === 2, 'two answers')
-    equal(channel.messages[0], { echo: { text: 'hi', action: 'echo' }, params: { room: 7 } }, 'the answer')
-    cable.disconnect()
-  },
-
-  async isRejected() {
-    const cable = open(protocol)
-    const channel = cable.subscribeTo('RejectingChannel', { stream: unique('rejected') })
-    const error = await channel.ensureSubscribed().catch(({ name }) => name)
-    equal(error, 'SubscriptionRejectedError', 'the error')
-    cable.disconnect()
-  },
-
-  async streams() {
-    const cable = open(protocol)
-    const stream = unique('stream')
-    const [first, second] = [
-      await subscribe(cable, 'StreamChannel', { streams: [stream] }),
-      await subscribe(cable, 'GreetingChannel', { stream })
-    ]
-    for (const n of range(1, 20)) await broadcast(stream, { n })
-    await eventually(() => first.messages.length === 20 && second.messages.length === 22, 'all messages')
-    equal(numbers(first), range(1, 20), 'the messages')
-    cable.disconnect()
-  },
+const both = connect => ({
+  ...common(connect, broadcast),
 
   async keepsItsState() {
-    const cable = open(protocol)
+    const cable = connect()
     const channel = await subscribe(cable, 'AuditedChannel', { audit: unique('audit') })
     for (const count of range(1, 3)) {
       await channel.perform('increment')
@@ -88,15 +39,12 @@ const common = protocol => ({
   }
 })
 
-const named = (prefix, scenarios) =>
-  Object.fromEntries(Object.entries(scenarios).map(([name, scenario]) => [`${prefix} ${name}`, scenario]))
-
 await runAll({
-  ...named('extended', common('actioncable-v1-ext-json')),
-  ...named('base', common('actioncable-v1-json')),
+  ...named('extended', both(extended)),
+  ...named('base', both(open)),
 
   async 'extended receives what it missed, and keeps its state'() {
-    const cable = open('actioncable-v1-ext-json')
+    const cable = extended()
     const stream = unique('stream')
     const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
     await broadcast(stream, { n: 1 })
@@ -109,17 +57,7 @@ await runAll({
     cable.disconnect()
   },
 
-  async 'extended whispers'() {
-    const [ann, bob] = [open('actioncable-v1-ext-json'), open('actioncable-v1-ext-json')]
-    const room = unique('room')
-    const atAnn = await subscribe(ann, 'RoomChannel', { room })
-    const atBob = await subscribe(bob, 'RoomChannel', { room })
-    await atAnn.whisper({ typing: true })
-    await eventually(() => atBob.messages.length === 1, 'the whisper')
-    equal([atBob.messages, atAnn.messages], [[{ typing: true }], []], 'whispers skip their sender')
-    ann.disconnect()
-    bob.disconnect()
-  },
+  'extended whispers': whispers(extended),
 
   async 'rails subscribes, performs and streams'() {
     const consumer = ActionCable.createConsumer(url)

@@ -18,6 +18,16 @@ export class PageWebSocket extends WebSocket {
   }
 }
 
+export const EXTENDED = 'actioncable-v1-ext-json'
+
+/** Return the options of a client that reconnects fast. They are new objects, because a client may change them. */
+export const clientOptions = () => ({
+  websocketImplementation: WebSocket,
+  websocketOptions: { origin: ORIGIN },
+  reconnectStrategy: () => 20,
+  logLevel: 'error'
+})
+
 /** Return a name that no other scenario uses. */
 export const unique = prefix => `${prefix}${run}-${++names}`
 

@@ -1,17 +1,8 @@
 // Scenarios of the unmodified @anycable/core with the position of a page.
 import { createCable } from '@anycable/core'
-import WebSocket from 'ws'
-import { broadcast, call, equal, eventually, ORIGIN, range, runAll, unique, url } from './harness.mjs'
+import { broadcast, call, clientOptions, equal, eventually, EXTENDED, range, runAll, unique, url } from './harness.mjs'
 
-const open = options =>
-  createCable(url, {
-    protocol: 'actioncable-v1-ext-json',
-    websocketImplementation: WebSocket,
-    websocketOptions: { origin: ORIGIN },
-    reconnectStrategy: () => 20,
-    logLevel: 'error',
-    ...options
-  })
+const open = options => createCable(url, { protocol: EXTENDED, ...clientOptions(), ...options })
 
 /** Collect the numbers that a channel receives, and its events. */
 function collect(channel) {

@@ -1,8 +1,8 @@
 // Scenarios of followRun: a process of the server writes runs, as this script tells it to.
 import { readFile } from 'node:fs/promises'
 import { CallError, followRun } from '../../reliable_cable/static/reliable_cable/cable.mjs'
-import { cut, EXTENDED, open } from './bundled.mjs'
-import { broadcast, call, equal, eventually, range, runAll } from './harness.mjs'
+import { cut, open } from './bundled.mjs'
+import { broadcast, call, equal, eventually, EXTENDED, range, runAll } from './harness.mjs'
 
 const BASE = 'actioncable-v1-json'
 const WORDS = range(1, 20).map(number => `word${number} `)
@@ -38,6 +38,21 @@ async function start() {
   await begin(run)
   return run
 }
+
+/** Open a connection, start a run, and follow it. */
+async function startAndFollow() {
+  const cable = open()
+  const id = await start()
+  return { cable, id, seen: follow(cable, id) }
+}
+
+/** Write a text, and wait until a reader has it. */
+async function say(id, seen, text) {
+  await write(id, text)
+  await eventually(() => seen.run.text === text, 'text')
+}
+
+const hasText = seen => eventually(() => seen.run.text.length > 0, () => `text: ${seen.states}`)
 
 /** Write texts with pauses, so that each is broadcast by itself. */
 async function writeSlowly(run, texts) {
@@ -86,7 +101,7 @@ const scenarios = {
           const seen = follow(cable, id)
           for (const number of range(0, 19)) {
             if (number % 6 === 5) {
-              await eventually(() => seen.run.text.length > 0, () => `text: ${seen.states}`)
+              await hasText(seen)
               cut(cable)
             }
             await writeSlowly(id, [WORDS[number]])
@@ -105,11 +120,9 @@ const scenarios = {
   ),
 
   async 'a reader whose history was lost while it was away gets a snapshot'() {
-    const cable = open()
-    const id = await start()
-    const seen = follow(cable, id)
+    const { cable, id, seen } = await startAndFollow()
     await writeSlowly(id, WORDS.slice(0, 2))
-    await eventually(() => seen.run.text.length > 0, () => `text: ${seen.states}`)
+    await hasText(seen)
     cable.disconnect()
     equal(seen.run.state, 'disconnected', 'the state')
     await writeSlowly(id, WORDS.slice(2, 10))
@@ -168,9 +181,7 @@ const scenarios = {
   },
 
   async 'a run fails with a message, and the next attempt begins anew'() {
-    const cable = open()
-    const id = await start()
-    const seen = follow(cable, id)
+    const { cable, id, seen } = await startAndFollow()
     await write(id, 'Well', { type: 'data', name: 'n', data: 1 })
     await eventually(() => seen.parts.length === 1, 'the part')
     await end(id, 'The model is away.')
@@ -194,11 +205,8 @@ const scenarios = {
   },
 
   async 'a run whose writer dies fails'() {
-    const cable = open()
-    const id = await start()
-    const seen = follow(cable, id)
-    await write(id, 'Well')
-    await eventually(() => seen.run.text === 'Well', 'text')
+    const { cable, id, seen } = await startAndFollow()
+    await say(id, seen, 'Well')
     await call('abandon_run', [id])
     await hasEnded(seen)
     equal([seen.run.state, seen.run.text], ['failed', 'Well'], 'the end')
@@ -210,8 +218,7 @@ const scenarios = {
     const cable = open()
     const id = await start()
     const [seen, other] = [follow(cable, id), follow(cable, id)]
-    await write(id, 'Well')
-    await eventually(() => seen.run.text === 'Well', 'text')
+    await say(id, seen, 'Well')
     await seen.run.stop()
     await eventually(() => call('is_run_stopped', [id]), 'the writer notices')
     await end(id)
@@ -247,11 +254,8 @@ const scenarios = {
   },
 
   async 'a run that was deleted is rejected'() {
-    const cable = open()
-    const id = await start()
-    const seen = follow(cable, id)
-    await write(id, 'Well')
-    await eventually(() => seen.run.text === 'Well', 'text')
+    const { cable, id, seen } = await startAndFollow()
+    await say(id, seen, 'Well')
     await call('abandon_run', [id])
     await call('delete_run', [id])
     cut(cable)
@@ -261,11 +265,8 @@ const scenarios = {
   },
 
   async 'a reader whose run was deleted is told when its history is lost'() {
-    const cable = open()
-    const id = await start()
-    const seen = follow(cable, id)
-    await write(id, 'Well')
-    await eventually(() => seen.run.text === 'Well', 'text')
+    const { cable, id, seen } = await startAndFollow()
+    await say(id, seen, 'Well')
     await call('abandon_run', [id])
     await call('delete_run', [id])
     await call('forget', [`run:${id}`])
@@ -275,11 +276,9 @@ const scenarios = {
   },
 
   async 'a reader whose history is lost gets a snapshot'() {
-    const cable = open()
-    const id = await start()
-    const seen = follow(cable, id)
+    const { cable, id, seen } = await startAndFollow()
     await writeSlowly(id, WORDS.slice(0, 10))
-    await eventually(() => seen.run.text.length > 0, () => `text: ${seen.states}`)
+    await hasText(seen)
     await call('forget', [`run:${id}`])
     await writeSlowly(id, WORDS.slice(10))
     await end(id)
@@ -305,8 +304,7 @@ const scenarios = {
     const cable = open()
     const id = await start()
     const closed = follow(cable, id)
-    await write(id, 'One ')
-    await eventually(() => closed.run.text === 'One ', 'text')
+    await say(id, closed, 'One ')
     closed.run.close()
     const again = follow(cable, id)
     await eventually(() => again.run.text === 'One ', 'the snapshot')

@@ -1,18 +1,9 @@
 // Scenarios of the unmodified @anycable/core with tokens. The server has the setting JWT_SECRET, and JWT_LEEWAY 0.
 import { createCable } from '@anycable/core'
-import WebSocket from 'ws'
-import { call, equal, eventually, ORIGIN, range, runAll, unique, url } from './harness.mjs'
+import { call, clientOptions, equal, eventually, EXTENDED, range, runAll, unique, url } from './harness.mjs'
 
 const open = (token, options = {}) =>
-  createCable(url, {
-    protocol: 'actioncable-v1-ext-json',
-    websocketImplementation: WebSocket,
-    websocketOptions: { origin: ORIGIN },
-    reconnectStrategy: () => 20,
-    logLevel: 'error',
-    auth: { token },
-    ...options
-  })
+  createCable(url, { protocol: EXTENDED, ...clientOptions(), auth: { token }, ...options })
 
 /** The shortest time, in seconds, after which a token may expire: claims are whole seconds. */
 const TTL = 2

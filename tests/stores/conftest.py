@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from django.db import connections
 
 from reliable_cable.concurrency.threads import busy_threads, end_threads
-from reliable_cable.conf import CableSettings
+from reliable_cable.conf import CableSettings, get_settings
+from reliable_cable.hub.presence import PresenceService
 from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.presence.base import PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
@@ -23,7 +25,7 @@ from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.redis import RedisStreamStore
-from tests.stores.presence import KEPT, TTL, Recorder, ThreadedPresenceStore, listen
+from tests.stores.presence import KEPT, TTL, Recorder, Rounds, ThreadedPresenceStore, listen
 from tests.support.redis import CLUSTER, RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
@@ -166,6 +168,26 @@ def presence_store(
     made_stores.append(store)
     yield store
     store.close()
+
+
+@pytest.fixture
+def memory_presence(clock: Clock) -> PresenceStore:
+    """A presence store in memory. Its other settings are those of the test."""
+    return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
+
+
+@pytest.fixture
+def rounds() -> Rounds:
+    """The rounds of `service`, which take place when the test says so."""
+    return Rounds()
+
+
+@pytest.fixture
+async def service(memory_presence: PresenceStore, rounds: Rounds) -> AsyncIterator[PresenceService]:
+    """A presence service on the store in memory."""
+    service = PresenceService(memory_presence, sleep=rounds.sleep)
+    yield service
+    await service.stop()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ class RedisPair:
             return store
 
         return make
+
+
+async def promote(replica: RedisServer, primary: RedisServer) -> None:
+    """Promote a replica when it has all data of its primary. Neither the primary nor the proxy is told."""
+    await asyncio.to_thread(primary.wait_for_replicas)
+    replica.promote()
 
 
 def fail_over(address: FaultProxy, old: RedisServer, new: RedisServer) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
-from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.presence import LAST_ROUNDS, PresenceService
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
@@ -23,20 +21,8 @@ from .presence import TTL, Rounds, elapse, gathered, heard
 
 
 @pytest.fixture
-def store(clock: Clock) -> PresenceStore:
-    return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
-
-
-@pytest.fixture
-def rounds() -> Rounds:
-    return Rounds()
-
-
-@pytest.fixture
-async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[PresenceService]:
-    service = PresenceService(store, sleep=rounds.sleep)
-    yield service
-    await service.stop()
+def store(memory_presence: PresenceStore) -> PresenceStore:
+    return memory_presence
 
 
 class Fails:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -16,33 +15,19 @@ from django.contrib.auth import get_user_model
 from django.test import override_settings
 
 from reliable_cable import InvalidStreamName
-from reliable_cable.conf import get_settings
 from reliable_cable.hub.presence import LAST_ROUNDS, SWEEP_MARGIN, PresenceService
 from reliable_cable.presence import presence_for
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import PresenceEvent, PresenceInfo, PresenceStore
-from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
 from .conftest import Clock
 from .presence import TTL, Rounds, heard, receiving, settle
 
 
 @pytest.fixture
-def store(clock: Clock) -> PresenceStore:
-    return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
-
-
-@pytest.fixture
-def rounds() -> Rounds:
-    return Rounds()
-
-
-@pytest.fixture
-async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[PresenceService]:
-    service = PresenceService(store, sleep=rounds.sleep)
-    yield service
-    await service.stop()
+def store(memory_presence: PresenceStore) -> PresenceStore:
+    return memory_presence
 
 
 class TestService:

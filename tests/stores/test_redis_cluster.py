@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def make_store(cluster: RedisCluster, key_prefix: str, made_stores: list[Any]) -
     return make
 
 
+@asynccontextmanager
+async def hearing(store: RedisStreamStore) -> AsyncIterator[list[StreamEvent]]:
+    """Yield a list to which the events of the stream `a` are added during a block."""
+    heard: list[StreamEvent] = []
+    listener = store.listen(heard.append)
+    await listener.subscribe("a")
+    yield heard
+    await listener.close()
+
+
 def slot_of(store: RedisStreamStore, stream: str) -> int:
     return key_slot(store.keys(stream)[0])
 
@@ -82,48 +93,41 @@ class TestMoves:
         self, cluster: RedisCluster, make_store: MakeStore
     ) -> None:
         store, slot = make_store(history_size=100_000), slot_of(make_store(), "a")
-        heard: list[StreamEvent] = []
-        listener = make_store().listen(heard.append)
-        await listener.subscribe("a")
-        async with writing(store, "a") as writer:
-            for _ in range(2):
-                await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
-        assert not writer.failed | writer.uncertain
-        await check_history(store, "a", writer)
-        assert len(writer.epochs) == 1
-        heard.clear()
-        await until(lambda: cluster.owner(slot).cli("PUBSUB", "SHARDNUMSUB", store.channel("a"))[1] == 1)
-        last = await append(store, "a", '"last"')
-        await until(lambda: any(isinstance(event, Published) and event.position == last for event in heard))
-        await listener.close()
+        async with hearing(make_store()) as heard:
+            async with writing(store, "a") as writer:
+                for _ in range(2):
+                    await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
+            assert not writer.failed | writer.uncertain
+            await check_history(store, "a", writer)
+            assert len(writer.epochs) == 1
+            heard.clear()
+            await until(lambda: cluster.owner(slot).cli("PUBSUB", "SHARDNUMSUB", store.channel("a"))[1] == 1)
+            last = await append(store, "a", '"last"')
+            await until(lambda: any(isinstance(event, Published) and event.position == last for event in heard))
 
     async def test_a_listener_is_told_that_it_may_have_missed_messages(
         self, cluster: RedisCluster, make_store: MakeStore
     ) -> None:
-        store, heard = make_store(), list[StreamEvent]()
-        listener = store.listen(heard.append)
-        await listener.subscribe("a")
+        store = make_store()
         slot = slot_of(store, "a")
-        await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
-        await until(lambda: Advanced("a") in heard)
-        await listener.close()
+        async with hearing(store) as heard:
+            await asyncio.to_thread(cluster.move, slot, cluster.other(cluster.owner(slot)))
+            await until(lambda: Advanced("a") in heard)
 
     async def test_a_listener_hears_messages_after_a_slot_was_moved_away_and_back(
         self, cluster: RedisCluster, make_store: MakeStore
     ) -> None:
-        store, heard = make_store(), list[StreamEvent]()
-        listener = store.listen(heard.append)
-        await listener.subscribe("a")
+        store = make_store()
         slot = slot_of(store, "a")
-        first = cluster.owner(slot)
-        # The event loop does not run during the moves, so the process finds the slot where it was.
-        cluster.move(slot, cluster.other(first))
-        cluster.move(slot, first)
-        await until(lambda: first.cli("PUBSUB", "SHARDNUMSUB", store.channel("a"))[1] == 1)
-        await until(lambda: Advanced("a") in heard)
-        await store.awhisper("a", Message("1"))
-        await until(lambda: Transient("a", "1", whisper=True) in heard)
-        await listener.close()
+        async with hearing(store) as heard:
+            first = cluster.owner(slot)
+            # The event loop does not run during the moves, so the process finds the slot where it was.
+            cluster.move(slot, cluster.other(first))
+            cluster.move(slot, first)
+            await until(lambda: first.cli("PUBSUB", "SHARDNUMSUB", store.channel("a"))[1] == 1)
+            await until(lambda: Advanced("a") in heard)
+            await store.awhisper("a", Message("1"))
+            await until(lambda: Transient("a", "1", whisper=True) in heard)
 
     async def test_a_call_waits_while_the_keys_of_its_stream_are_on_two_nodes(
         self, cluster: RedisCluster, make_store: MakeStore
@@ -249,28 +253,21 @@ class TestLosses:
         cluster = failing_cluster
         await asyncio.to_thread(cluster.wait_until_whole)
         store = make_store(cluster.url, history_size=100_000)
-        heard: list[StreamEvent] = []
-        listener = make_store(cluster.url).listen(heard.append)
-        await listener.subscribe("a")
-        async with writing(store, "a") as writer:
-            primary = await asyncio.to_thread(cluster.owner, slot_of(store, "a"))
-            if how == "failover":
-                await asyncio.to_thread(cluster.fail_over, primary)
-            else:
-                await asyncio.to_thread(cluster.replica_of, primary)
-                primary.kill()
-                await asyncio.to_thread(cluster.wait_for_agreement)
-                await asyncio.to_thread(primary.start)
-            await until(lambda: len(writer.epochs) >= 2)
-        await check_history(store, "a", writer)
-        await until(lambda: Advanced("a") in heard)
-        last = await append(store, "a", '"last"')
-        await until(
-            lambda: any(
-                event == Advanced("a") or (isinstance(event, Published) and event.position == last) for event in heard
+        change = cluster.fail_over if how == "failover" else cluster.replace
+        async with hearing(make_store(cluster.url)) as heard:
+            async with writing(store, "a") as writer:
+                primary = await asyncio.to_thread(cluster.owner, slot_of(store, "a"))
+                await asyncio.to_thread(change, primary)
+                await until(lambda: len(writer.epochs) >= 2)
+            await check_history(store, "a", writer)
+            await until(lambda: Advanced("a") in heard)
+            last = await append(store, "a", '"last"')
+            await until(
+                lambda: any(
+                    event == Advanced("a") or (isinstance(event, Published) and event.position == last)
+                    for event in heard
+                )
             )
-        )
-        await listener.close()
 
     async def test_a_failover_before_a_move_begins_a_new_epoch_although_nobody_saw_it(
         self, failing_cluster: RedisCluster, make_store: MakeStore

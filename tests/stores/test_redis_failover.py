@@ -13,7 +13,7 @@ from reliable_cable.stores.redis.listening import pubsub_of
 from reliable_cable.stores.streams import redis_listener
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, Transient
 from tests.stores.conftest import until
-from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
+from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over, promote
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
 from tests.support.server import free_port
@@ -108,8 +108,7 @@ class TestFailover(RedisPair):
     ) -> None:
         store = make_store()
         await append(store, "1")
-        await asyncio.to_thread(primary.wait_for_replicas)
-        replica.promote()
+        await promote(replica, primary)
         primary.cli("CONFIG", "SET", "replica-serve-stale-data", "no")
         primary.cli("REPLICAOF", "127.0.0.1", free_port())
         address.move(replica.port)
@@ -121,8 +120,7 @@ class TestFailover(RedisPair):
     ) -> None:
         store = make_store()
         await append(store, "1")
-        await asyncio.to_thread(primary.wait_for_replicas)
-        replica.promote()
+        await promote(replica, primary)
         # Write to the former primary, so that its data differ from the replica's. When it becomes a replica, it must
         # then load a full copy of the data. While it loads, it answers commands only now and then, after it has loaded
         # a key.

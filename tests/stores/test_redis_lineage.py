@@ -18,7 +18,7 @@ from reliable_cable.stores.redis.client import Call
 from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import single_client, until
-from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
+from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over, promote
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
 
@@ -26,17 +26,21 @@ pytestmark = pytest.mark.redis
 
 
 async def return_to_older_data(
-    primary: RedisServer, replica: RedisServer, store: RedisStreamStore, given: list[StreamPosition]
-) -> None:
-    """Append a message that the replica lacks, make the primary copy the replica's data, and promote the primary again.
+    primary: RedisServer, replica: RedisServer, store: RedisStreamStore
+) -> list[StreamPosition]:
+    """Append two messages, make the primary copy the replica's data, and promote the primary again.
 
-    The position of the message is added to `given`.
+    The replica lacks the second message. No process connects to the replica, so the data keep the former lineage.
+
+    Returns:
+        The positions of the messages.
     """
-    await asyncio.to_thread(primary.wait_for_replicas)
-    replica.promote()
+    given = await append(store, "1")
+    await promote(replica, primary)
     given += await append(store, "2")
     await asyncio.to_thread(primary.follow, replica)
     primary.promote()
+    return given
 
 
 class TestLineage(RedisPair):
@@ -62,8 +66,7 @@ class TestLineage(RedisPair):
             return epochs
 
         first = await broadcast(4)
-        await asyncio.to_thread(primary.wait_for_replicas)
-        replica.promote()
+        await promote(replica, primary)
         await broadcast(4)  # to the old primary, which has not noticed the promotion
         await asyncio.to_thread(primary.follow, replica)
         address.move(replica.port)
@@ -106,8 +109,7 @@ class TestLineage(RedisPair):
         # The server was demoted, got the data of the other server, and was promoted again, while nothing was sent.
         store = make_store(primary.port)
         (first,) = await append(store, "1")
-        await asyncio.to_thread(primary.wait_for_replicas)
-        replica.promote()
+        await promote(replica, primary)
         (second,) = await append(make_store(replica.port), "2")
         await asyncio.to_thread(primary.follow, replica)
         primary.promote()
@@ -120,11 +122,8 @@ class TestLineage(RedisPair):
         self, primary: RedisServer, replica: RedisServer, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(lineage, "CHECK_INTERVAL", 0)
-        # The server was demoted, got older data, and was promoted again, while nothing was sent. No process connected
-        # to the other server, so the data still have the former lineage.
         store = make_store(primary.port)
-        given = await append(store, "1")
-        await return_to_older_data(primary, replica, store, given)
+        given = await return_to_older_data(primary, replica, store)
         given += await append(store, "3")
         assert [position.offset for position in given] == [1, 2, 1]
         assert len(set(given)) == 3, "no position is used twice"
@@ -135,8 +134,7 @@ class TestLineage(RedisPair):
     ) -> None:
         monkeypatch.setattr(lineage, "CHECK_INTERVAL", 0)
         store = make_store(primary.port)
-        given = await append(store, "1")
-        await return_to_older_data(primary, replica, store, given)
+        await return_to_older_data(primary, replica, store)
         assert (await store.aread("a", after=0, limit=10)).epoch == ""
 
     async def test_older_data_while_a_connection_opens_begin_new_epochs(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
 
 from tests.support.clock import find_faketime
+from tests.support.storms import conclude, show
 
 from .plan import Plan
 from .report import table, violations
@@ -48,16 +48,8 @@ def main() -> int:
         only=tuple(options.only),
         clocks=options.clocks,
     )
-    folder = make_folder()
-    outcome = asyncio.run(Storm(plan, folder, lambda text: print(text, flush=True)).run())  # noqa: T201 - a command
-    print(table(outcome))  # noqa: T201
-    if not outcome.good:
-        print(violations(outcome))  # noqa: T201
-        print(f"logs: {folder}")  # noqa: T201
-        return 1
-    if not options.keep:
-        shutil.rmtree(folder)
-    return 0
+    outcome = asyncio.run(Storm(plan, make_folder(), show).run())
+    return conclude(outcome, table, violations, keep=options.keep)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.support.storms import aligned
+
 from .presence import PRESENCE_KINDS
 from .storm import Outcome
 from .verdict import KINDS
@@ -31,8 +33,7 @@ def table(outcome: Outcome) -> str:
         *((kind, found[kind]) for kind in (*KINDS, *PRESENCE_KINDS)),
         ("complaints", len(outcome.complaints)),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
+    return aligned(rows)
 
 
 def violations(outcome: Outcome, most: int = 12) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.node import node_modules
 from tests.support.client import identify
+from tests.support.storms import StormOutcome
 
 from .broadcasters import Broadcaster, ProcessCaller, TaskCaller, ViewCaller
 from .clients import Key, Logs, NpmClients, StormClient
@@ -35,13 +36,9 @@ ROUND = 10.0
 
 
 @dataclass(slots=True)
-class Outcome:
+class Outcome(StormOutcome[Plan, Finding]):
     """The results of a storm."""
 
-    plan: Plan
-    folder: Path
-    findings: list[Finding] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     #: The time of each fault, in seconds since faults began, and its kind.
     history: list[tuple[float, str]] = field(default_factory=list)
@@ -56,11 +53,6 @@ class Outcome:
     signals: int = 0
     changes: int = 0
     catching_up: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """Whether every promise was kept."""
-        return not self.findings and not self.complaints
 
 
 class Storm:

@@ -56,10 +56,7 @@ async def storm(cluster: RedisCluster, seconds: float, chosen: random.Random, ki
         elif kind == "failover":
             await asyncio.to_thread(cluster.fail_over, primary)
         else:
-            await asyncio.to_thread(cluster.replica_of, primary)
-            primary.kill()
-            await asyncio.to_thread(cluster.wait_for_agreement)
-            await asyncio.to_thread(primary.start)
+            await asyncio.to_thread(cluster.replace, primary)
         done[kind] += 1
         if kind != "move":
             await asyncio.to_thread(cluster.wait_until_whole)

@@ -18,6 +18,7 @@ import django
 
 from reliable_cable.client.build import build
 from tests.node import node_modules
+from tests.support.storms import conclude, show
 
 from .plan import Plan
 
@@ -51,15 +52,8 @@ def main() -> int:
         node_modules()
         build()
     folder = Path(tempfile.mkdtemp(prefix="cable-storm-runs-"))
-    outcome = asyncio.run(Storm(plan, folder, node, lambda text: print(text, flush=True)).run())  # noqa: T201
-    print(table(outcome))  # noqa: T201 - a command
-    if not outcome.good:
-        print(violations(outcome))  # noqa: T201
-        print(f"logs: {folder}")  # noqa: T201
-        return 1
-    if not keep:
-        shutil.rmtree(folder)
-    return 0
+    outcome = asyncio.run(Storm(plan, folder, node, show).run())
+    return conclude(outcome, table, violations, keep=keep)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.support.storms import aligned
+
 from .storm import Outcome
 
 
@@ -14,8 +16,7 @@ def table(outcome: Outcome) -> str:
         ("findings", len(outcome.findings)),
         ("complaints", len(outcome.complaints)),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
+    return aligned(rows)
 
 
 def violations(outcome: Outcome, most: int = 15) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from tests.support.server import LOCAL, Server
+from tests.support.storms import StormOutcome
 
 from .content import has_prefix, make_items
 from .durable import LIVE, DurableRunReader, SharedStream
@@ -41,22 +42,11 @@ KINDS = {"client reset": 4, "server SIGKILL": 3, "server SIGTERM": 1, "writer SI
 
 
 @dataclass(slots=True)
-class Outcome:
+class Outcome(StormOutcome[Plan, str]):
     """The results of a storm."""
 
-    plan: Plan
-    folder: Path
-    #: Broken promises.
-    findings: list[str] = field(default_factory=list)
-    #: Events that should not happen, such as processes that end by themselves.
-    complaints: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """Whether every promise was kept."""
-        return not self.findings and not self.complaints
 
 
 class Storm:

@@ -12,12 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.client import unique
 from tests.support.forks import start
 from tests.support.process import OwnProcess
-from tests.support.server import PROJECT, ROOT
+from tests.support.redis import RedisServer
+from tests.support.server import PROJECT, ROOT, Server
 
 #: How long, in seconds, a worker may take to start or to stop.
 PATIENCE = 30.0
+
+
+def use_broker(redis: RedisServer, *servers: Server) -> None:
+    """Let servers, which are not running yet, send tasks to a new queue in Redis."""
+    broker = {"CABLE_TEST_BROKER": redis.url, "CABLE_TEST_QUEUE": unique("queue-")}
+    for server in servers:
+        server.environment |= broker
 
 
 class Worker(OwnProcess):

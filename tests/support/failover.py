@@ -52,8 +52,7 @@ class Pair(Started):
         await asyncio.sleep(seconds)
 
     def _cut_relay(self) -> None:
-        self.relay.refuse()
-        self.relay.cut()
+        self.relay.interrupt()
         self.relay.resume()
 
     def _lead_relay(self, port: int) -> None:

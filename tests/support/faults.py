@@ -1,4 +1,4 @@
-"""A TCP proxy on this machine that simulates faults of networks: resets, refusals, stalls and lost replies."""
+"""A TCP proxy on this machine that simulates faults of networks: resets, refusals, stalls and lost data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 _SUBSCRIBE = re.compile(rb"\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
+_UPGRADE = re.compile(rb"upgrade: websocket", re.IGNORECASE)
 #: How many bytes of earlier data are searched again with new data, to find a pattern that spans both.
 _OVERLAP = 64
 _CHUNK = 65536
@@ -82,6 +83,9 @@ class FaultProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._traps: list[_Trap] = []
         self._refusing = False
+        self._withholding = False
+        #: Set when data was discarded because of `withhold`.
+        self.withheld = asyncio.Event()
         self._flowing = asyncio.Event()
         self._flowing.set()
 
@@ -94,9 +98,8 @@ class FaultProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        self.refuse()
         self.resume()
-        self.cut()
+        self.interrupt()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._server.wait_closed()
@@ -120,9 +123,23 @@ class FaultProxy:
         """Reset each new connection at once, until `accept` is called."""
         self._refusing = True
 
+    def interrupt(self) -> int:
+        """Reset all connections, and each new one until `accept` is called. Return how many were open."""
+        self.refuse()
+        return self.cut()
+
+    def withhold(self) -> None:
+        """Discard the commands of clients, on each WebSocket that is opened before `accept` is called.
+
+        The handshakes are forwarded, but the commands stay unanswered. `accept` does not change this for the
+        WebSockets that are already open.
+        """
+        self.withheld.clear()
+        self._withholding = True
+
     def accept(self) -> None:
-        """Forward new connections again."""
-        self._refusing = False
+        """Forward new connections again, and all of their data."""
+        self._refusing = self._withholding = False
 
     def stall(self) -> None:
         """Forward nothing in either direction until `resume` is called. Connections stay open."""
@@ -189,9 +206,14 @@ class FaultProxy:
             await link.closed()
 
     async def _requests(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        withholding, upgraded = self._withholding, False
         try:
             while data := await reader.read(_CHUNK):
                 await self._flowing.wait()
+                if withholding and upgraded:
+                    self.withheld.set()
+                    continue
+                upgraded = upgraded or _UPGRADE.search(data) is not None
                 link.request(data, self._traps)
                 writer.write(data)
                 await writer.drain()

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -172,16 +171,9 @@ class ProjectServer(Server):
     def _command(self) -> list[str]:
         return [str(self.project.python), "manage.py", "runserver", "--noreload", f"127.0.0.1:{self.port}"]
 
-    def _wait_until_ready(self) -> bool:
-        deadline = time.monotonic() + PATIENCE
-        while self.alive and time.monotonic() < deadline:
-            try:
-                self.page("/")
-            except httpx.TransportError:
-                time.sleep(0.02)
-            else:
-                return True
-        return False
+    def _answers(self) -> bool:
+        self.page("/")  # a project may have no page there
+        return True
 
 
 @pytest.fixture(scope="session")

@@ -207,6 +207,13 @@ class RedisCluster:
         self.wait_for_agreement()
         return replica
 
+    def replace(self, primary: RedisServer) -> None:
+        """Kill a primary, wait until a replica has taken its place, and start it again."""
+        self.replica_of(primary)
+        primary.kill()
+        self.wait_for_agreement()
+        primary.start()
+
     def wait_for_agreement(self) -> None:
         """Wait until all running nodes agree which nodes have the slots, and all of these are running."""
 

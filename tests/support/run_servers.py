@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.celery import Worker
+from tests.support.celery import Worker, use_broker
 from tests.support.client import unique
 from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import Server, ServerPool
@@ -29,10 +29,8 @@ def pair(postgres_servers: ServerPool, redis_pool: RedisPool) -> Iterator[dict[s
         "RUN_LEASE": 3,
         "RUN_CHATS": "tests.integration.project.runs.Chats",
     }
-    broker = {"CABLE_TEST_BROKER": redis.url, "CABLE_TEST_QUEUE": unique("queue-")}
     servers = {kind: postgres_servers.make(kind, **settings) for kind in ("daphne", "uvicorn")}
-    for server in servers.values():
-        server.environment |= broker
+    use_broker(redis, *servers.values())
     with servers["daphne"], servers["uvicorn"]:
         yield servers
 

@@ -192,9 +192,13 @@ class Server(RestartableProcess):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 # Another process may have accepted this connection. Then this server could not listen, and has ended.
                 with contextlib.suppress(httpx.TransportError):
-                    return self._request("call", json={"call": "position", "args": ["ready"]}).is_success
+                    return self._answers()
             time.sleep(0.02)
         return False
+
+    def _answers(self) -> bool:
+        """Send a request, and return whether the server answers it without an error."""
+        return self._request("call", json={"call": "position", "args": ["ready"]}).is_success
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

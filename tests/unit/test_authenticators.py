@@ -12,18 +12,12 @@ from django.core.exceptions import ImproperlyConfigured
 from reliable_cable import cable_token
 from reliable_cable.auth import CableAuthMiddlewareStack, InvalidToken, TokenAuthMiddleware, TokenExpired
 from tests.unit.token_clients import EXPIRED, REFUSED, TokenConsumer, first_frame, make_client
-from tests.unit.tokens import SECRET, after, sign
+from tests.unit.tokens import after, sign
 from tests.unit.wire import connection_of
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("token_settings")]
 
 User = get_user_model()
-
-
-@pytest.fixture(autouse=True)
-def _settings(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0, "PING_INTERVAL": 60}
-    TokenConsumer.seen = None
 
 
 #: The users whom `authenticate` finds, by their tokens.
@@ -61,7 +55,7 @@ class Promise:
 
 class TestAuthenticators:
     @pytest.fixture(autouse=True)
-    def _authenticator(self, settings: Any) -> Any:
+    def _authenticator(self, token_settings: None, settings: Any) -> Any:
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "AUTHENTICATORS": [f"{__name__}.authenticate"]}
         known.clear()
 

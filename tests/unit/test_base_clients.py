@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from reliable_cable.protocol.constants import Subprotocol
 
 from .wire import Client
 
-
-@pytest.fixture(autouse=True)
-def _memory(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+pytestmark = pytest.mark.usefixtures("memory_engine")
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

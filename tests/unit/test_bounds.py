@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel, abroadcast, action, aposition, state
-from reliable_cable.channel import MAX_STATE_SIZE, registry
+from reliable_cable.channel import MAX_STATE_SIZE
 from reliable_cable.connection.account import JOIN_BURST
 from reliable_cable.connection.streams import STREAM_SIZE
 from reliable_cable.protocol.constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, connection_of, identifier, run_event_loop
+from .wire import Client, connection_of, identifier, registered, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -67,9 +67,8 @@ def _room(settings: Any) -> Iterator[None]:
         "MAX_SUBSCRIPTIONS": 30,
         "MAX_IDENTIFIER_SIZE": 1000,
     }
-    registry["Room"], registry["Followed"] = [Room], [Followed]
-    yield
-    del registry["Room"], registry["Followed"]
+    with registered(Room=Room, Followed=Followed):
+        yield
 
 
 def padded(number: int, size: int) -> str:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import Connection
@@ -28,7 +27,7 @@ from reliable_cable.servers.base import FRAMES_EXTENSION
 from tests.support.examples import examples
 from tests.support.memory_socket import MemorySocket
 
-from .wire import BASE, EXTENDED, identifier
+from .wire import BASE, EXTENDED, identifier, registered
 
 LIMIT = 4000
 #: The sizes of the transport's buffer above which it pauses writing, and below which it resumes.
@@ -50,9 +49,8 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 def configured(settings: Any, **options: Any) -> None:
@@ -182,6 +180,13 @@ async def publish_many(stream: str, count: int, size: int, *, transient: bool = 
         await publish(stream, number, size, transient=transient)
 
 
+async def fall_behind(client: SlowClient, count: int) -> None:
+    """Subscribe, and publish `count` large messages, which the client does not read yet."""
+    await client.subscribe(ONE)
+    await publish_many("a", count, 500)
+    await client.run_until_idle()
+
+
 frames_or_not = pytest.mark.parametrize("frames", [True, False], ids=["frames", "send"])
 
 
@@ -189,9 +194,7 @@ frames_or_not = pytest.mark.parametrize("frames", [True, False], ids=["frames", 
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
 async def test_a_burst_far_above_the_limit_is_read_at_the_pace_of_the_client(frames: bool, protocol: str) -> None:
     async with SlowClient(frames=frames, protocol=protocol) as client:
-        await client.subscribe(ONE)
-        await publish_many("a", 100, 500)
-        await client.run_until_idle()
+        await fall_behind(client, 100)
         assert not client.aborted
         await client.read_all()
         await publish("a", 100)
@@ -229,9 +232,7 @@ async def test_a_client_that_reads_nothing_is_disconnected_in_time(
 @frames_or_not
 async def test_a_client_that_reads_slowly_stays_connected(frames: bool) -> None:
     async with SlowClient(frames=frames) as client:
-        await client.subscribe(ONE)
-        await publish_many("a", 30, 500)
-        await client.run_until_idle()
+        await fall_behind(client, 30)
         checks = 0
         while 29 not in client.numbers(ONE, "a"):
             client.read_characters(LIMIT)
@@ -296,9 +297,7 @@ async def test_a_transient_message_follows_the_kept_messages_that_were_sent_befo
 @frames_or_not
 async def test_a_client_that_is_catching_up_can_be_pinged(frames: bool) -> None:
     async with SlowClient(frames=frames) as client:
-        await client.subscribe(ONE)
-        await publish_many("a", 20, 500)
-        await client.run_until_idle()
+        await fall_behind(client, 20)
         assert client.connection.ping('{"type":"ping","message":1}')
         await client.read_all()
         assert client.numbers(ONE, "a") == list(range(20))

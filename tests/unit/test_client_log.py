@@ -10,11 +10,10 @@ import pytest
 from django.db import OperationalError
 
 from reliable_cable import Channel, action
-from reliable_cable.channel import registry
 from reliable_cable.client_log import INTERVAL, MAX_LINES, MAX_TRACEBACKS, ClientLog
 from reliable_cable.connection.account import FAULTS_TIME
 
-from .wire import Client, connection_of, identifier, run_event_loop
+from .wire import Client, connection_of, identifier, registered, run_event_loop
 
 
 class Clock:
@@ -100,9 +99,8 @@ class TestConnections:
     @pytest.fixture(autouse=True)
     def _room(self, settings: Any) -> Iterator[None]:
         settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-        registry["Room"] = [Room]
-        yield
-        del registry["Room"]
+        with registered(Room=Room):
+            yield
 
     async def test_each_connection_has_a_limit_of_its_own(self, caplog: pytest.LogCaptureFixture) -> None:
         async with Client() as noisy, Client() as other:

@@ -33,18 +33,13 @@ from reliable_cable import (
     disconnect,
     revoke,
 )
-from reliable_cable.channel import registry
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.identity import identifier_names
 from reliable_cable.stores.engine import get_engine
 from tests.stores.conftest import wait_until
+from tests.unit.wire import registered
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def _memory(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("memory_engine")]
 
 
 @pytest.fixture
@@ -182,9 +177,8 @@ class Base(Channel, abstract=True):
 
 @pytest.fixture(autouse=True)
 def _room() -> Iterator[None]:
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 class TestRevoke:

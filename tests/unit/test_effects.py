@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel, StoreError, action, state
-from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import session_writer
 from reliable_cable.stores.engine import get_engine
 from tests.support.records import load_record
 
-from .wire import Client, connection_of, identifier
+from .wire import Client, connection_of, identifier, registered
 
 
 class Counter(Channel, abstract=True):
@@ -71,9 +70,8 @@ class Outage:
 @pytest.fixture(autouse=True)
 async def _counter(settings: Any) -> AsyncIterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-    registry["Counter"] = [Counter]
-    yield
-    del registry["Counter"]
+    with registered(Counter=Counter):
+        yield
 
 
 @pytest.fixture
@@ -89,14 +87,19 @@ async def expect_disconnect(client: Client) -> None:
     assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
 
+async def count_to_one(client: Client) -> None:
+    """Subscribe, and call the action that increases the count."""
+    await client.subscribe(COUNTER)
+    await client.perform(COUNTER, "increase")
+    assert (await client.receive())["message"] == {"count": 1}
+
+
 @pytest.mark.parametrize("name", ["increase", "fail", "follow"])
 async def test_a_client_whose_session_cannot_be_saved_is_disconnected_and_sees_no_effect(
     name: str, outage: Outage
 ) -> None:
     async with Client() as client:
-        await client.subscribe(COUNTER)
-        await client.perform(COUNTER, "increase")
-        assert (await client.receive())["message"] == {"count": 1}
+        await count_to_one(client)
         outage.begin(timeout=0.05)
         await client.perform(COUNTER, name)
         await expect_disconnect(client)
@@ -111,9 +114,7 @@ async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
 ) -> None:
     monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 0.001)
     async with Client() as client:
-        await client.subscribe(COUNTER)
-        await client.perform(COUNTER, "increase")
-        assert (await client.receive())["message"] == {"count": 1}
+        await count_to_one(client)
         outage.begin()
         await client.perform(COUNTER, "increase")
         await outage.attempted.wait()
@@ -129,9 +130,7 @@ async def test_a_client_whose_unsubscribe_cannot_be_saved_forgets_its_session(
     outage: Outage,
 ) -> None:
     async with Client() as client:
-        await client.subscribe(COUNTER)
-        await client.perform(COUNTER, "increase")
-        assert (await client.receive())["message"] == {"count": 1}
+        await count_to_one(client)
         outage.begin(timeout=0.05)
         await client.send("unsubscribe", COUNTER)
         await expect_disconnect(client)
@@ -145,6 +144,4 @@ async def test_the_effect_is_not_delayed_if_the_session_was_never_saved(outage: 
         hub.sessions.changed(connection_of(first))
         await outage.attempted.wait()
         async with Client() as client:
-            await client.subscribe(COUNTER)
-            await client.perform(COUNTER, "increase")
-            assert (await client.receive())["message"] == {"count": 1}
+            await count_to_one(client)

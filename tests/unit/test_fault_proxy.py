@@ -126,6 +126,32 @@ async def test_refuse_affects_only_new_connections(proxy: FaultProxy, connection
     assert await echo(await connect(proxy, connections), b"new\n") == b"new\n"
 
 
+async def test_interrupt_affects_open_and_new_connections(proxy: FaultProxy, connections: AsyncExitStack) -> None:
+    old = await connect(proxy, connections)
+    await echo(old, b"old\n")
+    assert proxy.interrupt() == 1
+    assert await is_reset(old)
+    assert await is_reset(await connect(proxy, connections))
+    proxy.accept()
+    assert await echo(await connect(proxy, connections), b"new\n") == b"new\n"
+
+
+async def test_commands_after_a_handshake_are_withheld(
+    proxy: FaultProxy, server: EchoServer, connections: AsyncExitStack
+) -> None:
+    handshake = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n"
+    proxy.withhold()
+    pair = await connect(proxy, connections)
+    assert await echo(pair, handshake) == handshake
+    pair[1].write(b"command\n")
+    await asyncio.wait_for(proxy.withheld.wait(), 10)
+    assert server.received == handshake
+    proxy.accept()
+    other = await connect(proxy, connections)
+    assert await echo(other, handshake) == handshake
+    assert await echo(other, b"command\n") == b"command\n"
+
+
 async def test_connections_are_reset_if_the_server_is_down() -> None:
     server = EchoServer()
     async with server.running():

@@ -15,15 +15,14 @@ from reliable_cable import CableConsumer, Channel, action
 from reliable_cable.channel import registry
 from reliable_cable.concurrency import daemon_executor
 
-from .wire import Client, identifier, until
+from .wire import Client, identifier, registered, until
 
 
 @pytest.fixture(autouse=True)
 def _rows(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "HANDLER_THREADS": 2}
-    registry["Rows"] = [Rows]
-    yield
-    del registry["Rows"]
+    with registered(Rows=Rows):
+        yield
 
 
 class Rows(Channel, abstract=True):

@@ -19,12 +19,11 @@ from django.db import connection, connections
 
 import reliable_cable
 from reliable_cable import Channel, action, state
-from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection import connection as connection_module
 from reliable_cable.consumer import CableConsumer, get_hub
 
-from .wire import EXTENDED, identifier
+from .wire import EXTENDED, identifier, registered
 
 MESSAGES = 100
 PACKAGE = Path(reliable_cable.__file__).parent
@@ -75,9 +74,8 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A database connection that another test left open would sometimes make handlers wait for a thread.
     monkeypatch.setattr(threads, "_connected", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 async def run_event_loop() -> None:

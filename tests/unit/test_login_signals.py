@@ -26,12 +26,7 @@ from reliable_cable.logins import session_digest
 from reliable_cable.protocol.control import LoginChange, decode, encode_login_change
 from reliable_cable.stores.engine import get_engine
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def _memory(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("memory_engine")]
 
 
 @pytest.fixture

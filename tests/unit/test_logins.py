@@ -361,6 +361,7 @@ async def test_a_logout_closes_the_connections_of_the_session_whatever_identifie
         assert await other.quiet()
 
 
+@pytest.mark.usefixtures("memory_engine")
 class TestWhichConnections:
     """A connection has a login only if a Django session with a user has authenticated it."""
 
@@ -373,10 +374,6 @@ class TestWhichConnections:
             client.communicator.application = stack(consumer.as_asgi())
         async with client:
             return connection_of(client).login
-
-    @pytest.fixture(autouse=True)
-    def _memory(self, settings: Any) -> None:
-        settings.RELIABLE_CABLE = {"ENGINE": "memory"}
 
     @pytest.mark.parametrize("stack", [CableAuthMiddlewareStack, AuthMiddlewareStack])
     async def test_a_user_whom_a_middleware_has_found_in_the_session(self, stack: Any) -> None:

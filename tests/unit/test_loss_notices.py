@@ -10,13 +10,12 @@ import pytest
 
 from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast, aforget
-from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol import messages
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 
-from .wire import Client, connection_of, identifier, run_event_loop
+from .wire import Client, connection_of, identifier, registered, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -31,9 +30,8 @@ ROOM = identifier("Room")
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "HISTORY_SIZE": 2}
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 async def received(client: Client) -> list[Any]:

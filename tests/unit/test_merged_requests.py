@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.channel import registry
 
 from .test_races import ROOM, Gate, Room, history_from, received
-from .wire import Client, connection_of, run_event_loop, until
+from .wire import Client, connection_of, registered, run_event_loop, until
 
 
 @pytest.fixture(autouse=True)
 def _room(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 async def test_history_requests_that_wait_for_another_one_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,14 +32,13 @@ from reliable_cable import (
     presence_for,
     signed_stream_name,
 )
-from reliable_cable.channel import registry
 from reliable_cable.conf import get_settings
 from reliable_cable.models import Stream
 from reliable_cable.namespaces import current_namespace
 from reliable_cable.signals import broadcast_failed, presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from tests.unit.test_control_bus import expect_disconnect
-from tests.unit.wire import Client, identifier, leave_session, until
+from tests.unit.wire import Client, identifier, leave_session, registered, until
 
 #: The tenant of the running code, as a middleware of the project would set it.
 tenant: ContextVar[Any] = ContextVar("tenant", default="")
@@ -92,9 +91,8 @@ def _room(settings: Any) -> Iterator[None]:
         "PUBLIC_STREAMS": True,
         "STREAMS": {"brief:*": {"history_size": 2}},
     }
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 def client_of(name: str, user: Any = "ann", **options: Any) -> Client:

@@ -11,12 +11,11 @@ from channels.testing import WebsocketCommunicator
 from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 
 from reliable_cable import BroadcastError, BroadcastUncertain, CableConsumer, Channel, StoreError, action, state
-from reliable_cable.channel import registry
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import restore as restore_module
 
-from .wire import Client, identifier
+from .wire import Client, identifier, registered
 
 
 class Room(Channel, abstract=True):
@@ -80,9 +79,14 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {"failing": "subscribed", "fail_times": 0, "runs": [], "handled": []}.items():
         monkeypatch.setattr(Room, name, value)
     monkeypatch.setattr(Room, "failed", asyncio.Event(), raising=False)
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
+
+
+async def begin_to_subscribe(client: Client) -> None:
+    """Send a subscribe, and wait until its first attempt has failed."""
+    await client.send("subscribe", ROOM)
+    await asyncio.wait_for(Room.failed.wait(), 5)
 
 
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError, StoreError])
@@ -139,8 +143,7 @@ async def test_an_unsubscribe_during_the_outage_ends_the_attempts_without_a_resp
 ) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
-        await client.send("subscribe", ROOM)
-        await asyncio.wait_for(Room.failed.wait(), 5)
+        await begin_to_subscribe(client)
         await client.send("unsubscribe", ROOM)
         # Commands run one after another, so this command runs after the subscribe.
         await client.send("presence", ROOM)
@@ -152,8 +155,7 @@ async def test_an_unsubscribe_during_the_outage_ends_the_attempts_without_a_resp
 async def test_a_subscribe_after_that_unsubscribe_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
-        await client.send("subscribe", ROOM)
-        await asyncio.wait_for(Room.failed.wait(), 5)
+        await begin_to_subscribe(client)
         await client.send("unsubscribe", ROOM)
         await client.send("subscribe", ROOM)
         await client.quiet()
@@ -165,8 +167,7 @@ async def test_a_subscribe_after_that_unsubscribe_is_answered(monkeypatch: pytes
 async def test_a_closed_connection_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
-        await client.send("subscribe", ROOM)
-        await asyncio.wait_for(Room.failed.wait(), 5)
+        await begin_to_subscribe(client)
     # The end of a connection waits for its commands.
     runs = len(Room.runs)
     await asyncio.sleep(0.01)

@@ -16,10 +16,7 @@ from reliable_cable import Channel, ChannelError, PagePosition, StreamPosition, 
 from reliable_cable.protocol.positions import UNKNOWN_POSITION, beginning_of
 from reliable_cable.signing import verify_signed_stream
 
-
-@pytest.fixture(autouse=True)
-def _memory(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+pytestmark = pytest.mark.usefixtures("memory_engine")
 
 
 def render(source: str, **context: Any) -> str:

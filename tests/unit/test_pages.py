@@ -20,7 +20,6 @@ from reliable_cable import (
     aposition,
     signed_stream_name,
 )
-from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.signing import verify_signed_stream, verify_stream_name
 from reliable_cable.stores.engine import get_engine
@@ -29,7 +28,7 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 from .test_namespaces import within
 from .test_races import received
-from .wire import BASE, Client, identifier, leave_session, run_event_loop
+from .wire import BASE, Client, identifier, leave_session, registered, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -52,9 +51,8 @@ class Room(Channel, abstract=True):
 @pytest.fixture(autouse=True)
 def _room(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "PUBLIC_STREAMS": ["room"]}
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 async def broadcast_numbers(*numbers: int, stream: str = "room") -> None:

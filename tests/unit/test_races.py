@@ -10,7 +10,6 @@ import pytest
 
 from reliable_cable import Channel, StoreError, action, state
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.channel import registry
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import replay as replay_module
@@ -20,7 +19,7 @@ from reliable_cable.hub import hub as hub_module
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, connection_of, identifier, run_event_loop
+from .wire import Client, connection_of, identifier, registered, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -73,9 +72,8 @@ ROOM = identifier("Room")
 @pytest.fixture(autouse=True)
 def _room(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 class Gate:

@@ -10,6 +10,8 @@ from reliable_cable import CableConsumer, Channel
 from reliable_cable.channel import registry
 from tests.unit.wire import Client, identifier
 
+pytestmark = pytest.mark.usefixtures("memory_engine")
+
 
 class Guarded(CableConsumer):
     """Rejects all clients, for the reason in the scope if there is one."""
@@ -20,11 +22,6 @@ class Guarded(CableConsumer):
             self.reject_connection(reason=self.scope["reason"])
         else:
             self.reject_connection()
-
-
-@pytest.fixture(autouse=True)
-def _memory(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from typing import Any
 
 import pytest
 
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Advanced, Published, Transient
+from tests.support.subscriber import LoneSubscriber
 
 from .hubs import Harness, catch_up, offsets
 
@@ -19,6 +21,22 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repair without delays, and trim messages of any age."""
     monkeypatch.setattr("reliable_cable.hub.repair.IDLE_DELAYS", (0.0,) * 5)
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
+
+
+async def catching_up(offset: int) -> tuple[Harness, LoneSubscriber, list[Any]]:
+    """Publish five messages to a subscriber, and let it continue from another offset.
+
+    Returns:
+        The harness, the subscriber, and a list to which its later frames are added.
+    """
+    harness = Harness()
+    subscriber, log = await harness.subscriber()
+    for _ in range(5):
+        await harness.publish()
+    subscriber.suspend()
+    subscriber.cursor = StreamPosition(subscriber.cursor.epoch, offset)
+    log.clear()
+    return harness, subscriber, log
 
 
 async def test_trimmed_messages_are_not_lost_if_their_announcements_arrive_during_the_repair() -> None:
@@ -77,13 +95,7 @@ class TestABusyStream:
     """Whenever a page has been read, the hub has already delivered a newer message."""
 
     async def test_a_subscriber_that_catches_up_is_sent_the_page_after_one_read(self) -> None:
-        harness = Harness()
-        subscriber, log = await harness.subscriber()
-        for _ in range(5):
-            await harness.publish()
-        subscriber.suspend()
-        subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 2)
-        log.clear()
+        harness, subscriber, log = await catching_up(2)
         harness.store.after_read = lambda: harness.hub.deliver(harness.append())
         reads = harness.store.reads
         assert await harness.hub.catch_up.send_page(subscriber.stream, subscriber)
@@ -148,12 +160,7 @@ class TestAStoreThatLostMessages:
         assert "lost" in log[log.index("lost") + 1 :], "subscribers were not told of the second loss"
 
     async def test_a_subscriber_that_catches_up_is_told_of_a_loss_after_few_reads(self) -> None:
-        harness = Harness()
-        subscriber, _ = await harness.subscriber()
-        for _ in range(5):
-            await harness.publish()
-        subscriber.suspend()
-        subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 3)
+        harness, subscriber, _ = await catching_up(3)
         harness.store.go_back(2)
         reads = harness.store.reads
         assert not await catch_up(harness, subscriber)
@@ -162,14 +169,9 @@ class TestAStoreThatLostMessages:
     async def test_a_subscriber_that_is_ahead_of_the_store_is_told_of_a_loss_after_few_reads(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        harness = Harness()
-        subscriber, _ = await harness.subscriber()
-        for _ in range(5):
-            await harness.publish()
-        monkeypatch.setattr("reliable_cable.hub.catch_up.RETRY_DELAYS", (0.0,) * 4)
-        subscriber.suspend()
         # The client received this message from another server; this store never had it.
-        subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 9)
+        harness, subscriber, _ = await catching_up(9)
+        monkeypatch.setattr("reliable_cable.hub.catch_up.RETRY_DELAYS", (0.0,) * 4)
         reads = harness.store.reads
         assert not await catch_up(harness, subscriber)
         assert harness.store.reads - reads < 20

@@ -11,7 +11,7 @@ from reliable_cable import Channel, action
 from reliable_cable.channel import registry
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, identifier, until
+from .wire import Client, identifier, registered, until
 
 
 class Open(Channel, abstract=True):
@@ -53,9 +53,8 @@ CLAIM = {"id": "eve", "info": {}}
 def _open(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     Open.joinable = ["eve"]
-    registry["Open"] = [Open]
-    yield
-    del registry["Open"]
+    with registered(Open=Open):
+        yield
 
 
 def members() -> dict[str, Any]:

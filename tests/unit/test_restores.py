@@ -18,7 +18,7 @@ from reliable_cable.connection.subscription import Subscription
 from reliable_cable.reply import PresenceJoin
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, connection_of, identifier
+from .wire import Client, connection_of, identifier, registered
 
 
 class Room(Channel, abstract=True):
@@ -86,9 +86,8 @@ def _room(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     Room.readable, Room.allowed, Room.whisper, Room.member = ["a", "b"], True, False, None
     Room.outages, Room.seconds, Room.calls = 0, 0, 0
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 def streams(client: Client, of: str = ROOM) -> list[str]:

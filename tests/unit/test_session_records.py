@@ -26,6 +26,14 @@ class Unencodable(Session):
         return SessionRecord(ann, 0, {"number": object()})
 
 
+async def saved() -> tuple[SessionRecords, Store, Session]:
+    """Return the records of one session, the store that has its record, and the session."""
+    records = SessionRecords(store := Store())
+    records.add(session := Session("a"))
+    await records.save(session)
+    return records, store, session
+
+
 class TestWriting:
     async def test_changed_sessions_are_written_soon_in_one_call(self) -> None:
         records = SessionRecords(store := Store())
@@ -170,9 +178,7 @@ class TestFailingStore:
         await until_kept(records, 0)
 
     async def test_receives_the_records_of_sessions_that_ended_meanwhile(self) -> None:
-        records = SessionRecords(store := Store())
-        records.add(session := Session("a"))
-        await records.save(session)
+        records, store, session = await saved()
         store.down = True
         session.number = 7
         await records.drop(session)
@@ -210,9 +216,7 @@ class TestFailingStore:
         assert "session records are dropped, because more than 250 bytes are pending" in caplog.text
 
     async def test_deletes_the_record_of_a_voided_session_when_it_works_again(self) -> None:
-        records = SessionRecords(store := Store())
-        records.add(session := Session("a"))
-        await records.save(session)
+        records, store, session = await saved()
         store.down = True
         records.void(session)
         assert await records.load("a", ann) is None
@@ -244,9 +248,7 @@ class TestSave:
     """`save` returns whether the client may be sent the result of a change."""
 
     async def test_waits_until_the_record_is_written(self) -> None:
-        records = SessionRecords(store := Store())
-        records.add(session := Session("a"))
-        await records.save(session)
+        records, store, session = await saved()
         store.down = True
         session.number = 1
         saving = asyncio.create_task(records.save(session))

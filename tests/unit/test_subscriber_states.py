@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection.stream_ids import stream_alias
 from reliable_cable.connection.subscription import Subscription
@@ -27,6 +26,7 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import fanout
 from reliable_cable.stores.streams.base import Advanced
 from tests.support.random_walk import run_random_walks
+from tests.unit.wire import registered
 
 from .delivery_client import Client
 from .delivery_model import (
@@ -263,9 +263,8 @@ def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         report_loss(subscription)
 
     monkeypatch.setattr(Subscription, "report_loss", report_loss_after_a_mark)
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 @pytest.mark.usefixtures("_instant")

@@ -10,13 +10,12 @@ import pytest
 
 from reliable_cable import Channel, action
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.channel import registry
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.consumer import get_hub
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, connection_of, identifier, leave_session, run_event_loop, until
+from .wire import Client, connection_of, identifier, leave_session, registered, run_event_loop, until
 
 
 class Room(Channel, abstract=True):
@@ -75,9 +74,8 @@ class SlowStore:
 def _room(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "MAX_SUBSCRIPTIONS": 500}
     Room.events, Room.running = [], 0
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 
 from reliable_cable import Channel, StoreError, action
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import rosters, session_writer
 from reliable_cable.stores.engine import get_engine
@@ -20,7 +19,7 @@ from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.sessions.base import SessionRecord
 from tests.stores.conftest import Clock
 
-from .wire import Client, connection_of, identifier, run_event_loop, until
+from .wire import Client, connection_of, identifier, registered, run_event_loop, until
 
 
 class Room(Channel, abstract=True):
@@ -52,9 +51,8 @@ ROOM = identifier("Room")
 @pytest.fixture(autouse=True)
 def _room(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-    registry["Room"] = [Room]
-    yield
-    del registry["Room"]
+    with registered(Room=Room):
+        yield
 
 
 def presence() -> MemoryPresenceStore:

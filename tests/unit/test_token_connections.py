@@ -23,15 +23,9 @@ from tests.unit.token_clients import EXPIRED, REFUSED, WELCOME, TokenConsumer, f
 from tests.unit.tokens import SECRET, after, sign
 from tests.unit.wire import connection_of, identifier, run_event_loop, until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("token_settings")]
 
 User = get_user_model()
-
-
-@pytest.fixture(autouse=True)
-def _settings(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0, "PING_INTERVAL": 60}
-    TokenConsumer.seen = None
 
 
 BOTH = pytest.mark.parametrize("stack", [CableAuthMiddlewareStack, TokenAuthMiddleware])
@@ -166,7 +160,7 @@ class TestRefusals:
 
 class TestWithoutSettings:
     @pytest.fixture(autouse=True)
-    def _no_settings(self, settings: Any) -> None:
+    def _no_settings(self, token_settings: None, settings: Any) -> None:
         settings.RELIABLE_CABLE = {"ENGINE": "memory", "SECRET": SECRET, "PING_INTERVAL": 60}
 
     async def test_the_stack_ignores_tokens_and_says_so_once(self, caplog: pytest.LogCaptureFixture, user: Any) -> None:
@@ -322,7 +316,7 @@ current = {"tenant": "a"}
 
 class TestNamespaces:
     @pytest.fixture(autouse=True)
-    def _namespaces(self, settings: Any) -> None:
+    def _namespaces(self, token_settings: None, settings: Any) -> None:
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "NAMESPACE": f"{__name__}.namespace"}
 
     async def test_a_token_is_valid_for_the_namespace_in_which_it_was_made(self, user: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from channels.testing import WebsocketCommunicator
 
+from reliable_cable.channel import Channel, registry
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.connection.connection import Connection
 from reliable_cable.consumer import CableConsumer, get_hub
@@ -38,6 +40,16 @@ async def leave_session(client: Client, *identifiers: str) -> str:
         for each in identifiers:
             await client.subscribe(each)
     return client.sid
+
+
+@contextmanager
+def registered(**channels: type[Channel]) -> Iterator[None]:
+    """Register channels by their names during a block."""
+    for name, channel in channels.items():
+        registry[name] = [channel]
+    yield
+    for name in channels:
+        del registry[name]
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -138,6 +138,15 @@ async def written(run: Run) -> AsyncIterator[Any]:
         yield out
 
 
+@asynccontextmanager
+async def begun(run: Run, reader: Reader, text: str = "a") -> AsyncIterator[Any]:
+    """Write a run during a block. The block begins when a reader has read the first text."""
+    async with awriting(run.pk) as out:
+        out.write(text)
+        await reader.read(until=text)
+        yield out
+
+
 async def is_left() -> None:
     """Wait until no connection and no task of a reader of a run is left."""
     hub = get_hub()

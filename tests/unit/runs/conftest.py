@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the HTTP endpoints."""
+"""Fixtures for the tests of runs: engines, and what the tests of the HTTP endpoints need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from django.contrib.auth.models import Group, User
 from django.test import AsyncClient
 
 from tests.unit.runs import chat_client, durable_client
+
+
+@pytest.fixture(params=["memory", "database"])
+def each_engine(request: pytest.FixtureRequest, settings: Any) -> None:
+    """Run the test with the engine in memory, and with the engine in the database."""
+    settings.RELIABLE_CABLE = {"ENGINE": request.param}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from reliable_cable.runs.http import reading
 from reliable_cable.runs.http.ag_ui import ag_ui_messages, build_messages
 from reliable_cable.runs.models import Run, Status
 from tests.unit.runs import chat_client
-from tests.unit.runs.chat_client import is_left, only_run, post, written
+from tests.unit.runs.chat_client import begun, is_left, only_run, post, written
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chats")]
 
@@ -60,9 +60,7 @@ async def test_a_run_is_started_streamed_and_completed(browser: AsyncClient, cap
     run = await only_run()
     assert run.input == {"prompt": "why?"}
     reader = Reader(response)
-    async with written(run) as out:
-        out.write("Because")
-        await reader.read(until="Because")
+    async with begun(run, reader, "Because") as out:
         out.write(".")
     await reader.read()
     ids = {"threadId": "ann/1", "runId": str(run.pk)}
@@ -77,9 +75,7 @@ async def test_a_run_is_started_streamed_and_completed(browser: AsyncClient, cap
 async def test_late_readers(browser: AsyncClient) -> None:
     first = Reader(await ask(browser))
     run = await only_run()
-    async with written(run) as out:
-        out.write("Be")
-        await first.read(until="Be")
+    async with begun(run, first, "Be") as out:
         await first.close()
         await is_left()
         out.write("cause")
@@ -119,9 +115,7 @@ async def test_a_thread_without_a_run(browser: AsyncClient) -> None:
 
 async def test_a_stop(browser: AsyncClient) -> None:
     reader = Reader(await ask(browser))
-    async with written(await only_run()) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader):
         assert (await ask(browser)).status_code == 409
         assert (await post(browser, f"/runs/{reader.chunks[0]['runId']}/stop", {})).status_code == 204
         await asyncio.sleep(20)
@@ -139,9 +133,7 @@ async def test_errors(browser: AsyncClient, member: User) -> None:
     assert reader.chunks[-1] == {"type": "RUN_ERROR", "message": (await only_run()).error, "code": "failed"}
     reader = Reader(await ask(browser))
     run = await Run.objects.alatest("created_at")
-    async with written(run) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(run, reader):
         await sync_to_async(disconnect)(user=member, reconnect=False)
         await reader.read()
     assert reader.types[-2:] == ["TEXT_MESSAGE_END", "RUN_ERROR"]

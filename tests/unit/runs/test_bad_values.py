@@ -10,11 +10,11 @@ from django.contrib.auth.models import User
 from reliable_cable.runs.exceptions import RunFailed
 from reliable_cable.runs.models import Run, Status
 from reliable_cable.runs.writing import writing
-from tests.unit.runs.test_writing import _engine, owner, run, sent, text_of
+from tests.unit.runs.test_writing import owner, run, sent, text_of
 
-__all__ = ["_engine", "owner", "run"]
+__all__ = ["owner", "run"]
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("each_engine")]
 
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800", "a\udfffb"])

@@ -21,7 +21,20 @@ def wait_until_saved(run: Run, out: Writer) -> None:
         run.refresh_from_db()
 
 
-class WithTheTestKit(CableTestCase):
+class StopsAnAsyncTask:
+    """A test that two of the classes below share."""
+
+    async def test_a_stop_cancels_an_async_task(self) -> None:
+        run = await Run.objects.astart()
+        async with awriting(run.pk) as out:
+            out.write("a")
+            assert await run.astop()
+            await asyncio.Event().wait()
+        await run.arefresh_from_db()
+        assert (run.status, run.text) == (Status.STOPPED, "a")
+
+
+class WithTheTestKit(StopsAnAsyncTask, CableTestCase):
     def test_a_task_writes_a_run(self) -> None:
         run = Run.objects.start()
         with self.captureBroadcasts() as captured, writing(run.pk) as out:
@@ -75,15 +88,6 @@ class WithTheTestKit(CableTestCase):
         await run.arefresh_from_db()
         assert (run.status, run.text) == (Status.COMPLETED, "Hello")
 
-    async def test_a_stop_cancels_an_async_task(self) -> None:
-        run = await Run.objects.astart()
-        async with awriting(run.pk) as out:
-            out.write("a")
-            assert await run.astop()
-            await asyncio.Event().wait()
-        await run.arefresh_from_db()
-        assert (run.status, run.text) == (Status.STOPPED, "a")
-
     def test_events_wait_for_a_transaction_of_the_task(self) -> None:
         run = Run.objects.start()
         with self.captureBroadcasts() as captured:
@@ -116,7 +120,7 @@ class WithoutTheTestKit(TestCase):
         assert [each.data["event"] for each in captured] == ["start", "chunk", "complete"]
 
 
-class WithoutATransaction(TransactionTestCase):
+class WithoutATransaction(StopsAnAsyncTask, TransactionTestCase):
     def test_a_task_writes_a_run(self) -> None:
         run = Run.objects.start()
         with self.assertNoLogs("reliable_cable", "WARNING"), capture_broadcasts() as captured, writing(run.pk) as out:
@@ -136,15 +140,6 @@ class WithoutATransaction(TransactionTestCase):
             while True:
                 out.write("")
         run.refresh_from_db()
-        assert (run.status, run.text) == (Status.STOPPED, "a")
-
-    async def test_a_stop_cancels_an_async_task(self) -> None:
-        run = await Run.objects.astart()
-        async with awriting(run.pk) as out:
-            out.write("a")
-            assert await run.astop()
-            await asyncio.Event().wait()
-        await run.arefresh_from_db()
         assert (run.status, run.text) == (Status.STOPPED, "a")
 
 

@@ -17,12 +17,7 @@ from reliable_cable.runs.models import Run, Status
 from reliable_cable.runs.writing import writing
 from tests.unit.runs.test_writing import expire, sent, text_of, wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True, params=["memory", "database"])
-def _engine(request: pytest.FixtureRequest, settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": request.param}
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("each_engine")]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from reliable_cable.runs.chats import ChatMessage
 from reliable_cable.runs.http.ag_ui_views import RunInput
 from reliable_cable.runs.models import Run, Status
 from tests.unit.runs import chat_client
-from tests.unit.runs.chat_client import Chats, Reader, body, get, only_run, post, written
+from tests.unit.runs.chat_client import Chats, Reader, begun, body, get, only_run, post, written
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chats")]
 
@@ -47,9 +47,7 @@ async def test_the_runs_of_another_tenant_do_not_exist(browser: AsyncClient, set
     reader = Reader(await post(browser))
     run = await only_run()
     assert run.namespace == "one"
-    async with written(run) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(run, reader):
         second = Reader(await get(browser, "/runs/chat/ann/1/stream"))
         await second.read(until="a")
         chat_client.tenant.set("two")

@@ -23,7 +23,7 @@ from reliable_cable.runs import cable
 from reliable_cable.runs.http import reading, streaming
 from reliable_cable.runs.http.ui_messages import build_message, ui_message
 from reliable_cable.runs.models import Run, Status
-from tests.unit.runs.chat_client import Reader, body, get, is_left, only_run, post, written
+from tests.unit.runs.chat_client import Reader, begun, body, get, is_left, only_run, post, written
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("chats")]
 
@@ -42,9 +42,7 @@ async def test_a_chat_is_started_streamed_and_completed(
     run = await only_run()
     assert run.input == {"prompt": "why?"}
     reader = Reader(response)
-    async with written(run) as out:
-        out.write("Because")
-        await reader.read(until="Because")
+    async with begun(run, reader, "Because") as out:
         assert get_hub().connections.all()
         out.write(".")
         out.count({"output_tokens": 2})
@@ -58,10 +56,7 @@ async def test_a_chat_is_started_streamed_and_completed(
 
 async def test_a_chat_is_resumed_from_its_beginning(browser: AsyncClient) -> None:
     first = Reader(await post(browser))
-    run = await only_run()
-    async with written(run) as out:
-        out.write("Be")
-        await first.read(until="Be")
+    async with begun(await only_run(), first, "Be") as out:
         await first.close()
         await is_left()
         out.write("cause")
@@ -92,10 +87,7 @@ async def test_the_newest_run_is_read_after_its_end(browser: AsyncClient) -> Non
 
 async def test_a_closed_request_does_not_stop_the_run(browser: AsyncClient) -> None:
     reader = Reader(await post(browser))
-    run = await only_run()
-    async with written(run) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader) as out:
         await reader.close()
         await asyncio.sleep(0.5)
         assert not out.stopped
@@ -104,11 +96,8 @@ async def test_a_closed_request_does_not_stop_the_run(browser: AsyncClient) -> N
 
 async def test_a_chat_is_stopped(browser: AsyncClient) -> None:
     response = await post(browser)
-    run = await only_run()
     reader = Reader(response)
-    async with written(run) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader):
         for _ in range(2):
             assert (await post(browser, "/runs/chat/ann/1/stop")).status_code == 204
         await asyncio.sleep(20)
@@ -181,9 +170,7 @@ async def test_a_failed_run_ends_with_an_error(browser: AsyncClient) -> None:
 
 async def test_a_logout_ends_the_stream(browser: AsyncClient, member: User) -> None:
     reader = Reader(await post(browser))
-    async with written(await only_run()) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader):
         await sync_to_async(disconnect)(user=member, reconnect=False)
         await reader.read()
     assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOGGED_OUT}
@@ -192,9 +179,7 @@ async def test_a_logout_ends_the_stream(browser: AsyncClient, member: User) -> N
 
 async def test_a_logout_of_the_browser_ends_the_stream(browser: AsyncClient) -> None:
     reader = Reader(await post(browser))
-    async with written(await only_run()) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader):
         await browser.alogout()
         await reader.read()
     assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOGGED_OUT}
@@ -210,9 +195,7 @@ async def test_a_token_that_expires_ends_the_stream(member: User, settings: Any)
 async def test_too_many_requests(browser: AsyncClient, settings: Any) -> None:
     settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "RATE_LIMITS": {"connect": "1/h"}}
     first = Reader(await post(browser))
-    async with written(await only_run()) as out:
-        out.write("a")
-        await first.read(until="a")
+    async with begun(await only_run(), first):
         second = Reader(await get(browser, "/runs/chat/ann/1/stream"))
         await second.read()
     await first.read()
@@ -235,9 +218,7 @@ async def test_a_connection_that_fails_ends_the_stream(
 
 async def test_a_reader_that_is_too_slow(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(await post(browser))
-    async with written(await only_run()) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader):
         (connection,) = get_hub().connections.all()
         connection.close(DisconnectReason.TOO_SLOW)
         await reader.read()
@@ -247,10 +228,7 @@ async def test_a_reader_that_is_too_slow(browser: AsyncClient, monkeypatch: pyte
 
 async def test_a_drain_ends_the_stream(browser: AsyncClient) -> None:
     reader = Reader(await post(browser))
-    run = await only_run()
-    async with written(run) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader):
         await get_hub().drain(0)
         await reader.read()
         late = Reader(await get(browser, "/runs/chat/ann/1/stream"))
@@ -293,9 +271,7 @@ async def test_a_silent_stream_has_comments(browser: AsyncClient, monkeypatch: p
 async def test_a_slow_reader_loses_nothing(browser: AsyncClient, settings: Any) -> None:
     settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "RUN_BROADCAST_INTERVAL": 0}
     reader = Reader(await post(browser))
-    async with written(await only_run()) as out:
-        out.write("a")
-        await reader.read(until="a")
+    async with begun(await only_run(), reader) as out:
         for _ in range(400):
             out.write("b")
             await asyncio.sleep(0.001)

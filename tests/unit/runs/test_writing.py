@@ -23,12 +23,7 @@ from reliable_cable.runs.writing import awriting, writing
 from tests.support.run_reader import RunReader
 from tests.unit.wire import Client, identifier
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True, params=["memory", "database"])
-def _engine(request: pytest.FixtureRequest, settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": request.param}
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("each_engine")]
 
 
 @pytest.fixture
