@@ -19,8 +19,8 @@ from tests.support.faults import FaultProxy
 session_fixture = pytest_asyncio.fixture(scope="session", loop_scope="session")
 fixture = pytest_asyncio.fixture(loop_scope="session")
 
-#: The programs to look for, in this order. In the headless shell, a browser context takes an eighth of the CPU time that
-#: it takes in the whole browser, which draws its own windows even if it is headless.
+#: The programs to look for, in this order. The whole browser also draws its own windows, even if it is headless. So a
+#: new browser context takes eight times as much CPU time there as in the headless shell.
 CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
     "--no-sandbox",
