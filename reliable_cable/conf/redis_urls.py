@@ -93,9 +93,11 @@ class _Piece(NamedTuple):
 
 def _split_piece(url: str) -> _Piece:
     scheme, _, rest = url.partition("://")
-    parts = urlsplit(f"redis://{rest}")
-    userinfo, at, netloc = parts.netloc.rpartition("@")
-    places = netloc.split(",")
+    # `urlsplit` gets the addresses one by one: it refuses several of them if one is an IPv6 address in brackets.
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    parts = urlsplit(f"//{rest.removeprefix(authority)}")
+    userinfo, at, hosts_and_ports = authority.rpartition("@")
+    places = hosts_and_ports.split(",")
     hosts = [urlsplit(f"//{place}").hostname for place in places]
     if "@" in userinfo or "@" in parts.path + parts.fragment or ("@" in parts.query and not all(hosts)):
         raise ValueError("a character of the password is not encoded")
