@@ -99,7 +99,8 @@ def _split_piece(url: str) -> _Piece:
     userinfo, at, hosts_and_ports = authority.rpartition("@")
     places = hosts_and_ports.split(",")
     hosts = [urlsplit(f"//{place}").hostname for place in places]
-    if "@" in userinfo or "@" in parts.path + parts.fragment or ("@" in parts.query and not all(hosts)):
+    unencoded = not set("@[]").isdisjoint(userinfo) or "@" in parts.path + parts.fragment
+    if unencoded or ("@" in parts.query and not all(hosts)):
         raise ValueError("a character of the password is not encoded")
     return _Piece(scheme, userinfo + at, places, parts.path, parts.query)
 
