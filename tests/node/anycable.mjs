@@ -1,8 +1,8 @@
 // Scenarios of the unmodified @anycable/core, with the extended and the base protocol.
 import { createCable as createWebCable } from '@anycable/web'
 import WebSocket from 'ws'
-import { collect, common, cut, named, numbers, open, subscribe, whispers } from './cables.mjs'
-import { broadcast, call, equal, eventually, EXTENDED, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
+import { collect, common, named, numbers, open, subscribe, whispers } from './cables.mjs'
+import { broadcast, call, cut, equal, eventually, EXTENDED, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
 
 const extended = (options = {}) => open({ protocol: EXTENDED, ...options })
 

@@ -1,7 +1,7 @@
 // Scenarios of the bundle in the static files: its helpers, beside the unmodified client.
 import { call, CallError, keepSubscribed, watchPresence } from '../../reliable_cable/static/reliable_cable/cable.mjs'
-import { cut, open } from './bundled.mjs'
-import { broadcast, call as inServer, equal, eventually, EXTENDED, runAll, unique } from './harness.mjs'
+import { open } from './bundled.mjs'
+import { broadcast, call as inServer, cut, equal, eventually, EXTENDED, runAll, unique } from './harness.mjs'
 
 /** Close a channel as the client does if the connection drops while a `subscribe` is unanswered. */
 function close(cable, { identifier }) {

@@ -3,5 +3,3 @@ import { createCable } from '../../reliable_cable/static/reliable_cable/cable.mj
 import { clientOptions, EXTENDED, url } from './harness.mjs'
 
 export const open = (options = {}) => createCable(url, { protocol: EXTENDED, ...clientOptions(), ...options })
-
-export const cut = cable => cable.transport.ws?.terminate()

@@ -5,9 +5,6 @@ import { clientOptions, equal, eventually, range, unique, url } from './harness.
 /** Create a cable. Without `protocol`, it uses the default of the client. */
 export const open = (options = {}) => createCable(url, { ...clientOptions(), ...options })
 
-/** Reset the TCP connection, without a closing handshake. */
-export const cut = cable => cable.transport.ws?.terminate()
-
 /** Subscribe, wait for the confirmation, and collect the received messages. */
 export async function subscribe(cable, name, params) {
   const channel = collect(cable.subscribeTo(name, params))

@@ -28,6 +28,9 @@ export const clientOptions = () => ({
   logLevel: 'error'
 })
 
+/** Reset the TCP connection of a cable, without a closing handshake. */
+export const cut = cable => cable.transport.ws?.terminate()
+
 /** Return a name that no other scenario uses. */
 export const unique = prefix => `${prefix}${run}-${++names}`
 

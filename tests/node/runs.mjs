@@ -1,8 +1,8 @@
 // Scenarios of followRun: a process of the server writes runs, as this script tells it to.
 import { readFile } from 'node:fs/promises'
 import { CallError, followRun } from '../../reliable_cable/static/reliable_cable/cable.mjs'
-import { cut, open } from './bundled.mjs'
-import { broadcast, call, equal, eventually, EXTENDED, range, runAll } from './harness.mjs'
+import { open } from './bundled.mjs'
+import { broadcast, call, cut, equal, eventually, EXTENDED, range, runAll } from './harness.mjs'
 
 const BASE = 'actioncable-v1-json'
 const WORDS = range(1, 20).map(number => `word${number} `)

@@ -172,13 +172,13 @@ def presence_store(
 
 @pytest.fixture
 def memory_presence(clock: Clock) -> PresenceStore:
-    """A presence store in memory. Its other settings are those of the test."""
+    """A presence store in memory, with the settings of the test and the PRESENCE_TTL `TTL`."""
     return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
 
 
 @pytest.fixture
 def rounds() -> Rounds:
-    """The rounds of `service`, which take place when the test says so."""
+    """The rounds of `service`. The test starts each of them."""
     return Rounds()
 
 

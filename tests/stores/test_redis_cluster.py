@@ -65,8 +65,10 @@ async def hearing(store: RedisStreamStore) -> AsyncIterator[list[StreamEvent]]:
     heard: list[StreamEvent] = []
     listener = store.listen(heard.append)
     await listener.subscribe("a")
-    yield heard
-    await listener.close()
+    try:
+        yield heard
+    finally:
+        await listener.close()
 
 
 def slot_of(store: RedisStreamStore, stream: str) -> int:

@@ -23,7 +23,7 @@ PATIENCE = 30.0
 
 
 def use_broker(redis: RedisServer, *servers: Server) -> None:
-    """Let servers, which are not running yet, send tasks to a new queue in Redis."""
+    """Make servers that have not been started yet send tasks to a new queue in Redis."""
     broker = {"CABLE_TEST_BROKER": redis.url, "CABLE_TEST_QUEUE": unique("queue-")}
     for server in servers:
         server.environment |= broker

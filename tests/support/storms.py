@@ -1,9 +1,9 @@
-"""The results of a storm, and what the commands do that run one."""
+"""The results of a storm, and the end of the commands that run one."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,9 +30,8 @@ class StormOutcome(Generic[PlanT, FindingT]):
         return not self.findings and not self.complaints
 
 
-def aligned(rows: Iterable[tuple[str, object]]) -> str:
+def aligned(rows: Sequence[tuple[str, object]]) -> str:
     """Return rows of names and counts as a table in text."""
-    rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
 
@@ -51,7 +50,7 @@ def conclude(
         outcome: the results.
         table: returns all counts as text.
         violations: returns the broken promises as text.
-        keep: keep the databases and the logs even if no promise was broken.
+        keep: whether to keep the databases and the logs even if no promise was broken.
     """
     show(table(outcome))
     if not outcome.good:

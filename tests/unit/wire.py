@@ -47,9 +47,11 @@ def registered(**channels: type[Channel]) -> Iterator[None]:
     """Register channels by their names during a block."""
     for name, channel in channels.items():
         registry[name] = [channel]
-    yield
-    for name in channels:
-        del registry[name]
+    try:
+        yield
+    finally:
+        for name in channels:
+            del registry[name]
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -141,7 +141,7 @@ async def written(run: Run) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def begun(run: Run, reader: Reader, text: str = "a") -> AsyncIterator[Any]:
     """Write a run during a block. The block begins when a reader has read the first text."""
-    async with awriting(run.pk) as out:
+    async with written(run) as out:
         out.write(text)
         await reader.read(until=text)
         yield out

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of runs: engines, and what the tests of the HTTP endpoints need."""
+"""Fixtures for the tests of runs: the engines, and the settings and clients of the HTTP endpoints."""
 
 from __future__ import annotations
 
