@@ -136,30 +136,31 @@ class Harness:
         position = self.store.append([("s", Message(data, exclude))])[0]
         return Published("s", position.epoch, Entry(position.offset, data, exclude))
 
-    async def wait_for_repairs(self) -> None:
+    async def announce(self, data: str = "1", exclude: str = "") -> Published:
+        """Store a message, announce it, and wait for the repairs that it causes. It may not have been written yet."""
+        event = self.append(data, exclude)
+        self.hub.deliver(event)
+        await self._wait_for_repairs()
+        return event
+
+    async def publish(self, data: str = "1", exclude: str = "") -> Published:
+        """Store a message, announce it, and wait until the hub has written it."""
+        event = await self.announce(data, exclude)
+        await self.settle()
+        return event
+
+    async def settle(self) -> None:
         """Wait until no repair is running, and the hub has written all queued messages to its subscribers.
 
         This can take some milliseconds, because a stream pauses after a batch that took long to send.
         """
-        await self.repaired()
-        await self.written()
-
-    async def repaired(self) -> None:
-        """Wait until no repair is running."""
-        while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
-            await asyncio.wait(tasks)
-
-    async def written(self) -> None:
-        """Wait until the hub has written all queued messages to its subscribers."""
+        await self._wait_for_repairs()
         while any(stream._sending is not None for stream in self.hub._streams.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
-    async def publish(self, data: str = "1", exclude: str = "") -> Published:
-        """Store a message, announce it, and wait for the repairs that it causes."""
-        event = self.append(data, exclude)
-        self.hub.deliver(event)
-        await self.repaired()
-        return event
+    async def _wait_for_repairs(self) -> None:
+        while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
+            await asyncio.wait(tasks)
 
 
 def offsets(log: list[Any]) -> list[Any]:

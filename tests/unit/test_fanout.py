@@ -220,11 +220,11 @@ async def test_other_tasks_run_between_slices() -> None:
 async def test_messages_that_arrive_between_slices_are_sent_after_the_current_batch() -> None:
     harness = Harness()
     logs = [(await harness.subscriber())[1] for _ in range(5)]
-    await harness.publish()
+    await harness.announce()
     await asyncio.sleep(0)
-    await harness.publish()
+    await harness.announce()
     harness.hub.deliver(Transient("s", '"t"'))
-    await harness.publish()
+    await harness.announce()
     await iterate()
     for log in logs:
         assert [frame.get("offset", "t") for frame in log] == [1, 2, "t", 3]
@@ -249,10 +249,10 @@ async def test_a_subscriber_that_leaves_between_slices_gets_nothing_and_one_that
 async def test_a_loss_between_slices_is_reported_to_all_subscribers_and_no_older_message_follows() -> None:
     harness = Harness()
     logs = [(await harness.subscriber())[1] for _ in range(6)]
-    await harness.publish()
+    await harness.announce()
     await asyncio.sleep(0)
     harness.store.forget("s")
-    await harness.publish()
+    await harness.announce()
     await iterate()
     for log in logs:
         assert offsets(log) in (["lost", 1], [1, "lost", 1])
@@ -288,7 +288,7 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
                 message = f"t{next(whispers)}"
                 harness.hub.deliver(Transient("s", json.dumps(message), exclude))
             else:
-                message = (await harness.publish(exclude=exclude)).entry.offset
+                message = (await harness.announce(exclude=exclude)).entry.offset
             for client in clients:
                 if not client.subscriber.closed and exclude not in client.subscriber.sids:
                     sent[client].append(message)

@@ -20,6 +20,5 @@ async def test_a_message_that_is_announced_after_the_position_was_read_is_sent(m
 
     monkeypatch.setattr(harness.store, "aposition", overtaken)
     _, log = await harness.subscriber()
-    await harness.wait_for_repairs()
-    await harness.written()
+    await harness.settle()
     assert offsets(log) == [1]
