@@ -6,6 +6,7 @@ A pool is created when it is first used. A forked child creates its own pools.
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
 from django.db.backends.signals import connection_created
+from django.dispatch import receiver
 
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import AsyncContextError
@@ -46,20 +48,22 @@ CHECK_AFTER = 1.0
 EXTRA_AGE = 60.0
 #: The minimum time, in seconds, between two checks of the database connections that async handlers share.
 REFRESH_INTERVAL = 1.0
+#: The interval, in seconds, in which a thread that is not in `_connected` looks for open connections nevertheless.
+#: Django sends no signal for a connection that was opened but not set up, because the database was just being stopped.
+LOOK_INTERVAL = 1.0
 
 _executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
-#: The threads that may have an open database connection.
+#: The threads that have set up a database connection and have not closed it.
 _connected: set[int] = set()
-#: In store threads, the attribute `used_at` is the time when the thread's last job ended, by the monotonic clock.
+#: The times, by the monotonic clock, when the last job of the current store thread ended (`used_at`), and of the next
+#: look for open connections if this thread is not in `_connected` (`look_at`).
 _local = threading.local()
 
 
+@receiver(connection_created)
 def _remember_connection(**kwargs: Any) -> None:
     _connected.add(threading.get_ident())
-
-
-connection_created.connect(_remember_connection)
 
 
 def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -264,7 +268,7 @@ def refresh_connections() -> None:
     """
     global _refreshed
     now = time.monotonic()
-    if not _connected or now - _refreshed <= REFRESH_INTERVAL or has_own_thread():
+    if now - _refreshed <= REFRESH_INTERVAL or has_own_thread():
         return
     _refreshed = now
     with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
@@ -286,13 +290,17 @@ def close_old_connections() -> None:
     """Close this thread's database connections that are broken or too old.
 
     Connections that stay open are checked when they are next used. Connections with an open transaction are never
-    closed here. Django's function of the same name closes such connections, too, because it is called only between
-    requests.
+    closed here. Django's function of the same name closes them, too: it is called only between requests.
     """
-    thread = threading.get_ident()
+    thread, now = threading.get_ident(), time.monotonic()
     if thread not in _connected:
-        return
-    opened = connections.all(initialized_only=True)
+        # A look for each handler would cost too much, because Django takes some microseconds to list connections.
+        look_at = getattr(_local, "look_at", math.inf)
+        if look_at > now:
+            _local.look_at = min(look_at, now + LOOK_INTERVAL)
+            return
+    _local.look_at = now + LOOK_INTERVAL
+    opened = [each for each in connections.all(initialized_only=True) if each.connection is not None]
     for connection in opened:
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
@@ -312,6 +320,9 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
     close_old_connections()
     try:
         return call(*args)
+    except Exception:
+        _local.look_at = 0.0  # the error may be that a connection could not be set up
+        raise
     finally:
         close_old_connections()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.backends.signals import connection_created
 
 from reliable_cable import Channel
@@ -188,6 +188,61 @@ class TestHandlerThreads:
             assert await sync_to_async(query)(alias) == 1
             await asyncio.to_thread(with_closed_connections, break_connections, alias)
         await sync_to_async(connections.close_all)()
+
+
+@postgres_only
+class TestAConnectionThatBreaksWhileItIsSetUp:
+    """The database stops after it has accepted a connection. Django keeps this connection, and sends no signal."""
+
+    @pytest.fixture(autouse=True)
+    def stopping(self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Break the next connection of a thread without connections."""
+        assert threads.end_threads(30)
+        wrapper = type(connections[alias])
+        set_up = wrapper.init_connection_state
+
+        def break_one(self: Any) -> None:
+            monkeypatch.setattr(wrapper, "init_connection_state", set_up)
+            self.connection.close()
+            set_up(self)
+
+        monkeypatch.setattr(wrapper, "init_connection_state", break_one)
+
+    async def test_the_next_sync_handler_gets_another_one(self, alias: str) -> None:
+        with pytest.raises(OperationalError):
+            await run_handler(query, alias)
+        assert await run_handler(query, alias) == 1
+
+    async def test_a_sync_handler_gets_another_one_later_if_the_error_was_caught(
+        self, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def handler() -> int | None:
+            try:
+                return query(alias)
+            except OperationalError:
+                return None
+
+        monkeypatch.setattr(threads, "LOOK_INTERVAL", 0.0)
+        monkeypatch.setattr(threads, "_executors", {})
+        assert [await run_handler(handler) for _ in range(2)] == [None, 1]
+
+    async def test_async_handlers_get_another_one_later(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        await sync_to_async(connections.close_all)()
+        monkeypatch.setattr(threads, "_connected", set())
+        monkeypatch.setattr(threads, "LOOK_INTERVAL", 0.0)
+        await sync_to_async(threads.close_old_connections)()
+        with pytest.raises(OperationalError):
+            await sync_to_async(query)(alias)
+        monkeypatch.setattr(threads, "_refreshed", 0.0)
+        threads.refresh_connections()  # as is done before each handler
+        assert await sync_to_async(query)(alias) == 1
+        await sync_to_async(connections.close_all)()
+
+    async def test_store_threads_get_another_one(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(threads, "STORE_THREADS", 1)
+        with pytest.raises(OperationalError):
+            await run_store(query, alias)
+        assert await run_store(query, alias) == 1
 
 
 class Room(Channel, abstract=True):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -279,6 +281,9 @@ class TestDatabaseConnections:
 
         monkeypatch.setattr(threads, "connections", Connections)
         monkeypatch.setattr(threads, "_refreshed", 0.0)
+        # Threads without connections look for them once per interval. These tests do not count that.
+        monkeypatch.setattr(threads, "_local", threading.local())
+        monkeypatch.setattr(threads, "LOOK_INTERVAL", math.inf)
         return calls
 
     async def test_handlers_that_use_no_connection_cause_no_check(self, room: AsgiClient, checks: list[str]) -> None:
