@@ -32,15 +32,20 @@ async def replay(client: Client, identifier: str, history: Any) -> tuple[list[in
     return await read_replay(client, identifier)
 
 
-async def replayable_time(connect: Connect, *streams: str) -> int:
+async def replayable_time(connect: Connect, *streams: str, ahead: int = 0) -> int:
     """Return the current time in seconds, as soon as streams without messages can be replayed since then.
 
-    A Redis that was started in the last two seconds may have lost messages of that time.
+    A Redis may have lost messages from before its start, so this waits if it was started just now.
+
+    Args:
+        connect: opens connections.
+        streams: the names of the streams.
+        ahead: by how many seconds the clock of the client is fast.
     """
     identifier = identify("StreamChannel", streams=list(streams))
     async with asyncio.timeout(PATIENCE):
         while True:
-            client, now = await connect(), int(time.time())
+            client, now = await connect(), int(time.time()) + ahead
             _, acknowledgement = await replay(client, identifier, {"since": now, "streams": {}})
             await client.close()
             if acknowledgement == "confirm_history":
@@ -109,17 +114,12 @@ async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, 
 async def test_a_client_whose_clock_is_fast_gets_the_messages_of_the_last_seconds(
     connect: Connect, server: Server
 ) -> None:
-    # If `since` lies in the future, the server uses its own time minus one ping interval. A new Redis Cluster may not
-    # have existed at that time, so messages may be missing until its data are older.
-    acknowledgement = ""
-    async with asyncio.timeout(PATIENCE):
-        while acknowledgement != "confirm_history":
-            stream = unique("history")
-            await fill(server, stream, 2)
-            identifier = identify("StreamChannel", streams=[stream])
-            since = {"since": int(time.time()) + 3600, "streams": {}}
-            numbers, acknowledgement = await replay(await connect(), identifier, since)
-    assert numbers == [1, 2]
+    # If `since` lies in the future, the server uses its own time minus one ping interval.
+    stream = unique("history")
+    since = await replayable_time(connect, stream, ahead=3600)
+    await fill(server, stream, 2)
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(await connect(), identifier, {"since": since, "streams": {}}) == ([1, 2], "confirm_history")
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,10 @@ class Harness:
     async def publish(self, data: str = "1", exclude: str = "") -> Published:
         """Store a message, announce it, and wait until the hub has written it."""
         event = await self.announce(data, exclude)
-        await self.settle()
+        await self.wait_until_written()
         return event
 
-    async def settle(self) -> None:
+    async def wait_until_written(self) -> None:
         """Wait until no repair is running, and the hub has written all queued messages to its subscribers.
 
         This can take some milliseconds, because a stream pauses after a batch that took long to send.

@@ -201,7 +201,7 @@ async def test_a_message_costs_each_socket_one_system_call_and_a_burst_costs_two
         await asyncio.sleep(0)
     for _ in range(5):
         harness.hub.deliver(harness.append())
-    await harness.settle()
+    await harness.wait_until_written()
     for transport in transports:
         transport.close()
     await asyncio.sleep(0)

@@ -63,7 +63,7 @@ async def test_a_repeated_message_is_dropped_and_a_gap_is_filled_from_the_store(
     harness.hub.deliver(events[0])
     harness.hub.deliver(events[0])
     harness.hub.deliver(events[3])
-    await harness.settle()
+    await harness.wait_until_written()
     harness.hub.deliver(events[1])
     assert offsets(log) == [1, 2, 3, 4]
 
@@ -73,7 +73,7 @@ async def test_a_message_whose_announcement_was_lost_is_read_when_the_store_repo
     _, log = await harness.subscriber()
     harness.append()
     harness.hub.deliver(Advanced("s"))
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == [1]
 
 
@@ -82,7 +82,7 @@ async def test_trimmed_messages_are_reported_as_lost_and_the_rest_follows() -> N
     _, log = await harness.subscriber()
     events = [harness.append() for _ in range(5)]
     harness.hub.deliver(events[4])
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == ["lost", 4, 5]
 
 
@@ -91,14 +91,14 @@ async def test_a_burst_whose_first_messages_were_trimmed_is_sent_from_the_announ
     _, log = await harness.subscriber()
     for event in [harness.append() for _ in range(20)]:
         harness.hub.deliver(event)
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == list(range(1, 21)), "the burst began before the hub knew the epoch"
     events = [harness.append() for _ in range(10)]
     harness.hub.deliver(events[1])
     harness.hub.deliver(events[0])
     for event in events[2:]:
         harness.hub.deliver(event)
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == list(range(1, 31))
 
 
@@ -109,7 +109,7 @@ async def test_a_message_of_a_former_epoch_is_not_sent() -> None:
     harness.store.forget("s")
     harness.hub.deliver(former)
     harness.hub.deliver(harness.append('"new"'))
-    await harness.settle()
+    await harness.wait_until_written()
     notice, frame = log
     # The deleted message came after the subscriber's position.
     assert (notice, frame["message"]) == ("lost", "new")
@@ -122,7 +122,7 @@ async def test_a_new_epoch_is_reported_as_a_loss_and_starts_at_offset_1() -> Non
         await harness.publish()
     harness.store.forget("s")
     harness.hub.deliver(harness.append())
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == [1, 2, 3, "lost", 1]
 
 
@@ -136,7 +136,7 @@ async def test_a_failing_store_delays_messages_and_loses_none(monkeypatch: pytes
     await asyncio.sleep(0.01)
     assert log == []
     harness.store.broken = False
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == [1, 2, 3]
 
 
@@ -148,7 +148,7 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_sent_as_the_first_mes
         if isinstance(event, Advanced):
             harness.store.forget("s")
         harness.hub.deliver(event)
-        await harness.settle()
+        await harness.wait_until_written()
     assert offsets(log) == [1, "lost"]
 
 
@@ -283,7 +283,7 @@ def test_subscribers_are_sent_each_message_once_and_in_order_or_are_told_of_a_lo
             else:
                 harness.store.forget("s")
         harness.hub.deliver(Advanced("s"))
-        await harness.settle()
+        await harness.wait_until_written()
         for subscriber, log in subscribers:
             if not await catch_up(harness, subscriber):
                 log.append("lost")

@@ -46,7 +46,7 @@ async def test_trimmed_messages_are_not_lost_if_their_announcements_arrive_durin
     events = [harness.append() for _ in range(5)]
     harness.store.announced_during_fence = list(events[:4])
     harness.hub.deliver(events[4])
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == [1, 2, 3, 4, 5, 6]
 
 
@@ -56,10 +56,10 @@ async def test_transient_messages_follow_the_kept_messages_that_were_announced_b
     # The hub does not know the epoch of the stream, so it reads the stream first.
     harness.hub.deliver(harness.append("1"))
     harness.hub.deliver(Transient("s", "2"))
-    await harness.settle()
+    await harness.wait_until_written()
     harness.hub.deliver(Published("s", "a forgotten epoch", Entry(7, "lost")))
     harness.hub.deliver(Transient("s", "3"))
-    await harness.settle()
+    await harness.wait_until_written()
     assert [frame["message"] for frame in log] == [1, 2, 3]
 
 
@@ -74,7 +74,7 @@ async def test_the_store_is_read_again_if_it_does_not_have_an_announced_message_
     assert offsets(log) == [1]
     harness.append("2")
     harness.append("3")
-    await harness.settle()
+    await harness.wait_until_written()
     assert [frame["message"] for frame in log] == [1, 2, 3]
     assert harness.store.doubted == []
 
@@ -85,7 +85,7 @@ async def test_a_repair_gives_up_on_a_message_that_the_store_never_has_and_a_lat
     first = await harness.publish()
     reads = harness.store.reads
     harness.hub.deliver(Published("s", first.epoch, Entry(3, "3")))
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == [1]
     assert harness.store.doubted == ["s"]
     assert harness.store.reads - reads <= 10
@@ -110,7 +110,7 @@ class TestABusyStream:
         reads = harness.store.reads
         harness.hub.deliver(Advanced("s"))
         async with asyncio.timeout(1):
-            await harness.settle()
+            await harness.wait_until_written()
         assert offsets(log) == [1, 2]
         assert harness.store.reads - reads == 1
 
@@ -139,7 +139,7 @@ class TestAStoreThatLostMessages:
         harness.store.forget("s")
         renewed = harness.append()
         harness.hub.deliver(Advanced("s"))
-        await harness.settle()
+        await harness.wait_until_written()
         assert harness.store.position("s").epoch == renewed.epoch
 
     async def test_an_epoch_that_has_ended_does_not_return(self) -> None:
@@ -152,7 +152,7 @@ class TestAStoreThatLostMessages:
         # The server fails over to a replica that does not have the new epoch.
         harness.store._streams["s"] = backup
         harness.hub.deliver(Advanced("s"))
-        await harness.settle()
+        await harness.wait_until_written()
         last = await harness.publish()
         assert len({former[0].epoch, renewed.epoch, last.epoch}) == 3
         assert [offset for offset in offsets(log) if offset != "lost"] == [1, 2, 3, 1, 1]
@@ -201,7 +201,7 @@ class TestAStreamWithoutMessages:
         for lineage in ("second", "second", "third"):
             harness.store.fail_over(lineage)
             harness.hub.deliver(Advanced("s"))
-            await harness.settle()
+            await harness.wait_until_written()
         await harness.publish()
         assert offsets(log) == ["lost", "lost", 1]
 
@@ -222,7 +222,7 @@ class TestAStreamWithoutMessages:
         await harness.publish()
         harness.store.fail_over("second")
         harness.hub.deliver(Advanced("s"))
-        await harness.settle()
+        await harness.wait_until_written()
         harness.append("lost")
         harness.store.fail_over("third")
         await harness.publish()
@@ -232,6 +232,6 @@ class TestAStreamWithoutMessages:
         harness = await self.start()
         _, log = await harness.subscriber()
         harness.hub.deliver(Advanced("s"))
-        await harness.settle()
+        await harness.wait_until_written()
         await harness.publish()
         assert offsets(log) == [1]

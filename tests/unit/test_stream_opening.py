@@ -20,5 +20,5 @@ async def test_a_message_that_is_announced_after_the_position_was_read_is_sent(m
 
     monkeypatch.setattr(harness.store, "aposition", overtaken)
     _, log = await harness.subscriber()
-    await harness.settle()
+    await harness.wait_until_written()
     assert offsets(log) == [1]
