@@ -156,7 +156,8 @@ def test_a_closed_event_loop_does_not_break_a_broadcast(store: StreamStore) -> N
 class TestOtherProcesses:
     """A second store in the same database acts like the store of another process: the two share only the tables.
 
-    Some tests forbid notifications (tests/stores/test_notify.py), because they need the events of polls.
+    Some tests forbid notifications (tests/stores/test_notify.py), because they need the events of polls, or because
+    they choose when a poll is made. A listener that begins to receive notifications polls at once.
     """
 
     async def test_messages_of_other_processes_are_found(self, make_store: MakeStore, listen: Listen) -> None:
@@ -195,7 +196,7 @@ class TestOtherProcesses:
     async def test_messages_of_this_process_are_not_announced_again(
         self, make_store: MakeStore, listen: Listen
     ) -> None:
-        store = make_store(poll_interval=60)
+        store = make_store(poll_interval=60, notify=False)
         listener, heard = await listen(store, "a")
         for number in range(3):
             await store.aappend([("a", Message(str(number)))])
@@ -207,7 +208,7 @@ class TestOtherProcesses:
     async def test_a_poll_during_which_local_messages_arrive_announces_nothing(
         self, make_store: MakeStore, listen: Listen
     ) -> None:
-        store = make_store(poll_interval=60)
+        store = make_store(poll_interval=60, notify=False)
         listener, heard = await listen(store, "a")
         polled = asyncio.Event()
 
