@@ -5,6 +5,7 @@ calls, the connections at the bottom stay idle. A pool keeps a closed connection
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from queue import LifoQueue
 from typing import Any, Final
 
@@ -12,8 +13,16 @@ from typing import Any, Final
 MAX_IDLE_TIME: Final = 60.0
 
 
-def _is_old(connection: Any, now: float) -> bool:
-    return now - getattr(connection, "idle_since", now) > MAX_IDLE_TIME
+def _idle_too_long(stack: Iterable[Any], now: float) -> Iterator[Any]:
+    """Yield the connections that have been idle for too long. They are at the bottom of the stack, the oldest first."""
+    for connection in stack:
+        # A closed connection has no `idle_since`, and is still at the bottom.
+        since = getattr(connection, "idle_since", None)
+        if since is None:
+            continue
+        if now - since <= MAX_IDLE_TIME:
+            break
+        yield connection
 
 
 class IdleQueue(LifoQueue[Any]):
@@ -25,10 +34,9 @@ class IdleQueue(LifoQueue[Any]):
         now = time.monotonic()
         if item is not None:
             item.idle_since = now
-        for connection in filter(None, self.queue):
-            if _is_old(connection, now):
-                connection.disconnect()
-                del connection.idle_since
+        for connection in _idle_too_long(self.queue, now):
+            connection.disconnect()
+            del connection.idle_since
 
 
 async def release(pool: Any, connection: Any) -> None:
@@ -36,6 +44,6 @@ async def release(pool: Any, connection: Any) -> None:
     now = time.monotonic()
     connection.idle_since = now
     await pool.release(connection)
-    while idle := next((each for each in pool._available_connections if _is_old(each, now)), None):
+    while idle := next(_idle_too_long(pool._available_connections, now), None):
         del idle.idle_since
         await idle.disconnect(nowait=True)
