@@ -12,7 +12,8 @@ from django.template.loader import get_template
 
 from .broadcasting import Batch
 from .concurrency import on_commit
-from .concurrency.threads import has_own_thread, run_handler, sync_only
+from .concurrency.django_thread import has_own_thread
+from .concurrency.threads import run_handler, sync_only
 from .exceptions import InvalidOption
 from .protocol.events import EVENT, RESERVED_EVENTS
 from .protocol.positions import StreamPosition

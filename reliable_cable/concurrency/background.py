@@ -14,7 +14,8 @@ from django.db import connections
 from reliable_cable.logs import logger
 
 from .daemon_executor import DaemonExecutor
-from .threads import IDLE_TIME, close_old_connections
+from .database_connections import close_old_connections
+from .threads import IDLE_TIME
 
 T = TypeVar("T")
 

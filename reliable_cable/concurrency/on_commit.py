@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from reliable_cable.exceptions import BroadcastError, InvalidOption
 
-from .threads import has_own_thread
+from .django_thread import has_own_thread
 
 #: A function that registers `on_commit` hooks for databases. It is called with the aliases of these databases.
 Schedule = Callable[[Sequence[str]], None]

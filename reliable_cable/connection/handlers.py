@@ -17,7 +17,8 @@ from django.http import Http404
 
 from reliable_cable.channel import Channel
 from reliable_cable.client_log import ClientLog
-from reliable_cable.concurrency.threads import refresh_connections, run_handler
+from reliable_cable.concurrency.django_thread import refresh_connections
+from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
 

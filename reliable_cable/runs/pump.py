@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from reliable_cable.concurrency.database_connections import with_kept_connections
 from reliable_cable.concurrency.outages import is_outage
-from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
+from reliable_cable.concurrency.threads import submit_alone
 
 from .attempt import Attempt
 from .stopping import StopRequests

@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 from reliable_cable import broadcasting, conf
-from reliable_cable.concurrency.threads import close_shared_connections, end_threads
+from reliable_cable.concurrency.django_thread import close_shared_connections
+from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.consumer import close_hub
 from reliable_cable.validation import Outgoing
 

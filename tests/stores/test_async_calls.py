@@ -36,7 +36,7 @@ from reliable_cable import (
     presence_for,
     revoke,
 )
-from reliable_cable.concurrency.threads import has_own_thread
+from reliable_cable.concurrency.django_thread import has_own_thread
 from reliable_cable.conf import CONTROL_STREAM, get_settings
 from reliable_cable.models import OutboxEntry
 from reliable_cable.protocol.positions import StreamPosition

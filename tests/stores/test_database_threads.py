@@ -15,7 +15,7 @@ from django.db import OperationalError, connections
 from django.db.backends.signals import connection_created
 
 from reliable_cable import Channel
-from reliable_cable.concurrency import threads
+from reliable_cable.concurrency import database_connections, django_thread, threads
 from reliable_cable.concurrency.threads import BatchedCalls, run_handler, run_store
 from reliable_cable.connection.handlers import run_calls
 from reliable_cable.stores.streams.model import ModelStreamStore
@@ -128,7 +128,7 @@ class TestStoreThreads:
         for _ in range(3):
             assert await run_store(query, alias) == 1
         assert opened.count("cable-read") == 1
-        monkeypatch.setattr(threads, "EXTRA_AGE", 0.0)
+        monkeypatch.setattr(database_connections, "EXTRA_AGE", 0.0)
         assert await run_store(query, alias) == 1
         assert opened.count("cable-read") == 2
 
@@ -155,7 +155,7 @@ class TestStoreThreads:
     async def test_a_connection_that_was_idle_is_checked_before_it_is_used(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(threads, "CHECK_AFTER", 0.0)
+        monkeypatch.setattr(database_connections, "CHECK_AFTER", 0.0)
         assert await run_store(query, alias) == 1
         await asyncio.to_thread(with_closed_connections, break_connections, alias)
         assert await run_store(query, alias) == 1
@@ -183,8 +183,8 @@ class TestHandlerThreads:
 
     async def test_async_handlers(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
-            monkeypatch.setattr(threads, "_refreshed", 0.0)
-            threads.refresh_connections()  # as is done before each handler
+            monkeypatch.setattr(django_thread, "_refreshed", 0.0)
+            django_thread.refresh_connections()  # as is done before each handler
             assert await sync_to_async(query)(alias) == 1
             await asyncio.to_thread(with_closed_connections, break_connections, alias)
         await sync_to_async(connections.close_all)()
@@ -222,19 +222,20 @@ class TestAConnectionThatBreaksWhileItIsSetUp:
             except OperationalError:
                 return None
 
-        monkeypatch.setattr(threads, "LOOK_INTERVAL", 0.0)
+        monkeypatch.setattr(database_connections, "LOOK_INTERVAL", 0.0)
         monkeypatch.setattr(threads, "_executors", {})
         assert [await run_handler(handler) for _ in range(2)] == [None, 1]
 
     async def test_async_handlers_get_another_one_later(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
         await sync_to_async(connections.close_all)()
-        monkeypatch.setattr(threads, "_connected", set())
-        monkeypatch.setattr(threads, "LOOK_INTERVAL", 0.0)
-        await sync_to_async(threads.close_old_connections)()
+        monkeypatch.setattr(database_connections, "connected_threads", set())
+        monkeypatch.setattr(database_connections, "LOOK_INTERVAL", 0.0)
+        monkeypatch.setattr(database_connections, "_times", database_connections._Times())
+        await sync_to_async(database_connections.close_old_connections)()
         with pytest.raises(OperationalError):
             await sync_to_async(query)(alias)
-        monkeypatch.setattr(threads, "_refreshed", 0.0)
-        threads.refresh_connections()  # as is done before each handler
+        monkeypatch.setattr(django_thread, "_refreshed", 0.0)
+        django_thread.refresh_connections()  # as is done before each handler
         assert await sync_to_async(query)(alias) == 1
         await sync_to_async(connections.close_all)()
 
@@ -251,8 +252,8 @@ class Room(Channel, abstract=True):
 
 
 async def test_the_query_of_a_handler_delays_no_other_async_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_refreshed", 0.0)
-    monkeypatch.setattr(threads, "_connected", {threading.get_ident()})
+    monkeypatch.setattr(django_thread, "_refreshed", 0.0)
+    monkeypatch.setattr(database_connections, "connected_threads", {threading.get_ident()})
     answered = threading.Event()
     query = asyncio.create_task(sync_to_async(answered.wait)(30))
     await asyncio.sleep(0)

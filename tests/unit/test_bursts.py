@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.concurrency import threads
+from reliable_cable.concurrency import database_connections
 from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.subscription import Subscription
@@ -47,7 +47,7 @@ class Room(Channel, abstract=True):
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A database connection that another test left open would sometimes make handlers wait for a thread.
-    monkeypatch.setattr(threads, "_connected", set())
+    monkeypatch.setattr(database_connections, "connected_threads", set())
     configured(settings)
     with registered(Room=Room):
         yield

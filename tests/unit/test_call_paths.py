@@ -14,7 +14,7 @@ import pytest
 
 from reliable_cable import Channel, action, broadcast
 from reliable_cable.channel import registry
-from reliable_cable.concurrency import threads
+from reliable_cable.concurrency import database_connections
 from tests.support.call_tree import Call, CallTree, recorded_calls
 
 from .test_incoming_cost import AsgiClient, connected, run_event_loop
@@ -103,7 +103,7 @@ def depth(tree: CallTree, *roots: str) -> int:
 async def room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WritingClient]:
     """A subscribed client whose server has a write function, as daphne and uvicorn have."""
     # A database connection that another test left open would add calls.
-    monkeypatch.setattr(threads, "_connected", set())
+    monkeypatch.setattr(database_connections, "connected_threads", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     monkeypatch.setitem(registry, "Room", [Room])
     async with connected() as client:

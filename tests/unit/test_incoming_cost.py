@@ -9,7 +9,6 @@ import asyncio
 import json
 import math
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from django.db import connection, connections
 
 import reliable_cable
 from reliable_cable import Channel, action, state
-from reliable_cable.concurrency import threads
+from reliable_cable.concurrency import database_connections, django_thread, threads
 from reliable_cable.connection import connection as connection_module
 from reliable_cable.consumer import CableConsumer, get_hub
 
@@ -74,7 +73,7 @@ ROOM = identifier("Room")
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A database connection that another test left open would sometimes make handlers wait for a thread.
-    monkeypatch.setattr(threads, "_connected", set())
+    monkeypatch.setattr(database_connections, "connected_threads", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     with registered(Room=Room):
         yield
@@ -279,11 +278,11 @@ class TestDatabaseConnections:
                 calls.append("check")
                 return connections.all(initialized_only=initialized_only)
 
-        monkeypatch.setattr(threads, "connections", Connections)
-        monkeypatch.setattr(threads, "_refreshed", 0.0)
+        monkeypatch.setattr(database_connections, "connections", Connections)
+        monkeypatch.setattr(django_thread, "_refreshed", 0.0)
         # Threads without connections look for them once per interval. These tests do not count that.
-        monkeypatch.setattr(threads, "_local", threading.local())
-        monkeypatch.setattr(threads, "LOOK_INTERVAL", math.inf)
+        monkeypatch.setattr(database_connections, "LOOK_INTERVAL", math.inf)
+        monkeypatch.setattr(database_connections, "_times", database_connections._Times())
         return calls
 
     async def test_handlers_that_use_no_connection_cause_no_check(self, room: AsgiClient, checks: list[str]) -> None:
@@ -299,7 +298,7 @@ class TestDatabaseConnections:
         room.put("message", data=json.dumps({"action": "query"}))
         await room.handled()
         assert checks == ["check"]
-        assert threads._connected == set()
+        assert database_connections.connected_threads == set()
 
     @pytest.mark.django_db(transaction=True)
     async def test_a_persistent_connection_is_checked_before_and_after_each_handler(
@@ -311,5 +310,5 @@ class TestDatabaseConnections:
             room.put("message", data=json.dumps({"action": "query"}))
             await room.handled()
         assert checks == ["check"] * 3
-        assert len(threads._connected) == 1
+        assert len(database_connections.connected_threads) == 1
         await threads.run_handler(connections.close_all)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from django.core.handlers.asgi import ASGIHandler
 
-from reliable_cable.concurrency.threads import context_of_shared_thread, release_own_thread
+from reliable_cable.concurrency.django_thread import context_of_shared_thread, release_own_thread
 from reliable_cable.consumer import CableConsumer, get_hub
 from reliable_cable.logs import logger
 from reliable_cable.protocol import messages

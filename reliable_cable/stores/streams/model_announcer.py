@@ -11,8 +11,9 @@ from typing import Final
 
 from django.db import connections
 
+from reliable_cable.concurrency.database_connections import with_kept_connections
 from reliable_cable.concurrency.outages import is_outage
-from reliable_cable.concurrency.threads import submit_alone, with_kept_connections
+from reliable_cable.concurrency.threads import submit_alone
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import described
 from reliable_cable.logs import logger
