@@ -102,7 +102,8 @@ class Channel:
 
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
         self.connection = connection
-        self.params: dict[str, Any] = Params(params or {})
+        # A copy of the dict itself would take more memory, because `parse_identifier` has removed a key from it.
+        self.params: dict[str, Any] = Params((params or {}).items())
         self.identifier = identifier
         self._reply: Reply | None = None
         self._state: dict[str, Any] | None = None

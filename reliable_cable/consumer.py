@@ -224,6 +224,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             commands = await self._accept(hub, send, admission)
             if commands is None:
                 return
+            # An idle connection must not keep what only its handshake needs in memory.
+            del admission
             connection = self._session = commands.connection
             # Because of this, a broadcast with `to_others` in a handler excludes this client.
             connection.context.run(set_socket_id, connection.sid)
