@@ -92,8 +92,10 @@ def find_login(scope: Mapping[str, Any]) -> Login | None:
     # The middleware has loaded the data into `_session_cache`. Other ways to read the data might query the database,
     # which must not happen on the event loop.
     data = getattr(session, "_session_cache", None)
+    if not isinstance(data, Mapping) or SESSION_KEY not in data:
+        return None
     key = getattr(session, "session_key", None)
-    if not key or not isinstance(data, Mapping) or SESSION_KEY not in data:
+    if not key:
         return None
     return Login(key, str(data[SESSION_KEY]), data.get(BACKEND_SESSION_KEY, ""), data.get(HASH_SESSION_KEY, ""))
 

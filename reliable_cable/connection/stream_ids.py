@@ -37,12 +37,11 @@ class StreamIds:
         """
         if not self._extended:
             return None
-        alias = stream_alias(stream, identifier)
-        if request is not None and alias in request.streams:
+        if request is not None and request.streams and (alias := stream_alias(stream, identifier)) in request.streams:
             return alias
         if self._owners.setdefault(stream, identifier) == identifier:
             return stream
-        return alias
+        return stream_alias(stream, identifier)
 
     def take(self, stream: str, identifier: str, stream_id: str) -> None:
         """Give a restored subscription the stream id that it had in the former session."""

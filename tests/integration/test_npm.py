@@ -55,7 +55,7 @@ async def test_the_bundle(servers: ServerPool, kind: Kind, engine: dict[str, Any
 @pytest.mark.usefixtures("bundle")
 async def test_runs_in_the_bundle(servers: ServerPool, kind: Kind, engine: dict[str, Any]) -> None:
     options: dict[str, Any] = {
-        "RUN_LEASE": 8,
+        "RUN_LEASE": 15,
         "RUN_PERMISSIONS": "tests.integration.project.runs.Everyone",
         # Each text is broadcast in a message of its own, and an answer may have more messages than the history keeps.
         "RUN_BROADCAST_INTERVAL": 0,

@@ -272,8 +272,7 @@ class TestOnAConnectionThatAppendsOften:
             with pytest.raises(BroadcastError, match="short") as caught:
                 append(store, '"more than 9"')
             assert not isinstance(caught.value, BroadcastUncertain)
-            idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%%'"
-            assert raw.execute(idle).fetchone() == (0,)
+            assert connection.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
             assert append(store, "2") == [2]
         finally:
             raw.rollback()

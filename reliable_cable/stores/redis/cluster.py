@@ -288,7 +288,7 @@ class _Run:
             pending = sorted(again)
             waiting = any(isinstance(self._replies[number], TryAgainError) for number in pending)
             redirects += not waiting
-            if time.monotonic() > deadline or redirects > MAX_REDIRECTS:
+            if redirects > MAX_REDIRECTS or (waiting and time.monotonic() > deadline):
                 raise self._give_up(pending)
             if waiting:
                 await self._client.sleep(delay)
