@@ -17,7 +17,7 @@ Frame = dict[str, Any]
 _Application: Any = ApplicationCommunicator  # asgiref has no types for this class
 
 #: How long, in seconds, to wait for a frame that a test expects.
-TIMEOUT: Final = 5.0
+TIMEOUT: Final = 15.0
 
 
 def is_message(frame: Frame) -> bool:
@@ -92,7 +92,7 @@ class ClientSocket:
         """Wait until the server has handled all commands of this client and has sent the resulting frames.
 
         Raises:
-            AssertionError: a command took more than 5 seconds.
+            AssertionError: a command took more than 15 seconds.
         """
         connection = self.connection
         try:

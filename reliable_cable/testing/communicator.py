@@ -146,7 +146,7 @@ class CableCommunicator(ClientSocket):
             since: a time in seconds since 1970. The messages that were sent after this time are requested.
 
         Raises:
-            AssertionError: the server did not answer within 5 seconds.
+            AssertionError: the server did not answer within 15 seconds.
             ConnectionError: the server closed the connection.
         """
         subscription = self.add_subscription(channel, params)
@@ -170,7 +170,7 @@ class CableCommunicator(ClientSocket):
         """Return the data of the next message for any subscription: a broadcast, a transmission or a whisper.
 
         Raises:
-            AssertionError: no message arrived within 5 seconds. The error lists the received frames.
+            AssertionError: no message arrived within 15 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         return (await self.take(is_message, "message"))["message"]
@@ -191,7 +191,7 @@ class CableCommunicator(ClientSocket):
             type: the type of the frame; None for any type. Frames of other types remain for later calls.
 
         Raises:
-            AssertionError: no such frame arrived within 5 seconds. The error lists the received frames.
+            AssertionError: no such frame arrived within 15 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         return await self.take(lambda frame: type in (None, frame.get("type")), f"frame of the type {type}")

@@ -130,7 +130,7 @@ class CableSubscription:
         """Return the data of the next message for this subscription.
 
         Raises:
-            AssertionError: no message arrived within 5 seconds. The error lists the received frames.
+            AssertionError: no message arrived within 15 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         frame = await self._socket.take(
