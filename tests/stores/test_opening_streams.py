@@ -19,6 +19,7 @@ from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.redis.client import RedisClient
 from reliable_cable.stores.redis.pubsub import PubSub
 from reliable_cable.stores.sessions.memory import MemorySessionStore
+from reliable_cable.stores.streams import redis_listener
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import NAMES_PER_QUERY, ModelStreamStore
 from tests.support.subscriber import LoneSubscriber
@@ -29,8 +30,9 @@ NAMES = [f"stream {number}" for number in range(800)]
 
 
 @pytest.fixture
-async def hub(make_store: MakeStore) -> AsyncIterator[Hub]:
-    """A hub whose store does not poll during the test."""
+async def hub(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
+    """A hub whose store does not poll during the test, and does not check positions."""
+    monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 3600)
     settings = read_settings({"ENGINE": "memory"})
     store = make_store(poll_interval=60, notify=False)
     hub = Hub(Engine(store, MemoryPresenceStore(settings), MemorySessionStore(settings)), settings)
