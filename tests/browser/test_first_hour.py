@@ -180,7 +180,7 @@ class Newcomer:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                httpx.get(f"{self.url}/", **LOCAL, timeout=PATIENCE)
+                httpx.get(f"{self.url}/", **LOCAL)
                 return
             except httpx.TransportError:
                 assert time.monotonic() < deadline, self.log

@@ -19,7 +19,7 @@ PATIENCE = 30.0
 
 
 def health_client(server: Server) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", **LOCAL, timeout=PATIENCE)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", **LOCAL)
 
 
 async def until_status(http: httpx.AsyncClient, status: int) -> httpx.Response:

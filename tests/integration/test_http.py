@@ -41,7 +41,7 @@ async def http(server: Server, prefix: str) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client with the key for broadcasts."""
     headers = {"Authorization": f"Bearer {key('broadcast-cable')}"}
     url = f"http://127.0.0.1:{server.port}{prefix}"
-    async with httpx.AsyncClient(base_url=url, headers=headers, **LOCAL, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, **LOCAL) as client:
         yield client
 
 
@@ -210,7 +210,7 @@ async def test_a_broadcast_fails_with_an_error_while_redis_is_down(
         url = f"http://127.0.0.1:{server.port}{prefix}/_broadcast"
         async with (
             Client(server.url) as cable,
-            httpx.AsyncClient(headers=headers, **LOCAL, timeout=30) as http,
+            httpx.AsyncClient(headers=headers, **LOCAL) as http,
         ):
             await cable.subscribe(identify("StreamChannel", streams=[stream]))
             assert (await http.post(url, json=message(stream, {"n": 1}))).status_code == 201

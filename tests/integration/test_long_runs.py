@@ -101,7 +101,7 @@ async def read_events(answer: Answer, method: str, path: str, **options: Any) ->
     events = []
     rest = b""
     async with (
-        httpx.AsyncClient(headers=answer.headers, timeout=PATIENCE, **LOCAL) as http,
+        httpx.AsyncClient(headers=answer.headers, **LOCAL) as http,
         http.stream(method, answer.url(path), **options) as response,
     ):
         assert response.status_code == 200

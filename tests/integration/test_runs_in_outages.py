@@ -111,7 +111,6 @@ async def site(server: Server) -> AsyncIterator[Site]:
     async with httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{server.port}",
         headers={"Cookie": f"{cookie}; csrftoken={CSRF}", "X-CSRFToken": CSRF},
-        timeout=PATIENCE,
         **LOCAL,
     ) as http:
         found = Site(server, http, chat, run)

@@ -60,7 +60,7 @@ class Device:
         self.chat = ""
         self._user = user
         headers = {"Cookie": f"{cookie}; csrftoken={CSRF}", "X-CSRFToken": CSRF}
-        self._client = httpx.AsyncClient(headers=headers, timeout=PATIENCE, **LOCAL)
+        self._client = httpx.AsyncClient(headers=headers, **LOCAL)
 
     async def make_chat(self, server: Server) -> None:
         self.chat = unique(f"{self._user}-")

@@ -96,7 +96,7 @@ async def until_it_does_not_listen(server: Server) -> None:
 async def test_the_time_to_stop_is_limited_before_the_first_client_connects(servers: ServerPool, kind: Kind) -> None:
     template = servers.make(kind)
     with ShortLimits(kind, template.database.parent, template.database, shared=True) as server:
-        async with httpx.AsyncClient(**LOCAL, timeout=30) as http:
+        async with httpx.AsyncClient(**LOCAL) as http:
             with pytest.raises(httpx.TransportError):
                 await http.get(f"http://127.0.0.1:{server.port}/hang")
         assert await server.stopped() == 0

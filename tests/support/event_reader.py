@@ -140,7 +140,7 @@ class EventReader:
         await self.until(lambda: self.connects > connects)
 
     async def _run(self) -> None:
-        async with httpx.AsyncClient(**LOCAL, timeout=httpx.Timeout(PATIENCE, read=None)) as http:
+        async with httpx.AsyncClient(**{**LOCAL, "timeout": httpx.Timeout(PATIENCE, read=None)}) as http:
             while self.status is None:
                 with contextlib.suppress(httpx.TransportError, httpx.StreamError):
                     await self._read(http)

@@ -166,7 +166,7 @@ class ProjectServer(Server):
 
     def page(self, path: str) -> httpx.Response:
         """Request a page."""
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", **LOCAL, timeout=PATIENCE)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", **LOCAL)
 
     def _command(self) -> list[str]:
         return [str(self.project.python), "manage.py", "runserver", "--noreload", f"127.0.0.1:{self.port}"]

@@ -28,11 +28,11 @@ PROJECT = "tests.integration.project"
 #: The kinds of servers. "compressing" is uvicorn, started by `cable_serve --compress`.
 Kind = Literal["daphne", "uvicorn", "compressing"]
 
+#: How long, in seconds, a server may take to start, to stop, or to answer a request.
+PATIENCE = 30.0
 #: Options of httpx for servers on this machine. With `verify`, each client would read all certificates, which takes
 #: 17 ms of CPU time.
-LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False}
-#: How long, in seconds, a server may take to start or to stop.
-PATIENCE = 30.0
+LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False, "timeout": PATIENCE}
 #: Removes daphne from the apps of processes that do not run it. Importing daphne and Twisted takes 0.25 s of CPU time.
 WITHOUT_DAPHNE = {"CABLE_TEST_SERVER_APPS": "[]"}
 #: The ports for servers. Kernels use higher ones for outgoing connections, so a server can restart on the same port.
@@ -240,7 +240,7 @@ class Server(RestartableProcess):
         await asyncio.to_thread(self._request, "sign-out", headers={"Cookie": cookie})
 
     def _request(self, path: str, **options: Any) -> httpx.Response:
-        response = httpx.post(f"http://127.0.0.1:{self.port}/{path}", timeout=60, **LOCAL, **options)
+        response = httpx.post(f"http://127.0.0.1:{self.port}/{path}", **{**LOCAL, "timeout": 60}, **options)
         return response.raise_for_status()
 
 
