@@ -79,6 +79,7 @@ def _check_when_used(connection: Any) -> None:
 
 
 def with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
+    """Run a call. Before and after it, close this thread's database connections that are broken or too old."""
     close_old_connections()
     try:
         return call(*args)
