@@ -27,6 +27,12 @@ model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 
 
+@pytest.fixture(autouse=True)
+def _no_own_connection() -> None:
+    """Close the connection that making the test database has left open, because these tests break all connections."""
+    connections.close_all()
+
+
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
     """For each connection that is opened, the name of the thread that opens it."""
