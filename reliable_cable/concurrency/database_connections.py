@@ -18,9 +18,8 @@ T = TypeVar("T")
 CHECK_AFTER = 1.0
 #: How long, in seconds, a store thread may use a database connection beyond its `CONN_MAX_AGE`.
 EXTRA_AGE = 60.0
-#: The interval, in seconds, in which a thread that is not in `connected_threads` looks for open connections
-#: nevertheless. Django sends no signal for a connection that was opened but not set up, because the database was just
-#: being stopped.
+#: How often, in seconds, a thread looks for open connections although it is not in `connected_threads`. Django sends no
+#: signal for a connection that was opened but not set up, because the database was just being stopped.
 LOOK_INTERVAL = 1.0
 
 #: The threads that have set up a database connection and have not closed it.

@@ -37,6 +37,7 @@ STORE_THREADS = 2
 IDLE_TIME = 3.0
 #: How long, in seconds, the process delays its exit for jobs that are still running.
 EXIT_TIME = 2.0
+
 _executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
 

@@ -22,7 +22,7 @@ from tests.support.storms import StormOutcome
 from .content import has_prefix, make_items
 from .durable import LIVE, DurableRunReader, SharedStream
 from .npm import Followers, FollowingReader, NodeProcess
-from .plan import MAX_ATTEMPTS, Plan, RunPlan, now
+from .plan import MAX_ATTEMPTS, PATIENCE, Plan, RunPlan, now
 from .readers import AgentReader, ChannelReader, Reader, UiReader, expected
 from .stage import KINDS as KINDS_OF_SERVERS
 from .stage import USER, Stage, Writer
@@ -89,7 +89,7 @@ class Storm:
                 httpx.AsyncClient(
                     headers=self._stage.headers,
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-                    **LOCAL,
+                    **{**LOCAL, "timeout": PATIENCE},
                 )
             )
             if self._plan.npm:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast
-from reliable_cable.concurrency import database_connections
 from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.subscription import Subscription
@@ -45,9 +44,7 @@ class Room(Channel, abstract=True):
 
 
 @pytest.fixture(autouse=True)
-def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would sometimes make handlers wait for a thread.
-    monkeypatch.setattr(database_connections, "connected_threads", set())
+def _room(settings: Any) -> Iterator[None]:
     configured(settings)
     with registered(Room=Room):
         yield

@@ -20,7 +20,6 @@ from hypothesis.stateful import (
 )
 
 from reliable_cable.channel import registry
-from reliable_cable.concurrency import database_connections
 from reliable_cable.concurrency.pacing import Pacer
 from reliable_cable.conf import read_settings
 from reliable_cable.connection.closing import CLOSINGS
@@ -342,8 +341,6 @@ EXAMPLES, STEPS = 200, 30
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
     """A list whose last machine is told of each call of `close`, including the calls by the package itself."""
-    # A database connection that another test left open would sometimes make handlers wait for a thread.
-    monkeypatch.setattr(database_connections, "connected_threads", set())
     close = Connection.close
     running: list[Lives] = []
 

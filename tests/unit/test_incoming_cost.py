@@ -72,7 +72,7 @@ ROOM = identifier("Room")
 
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would sometimes make handlers wait for a thread.
+    # Database connections that other tests have left open do not count.
     monkeypatch.setattr(database_connections, "connected_threads", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     with registered(Room=Room):

@@ -14,7 +14,6 @@ from django.utils import translation
 from reliable_cable import Channel, Snapshot, action
 from reliable_cable.broadcasting import abroadcast, aposition
 from reliable_cable.channel import registry
-from reliable_cable.concurrency import database_connections
 from reliable_cable.connection import outbox
 from reliable_cable.consumer import get_hub
 from reliable_cable.disconnecting import arevoke
@@ -82,9 +81,7 @@ TALK = json.dumps({"command": "message", "identifier": TALKATIVE, "data": json.d
 
 
 @pytest.fixture(autouse=True)
-def _rooms(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would sometimes make handlers wait for a thread.
-    monkeypatch.setattr(database_connections, "connected_threads", set())
+def _rooms(settings: Any) -> Iterator[None]:
     configured(settings)
     registry.update({"Room": [Room], "Actions": [Actions], "Talkative": [Talkative]})
     registry["Answer"] = [Answer]

@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from reliable_cable.concurrency import database_connections
 from reliable_cable.connection.stream_ids import stream_alias
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.exceptions import StoreError
@@ -249,8 +248,6 @@ class Delivery(DeliveryWorld):
 
 @pytest.fixture
 def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A database connection that another test left open would sometimes make handlers wait for a thread.
-    monkeypatch.setattr(database_connections, "connected_threads", set())
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 900)
     monkeypatch.setattr(fanout, "POLICY", replace(fanout.POLICY, budget=2, shortest_pause=math.inf))

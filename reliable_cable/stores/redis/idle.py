@@ -16,7 +16,7 @@ MAX_IDLE_TIME: Final = 60.0
 def _idle_too_long(stack: Iterable[Any], now: float) -> Iterator[Any]:
     """Yield the connections that have been idle for too long. They are at the bottom of the stack, the oldest first."""
     for connection in stack:
-        # A closed connection has no `idle_since`, and is still at the bottom.
+        # A closed connection has no `idle_since`, and stays at the bottom of the stack.
         since = getattr(connection, "idle_since", None)
         if since is None:
             continue
