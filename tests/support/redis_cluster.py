@@ -13,7 +13,7 @@ import redis
 
 from reliable_cable.stores.redis.keys import SLOTS, key_slot
 from tests.support.redis import PATIENCE, Binary, RedisServer, find_all_binaries, tls_options, wait_for
-from tests.support.server import free_port
+from tests.support.server import PORTS, free_port
 
 #: The oldest version whose clusters have sharded pub/sub.
 SHARDED = (7, 0)
@@ -53,8 +53,6 @@ class RedisCluster:
         self._certificate = certificate
         self._stack = ExitStack()
         self._ids: dict[int, str] = {}
-        #: The ports of the nodes, which are chosen before the first node listens.
-        self._ports: set[int] = set()
         options = {
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",
@@ -67,24 +65,18 @@ class RedisCluster:
 
     def _node(self, folder: Path, options: dict[str, str]) -> RedisServer:
         if self._certificate is not None:
-            tls = {"tls-port": str(self._free_port()), "tls-cluster": "yes"}
+            tls = {"tls-port": str(free_port()), "tls-cluster": "yes"}
             options = {**options, **tls_options(*self._certificate), **tls}
         server = RedisServer(folder, self.binary, options)
+        server.port = free_port()
         if server.binary.version >= SHARDED:
-            server.port = self._free_port()
-            server.options["cluster-port"] = str(self._free_port())
+            server.options["cluster-port"] = str(free_port())
         else:
-            # The port of the cluster bus is 10,000 higher than this port. It must be below 32,768, because outgoing
-            # connections may use the ports above.
-            server.port = self._free_port(22_000)
+            # The port of the cluster bus is 10,000 higher. It must be above those that `free_port` returns, but below
+            # those that the system uses for outgoing connections.
+            while server.port + 10_000 not in range(PORTS.stop, 32_768):
+                server.port = free_port()
         return server
-
-    def _free_port(self, highest: int = 65_535) -> int:
-        """Return a free port that no other node of this cluster will use."""
-        while (port := free_port()) in self._ports or port > highest:
-            pass
-        self._ports.add(port)
-        return port
 
     @property
     def nodes(self) -> list[RedisServer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -12,8 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -35,17 +39,35 @@ PATIENCE = 30.0
 LOCAL: Mapping[str, Any] = {"trust_env": False, "verify": False, "timeout": PATIENCE}
 #: Removes daphne from the apps of processes that do not run it. Importing daphne and Twisted takes 0.25 s of CPU time.
 WITHOUT_DAPHNE = {"CABLE_TEST_SERVER_APPS": "[]"}
-#: The ports for servers. Kernels use higher ones for outgoing connections, so a server can restart on the same port.
-PORTS = range(18000, 30000)
+#: The ports for servers. Kernels use those from 32,768 on for outgoing connections, so a server can restart on the same
+#: port. The ports between are for servers that need a second port, which is 10,000 higher (old Redis Clusters).
+PORTS = range(18_000, 28_000)
+#: The number of test processes that can run on this machine at the same time. Each has its own share of the ports.
+SHARES = 50
+
+
+@cache
+def _own_ports() -> Iterator[int]:
+    """Return the ports of this process, in an endless cycle. No other test process uses them while this one runs."""
+    for share in random.sample(range(SHARES), SHARES):
+        lock = os.open(Path(tempfile.gettempdir(), f"cable-test-ports-{share}"), os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            # The system releases the lock when the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return cycle(PORTS[share::SHARES])
+    raise RuntimeError(f"{SHARES} other test processes use the ports from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def free_port() -> int:
-    """Return a port on which no process listens."""
-    while True:
-        port = random.choice(PORTS)
+    """Return a port on which no process listens, and that no other test process uses while this one runs."""
+    for port in islice(_own_ports(), len(PORTS) // SHARES):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise RuntimeError("All ports of this test process are used")
 
 
 def environment(database: Path, settings: Mapping[str, Any] | None = None, **variables: str) -> dict[str, str]:
