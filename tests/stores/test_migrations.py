@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -96,6 +97,14 @@ def test_storage_parameters_do_not_wait_long_for_a_vacuum(alias: str, caplog: py
     assert len(caplog.records) == 1
 
 
+@contextmanager
+def paused_by(poll: Callable[[float], None] | None = None) -> Iterator[mock.Mock]:
+    """Replace the pauses between attempts by calls of `poll`. The pauses of other threads stay as they are."""
+    paused = mock.Mock(side_effect=poll)
+    with mock.patch.object(whispers, "time", SimpleNamespace(sleep=paused)):
+        yield paused
+
+
 @postgres
 class TestTheLock:
     @pytest.fixture(autouse=True)
@@ -113,7 +122,7 @@ class TestTheLock:
                 backup.rollback()
 
             with (
-                mock.patch.object(whispers.time, "sleep", side_effect=poll) as paused,
+                paused_by(poll) as paused,
                 connections[alias].schema_editor(atomic=True) as editor,
             ):
                 whispers.lock(apps, editor)
@@ -125,7 +134,7 @@ class TestTheLock:
     def test_a_long_backup_is_reported(self, alias: str, caplog: pytest.LogCaptureFixture) -> None:
         with (
             locked(alias, TRANSIENT, "ACCESS SHARE"),
-            mock.patch.object(whispers.time, "sleep") as paused,
+            paused_by() as paused,
             pytest.raises(OperationalError, match="lock timeout"),
             connections[alias].schema_editor(atomic=True) as editor,
         ):
