@@ -13,7 +13,7 @@ _drains: PerLoop[Drain] = PerLoop()
 
 
 def install_drain(grace: float = 0.0) -> None:
-    """Drain the hub of the running event loop when the server receives SIGTERM. Repeated calls have no further effect.
+    """Drain the hub of the running event loop when the server receives SIGTERM or SIGINT. Repeated calls do nothing.
 
     Args:
         grace: how long, in seconds, the server is configured to wait for open requests after the drain.

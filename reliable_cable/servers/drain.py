@@ -2,11 +2,13 @@
 
 daphne and uvicorn close all sockets as soon as they receive SIGTERM. All clients would reconnect at the same time, and
 commands in progress would not be answered. So this module replaces the server's signal handler. The new handler closes
-the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
+the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler. After SIGINT (Ctrl-C), it closes
+all connections at once. Without a drain, uvicorn would not stop while a page reads server-sent events.
 
 Even so, the process might not stop. The server waits for its applications, Python waits for threads at exit, and a
-thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the
-signal.
+thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after SIGTERM.
+After SIGINT, there is no timer: a second Ctrl-C stops the server immediately, and the process may be a program that
+continues after its server has stopped.
 
 uvicorn waits without a limit for responses that do not end. If its first such response began after the signal, nothing
 would stop the process. So if the server is already stopping when the handler is installed, the drain begins at once.
@@ -19,7 +21,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -38,8 +40,8 @@ STOP_LIMIT = 11.0
 #: How long, in seconds, to wait until the end of the process is logged. Another thread may hold the lock of the log.
 REPORT_LIMIT = 1.0
 
-#: The signals that start a drain.
-SIGNALS = (signal.SIGTERM,)
+#: The signals that start a drain, and the time, in seconds, over which each closes the connections.
+SIGNALS: Mapping[int, float] = {signal.SIGTERM: DRAIN_TIME, signal.SIGINT: 0.0}
 
 
 class DrainableHub(Protocol):
@@ -77,17 +79,16 @@ class Drain:
         Call this in the event loop of the hub.
 
         Returns:
-            True if the handlers were replaced. This is only possible in the main thread, and only if each signal has a
-            handler that is written in Python.
+            True if the handler of SIGTERM was replaced. This is only possible in the main thread, and only if the
+            handler is written in Python. The handler of SIGINT is replaced under the same condition.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGTERM)):
             return False
         for number in SIGNALS:
             previous = signal.getsignal(number)
-            if not callable(previous):
-                return False
-            self._previous[number] = previous
-            signal.signal(number, self._handle)
+            if callable(previous):  # SIGINT is ignored in processes that a shell has started in the background
+                self._previous[number] = previous
+                signal.signal(number, self._handle)
         if any(map(_is_stopping, self._previous.values())):
             self._limit_time()
             self._begin(None)
@@ -99,7 +100,8 @@ class Drain:
             return
         self._loop.call_soon_threadsafe(self._begin, number)
         # The time is limited here and not in `_begin`, because a handler may block the event loop.
-        self._limit_time()
+        if number == signal.SIGTERM:
+            self._limit_time()
 
     def _limit_time(self) -> None:
         """Start the timer that ends the process."""
@@ -123,9 +125,10 @@ class Drain:
             return None
 
     async def _drain(self, number: int | None, hub: DrainableHub | None) -> None:
+        """Drain and close the hub, and call the server's handler. The signal is None if the server has handled it."""
         try:
             if hub is not None:
-                await _drain_and_close(hub)
+                await _drain_and_close(hub, DRAIN_TIME if number is None else SIGNALS[number])
         except Exception:
             logger.exception("Draining failed. The server stops nevertheless.")
         finally:
@@ -137,10 +140,10 @@ class Drain:
         self._previous[number](number, None)
 
 
-async def _drain_and_close(hub: DrainableHub) -> None:
+async def _drain_and_close(hub: DrainableHub, duration: float) -> None:
     try:
         async with asyncio.timeout(DRAIN_LIMIT):
-            await hub.drain(DRAIN_TIME)
+            await hub.drain(duration)
     except TimeoutError:
         logger.warning("Some connections could not be drained in %s seconds. The server closes them.", DRAIN_LIMIT)
     try:

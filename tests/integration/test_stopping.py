@@ -1,4 +1,4 @@
-"""A server stops after SIGTERM, even if a request that arrived before the signal does not end."""
+"""A server stops after SIGTERM and after Ctrl-C, even if a response does not end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.client import identify
+from tests.support.client import BASE, Client, identify
+from tests.support.event_reader import EventReader
 from tests.support.redis import RedisServer
 from tests.support.server import LOCAL, Kind, Server, ServerPool
 
@@ -101,6 +102,24 @@ async def test_the_time_to_stop_is_limited_before_the_first_client_connects(serv
                 await http.get(f"http://127.0.0.1:{server.port}/hang")
         assert await server.stopped() == 0
         assert "The process did not stop in 0.5 seconds and is ended now." in server.log
+
+
+@pytest.mark.parametrize("by_cable_serve", [False, True], ids=["own command", "cable_serve"])
+async def test_ctrl_c_stops_a_server_with_open_connections(
+    servers: ServerPool, kind: Kind, by_cable_serve: bool
+) -> None:
+    server = servers.make(kind, PUBLIC_STREAMS=True)
+    server.by_cable_serve = by_cable_serve
+    with server:
+        async with Client(server.url, protocols=[BASE]) as client:
+            await client.subscribe(identify("StreamChannel", streams=["stop"]))
+            async with EventReader(f"http://127.0.0.1:{server.port}", "stream=stop") as reader:
+                await reader.until_type("confirm_subscription")
+                server.signal(signal.SIGINT)
+                assert await server.stopped() in (0, -signal.SIGINT)
+            await client.expect({"type": "disconnect", "reason": "server_restart", "reconnect": True})
+        assert "did not stop" not in server.log
+        assert "Traceback" not in server.log
 
 
 @pytest.mark.redis

@@ -81,6 +81,6 @@ async def number(records: SessionRecords, sid: str = "a") -> Any:
 
 async def until_kept(records: SessionRecords, wanted: Any, sid: str = "a") -> None:
     """Wait until the stored record has this number; None: until there is no record."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await number(records, sid) != wanted:  # noqa: ASYNC110 - a store has no events
             await asyncio.sleep(0.001)

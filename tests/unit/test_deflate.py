@@ -232,7 +232,7 @@ async def test_a_broadcast_is_compressed_once_and_only_for_clients_with_compress
     # The next two messages are sent in one write.
     harness.hub.deliver(harness.append(LONG))
     harness.hub.deliver(Transient("s", LONG, ""))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while any(len(client.read()) < 3 for client in clients):  # noqa: ASYNC110 - iterations of the event loop
             await asyncio.sleep(0)
     for client in clients:

@@ -1,4 +1,4 @@
-"""SIGTERM drains a process. These tests run no server; tests/conformance/test_shutdown.py runs servers."""
+"""SIGTERM and SIGINT (Ctrl-C) drain a process. tests/conformance/test_shutdown.py tests the same with servers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pytest
 from reliable_cable.servers.drain import Drain, end_process, server_grace
 from tests.support.server import ROOT
 
-#: A program that sends SIGTERM to its own process. `run` inserts code into it: `{drain}` and `{close}` into methods of
+#: A program that sends a signal to its own process. `run` inserts code into it: `{drain}` and `{close}` into methods of
 #: the hub, `{stop}` into the server's signal handler, `{before}` before the drain is installed, and `{after}` after the
 #: signal has been sent. `{begin}` is the function that returns the hub.
 PROGRAM = """
-import asyncio, logging, os, signal, time
+import asyncio, logging, os, signal, time, types
 from reliable_cable.servers import drain
 
 logging.basicConfig(format="%(message)s")
 drain.DRAIN_LIMIT, drain.CLOSE_LIMIT, drain.STOP_LIMIT = {limits}
 
 def send_signal():
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.{number})
 
 class Server:
     should_exit = False
@@ -56,7 +56,8 @@ async def main():
         print("stop the server", flush=True)
         {stop}
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in drain.SIGNALS:
+        signal.signal(number, stop)
     {before}
     assert drain.Drain({begin}, loop).install()
     send_signal()
@@ -71,10 +72,16 @@ LONG = (30.0, 30.0, 60.0)
 STOP = "loop.call_soon_threadsafe(stopped.set)"
 
 
-def run(*, limits: tuple[float, float, float] = LONG, **code: str) -> list[str]:
-    """Run the process to its end, and return the lines that it printed and logged."""
+def run(*, limits: tuple[float, float, float] = LONG, number: str = "SIGTERM", **code: str) -> list[str]:
+    """Run the process to its end, and return the lines that it printed and logged.
+
+    Args:
+        limits: the values of `DRAIN_LIMIT`, `CLOSE_LIMIT` and `STOP_LIMIT`.
+        number: the name of the signal.
+        code: the code to insert.
+    """
     parts = {"drain": "pass", "close": "pass", "stop": STOP, "begin": "Hub", "before": "pass", "after": "pass"}
-    program = PROGRAM.format(limits=limits, **(parts | code))
+    program = PROGRAM.format(limits=limits, number=number, **(parts | code))
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -153,6 +160,30 @@ def test_an_error_before_the_drain_does_not_keep_the_server_from_stopping() -> N
     lines = run(begin="fail")
     assert lines[0] == "New connections cannot be refused. The server stops nevertheless."
     assert lines[-2:] == ["LookupError: a bug", "stop the server"]
+
+
+class TestCtrlC:
+    """SIGINT comes from a developer who waits for the end of the server."""
+
+    SHOW = "print(f'over {duration:g} s', flush=True)"
+    NO_TIMER = "drain._thread = types.SimpleNamespace(start_new_thread=lambda *_: print('limit the time', flush=True))"
+
+    def test_the_connections_are_closed_at_once(self) -> None:
+        lines = ["drain the hub", "over 0 s", "close the hub", "stop the server"]
+        assert run(number="SIGINT", drain=self.SHOW) == lines
+        assert run(number="SIGTERM", drain=self.SHOW)[1] == "over 1.5 s"
+
+    def test_the_program_may_continue_after_its_server(self) -> None:
+        assert run(number="SIGINT", before=self.NO_TIMER) == ["drain the hub", "close the hub", "stop the server"]
+        assert run(number="SIGTERM", before=self.NO_TIMER)[0] == "limit the time"
+
+    def test_a_second_one_stops_the_server_immediately(self) -> None:
+        assert run(number="SIGINT", drain=f"send_signal(); {HANG}")[:2] == ["drain the hub", "stop the server"]
+
+    def test_a_process_that_ignores_it_is_drained_by_sigterm(self) -> None:
+        before = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+        after = "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+        assert run(before=before, after=after) == ["drain the hub", "close the hub", "stop the server"]
 
 
 class TestALateInstall:

@@ -109,7 +109,7 @@ class TestABusyStream:
         harness.store.after_read = lambda: harness.hub.deliver(harness.append())
         reads = harness.store.reads
         harness.hub.deliver(Advanced("s"))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             await harness.wait_until_written()
         assert offsets(log) == [1, 2]
         assert harness.store.reads - reads == 1

@@ -25,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
     """Wait until a message with this text has been logged."""
     caplog.set_level(logging.INFO, "reliable_cable")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while text not in caplog.text:  # noqa: ASYNC110 - a logger has no events
             await asyncio.sleep(0.001)
 
@@ -164,7 +164,7 @@ class TestRefresh:
         for _ in range(2):
             records.add(session := Session("a"))
             await records.drop(session)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - ending tasks set no event
                     await asyncio.sleep(0)
 

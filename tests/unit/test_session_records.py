@@ -158,7 +158,7 @@ class TestFailingStore:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         store.open.clear()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await records.load("b", ann) is None
             await records.take_over(session, "b", session.record())
             await records.drop(session)
@@ -171,7 +171,7 @@ class TestFailingStore:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         store.open.clear()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await records.drop(session)
         assert "the store does not respond" in caplog.text
         store.open.set()
@@ -321,7 +321,7 @@ class TestSave:
             store.tried.clear()
             await store.tried.wait()
         session.number = 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await records.save(session)
         store.down = False
         await until_kept(records, 1, "b")
