@@ -115,11 +115,12 @@ def _own_executors() -> list[DaemonExecutor]:
 
 
 def _end_threads_at_exit() -> None:
-    if not end_threads(EXIT_TIME):
+    # A thread that another thread has started meanwhile may be alive, but idle.
+    if not end_threads(EXIT_TIME) and (busy := busy_threads()):
         logger.error(
             "These threads are still running %g seconds after the process began to exit, and are ended with it: %s.",
             EXIT_TIME,
-            ", ".join(busy_threads()),
+            ", ".join(busy),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.concurrency import daemon_executor
+from reliable_cable.concurrency import daemon_executor, threads
 from reliable_cable.concurrency.daemon_executor import MAX_WAIT, REPORT_INTERVAL, DaemonExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,6 +221,20 @@ def test_a_process_ends_while_a_job_hangs_and_logs_its_thread() -> None:
     assert run(HANG) == (
         "These threads are still running 2 seconds after the process began to exit, and are ended with it: cable-write."
     )
+
+
+def test_an_idle_thread_that_started_during_the_exit_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def end_threads(timeout: float) -> bool:
+        """Return as if another thread had run a job in a new thread, which is idle now."""
+        threads.submit_store(int).result(30)
+        wait_until(lambda: not threads.busy_threads())
+        return False
+
+    monkeypatch.setattr(threads, "end_threads", end_threads)
+    threads._end_threads_at_exit()
+    assert not caplog.text
 
 
 def test_a_forked_process_has_its_own_threads() -> None:
