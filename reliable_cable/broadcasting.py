@@ -127,9 +127,10 @@ def broadcast_batch(
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
             for this item, which may be `transient`, `exclude_socket` and `idempotency_key`.
-        atomic: whether either all messages with a history are stored, or none of them. A Redis Cluster can guarantee
-            this only for streams in one slot, which usually means one stream. With False, the guarantee holds for the
-            messages of each slot, and the slots are written one after another. Other stores always guarantee this.
+        atomic: whether the messages with a history are stored atomically: all of them or none. A Redis Cluster can
+            guarantee this only for streams in one slot, which usually means one stream. With False, the guarantee holds
+            for the messages of each slot, and the slots are written one after another. Other stores always guarantee
+            this.
 
     Returns:
         A list with the return value of `broadcast` for each item.

@@ -174,9 +174,9 @@ class Channel:
         """Handle an error that another handler raised. The error was logged, and the reply of that handler was dropped.
 
         The reply of this method is applied, so `transmit()` can be used. After an error of `subscribed`, only the
-        messages of the reply are sent, and the subscription is rejected. If `subscribed` is retried because a database
-        or store cannot be reached, this is called only after the last attempt. The client is then disconnected instead,
-        so that it subscribes again.
+        messages of the reply are sent, and the subscription is rejected. But if a database or store cannot be reached,
+        `subscribed` is retried, except behind anycable-go. After the last attempt, this method is called, and the
+        client is disconnected, so that it subscribes again.
 
         Args:
             error: the error.

@@ -51,11 +51,12 @@ def connect_receivers() -> None:
 
 
 def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a browser's former user, after another user has logged in with this browser."""
+    """Close the connections of the browser's former session if `login()` flushed it, as when another user logs in."""
     if not hasattr(request, "session"):
         return
     former = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-    # `login()` flushes the session if it is that of another user. A flushed session has no key until it is saved.
+    # `login()` flushes the session of another user, and also that of the same user if its auth hash no longer matches.
+    # A flushed session has no key until it is saved.
     if former and request.session.session_key is None:
         _announce(LoginChange({SESSION: session_digest(former)}))
 

@@ -49,7 +49,7 @@ class BatchOptions:
     to_others: bool
     exclude_socket: str | None
     using: str | None
-    #: Whether either all messages with a history are stored, or none of them.
+    #: Whether the messages with a history are stored atomically: all of them or none.
     atomic: bool = True
 
 

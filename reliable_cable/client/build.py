@@ -95,7 +95,8 @@ def install(folder: Path) -> Path:
     with _locked(lock):
         wanted = hashlib.sha256((folder / "package.json").read_bytes() + lock.read_bytes()).hexdigest()
         if not stamp.is_file() or stamp.read_text() != wanted:
-            # npm first removes node_modules, which contains the stamp. So a failed run leaves no stamp.
+            # `npm ci` empties node_modules, including the stamp, before it installs. If it fails before that, the old
+            # stamp stays, but does not match. So a matching stamp belongs to a complete installation.
             _run([_program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
             stamp.write_text(wanted)
     return modules

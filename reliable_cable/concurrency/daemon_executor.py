@@ -156,7 +156,7 @@ class DaemonExecutor(Executor):
                     self._idle.remove(inbox)
                     self._active -= 1
                     return None
-        # `submit` or `end_threads` has just removed the inbox from `_idle`, and puts something into it.
+        # `submit` or `end_threads` has just removed the inbox from `_idle`, and puts a job or None into it.
         return inbox.get()
 
     def busy_threads(self) -> list[str]:

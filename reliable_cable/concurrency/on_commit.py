@@ -26,9 +26,9 @@ CALL_LATER: Final = "call it after the commit"
 
 
 def is_manual(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether autocommit is off on a connection, and the current code is not inside `atomic()`.
+    """Return whether autocommit is off on a connection and no `atomic()` block is active.
 
-    Django runs no `on_commit` hooks in this mode.
+    Django's `on_commit` raises an error in this mode.
     """
     # A closed connection will be opened with the autocommit mode of its settings.
     autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit

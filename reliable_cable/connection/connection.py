@@ -118,7 +118,7 @@ class Connection:
     _last_pong: float | None = None
     #: How many pings were sent.
     _pings: int = 0
-    #: How many pings were answered.
+    #: How many pongs were received. The nth pong counts as the answer to the nth ping.
     _pongs: int = 0
     #: The number of the first ping after the latest notice of a loss. The answer to it shows that the notice was read.
     _notice_ping: int = 0

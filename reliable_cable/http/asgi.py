@@ -112,7 +112,10 @@ class CableHTTP:
         await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
-        """Return the endpoint at the path of a request, and the stream name in the path; None if there is none."""
+        """Return the endpoint for the path of a request, and the stream name in the path; None if no endpoint matches.
+
+        The stream name is `""` if the path has none.
+        """
         path = _path_in_application(scope)
         endpoint = self._endpoints.get(path)
         if endpoint is not None:

@@ -122,12 +122,12 @@ def _commands_in(body: bytes) -> Iterator[dict[str, Any]]:
     """Yield the commands from a body that contains one JSON object per line."""
     if len(body) > MAX_BODY_SIZE:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {MAX_BODY_SIZE} bytes.")
-    for line in body.split(b"\n"):
+    for number, line in enumerate(body.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             commands.parse(line.decode(), get_settings().max_identifier_size)
             command = json.loads(line)
         except (UnicodeDecodeError, ProtocolError) as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"A line of the body is not a command: {error}.") from None
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"Line {number} of the body is not a command: {error}.") from None
         yield command

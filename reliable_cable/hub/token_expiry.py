@@ -29,7 +29,7 @@ class Expiring(Protocol):
 
 
 class TokenExpiry:
-    """Closes the connections of an event loop when their tokens expire. Each token has a timer.
+    """Closes the connections of an event loop when their tokens expire. Each of these connections has a timer.
 
     Args:
         tasks: the background tasks of the event loop.

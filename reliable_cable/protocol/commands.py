@@ -162,7 +162,7 @@ def parse(text: str, max_identifier_size: int = 2048) -> AnyCommand:
         raise ProtocolError(f"the command {name!r:.80} is unknown; known are {', '.join(_PARSERS)}, ping, pong")
     identifier = frame.get("identifier")
     if not isinstance(identifier, str) or not identifier:
-        raise ProtocolError(f"the identifier of {name!r} is not a non-empty string")
+        raise ProtocolError(f"the identifier of {name!r} must be a non-empty string")
     try:
         size = len(identifier.encode())
         if size > max_identifier_size:

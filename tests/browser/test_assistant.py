@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 QUESTION = "What happens when I am cut off and reconnect? And what is an offset?"
 
-#: A JavaScript function that returns whether an element shows a text as the script of the page would show it.
+#: A JavaScript function that returns whether an element contains what the page's showMarkdown makes of a text.
 SHOWS = """async (element, text) => {
   const { showMarkdown } = await import("/static/chat/markdown.js");
   const expected = document.createElement("div");

@@ -105,7 +105,7 @@ class Newcomer:
         self.served = ""
         self.environment = {
             **own_environment(),
-            # The programs of packages in `dependencies` are beside the Python of these tests.
+            # Console scripts of the packages in `dependencies` are in the bin directory of the Python of these tests.
             "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}:{Path(sys.executable).parent}",
             "PIP_CONSTRAINT": str(constraints),
             "PIP_FIND_LINKS": str(wheel.parent),
@@ -207,7 +207,7 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) -> Iterator[Newcomer]:
-    """A newcomer who uses the version `django` of Django."""
+    """A `Newcomer` in an empty folder, who installs the Django version that the parameter `django` names."""
     constraints = tmp_path / "constraints.txt"
     constraints.write_text(f"reliable_cable=={__version__}\ndjango~={django}.0\n")
     folder = tmp_path / "folder"

@@ -140,7 +140,7 @@ class Plan:
 
     @property
     def wrong_clocks(self) -> Mapping[str, float]:
-        """By how many seconds the clocks of some processes are ahead, by the name of the process."""
+        """The clock errors of processes, in seconds, by the name of the process. Negative: the clock is behind."""
         return {"daphne": WRONG, "worker": -WRONG} if self.clocks else {}
 
     @property

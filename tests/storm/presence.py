@@ -1,4 +1,4 @@
-"""Judges the presence events and member lists of a storm, by pure functions.
+"""Pure functions that check the presence events and the member lists that were recorded in a storm.
 
 At the end, the member list of each client must be right. During the storm, each join and leave must be announced once,
 so joins and leaves of an id alternate. An announcement may be missing if the process that had to make it was killed, or
@@ -89,7 +89,7 @@ def judge_lists(
 
     Args:
         expected: the info of each id that has joined and not left.
-        lists: the member list of each client; None: it has none.
+        lists: the member list of each client, by the client's name; None if the client has no list.
         service: the member list of the servers.
     """
     findings = []

@@ -44,7 +44,7 @@ async def test_every_promise_is_kept_in_a_storm(plan: Plan, tmp_path: Path) -> N
 
 
 def check_counts(outcome: Outcome) -> None:
-    """Check that the storm made enough faults, broadcasts and deliveries."""
+    """Check that the storm injected enough faults, and had enough broadcasts and deliveries, and a restore."""
     plan = outcome.plan
     assert sum(outcome.faults.values()) >= plan.seconds / 2
     assert outcome.broadcasts > 10 * plan.seconds

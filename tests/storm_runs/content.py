@@ -1,4 +1,4 @@
-"""The content of an answer, which its seed determines, so that the verdict knows what a writer has written."""
+"""Generates the content of an answer from a seed, so that the checks can compute what a writer must have written."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class CallTree:
     _known: dict[FrameType, Call] = field(default_factory=dict)
 
     def all(self) -> Iterator[Call]:
-        """Return all calls."""
+        """Yield all calls in the tree, each before the calls that it made."""
         for root in self.roots:
             yield from root.walk()
 

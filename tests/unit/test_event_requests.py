@@ -164,6 +164,12 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
         frame.encode()
 
 
+def test_the_error_of_an_invalid_command_names_its_line() -> None:
+    error = "Line 3 of the body is not a command: the identifier of 'subscribe' must be a non-empty string."
+    with pytest.raises(Refusal, match=re.escape(error)):
+        read_request("POST", b"", "", b'{"command":"ping"}\n\n{"command":"subscribe"}')
+
+
 def test_every_documented_parameter_and_header_is_generated() -> None:
     docs = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
     tables, _, _ = docs.partition("\n## Events\n")

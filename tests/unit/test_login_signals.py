@@ -156,7 +156,7 @@ class TestLogins:
 
 
 def log_in(browser: Client, user: Any) -> None:
-    """Log a user in, in a request with the cookies of a browser, as views do."""
+    """Call `login()` in a request with a browser's cookies, as a view does, and store the response's cookies."""
 
     def view(request: Any) -> HttpResponse:
         login(request, user, "django.contrib.auth.backends.ModelBackend")

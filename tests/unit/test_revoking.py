@@ -36,7 +36,7 @@ class Room(Channel, abstract=True):
     """Starts the streams that its params name, unless `allowed` is False."""
 
     allowed = True
-    #: The events of all rooms.
+    #: The names of the handlers that were called, in all rooms.
     events: list[str] = []  # noqa: RUF012 - each test gets a new one
     #: The handlers `subscribed` and `open_later` wait for this.
     gate = asyncio.Event()

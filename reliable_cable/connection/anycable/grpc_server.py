@@ -47,8 +47,8 @@ class GRPCServer:
 
     Args:
         service: answers the calls.
-        concurrency: the maximum number of simultaneous calls. Further calls are refused, so anycable-go must be
-            configured to make fewer (`--rpc_concurrency`).
+        concurrency: the maximum number of simultaneous calls. Further calls are refused, so this must be greater than
+            `--rpc_concurrency` of anycable-go. Calls of the health service count, too.
         certificate: the paths of the private key and of the certificate chain, in PEM. None means that TLS is not used.
     """
 

@@ -193,7 +193,12 @@ def split_json(body: bytes) -> list[str]:
 
 
 def _items(text: str, at: int) -> tuple[list[str], int]:
-    """Return the items of an array as strings, and the index after the array."""
+    """Return the items of an array as JSON texts, and the index of the next character that is not white space.
+
+    Args:
+        text: the text that contains the array.
+        at: the index after the opening bracket.
+    """
     values: list[str] = []
     at = _skip(text, at)
     if text[at : at + 1] == "]":

@@ -1,7 +1,7 @@
 """Creates, changes and deletes durable streams. All functions run in threads, because they query the database.
 
-The state of the writers and the new entries are stored in the same transaction: the row is locked, and the entries are
-added to the outbox of the stream store, which numbers them after the commit.
+An append is a transaction that locks the row, and stores the state of the writers and the new entries. The entries go
+into the outbox of the stream store, which gives them their offsets after the commit.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ MAX_LINEAGE_AGE: Final = 3600.0
 #: How long, in seconds, a process relies on its last finding about the former server of moved data.
 MAX_ORIGIN_AGE: Final = 2.0
 
-#: The last argument of lineage.lua if nothing is known of another server. If another server wrote the record, the
-#: script then returns the ids of that server.
+#: The last argument of lineage.lua if `find_origins` has no recent result for the record. If another server wrote the
+#: record, the script then returns the run_id and replid of that server.
 ASK: Final = "?"
 
 

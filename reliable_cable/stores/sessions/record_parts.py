@@ -16,7 +16,8 @@ from typing import Any, Final, Self
 
 from .base import SessionRecord
 
-#: The maximum size, in bytes, of a record that is always stored in one row.
+#: Records of up to this size, in bytes, are stored in one row. Larger records are divided if they contain a list
+#: with items. A divided record that becomes smaller may stay divided.
 MAX_WHOLE_SIZE: Final = 4096
 
 #: The difference between the numbers of two successive parts of a new record. Parts that are inserted later get numbers

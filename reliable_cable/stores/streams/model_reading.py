@@ -1,4 +1,4 @@
-"""Reads pages of entries for the model store. Pages of many streams are read with one thread hop and few queries."""
+"""Reads pages of entries for the model store. The rows of several streams share queries; the entries do not."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

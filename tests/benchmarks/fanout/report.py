@@ -1,4 +1,4 @@
-"""Formats the results as tables, with ratios to the floor (see floor.py) that was measured at the same time."""
+"""Formats the results as tables. Fan-out costs are also given as multiples of a baseline, the floor (see floor.py)."""
 
 from __future__ import annotations
 
