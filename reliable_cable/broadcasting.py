@@ -98,7 +98,7 @@ async def abroadcast(
     idempotency_key: str | None = None,
     using: str | None = None,
 ) -> StreamPosition | None:
-    """Async twin of `broadcast`.
+    """Async version of `broadcast`.
 
     It waits for a transaction in which `async_to_sync` was called, and for transactions in a `ThreadSensitiveContext`,
     such as those of an async view. In other async code, such as a consumer, it sends the message immediately.
@@ -154,7 +154,7 @@ async def abroadcast_batch(
     using: str | None = None,
     atomic: bool = True,
 ) -> list[StreamPosition | None]:
-    """Async twin of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
+    """Async version of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using, atomic)
     return await Batch(await aprepare_batch(items, options), options).asend()
 
@@ -181,7 +181,10 @@ def position(stream: str) -> PagePosition:
 
 
 async def aposition(stream: str) -> PagePosition:
-    """Async twin of `position`. With the database engine, the position is read outside of the caller's transaction."""
+    """Async version of `position`.
+
+    With the database engine, the position is read outside of the caller's transaction.
+    """
     name, store = resolve_stream(stream), get_engine().streams
     found = await store.aposition(name)
     if found != NOWHERE:
@@ -216,7 +219,7 @@ def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEnt
 
 
 async def ahistory(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEntry]:
-    """Async twin of `history`."""
+    """Async version of `history`."""
     return _decode(await get_engine().streams.aread(resolve_stream(stream), after=after, limit=limit))
 
 
@@ -250,7 +253,7 @@ def forget(stream: str, *, using: str | None = None) -> None:
 
 
 async def aforget(stream: str, *, using: str | None = None) -> None:
-    """Async twin of `forget`. It recognises the same transactions as `abroadcast`."""
+    """Async version of `forget`. It recognises the same transactions as `abroadcast`."""
     store, name, forget_on_commit = _prepare_forget(stream, using)
     if not await on_commit.adefer_to_commit(forget_on_commit, using):
         await store.aforget(name)
@@ -311,7 +314,7 @@ class Batch:
         return self._all_positions(positions)
 
     async def asend(self) -> list[StreamPosition | None]:
-        """Async twin of `send`."""
+        """Async version of `send`."""
         if not self._immediate and await on_commit.adefer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         store = self._store

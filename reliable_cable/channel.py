@@ -322,7 +322,7 @@ class Channel:
         idempotency_key: str | None = None,
         using: str | None = None,
     ) -> StreamPosition | None:
-        """Async twin of `broadcast_to`."""
+        """Async version of `broadcast_to`."""
         options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
         return (await Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).asend())[0]
 

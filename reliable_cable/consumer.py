@@ -227,7 +227,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             # An idle connection must not keep what only its handshake needs in memory.
             del admission
             connection = self._session = commands.connection
-            # Because of this, a broadcast with `to_others` in a handler excludes this client.
+            # The session id is set in the context, so that `to_others` in a handler excludes this client.
             connection.context.run(set_socket_id, connection.sid)
             if self._connected is not None:
                 self._connected.set_result(copy_context())

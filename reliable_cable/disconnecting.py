@@ -70,7 +70,7 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
 
 
 async def adisconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
-    """Async twin of `disconnect`. It recognises the same transactions as `abroadcast`."""
+    """Async version of `disconnect`. It recognises the same transactions as `abroadcast`."""
     call = _prepare(identifiers, reconnect, using)
     if not await adefer_to_commit(call.store_on_commit, using):
         await call.astore()
@@ -147,7 +147,7 @@ async def arevoke(
     using: str | None = None,
     **identifiers: Any,
 ) -> None:
-    """Async twin of `revoke`. It recognises the same transactions as `abroadcast`."""
+    """Async version of `revoke`. It recognises the same transactions as `abroadcast`."""
     call = _prepare_revoke(channel, stream, reason, identifiers, using)
     if not await adefer_to_commit(call.store_on_commit, using):
         await call.astore()
@@ -191,7 +191,7 @@ def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
 
 
 async def adisconnect_identity(condition: Identity, *, reconnect: bool) -> None:
-    """Async twin of `disconnect_identity`."""
+    """Async version of `disconnect_identity`."""
     await _Disconnect(condition, reconnect=reconnect).astore()
 
 
@@ -234,7 +234,7 @@ class _Disconnect:
         self._engine.streams.append([self._announcement(self._at)])
 
     async def astore(self) -> None:
-        """Async twin of `store`."""
+        """Async version of `store`."""
         if self._at is None:
             self._at = await self._engine.sessions.arevoke(self.condition)
         await self._engine.streams.aappend([self._announcement(self._at)])

@@ -86,4 +86,4 @@ class NotSupported(CableError):
 
 
 class AsyncContextError(CableError, SynchronousOnlyOperation):
-    """Raised if a sync function was called in a thread with a running event loop. Use its async twin there."""
+    """Raised if a sync function was called in a thread with a running event loop. Use its async version there."""

@@ -110,7 +110,7 @@ class SecretsFilter(logging.Filter):
     """Replaces secrets in the log records of servers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record in place. Return True, so that the record is logged."""
+        """Replace the secrets in a record, in place. Return True, so that the record is logged."""
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
             # The arguments are kept separate from the message, because uvicorn's formatter reads them.
             record.args = tuple(hide_secrets(value) if isinstance(value, str) else value for value in record.args)

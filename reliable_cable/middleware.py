@@ -73,7 +73,7 @@ def _as_current(socket_id: str) -> Iterator[None]:
 
 
 def _wrap_stream(response: HttpResponseBase, socket_id: str) -> HttpResponseBase:
-    """Let a streaming response set the id while it produces each part. The middleware has returned by then."""
+    """Set the socket id while each part of a streaming response is produced, after the middleware has returned."""
     # Files are not wrapped. They cause no broadcasts, and the server could not send a wrapped file efficiently.
     if socket_id and isinstance(response, StreamingHttpResponse) and getattr(response, "file_to_stream", None) is None:
         content = response.streaming_content

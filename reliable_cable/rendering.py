@@ -79,7 +79,7 @@ async def abroadcast_template(
     idempotency_key: str | None = None,
     using: str | None = None,
 ) -> StreamPosition | None:
-    """Async twin of `broadcast_template`. It recognises the same transactions as `abroadcast`.
+    """Async version of `broadcast_template`. It recognises the same transactions as `abroadcast`.
 
     The template is rendered in a thread, so that it may query the database.
     """
@@ -150,7 +150,7 @@ class RenderedBroadcast:
         return self._batch().send()[0]
 
     async def asend(self) -> StreamPosition | None:
-        """Async twin of `send`."""
+        """Async version of `send`."""
         if not self._options.immediate and await on_commit.adefer_to_commit(self._send_on_commit, self._options.using):
             return None
         if self._ready is not None:

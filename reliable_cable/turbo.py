@@ -83,7 +83,7 @@ def broadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptio
 
 
 async def abroadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_append_to`."""
+    """Async version of `broadcast_append_to`."""
     return await _broadcast("append", ContentOptions, streamables, options).asend()
 
 
@@ -94,7 +94,7 @@ def broadcast_prepend_to(*streamables: Streamable, **options: Unpack[ContentOpti
 
 
 async def abroadcast_prepend_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_prepend_to`."""
+    """Async version of `broadcast_prepend_to`."""
     return await _broadcast("prepend", ContentOptions, streamables, options).asend()
 
 
@@ -105,7 +105,7 @@ def broadcast_replace_to(*streamables: Streamable, **options: Unpack[MorphOption
 
 
 async def abroadcast_replace_to(*streamables: Streamable, **options: Unpack[MorphOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_replace_to`."""
+    """Async version of `broadcast_replace_to`."""
     return await _broadcast("replace", MorphOptions, streamables, options).asend()
 
 
@@ -116,7 +116,7 @@ def broadcast_update_to(*streamables: Streamable, **options: Unpack[MorphOptions
 
 
 async def abroadcast_update_to(*streamables: Streamable, **options: Unpack[MorphOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_update_to`."""
+    """Async version of `broadcast_update_to`."""
     return await _broadcast("update", MorphOptions, streamables, options).asend()
 
 
@@ -127,7 +127,7 @@ def broadcast_before_to(*streamables: Streamable, **options: Unpack[ContentOptio
 
 
 async def abroadcast_before_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_before_to`."""
+    """Async version of `broadcast_before_to`."""
     return await _broadcast("before", ContentOptions, streamables, options).asend()
 
 
@@ -138,7 +138,7 @@ def broadcast_after_to(*streamables: Streamable, **options: Unpack[ContentOption
 
 
 async def abroadcast_after_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_after_to`."""
+    """Async version of `broadcast_after_to`."""
     return await _broadcast("after", ContentOptions, streamables, options).asend()
 
 
@@ -154,7 +154,7 @@ def broadcast_remove_to(*streamables: Streamable, **options: Unpack[TargetOption
 
 
 async def abroadcast_remove_to(*streamables: Streamable, **options: Unpack[TargetOptions]) -> StreamPosition | None:
-    """Async twin of `broadcast_remove_to`."""
+    """Async version of `broadcast_remove_to`."""
     return await _broadcast("remove", TargetOptions, streamables, options).asend()
 
 
@@ -176,7 +176,7 @@ def broadcast_refresh_to(
 async def abroadcast_refresh_to(
     *streamables: Streamable, request_id: str | None = None, **options: Unpack[SendOptions]
 ) -> StreamPosition | None:
-    """Async twin of `broadcast_refresh_to`."""
+    """Async version of `broadcast_refresh_to`."""
     return await _broadcast("refresh", SendOptions, streamables, options, request_id).asend()
 
 

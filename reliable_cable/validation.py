@@ -142,7 +142,7 @@ def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Out
 
 
 async def aprepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Outgoing]:
-    """Async twin of `prepare_batch`. Other tasks can run after every `PER_ITERATION` items."""
+    """Async version of `prepare_batch`. Other tasks can run after every `PER_ITERATION` items."""
     remaining = iter(items)
     batch = prepare_batch(islice(remaining, PER_ITERATION), options)
     while len(batch) % PER_ITERATION == 0 and (part := list(islice(remaining, PER_ITERATION))):

@@ -57,7 +57,7 @@ class Pacer:
         self._waiting.append(wake)
 
     def _begin(self) -> bool:
-        """Return whether the caller may proceed in this iteration."""
+        """Count the caller in this iteration, and return True. If the limit is reached, only return False."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             # The former loop may have been closed before it called `_next_iteration`, which resets the attributes.

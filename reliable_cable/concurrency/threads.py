@@ -48,7 +48,7 @@ def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     it does for Django's own functions.
 
     Args:
-        twin: the name of the async twin, for the error message.
+        twin: the name of the async version, for the error message.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

@@ -221,7 +221,10 @@ class CommandQueue(ABC):
             self._make_room()
 
     async def _wait_for_limits(self, limits: CommandLimits, backlog: _Backlog) -> None:
-        """Wait until the rate limits allow the next command. Calls that the server itself queued are not delayed."""
+        """Wait until the rate limits allow the next command. Calls that the server itself queued are not delayed.
+
+        If a `subscribe` is unanswered, the wait ends at most `SUBSCRIBE_WAITING_TIME` seconds after its arrival.
+        """
         loop = asyncio.get_running_loop()
         command = backlog.commands[0][0]
         if not isinstance(command, commands.Command):

@@ -179,7 +179,7 @@ class Outbox:
         return self.held + size <= account.limit // 8 and account.used + size <= account.half
 
     def hold(self, size: int) -> None:
-        """Count bytes that subscribers hold until they are live. A negative size reduces the count."""
+        """Count bytes of held messages, or of pages that wait to be sent. A negative size reduces the count."""
         self.held += size
         self.account.used += size
 

@@ -1,4 +1,4 @@
-"""HTTP endpoints for broadcasts, disconnects, presence, server-sent events and health checks."""
+"""HTTP endpoints for broadcasts, disconnects, presence, server-sent events, health checks and anycable-go's calls."""
 
 from .asgi import CableHTTP
 

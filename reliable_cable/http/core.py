@@ -114,7 +114,7 @@ class ReadBody:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The step that calls a function: `arun` calls its async twin, and `run` its sync twin.
+    """The step that calls a function: `arun` calls its async version, and `run` its sync version.
 
     Args:
         asynchronous: the function that `arun` awaits.
@@ -130,7 +130,7 @@ async def _yield() -> None:
 
 
 def _do_nothing() -> None:
-    """Do nothing. This is the sync twin of `_yield`: in sync code, there are no other tasks to run."""
+    """Do nothing. This is the sync version of `_yield`: in sync code, there are no other tasks to run."""
 
 
 #: The step that lets other tasks of the event loop run.
@@ -164,7 +164,7 @@ def run(steps: Steps[T], read: Callable[[int], bytes]) -> T:
 
 
 async def arun(steps: Steps[T], read: Callable[[int], Awaitable[bytes]]) -> T:
-    """Async twin of `run`."""
+    """Async version of `run`."""
 
     async def take(step: ReadBody | Call) -> object:
         return await (read(step.limit) if isinstance(step, ReadBody) else step.asynchronous())

@@ -1,8 +1,8 @@
 """Sets storage parameters of the tables whose rows change often, on PostgreSQL.
 
-Rows of streams are updated with each message. If a page has free space, the new version of the row is stored in the same
-page, and the space of the old one is reused without a vacuum. A vacuum of the outbox or of the transient messages
-begins after 1000 deleted rows. A vacuum of the entries begins after 1000 deleted rows plus 2 % of all rows.
+Rows of streams are updated with each message. If a page has free space, the new version of the row is stored in the
+same page, and the space of the old one is reused without a vacuum. With these parameters, autovacuum processes the
+outbox and the transient messages after 1000 deleted rows, and the entries after 1000 deleted rows plus 2 % of all rows.
 
 The lock of ALTER TABLE … SET blocks no query, but it waits for a vacuum of the table or for CREATE INDEX CONCURRENTLY.
 So each of these statements is executed in a transaction of its own, which waits for a few seconds at most. A failure is

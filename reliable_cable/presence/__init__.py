@@ -33,11 +33,11 @@ class StreamPresence:
         return self._store.info(self._name, records=False, overdue=False).total
 
     async def ainfo(self, *, records: bool = True) -> PresenceInfo:
-        """Async twin of `info`."""
+        """Async version of `info`."""
         return await self._store.ainfo(self._name, records=records, overdue=False)
 
     async def atotal(self) -> int:
-        """Async twin of `total`."""
+        """Async version of `total`."""
         return (await self._store.ainfo(self._name, records=False, overdue=False)).total
 
 

@@ -112,7 +112,7 @@ class RunManager(models.Manager["Run"]):
         subject: models.Model | None = None,
         input: Mapping[str, Any] | None = None,  # noqa: A002 - as above
     ) -> Run:
-        """Async twin of `start`."""
+        """Async version of `start`."""
         return await sync_to_async(self.start)(owner=owner, subject=subject, input=input)
 
     def retry(self, run: uuid.UUID | str) -> Run:
@@ -143,7 +143,7 @@ class RunManager(models.Manager["Run"]):
         return self.get(pk=run)
 
     async def aretry(self, run: uuid.UUID | str) -> Run:
-        """Async twin of `retry`."""
+        """Async version of `retry`."""
         return await sync_to_async(self.retry)(run)
 
     def with_id(self, run: uuid.UUID | str) -> RunQuerySet:
@@ -241,7 +241,7 @@ class Run(models.Model):
         return bool(Run.objects.filter(pk=self.pk, status=Status.RUNNING).update(stop_requested=True))
 
     async def astop(self) -> bool:
-        """Async twin of `stop`."""
+        """Async version of `stop`."""
         return await sync_to_async(self.stop)()
 
     def end_if_abandoned(self) -> bool:

@@ -217,7 +217,7 @@ def writing(run: uuid.UUID | str) -> Iterator[Writer]:
 
 @asynccontextmanager
 async def awriting(run: uuid.UUID | str) -> AsyncIterator[Writer]:
-    """Async twin of `writing`. If the run is stopped, the block is cancelled, even while it awaits the model."""
+    """Async version of `writing`. If the run is stopped, the block is cancelled, even while it awaits the model."""
     attempt = await run_store_write(begin_attempt, run)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker: async code runs in a task

@@ -6,8 +6,8 @@ whenever a byte is received.
 
 from typing import Final
 
-#: The maximum size of the request line and the headers of a request, in bytes. The data that the first read returns do
-#: not count.
+#: The maximum size of the request line and the headers of a request, in bytes. The data that arrive with the first read
+#: of the request do not count.
 MAX_HEADERS_SIZE: Final = 64 * 1024
 #: How long, in seconds, a client may take to send the headers of a request.
 HEADERS_TIMEOUT: Final = 10.0

@@ -42,8 +42,8 @@ class StartingServer(uvicorn.Server):
             yield
             if signal.SIGTERM in self._captured_signals:
                 finish_workers()
-                # The signal does not end the first process of a container. Such a process exits normally, and must not
-                # wait for the background work a second time.
+                # The signal, which uvicorn raises again, does not end PID 1 of a container. That process exits
+                # normally, and must not wait for the background work a second time.
                 atexit.unregister(finish_workers)
 
 

@@ -15,19 +15,19 @@ T = TypeVar("T")
 def async_twin(
     method: Callable[Concatenate[Any, P], T], *, writes: bool = False
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return the async twin of a store's sync method.
+    """Return the async version of a store's sync method.
 
-    The twin runs the method with `_run`, or with `_run_write` if `writes` is True.
+    The async version runs the method with `_run`, or with `_run_write` if `writes` is True.
     """
 
-    @wraps(method, updated=())  # `updated=()`, so that the twin of an abstract method is not abstract
+    @wraps(method, updated=())  # `updated=()`, so that no async version is abstract
     async def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         # If a subclass overrides the sync method, `getattr` finds the method of the subclass.
         call = partial(getattr(self, method.__name__), *args, **kwargs)
         result: T = await (self._run_write(call) if writes else self._run(call))
         return result
 
-    twin.__doc__ = f"Async twin of `{method.__name__}`."
+    twin.__doc__ = f"Async version of `{method.__name__}`."
     return twin
 
 
@@ -66,9 +66,9 @@ class Listener(ABC):
 class Store(ABC):
     """Base class of stream stores, presence stores and session stores.
 
-    The sync methods may be called from any thread. Their async twins, whose names begin with `a`, may be called from
-    any event loop. A subclass implements the sync methods and `_run`. It may also override the twins so that they need
-    no threads.
+    The sync methods may be called from any thread. Their async versions, whose names begin with `a`, may be called from
+    any event loop. A subclass implements the sync methods and `_run`. It may also override the async versions so that
+    they need no threads.
 
     Args:
         settings: the settings of this package.

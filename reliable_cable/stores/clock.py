@@ -125,7 +125,7 @@ class StoreClock:
         self._record(sent_at, self._store.time())
 
     async def ameasure(self) -> None:
-        """Async twin of `measure`."""
+        """Async version of `measure`."""
         sent_at = self._monotonic()
         self._record(sent_at, await self._store.atime())
 

@@ -87,7 +87,7 @@ class ChannelTester:
         return self._run(self.asubscribe())
 
     async def asubscribe(self) -> bool:
-        """Async twin of `subscribe`."""
+        """Async version of `subscribe`."""
         if self._client.connection is None and not await self._client.connect():
             self.rejection = f"the connection was refused: {self._client.refusal}"
             return False
@@ -120,7 +120,7 @@ class ChannelTester:
         return self._run(self.aperform(action, data))
 
     async def aperform(self, action: str, data: Mapping[str, Any] | None = None) -> Any:
-        """Async twin of `perform`."""
+        """Async version of `perform`."""
         try:
             return await self._subscription.call(action, data)
         except CallFailed as failure:
@@ -140,7 +140,7 @@ class ChannelTester:
         self._run(self.aunsubscribe())
 
     async def aunsubscribe(self) -> None:
-        """Async twin of `unsubscribe`."""
+        """Async version of `unsubscribe`."""
         await self._subscription.unsubscribe()
         error = self._take_results()
         if error is not None:
@@ -156,7 +156,7 @@ class ChannelTester:
             self._run(self.aclose())
 
     async def aclose(self) -> None:
-        """Async twin of `close`."""
+        """Async version of `close`."""
         await self._client.aclose()
         # Without the id, the next `subscribe` begins a new session. With the id, it would restore the former session.
         self._client.session_id = ""

@@ -53,7 +53,7 @@ def _project_with_redis() -> Iterator[RedisServer]:
 
 
 def run_broadcast() -> int:
-    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is not kept, else 0."""
+    """Measure `broadcast()` with a new Redis server, and print a table. Return 1 if a bound is violated, else 0."""
     with _project_with_redis() as server:
         from tests.benchmarks import broadcast, subscribers
 

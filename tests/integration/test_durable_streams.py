@@ -62,7 +62,8 @@ LIVE = "Long-Poll|SSE|Live Modes|Closure|Producer"
 OTHERS = f"^(?!.*({LIVE}))"
 #: The minimum number of tests in the suite, by the pattern of their names.
 COUNTS = {LIVE: 109, OTHERS: 228, "": 337}
-#: Each server runs about half of the suite. The slow tests run the whole suite on each server, with another engine.
+#: daphne runs the tests of `LIVE`, and uvicorn all others. The slow tests run the whole suite on each server, with the
+#: other engine.
 SUITES = [
     pytest.param("daphne", "database", LIVE, id="daphne"),
     pytest.param("uvicorn", "redis", OTHERS, id="uvicorn", marks=[pytest.mark.postgres, pytest.mark.redis]),

@@ -1,4 +1,4 @@
-"""Calls from async code: async twins use no shared thread, and sync functions refuse to run on an event loop."""
+"""Calls from async code: async functions use no shared thread, and sync functions raise an error on an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The announcements of all presence stores, and the memory use of the store in memory."""
+"""The announcements of all presence stores, and the memory use of `MemoryPresenceStore`."""
 
 from __future__ import annotations
 

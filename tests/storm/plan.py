@@ -132,9 +132,9 @@ class Plan:
             Loss(fault.begun, fault.ended + NOTICE if fault.kind == "SQLite restored" else fault.begun)
             for fault in faults
             if fault.kind in kinds
-            # FLUSHALL deletes the lineage record. The first server to connect then makes the run_id of Redis the new
-            # lineage. A server that knew this lineage before the fault ends the lineage again, so the fault counts as
-            # two losses.
+            # FLUSHALL deletes the lineage record. The first process to connect then writes the run_id of Redis as the
+            # lineage. A process that received this lineage earlier, and another one since, replaces it by a new one. So
+            # the fault counts as two losses.
             for _ in range(2 if fault.kind == "FLUSHALL" else 1)
         ]
 

@@ -39,7 +39,7 @@ def write(job: dict[str, Any]) -> None:
 
 
 async def awrite(job: dict[str, Any]) -> None:
-    """Async twin of `write`."""
+    """Async version of `write`."""
     from django.db import OperationalError
 
     from reliable_cable.runs.exceptions import RunError

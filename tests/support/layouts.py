@@ -1,4 +1,4 @@
-"""Layouts of projects as cookiecutters make them. Each function turns a folder into such a project."""
+"""Projects with common layouts, such as those of `startproject` and Cookiecutter. Each function creates one."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class Subscribed:
         #: every second repeat.
         self.repeats = 0
         self.requests: deque[Request] = deque()
-        #: All requests since the subscribe. If the client has received no message, each of these requests has moved the
+        #: All requests since the subscribe. If the client has received no message, any of them may have moved the
         #: position from which a restore starts.
         self.sent: list[Request] = []
         self.tracks: dict[str, Track] = {}

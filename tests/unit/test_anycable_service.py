@@ -334,6 +334,10 @@ async def test_identifiers_without_a_namespace_are_refused_in_one(service: RPCSe
         ("command", {"command": "subscribe", "identifier": ROOM, "connection_identifiers": "[]"}),
         ("command", {"command": "history", "identifier": ROOM}),
         ("disconnect", {"subscriptions": ROOM}),
+        ("disconnect", {"subscriptions": 0}),
+        ("disconnect", {"subscriptions": False}),
+        ("disconnect", {"subscriptions": ""}),
+        ("disconnect", {"subscriptions": {}}),
         ("disconnect", {"identifiers": "\ud800"}),
     ],
 )

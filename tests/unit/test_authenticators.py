@@ -49,7 +49,7 @@ class Promise:
     """An awaitable, which an authenticator must not return."""
 
     def __await__(self) -> Any:
-        """Result in None, as if the token had no user."""
+        """Resolve to None, like a coroutine that finds no user."""
         yield None
 
 

@@ -129,7 +129,7 @@ class TestOrigins:
     async def test_a_page_that_may_connect_but_cannot_read_is_logged(
         self, debug: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A page of another port may connect. A proxy may let the page read events, so only DEBUG logs the problem."""
+        """A page of another port may connect. A proxy may let it read events, so the log warns only in debug mode."""
         headers = [(b"host", b"localhost:8000"), (b"origin", b"http://localhost:5173")]
         with override_settings(ALLOWED_HOSTS=["localhost"]):
             async with Reader("stream=a", headers=[*headers, (b"sec-fetch-site", b"same-site")]) as reader:

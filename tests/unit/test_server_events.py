@@ -1,4 +1,4 @@
-"""The transports of event readers work with daphne and uvicorn, whose internals a release may change."""
+"""The transports of event readers work with daphne and uvicorn, whose internals may change in any release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each async function takes the same typed parameters as its sync twin, and does the same with them."""
+"""Each async function takes the same typed parameters as its sync version, and does the same with them."""
 
 from __future__ import annotations
 

@@ -108,7 +108,9 @@ def read_list(values: Mapping[str, Any], name: str) -> list[str]:
     Raises:
         ProtocolError: the field is not a list of strings.
     """
-    value = values.get(name) or []
+    value = values.get(name)
+    if value is None:
+        return []
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ProtocolError(f"the field {name!r} is not a list of strings")
     return list(value)

@@ -53,7 +53,7 @@ def parse_offset(text: str, generation: str, ancestors: Mapping[str, int] = NO_A
     Args:
         text: the offset as a client sent it, which is neither `START` nor `NOW`.
         generation: the generation of the stream.
-        ancestors: for the generation of each stream from which this one has copied data, the number of common entries.
+        ancestors: the number of common entries, by the generation of each stream from which data were copied.
 
     Raises:
         InvalidOffset: the text is not an offset.

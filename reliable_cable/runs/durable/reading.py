@@ -79,7 +79,7 @@ async def read_chunk(row: DurableStream, after: int) -> Chunk:
 
 
 def read_chunk_in_thread(row: DurableStream, after: int) -> Chunk:
-    """Sync twin of `read_chunk`."""
+    """Sync version of `read_chunk`."""
     store = get_engine().streams
     page = store.read(_name(row), **_arguments(row, after))
     if _may_have_shifted(row, page):

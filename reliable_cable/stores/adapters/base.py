@@ -43,7 +43,7 @@ class Adapter(ABC):
 
     @abstractmethod
     async def apublish(self, messages: Sequence[str]) -> None:
-        """Async twin of `publish`."""
+        """Async version of `publish`."""
 
     def close(self) -> None:
         """Close the connections of this process, except those of event loops. The adapter may be used again."""

@@ -80,7 +80,7 @@ class HttpAdapter(Adapter):
                 return
 
     async def apublish(self, messages: Sequence[str]) -> None:
-        """Async twin of `publish`."""
+        """Async version of `publish`."""
         await run_publish(partial(self.publish, messages))
 
     def close(self) -> None:

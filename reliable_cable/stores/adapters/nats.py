@@ -69,7 +69,7 @@ class NatsAdapter(Adapter):
         self._submit(messages).result()
 
     async def apublish(self, messages: Sequence[str]) -> None:
-        """Async twin of `publish`. If it is cancelled, the messages are still published."""
+        """Async version of `publish`. If it is cancelled, the messages are still published."""
         await asyncio.shield(asyncio.wrap_future(self._submit(messages)))
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class _Connection:
                 return await self._open(url, deadline)
             except Exception as caught:
                 error = caught
-                self._urls.append(self._urls.pop(0))  # the next attempt begins with another server
+                self._urls.append(self._urls.pop(0))  # a server that failed goes to the end of the list
             if asyncio.get_running_loop().time() >= deadline:
                 break
         assert error is not None  # noqa: S101 - there is at least one URL

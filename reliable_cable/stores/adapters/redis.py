@@ -29,7 +29,7 @@ class RedisAdapter(Adapter):
             self.client.run(self._call(messages))
 
     async def apublish(self, messages: Sequence[str]) -> None:
-        """Async twin of `publish`."""
+        """Async version of `publish`."""
         with _broadcast_errors():
             await self.client.arun(self._call(messages))
 

@@ -32,7 +32,7 @@ class AdapterSessionStore(SessionStore):
         return self.clock()
 
     async def arevoke(self, condition: Identity) -> float:
-        """Async twin of `revoke`."""
+        """Async version of `revoke`."""
         return self.clock()
 
     def revoked(self, identities: Sequence[Identity]) -> list[float]:

@@ -61,7 +61,7 @@ class AdapterStreamStore(StreamStore):
         return [NOWHERE] * len(items)
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Async twin of `append`."""
+        """Async version of `append`."""
         for messages in _encode(items):
             await self.adapter.apublish(messages)
         return [NOWHERE] * len(items)
@@ -72,7 +72,7 @@ class AdapterStreamStore(StreamStore):
             self.adapter.publish(messages)
 
     async def apublish_transients(self, items: Sequence[tuple[str, Message]]) -> None:
-        """Async twin of `publish_transients`."""
+        """Async version of `publish_transients`."""
         for messages in _encode(items, transient=True):
             await self.adapter.apublish(messages)
 
@@ -81,7 +81,7 @@ class AdapterStreamStore(StreamStore):
         self.publish_transients([(stream, message)])
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
-        """Async twin of `publish_transient`."""
+        """Async version of `publish_transient`."""
         await self.apublish_transients([(stream, message)])
 
     # -- calls that anycable-go cannot answer -------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class AdapterStreamStore(StreamStore):
         return NOWHERE
 
     async def aposition(self, stream: str) -> StreamPosition:
-        """Async twin of `position`."""
+        """Async version of `position`."""
         return self.position(stream)
 
     def read(

@@ -149,7 +149,8 @@ class DatabaseServer:
 
         Args:
             lineage: the name of the column that contains the lineage of a row. If a row's lineage is unknown, the
-                column contains `""`, and the condition is false.
+                column contains `""`, and the condition is false. If the server does not report its lineage, the
+                condition is false for all rows.
         """
         if not self._reports_lineage:
             return Value(False)

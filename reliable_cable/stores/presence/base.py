@@ -7,9 +7,9 @@ from typing import Any, Final, Literal
 
 from reliable_cable.stores.base import Listener, Store, async_twin
 
-#: How long, in seconds, a client may be unreachable before the server closes its connection. Its session can then be
-#: restored for `sessions_ttl` seconds. Leaves are remembered for the sum of both times, so that a client whose session
-#: is restored can be sent all leaves that it missed.
+#: The assumed maximum time, in seconds, from the loss of a client until its connection is closed. Its session can then
+#: be restored for `sessions_ttl` seconds. Leaves are remembered for the sum of both times, so that a client whose
+#: session is restored can be sent all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
 #: If no process has called `expire` for PRESENCE_TTL times this number, the store assumes an outage. The number must be

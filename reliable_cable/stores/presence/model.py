@@ -92,7 +92,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return _flat(self._change([Join.of(member) for member in members]))
 
     async def ajoin_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Async twin of `join_all`. Simultaneous calls share transactions."""
+        """Async version of `join_all`. Simultaneous calls share transactions."""
         return await self._achange([Join.of(member) for member in members])
 
     def leave(self, stream: str, session: str) -> list[PresenceEvent]:
@@ -100,7 +100,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return _flat(self._change([Leave(stream, presence_key(stream, session))]))
 
     async def aleave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Async twin of `leave`. Simultaneous calls share transactions."""
+        """Async version of `leave`. Simultaneous calls share transactions."""
         return await self._achange([Leave(stream, presence_key(stream, session))])
 
     async def _achange(self, changes: Sequence[Change]) -> list[PresenceEvent]:
@@ -148,7 +148,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         self._shorten([presence_key(stream, session)])
 
     async def ashorten(self, stream: str, session: str) -> None:
-        """Async twin of `shorten`. Simultaneous calls share an UPDATE."""
+        """Async version of `shorten`. Simultaneous calls share an UPDATE."""
         key = presence_key(stream, session)
         if self._in_threads:
             await self._shorten_batches(key)
@@ -176,7 +176,7 @@ class ModelPresenceStore(ModelStore, PresenceStore):
         return Refreshed([pair for key, pair in keys.items() if key in unknown], incarnations)
 
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Async twin of `refresh`. If nothing must be written, it usually does not wait for other writers."""
+        """Async version of `refresh`. If nothing must be written, it usually does not wait for other writers."""
         if len(held) <= KEYS_PER_QUERY and not any(held.values()):
             found, old = await self._run(partial(self._read_known, list(held)))
             if found.keys() == set(held) and not old:

@@ -269,7 +269,7 @@ class _Batch:
         member_keys |= {join.member_key for join in self._joins}
         others = self._database.rows(PresenceSession).filter(stream__in=list(self._names), member_key__in=member_keys)
         for session in others.order_by("number") if member_keys else ():
-            # The locked row is newer, because `others` may be read from an older snapshot.
+            # If the session is locked, use the locked row: `others` may be read from an older snapshot.
             row = self._sessions.get(session.key, session)
             self._members[row.stream_id, row.member_key].append(row)
 

@@ -71,7 +71,7 @@ class BaseClient:
 
     @abstractmethod
     async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
-        """Async twin of `run`, over connections of the running event loop."""
+        """Async version of `run`, over connections of the running event loop."""
 
     @abstractmethod
     async def alineages(self, partitions: Collection[str]) -> dict[str, str]:
@@ -112,7 +112,7 @@ class BaseClient:
         return finish(self.blocking().arun(*calls, idempotent=idempotent))
 
     def servers(self) -> "Sequence[BaseClient]":
-        """Sync twin of `aservers`."""
+        """Sync version of `aservers`."""
         return finish(self.blocking().aservers())
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
@@ -247,7 +247,7 @@ class RedisClient(BaseClient):
     # -- async --------------------------------------------------------------------------------------------------------
 
     async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
-        """Async twin of `run`, over connections of the running event loop."""
+        """Async version of `run`, over connections of the running event loop."""
         try:
             return await self._arun(calls)
         except RedisUnavailable:
@@ -263,7 +263,7 @@ class RedisClient(BaseClient):
         return checked(replies)
 
     async def _aattempt(self, calls: Sequence[Call], *, asking: bool = False) -> list[Any]:
-        """Async twin of `_attempt`."""
+        """Async version of `_attempt`."""
         pool: Any = self._async_pools.get(self._new_pool)
         connection: Any = None
         sent = False

@@ -114,7 +114,7 @@ class ClusterClient(BaseClient):
     # -- running calls ------------------------------------------------------------------------------------------------
 
     async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
-        """Async twin of `run`, over connections of the running event loop."""
+        """Async version of `run`, over connections of the running event loop."""
         run = _Run(self, calls, idempotent=idempotent)
         try:
             replies = await run.replies()

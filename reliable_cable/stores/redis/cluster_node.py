@@ -192,7 +192,7 @@ class NodeClient(RedisClient):
 
         Args:
             wanted: the lineages that must be replaced by new ones, by the key of the record; `""` to replace none.
-            info: the node's fields of INFO.
+            info: the fields of the node's reply to INFO.
             asking: whether to send ASKING before each command.
         """
         commands: list[Command] = [

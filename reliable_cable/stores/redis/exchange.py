@@ -71,7 +71,7 @@ def run_exchange(connection: Any, exchange: Exchange[T]) -> T:
 
 
 async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
-    """Async twin of `run_exchange`, over an open connection of `redis.asyncio`."""
+    """Async version of `run_exchange`, over an open connection of `redis.asyncio`."""
     try:
         commands = next(exchange)
         while True:

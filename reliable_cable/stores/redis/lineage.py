@@ -80,7 +80,7 @@ class LineageTracker:
             raise
 
     async def ahandshake(self, connection: Any) -> None:
-        """Async twin of `handshake`."""
+        """Async version of `handshake`."""
         try:
             await cancellable(connection.on_connect())
             await arun_exchange(connection, self._handshake(connection))

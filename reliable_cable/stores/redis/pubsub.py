@@ -22,7 +22,7 @@ Deliver = Callable[[bytes | None], None]
 SUBSCRIBE_TIMEOUT: Final = 2.0
 #: The time, in seconds, between two pings to Redis.
 PING_INTERVAL: Final = 2.0
-#: How long, in seconds, Redis may send nothing. After that, the connection is closed.
+#: How long, in seconds, Redis may be silent before the connection is closed.
 SILENCE_TIMEOUT: Final = 7.0
 #: How long, in seconds, a fence waits for its reply. After that, the connection is closed, and messages in transit are
 #: lost.

@@ -49,7 +49,7 @@ class Sentinels:
 
     @property
     def place(self) -> str:
-        """The addresses of the Sentinels, and the name of the service, for messages."""
+        """The addresses of the Sentinels, and the name of the service, as a string for error messages."""
         places = ", ".join(f"{host}:{port}" for host, port in self._addresses)
         return f"the Sentinels at {places}, service {self._service}"
 
@@ -81,7 +81,7 @@ class Sentinels:
         raise self._not_found(problems)
 
     async def afind(self) -> Address:
-        """Async twin of `find`."""
+        """Async version of `find`."""
         problems = []
         for address in tuple(self._addresses):
             client: Any = redis.asyncio.Redis(host=address[0], port=address[1], **self._options)

@@ -22,10 +22,10 @@ T = TypeVar("T")
 def sync_twin(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """Return the sync twin of an async method of a Redis store. The method must await only calls of the client.
+    """Return the sync version of an async method of a Redis store. The method must await only calls of the client.
 
-    The twin runs the method with a client that blocks. The method therefore never suspends, and needs no event loop. If
-    a subclass overrides the method, the twin runs the method of the subclass.
+    The sync version runs the method with a client that blocks. The method therefore never suspends, and needs no event
+    loop. If a subclass overrides the method, the sync version runs the method of the subclass.
     """
 
     @wraps(method)

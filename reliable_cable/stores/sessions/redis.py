@@ -122,7 +122,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return 0
 
     async def aprune(self, *, limit: int = 1000) -> int:
-        """Async twin of `prune`, which needs no thread."""
+        """Async version of `prune`, which needs no thread."""
         return self.prune(limit=limit)
 
     def _key(self, sid: str) -> str:

@@ -182,13 +182,14 @@ class StreamStore(PartedStore):
     def publish_transients(self, items: Sequence[tuple[str, Message]]) -> None:
         """Announce several messages, in the given order, without storing them.
 
-        A subclass should override this method and its twin if it can announce several messages in one round trip.
+        A subclass should override this method and its async version if it can announce several messages in one round
+        trip.
         """
         for stream, message in items:
             self.publish_transient(stream, message)
 
     async def apublish_transients(self, items: Sequence[tuple[str, Message]]) -> None:
-        """Async twin of `publish_transients`."""
+        """Async version of `publish_transients`."""
         for stream, message in items:
             await self.apublish_transient(stream, message)
 

@@ -208,7 +208,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         known: StreamPosition | None = None,
         following: bool = False,
     ) -> StreamPage:
-        """Async twin of `read`. Simultaneous reads share queries and one call in a thread."""
+        """Async version of `read`. Simultaneous reads share queries and one call in a thread."""
         request = PageRequest(stream, after, limit, max_size, following)
         return await self._batches(request) if self._in_threads else (await self._read_pages([request]))[0]
 
@@ -310,7 +310,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._announcer.whisper(transient)
 
     async def awhisper(self, stream: str, message: Message) -> None:
-        """Async twin of `whisper`. It needs no thread."""
+        """Async version of `whisper`. It needs no thread."""
         self.whisper(stream, message)
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:

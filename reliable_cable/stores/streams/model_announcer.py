@@ -163,7 +163,7 @@ class Announcer:
             logger.debug("Events are not announced, because no thread can be started: %s", error)
 
     def _work(self, pending: _Pending) -> None:
-        """Announce pending events until there are none."""
+        """Send pending probes, store pending whispers, and announce pending events, until nothing is pending."""
         while True:
             began = time.monotonic()
             with pending.lock:

@@ -136,9 +136,10 @@ class Numbering:
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
         """Insert messages as entries. Return the positions of the messages, and the events to announce.
 
-        If a stored entry has the same idempotency key as a message, the message is not inserted, and its position is
-        that of the entry. The entry is announced again, by `Advanced`, because the process that has stored the entry
-        may have ended before it could announce it.
+        If an entry of the stream within the history size and TTL, or an earlier item for it, has the same idempotency
+        key as a message, the message is not inserted, and its position is that of the entry or item. An `Advanced`
+        event then announces the stream again, because the process that has stored the entry may have ended before it
+        could announce it.
 
         Args:
             streams: the locked rows of the streams, by name. Their tails are updated.

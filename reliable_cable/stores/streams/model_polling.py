@@ -77,7 +77,8 @@ class SeenIds:
         """
         now = self._clock()
         new = [row for row in rows if row not in self._seen]
-        # Forget rows that are no longer visible. They were deleted, or a backup of the database was restored.
+        # Forget rows that the query no longer returns. They are at or below the horizon, or were deleted, or a backup
+        # of the database was restored.
         self._seen = {row: self._seen.get(row, now) for row in rows}
         old = [pk for (pk, _), since in self._seen.items() if since <= now - MAX_ROW_DELAY]
         self.horizon = min([max([self.horizon, *old]), *(pk - 1 for pk, _ in new)])

@@ -1,4 +1,4 @@
-"""Appends a single message to a stream on PostgreSQL, the most frequent write, with one statement."""
+"""Appends a message without an idempotency key on PostgreSQL, with one statement. This is the most frequent write."""
 
 from typing import Any
 

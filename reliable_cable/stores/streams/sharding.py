@@ -49,7 +49,7 @@ class PartedStore(Store):
 
     @abstractmethod
     async def aappend(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
-        """Async twin of `append`."""
+        """Async version of `append`."""
 
     def append_parts(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
         """Store messages, and return their positions. In each part of the store, either all are stored, or none.
@@ -70,7 +70,7 @@ class PartedStore(Store):
         return [positions[at] for at in range(len(items))]
 
     async def aappend_parts(self, items: Sequence[tuple[str, Any]]) -> list[StreamPosition]:
-        """Async twin of `append_parts`."""
+        """Async version of `append_parts`."""
         positions: dict[int, StreamPosition] = {}
         for part in split_by_shard(self.shard, items):
             with _partly_stored(len(positions), len(items)):
