@@ -338,6 +338,9 @@ async def test_identifiers_without_a_namespace_are_refused_in_one(service: RPCSe
         ("disconnect", {"subscriptions": False}),
         ("disconnect", {"subscriptions": ""}),
         ("disconnect", {"subscriptions": {}}),
+        ("connect", {"env": 0}),
+        ("connect", {"env": {"headers": ""}}),
+        ("connect", {"env": {"cstate": []}}),
         ("disconnect", {"identifiers": "\ud800"}),
     ],
 )

@@ -46,9 +46,7 @@ class Env:
         Raises:
             ProtocolError: a field has a wrong type.
         """
-        env = values.get("env") or {}
-        if not isinstance(env, Mapping):
-            raise ProtocolError("the field 'env' is not an object")
+        env = _read_object(values, "env")
         return cls(read_text(env, "url"), *(_read_texts(env, name) for name in ("headers", "cstate", "istate")))
 
 
@@ -117,7 +115,19 @@ def read_list(values: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _read_texts(values: Mapping[str, Any], name: str) -> dict[str, str]:
-    value = values.get(name) or {}
+    value = _read_object(values, name)
+    return {str(key): read_text(value, key) for key in value}
+
+
+def _read_object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a field that is an object. A missing field and null are read as an empty object.
+
+    Raises:
+        ProtocolError: the field is not an object.
+    """
+    value = values.get(name)
+    if value is None:
+        return {}
     if not isinstance(value, Mapping):
         raise ProtocolError(f"the field {name!r} is not an object")
-    return {str(key): read_text(value, key) for key in value}
+    return value
