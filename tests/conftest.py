@@ -17,6 +17,7 @@ from django.db.models.signals import post_migrate
 from pytest_django import DjangoDbBlocker
 from xdist.scheduler import WorkStealingScheduling
 
+from reliable_cable.concurrency.django_thread import close_shared_connections
 from reliable_cable.concurrency.threads import end_threads
 from tests.support.anycable import BUILD_PATIENCE, has_anycable, must_be_built
 from tests.support.examples import FEW, examples
@@ -141,9 +142,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def ended_threads() -> Iterator[None]:
-    """End the threads of handlers and stores after each test, because their connections would keep databases in use."""
+    """End the threads of handlers and stores after each test, because their connections would keep databases in use.
+
+    The thread of Django's ORM calls does not end, but loses its connections. Otherwise, handlers in this thread would
+    check them in a later test, which may have no access to a database.
+    """
     yield
     end_threads(30)
+    close_shared_connections(30)
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ def environment(database: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "DEMO_DATABASE": str(database),
-        "DEMO_TOKEN_DELAY": "0.05",
+        "DEMO_TOKEN_DELAY": "0.1",
     }
 
 

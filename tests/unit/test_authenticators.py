@@ -78,7 +78,7 @@ class TestAuthenticators:
         assert await first_frame(make_client("inactive")) == REFUSED
 
     async def test_the_connection_ends_with_a_token_that_is_a_jwt(self, user: Any) -> None:
-        known[token := sign("k" * 32, exp=after(2))] = user
+        known[token := sign("k" * 32, exp=after(3))] = user
         async with make_client(token) as client:
             assert TokenConsumer.seen[1]["exp"]
             assert await client.receive() == EXPIRED

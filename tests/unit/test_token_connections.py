@@ -192,7 +192,7 @@ class TestSessions:
             assert returned.welcome["restored"] is True
 
     async def test_the_session_of_an_expired_connection_is_not_kept(self, user: Any) -> None:
-        async with make_client(sign(ext={"user": user.pk}, exp=after(2))) as client:
+        async with make_client(sign(ext={"user": user.pk}, exp=after(3))) as client:
             sid = client.sid
             assert await client.receive() == EXPIRED
         async with make_client(cable_token(user), sid=sid) as returned:

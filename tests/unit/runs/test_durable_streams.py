@@ -199,7 +199,7 @@ async def test_live_readers_of_a_stream_that_is_deleted(browser: AsyncClient, li
         await events.next()
         reading = asyncio.create_task(events.ended())
     async with asyncio.timeout(20):
-        while not get_hub().connections.all():  # noqa: ASYNC110
+        while not any(each.subscriptions for each in get_hub().connections.all()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await browser.delete(path())
     if live == "sse":
@@ -354,10 +354,12 @@ async def test_silence(browser: AsyncClient, monkeypatch: pytest.MonkeyPatch) ->
     await is_left()
 
 
-async def test_too_many_live_readers(browser: AsyncClient, settings: Any) -> None:
+async def test_too_many_live_readers(browser: AsyncClient, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     change(settings, RATE_LIMITS={"connect": "1/h"})
     await create(browser)
     assert (await browser.get(path(offset="now", live="long-poll"))).status_code == 204
+    # The refusal must arrive before the long poll ends.
+    monkeypatch.setattr(durable_client.Rules, "long_poll_time", 20)
     response = await browser.get(path(offset="now", live="long-poll"))
     assert (response.status_code, response.headers["Retry-After"]) == (429, "60")
     events = Events(await browser.get(path(offset="now", live="sse")))

@@ -38,7 +38,7 @@ from tests.support.thread_server import serving
 pytestmark = pytest.mark.django_db(transaction=True)
 
 #: How long, in seconds, the clients wait for the next bytes, in the tests of time-outs.
-TIMEOUT: Final = 2.0
+TIMEOUT: Final = 5.0
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,7 @@ async def test_a_logout_of_the_browser_ends_the_stream(browser: AsyncClient) -> 
 
 async def test_a_token_that_expires_ends_the_stream(member: User, settings: Any) -> None:
     settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "JWT_SECRET": "s" * 32, "JWT_LEEWAY": 0}
-    reader = Reader(await post(AsyncClient(), headers={"X-JID": cable_token(member, ttl=2)}))
+    reader = Reader(await post(AsyncClient(), headers={"X-JID": cable_token(member, ttl=4)}))
     await reader.read()
     assert reader.chunks[-1] == {"type": "error", "errorText": reading.LOGGED_OUT}
 
