@@ -212,10 +212,10 @@ class Window:
         await eventually(is_back)
 
     async def has_sent(self, *commands: str) -> None:
-        """Wait until the page has sent exactly these commands."""
+        """Wait until the page has sent these commands, in this order, and no others before or between them."""
 
         async def has_sent() -> bool:
-            return self.sent == list(commands)
+            return self.sent[: len(commands)] == list(commands)  # the client repeats a subscribe after ten seconds
 
         await eventually(has_sent)
 

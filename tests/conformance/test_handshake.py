@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import InvalidStatus, NegotiationError
 
 from tests.conformance.conftest import Connect
-from tests.support.client import BASE, EXTENDED, Client, identify
+from tests.support.client import BASE, EXTENDED, PATIENCE, Client, identify
 from tests.support.server import Server
 
 
@@ -77,31 +77,39 @@ async def test_a_client_whose_token_has_expired_is_told_so(server: Server) -> No
 
 
 async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Server) -> None:
-    spread = 0.0
-    async with asyncio.timeout(20):
-        while spread < 0.02:  # repeat if all pings came at once, because the machine was blocked
+    spread = fastest = duration = 0.0
+    async with asyncio.timeout(PATIENCE):
+        # If the machine was blocked, pings come late, or all at once. Then the test begins again.
+        while spread < 0.02 or fastest > 0.9 or duration > 1.5:
             async with AsyncExitStack() as stack:
                 clients = [await stack.enter_async_context(Client(strict.url)) for _ in range(6)]
                 times = [await client.ping(3) for client in clients]
-            spread = max(first for first, *_ in times) - min(first for first, *_ in times)
-    assert all(isinstance(message, int) for client in clients for _, message in client.pings)
-    # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s. No ping may be
-    # early. A busy machine may delay pings, so only the fastest client must get them in time.
-    for each in times:
-        assert all(moment > 0.14 + 0.29 * count for count, moment in enumerate(each)), times
-    assert min(first for first, *_ in times) < 0.9, times
-    assert min(each[2] - each[0] for each in times) < 1.5, times
+            assert all(isinstance(message, int) for client in clients for _, message in client.pings)
+            # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s. No ping may be early. A busy machine
+            # may delay pings, so only the fastest client must get them in time.
+            for each in times:
+                assert all(moment > 0.14 + 0.29 * count for count, moment in enumerate(each)), times
+            fastest = min(first for first, *_ in times)
+            spread = max(first for first, *_ in times) - fastest
+            duration = min(each[2] - each[0] for each in times)
 
 
 async def test_a_client_can_ask_for_another_ping_interval(connect: Connect, strict: Server) -> None:
     fast = await connect(query="pi=1")
     async with Client(strict.url, query="pi=0.01") as bounded, Client(strict.url, query="pi=never") as odd:
         first = await bounded.ping(1)
-        assert first[0] > 0.45, "the server must not grant an interval below one second"
-        assert (await odd.ping(1))[0] < 1, "the server must ignore a value that is not a number"
+        assert first[0] > 0.49, "the server must not grant an interval below one second"
+        # The server must ignore a value that is not a number. This client then gets more than three times as many
+        # pings. With the same interval, it would never be three pings ahead.
+        async with asyncio.timeout(PATIENCE):
+            while len(odd.pings) < len(bounded.pings) + 3:
+                assert odd.alive
+                await odd.ping(len(odd.pings) + 1)
+    # The first ping comes after 0.5 to 1.5 s, the next one after another second. With the server's own interval, both
+    # would come in the first second. A busy machine may delay them.
     times = await fast.ping(2)
-    assert 0.4 < times[0] < 2
-    assert 0.7 < times[1] - times[0] < 1.6
+    assert times[0] > 0.49
+    assert 1.49 < times[1] < 10
 
 
 async def test_a_clients_ping_is_answered(connect: Connect) -> None:

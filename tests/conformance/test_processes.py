@@ -23,17 +23,23 @@ async def test_a_broadcast_from_another_process_arrives_soon(connect: Connect, b
     client, base = await connect(), await connect(protocols=[BASE])
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
     await base.subscribe(identifier)
-    position = await beside.call("broadcast", stream, {"n": 1})
-    started = time.monotonic()
-    assert await client.next() == {
-        "identifier": identifier,
-        "message": {"n": 1},
-        "stream_id": stream,
-        "epoch": position["epoch"],
-        "offset": 1,
-    }
-    assert time.monotonic() - started < 2, "POLL_INTERVAL is 0.1 s"
-    assert await base.next() == {"identifier": identifier, "message": {"n": 1}}
+    # A busy machine may delay a message, so only one of three has to arrive soon. POLL_INTERVAL is 0.1 s. If the server
+    # found messages only with its regular checks, the second and the third would each take a whole interval of 5 s.
+    number, took = 0, 2.0
+    while took >= 2 and number < 3:
+        number += 1
+        position = await beside.call("broadcast", stream, {"n": number})
+        started = time.monotonic()
+        assert await client.next() == {
+            "identifier": identifier,
+            "message": {"n": number},
+            "stream_id": stream,
+            "epoch": position["epoch"],
+            "offset": number,
+        }
+        took = time.monotonic() - started
+        assert await base.next() == {"identifier": identifier, "message": {"n": number}}
+    assert took < 2
 
 
 async def test_a_transient_broadcast_from_another_process_arrives(connect: Connect, beside: OtherProcess) -> None:

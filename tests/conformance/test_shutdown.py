@@ -119,7 +119,10 @@ async def test_without_clients_the_process_ends_at_once(servers: ServerPool, kin
             pass
         started = time.monotonic()
         assert await server.terminate() in (0, -15)
-        assert time.monotonic() - started < 5
+        # The end of Python itself may take some seconds on a busy machine. A server that reaches a limit logs it.
+        assert time.monotonic() - started < STOP_LIMIT - 1
+        for problem in ("did not stop", "could not be"):
+            assert problem not in server.log
 
 
 @pytest.mark.slow

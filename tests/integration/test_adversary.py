@@ -25,6 +25,8 @@ SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "1"))
 MEMORY, STORED, LOG = 16 * 2**20, 2 * 2**20, 100_000
 #: The maximum median time, in seconds, until another client's ping is answered, on a machine that does nothing else.
 DELAY = 0.1
+#: How often an attack is tried, because a busy machine may delay the answers in one attempt.
+ATTEMPTS = 3
 #: How long, in seconds, the test pauses between two pings.
 PAUSE = 0.02
 #: How long, in seconds, the server may take to answer another client's ping on a busy machine.
@@ -103,37 +105,40 @@ async def test_an_attacker_costs_little(
     async with Client(attacked.url) as bystander:
         # This first attack is not measured, because memory that is allocated only once does not count.
         await Attacker(attacked, attack).run(SECONDS / 4)
-        memory, stored, logged = attacked.rss, bytes_stored(), len(attacked.log)
-        attacker = Attacker(attacked, attack)
-        attacking = asyncio.create_task(attacker.run(SECONDS))
-        delays, lags, highest = [], [], 0
-        while not attacking.done():
-            delays.append(await delay_of_a_ping(bystander))
-            highest = max(highest, attacked.rss - memory)
-            began = time.monotonic()
-            await asyncio.sleep(PAUSE)
-            lags.append(time.monotonic() - began - PAUSE)
-        await attacking
-        returned = attacked.rss - memory
-        more_stored, more_logged = bytes_stored() - stored, len(attacked.log) - logged
-        # On a busy machine, processes wait for a processor. The server then waits about as long as this process.
-        delay, lag = statistics.median(delays), statistics.median(lags)
-        # The report of `--junitxml` contains these values.
-        request.node.user_properties += [
-            ("sent", attacker.sent),
-            ("lasted", attacker.lasted),
-            ("memory", highest),
-            ("memory afterwards", returned),
-            ("stored", more_stored),
-            ("logged", more_logged),
-            ("delay", delay),
-            ("longest delay", max(delays)),
-            ("lag of this process", lag),
-        ]
-        assert attacker.sent > 50_000 or attacker.lasted is not None
+        for _ in range(ATTEMPTS):
+            memory, stored, logged = attacked.rss, bytes_stored(), len(attacked.log)
+            attacker = Attacker(attacked, attack)
+            attacking = asyncio.create_task(attacker.run(SECONDS))
+            delays, lags, highest = [], [], 0
+            while not attacking.done():
+                delays.append(await delay_of_a_ping(bystander))
+                highest = max(highest, attacked.rss - memory)
+                began = time.monotonic()
+                await asyncio.sleep(PAUSE)
+                lags.append(time.monotonic() - began - PAUSE)
+            await attacking
+            returned = attacked.rss - memory
+            more_stored, more_logged = bytes_stored() - stored, len(attacked.log) - logged
+            # On a busy machine, processes wait for a processor. The server then waits at least as long as this process.
+            delay, lag = statistics.median(delays), statistics.median(lags)
+            # The report of `--junitxml` contains these values.
+            request.node.user_properties += [
+                ("sent", attacker.sent),
+                ("lasted", attacker.lasted),
+                ("memory", highest),
+                ("memory afterwards", returned),
+                ("stored", more_stored),
+                ("logged", more_logged),
+                ("delay", delay),
+                ("longest delay", max(delays)),
+                ("lag of this process", lag),
+            ]
+            assert attacker.sent > 50_000 or attacker.lasted is not None
+            assert highest < MEMORY
+            assert returned < MEMORY / 2, "memory is given back after the attack"
+            assert more_stored < STORED
+            assert more_logged < LOG
+            assert attacked.alive
+            if delay < DELAY + 4 * lag:
+                break
         assert delay < DELAY + 4 * lag
-        assert highest < MEMORY
-        assert returned < MEMORY / 2, "memory is given back after the attack"
-        assert more_stored < STORED
-        assert more_logged < LOG
-        assert attacked.alive

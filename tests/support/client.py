@@ -96,7 +96,8 @@ class Client:
         self.log: list[Frame] = []
         #: The time of each ping, by the monotonic clock, and its content.
         self.pings: list[tuple[float, Any]] = []
-        self.opened_at = 0.0
+        #: The time, by the monotonic clock, at which the handshake began.
+        self.began_at = 0.0
         self.welcome: Frame = {}
         self._unread: deque[Frame] = deque()
         self._changed = asyncio.Condition()
@@ -126,6 +127,7 @@ class Client:
             small.setblocking(False)
             host, port = self.url.split("/")[2].split(":")
             await asyncio.get_running_loop().sock_connect(small, (host, int(port)))
+        self.began_at = time.monotonic()
         self._socket = await connect(
             self.url,
             sock=small,
@@ -140,7 +142,6 @@ class Client:
             close_timeout=2,
             proxy=None,
         )
-        self.opened_at = time.monotonic()
         if self.reading:
             self._reader = asyncio.create_task(self._read())
 
@@ -270,13 +271,13 @@ class Client:
         ]
 
     async def ping(self, count: int, timeout: float = PATIENCE) -> list[float]:  # noqa: ASYNC109 - as above
-        """Wait until `count` pings have arrived since the handshake, or until the connection has ended.
+        """Wait until `count` pings have arrived, or until the connection has ended.
 
-        Return the times of all pings, in seconds since the handshake.
+        Return the times of all pings, in seconds since the handshake began.
         """
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: len(self.pings) >= count or self._ended)
-        return [at - self.opened_at for at, _ in self.pings]
+        return [at - self.began_at for at, _ in self.pings]
 
     async def barrier(self) -> list[Frame]:
         """Wait until all earlier commands have been handled. Return the unread messages that have arrived by then.
