@@ -24,7 +24,7 @@ async def test_a_broadcast_from_another_process_arrives_soon(connect: Connect, b
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
     await base.subscribe(identifier)
     # A busy machine may delay a message, so only one of three has to arrive soon. POLL_INTERVAL is 0.1 s. If the server
-    # found messages only with its regular checks, the second and the third would each take a whole interval of 5 s.
+    # found messages only with its regular checks, the second and the third would each take about 5 s.
     number, took = 0, 2.0
     while took >= 2 and number < 3:
         number += 1
