@@ -266,12 +266,13 @@ class TestARedisThatHangs:
         await abroadcast("a", -1)
         os.kill(redis.pid, signal.SIGSTOP)
         try:
-            slowest, at = 0.0, None
+            slow, at = 0, None
             for number in range(600):
                 began = time.monotonic()
                 at = await abroadcast("a", [number])
-                slowest = max(slowest, time.monotonic() - began)
-            assert slowest < 1
+                slow += time.monotonic() - began >= 1
+            # If broadcasts waited for Redis, many would be slow. A single one may be slow because the machine is busy.
+            assert slow <= 1
             assert at is not None
             known = StreamPosition(at.epoch, 601)
             async with asyncio.timeout(4 * HOT_TAIL_TIMEOUT):

@@ -131,11 +131,12 @@ async def test_a_closed_client_finishes_its_calls_and_keeps_no_connection(tmp_pa
     with RedisServer(tmp_path) as server:
         client = RedisClient(CableSettings(redis_url=server.url))
         await asyncio.gather(*[client.arun(Call("PING")) for _ in range(3)])
-        server.pause(0.3)
+        server.suspend()
         calls = [asyncio.create_task(client.arun(Call("PING"))) for _ in range(2)]
         await asyncio.sleep(0)
         await client.aclose()
         assert not any(call.done() for call in calls)
+        server.resume()
         assert [await call for call in calls] == [[b"PONG"]] * 2
         await until(lambda: connections(server) == 1)
 
@@ -212,16 +213,25 @@ class TestClient:
         client.close()
 
     async def test_a_cancelled_call_leaves_no_reply_for_the_next_call(
-        self, own: RedisServer, make_own: MakeStore
+        self, own: RedisServer, make_own: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        write = asyncio.StreamWriter.writelines
+        written: list[bytes] = []
+
+        def remember(writer: asyncio.StreamWriter, lines: Iterable[bytes]) -> None:
+            written.extend(lines)
+            write(writer, lines)
+
         store = make_own(redis_options={"max_connections": 1})
         await store.aappend([("a", Message(json.dumps("x" * 1000)))])
-        await asyncio.to_thread(own.pause, 0.3)
+        own.suspend()
+        monkeypatch.setattr(asyncio.StreamWriter, "writelines", remember)
         reading = asyncio.create_task(store.aread("a", after=0, limit=10))
-        await asyncio.sleep(0.1)
+        await until(lambda: written)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
+        own.resume()
         assert await store.client.arun(Call("ECHO", [], ["hello"])) == [b"hello"]
 
 

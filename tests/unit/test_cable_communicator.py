@@ -203,6 +203,7 @@ class CableCommunicatorTest(CableTestCase):
         async with self.connect() as cable:
             await cable.subscribe(RoomChannel, {"room": 1})
             await abroadcast("room:1", "one")
+            await cable.settle()  # after this, the client has received the broadcast
             with (
                 mock.patch.object(client_socket, "TIMEOUT", 0.05),
                 self.assertRaisesRegex(AssertionError, "'message': 'one'"),

@@ -252,6 +252,8 @@ async def test_the_state_is_dumped_before_and_after_an_action(
         dumps.append(dump_state(channel))
         return dumps[-1]
 
+    # The record of the new session is written some time after the subscribe. The write calls `dump_state`, too.
+    await room.connection.hub.sessions.flush()
     monkeypatch.setattr(Room, "dump_state", counted)
     monkeypatch.setattr(connection_module.Connection, "save", _no_save)
     await room.perform("increase")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from channels.testing import WebsocketCommunicator
 from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 
 from reliable_cable import BroadcastError, BroadcastUncertain, CableConsumer, Channel, StoreError, action, state
@@ -15,7 +14,7 @@ from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import restore as restore_module
 
-from .wire import Client, identifier, registered
+from .wire import Client, Communicator, identifier, registered
 
 
 class Room(Channel, abstract=True):
@@ -206,7 +205,7 @@ async def test_a_client_whose_connect_failed_is_not_told_that_it_is_unauthorized
         def connect(self) -> None:
             raise OperationalError("the database is away")
 
-    communicator = WebsocketCommunicator(Consumer.as_asgi(), "/cable", subprotocols=["actioncable-v1-ext-json"])
+    communicator = Communicator(Consumer.as_asgi(), "/cable", subprotocols=["actioncable-v1-ext-json"])
     # The handshake fails, as during a restart of the server. Clients then try again.
     assert await communicator.connect() == (False, 1000)
 

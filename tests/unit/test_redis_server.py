@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import redis
 
 from tests.support.fixtures import REDIS
-from tests.support.redis import NO_RETRY, RedisServer, find_binaries
+from tests.support.redis import RedisServer, find_binaries
 
 
 @pytest.fixture(params=REDIS)
@@ -63,12 +64,10 @@ def test_an_empty_restart_and_a_flush_delete_all_data(server: RedisServer) -> No
 
 
 def test_a_paused_server_responds_only_after_the_pause(server: RedisServer) -> None:
-    with redis.Redis(port=server.port, socket_timeout=0.1, retry=NO_RETRY) as client:
-        assert client.ping()
-        server.pause(1)
-        with pytest.raises(redis.TimeoutError):
-            client.ping()
+    began = time.monotonic()
+    server.pause(1)
     assert server.cli("PING") is True
+    assert time.monotonic() - began > 0.9
 
 
 @pytest.mark.redis

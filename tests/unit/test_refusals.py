@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import Http404
@@ -22,7 +21,7 @@ from reliable_cable.client_log import INTERVAL, MAX_LINES, handshake_log
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, identifier, leave_session
+from .wire import Client, Communicator, identifier, leave_session
 
 REFUSALS = {
     "missing": "MissingParam('key')",
@@ -199,7 +198,7 @@ async def test_an_unknown_channel_is_logged_with_the_known_ones(caplog: pytest.L
 async def test_a_client_without_a_supported_subprotocol_is_refused_with_a_reason_in_the_log(
     offered: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    communicator = WebsocketCommunicator(CableConsumer.as_asgi(), "/cable", subprotocols=offered)
+    communicator = Communicator(CableConsumer.as_asgi(), "/cable", subprotocols=offered)
     connected, _ = await communicator.connect()
     assert not connected
     ((level, message),) = logged(caplog)

@@ -187,8 +187,10 @@ async def test_a_connection_that_ends_meanwhile_leaves_no_stream_open(store: Slo
     async with Client() as client:
         await subscribe(client, *range(4))
         await run_event_loop()
-        hub = get_hub()
-    store.proceed.set()
+        hub, connection = get_hub(), connection_of(client)
+        await client.communicator.send_input({"type": "websocket.disconnect", "code": 1006})
+        await until(lambda: connection.closed)
+        store.proceed.set()
     await until(lambda: not hub._streams and not hub.connections.all())
     assert sorted(Room.events[4:]) == [f"unsubscribed {number}" for number in range(4)]
 

@@ -73,6 +73,29 @@ async def send_control_message(message: Any) -> None:
     await run_event_loop()
 
 
+class Communicator(WebsocketCommunicator):  # type: ignore[misc]  # Channels has no types
+    """A communicator that by default waits longer than one second, because the machine may be busy."""
+
+    def connect(self, timeout: float = 30) -> Any:
+        self.future.add_done_callback(self._note_end)
+        return super().connect(timeout)
+
+    def disconnect(self, code: int = 1000, timeout: float = 30) -> Any:
+        return super().disconnect(code, timeout)
+
+    def wait(self, timeout: float = 30) -> Any:
+        return super().wait(timeout)
+
+    async def receive_output(self, timeout: float = 30) -> Any:  # noqa: ASYNC109 - the parameter of the base class
+        output = await super().receive_output(timeout)
+        return self.future.result() if output is None else output
+
+    def _note_end(self, future: asyncio.Future[None]) -> None:
+        """If the application has ended with an error, let `receive_output` raise it without waiting any longer."""
+        if not future.cancelled() and future.exception() is not None:
+            self.output_queue.put_nowait(None)
+
+
 class Client:
     """A client with one connection. `async with` opens and closes it.
 
@@ -94,7 +117,7 @@ class Client:
         query: str = "",
     ) -> None:
         path = "/cable?" + "&".join(part for part in (f"sid={sid}" if sid else "", query) if part)
-        self.communicator = WebsocketCommunicator(consumer.as_asgi(), path, subprotocols=[protocol])
+        self.communicator = Communicator(consumer.as_asgi(), path, subprotocols=[protocol])
         self.communicator.scope.update(scope or {})
         self.welcome: dict[str, Any] = {}
 
