@@ -30,7 +30,7 @@ from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.current import close_hub as close_hub
 from .hub.current import get_hub as get_hub
-from .hub.draining import install_drain
+from .hub.draining import install_drain, refuses_connections
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logs import logger
@@ -257,7 +257,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         transport = transport_for(self.scope, send)
         if transport.drainable:
             install_drain(transport.grace)  # if the server is already stopping, the hub begins to drain here
-        if subprotocol is None or hub.draining:
+        if subprotocol is None or refuses_connections(hub):
             if subprotocol is None:
                 handshake_log.warning(
                     "A client was refused, because it offers none of the subprotocols %s. The packages @anycable/web "
@@ -273,7 +273,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if transport.lost:
             logger.debug("A client left before it was accepted.")
             return None
-        if hub.draining:
+        if refuses_connections(hub):
             await _refuse_for_now(send)
             return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})

@@ -6,6 +6,7 @@ See Architecture: The life of a connection.
 import asyncio
 from typing import Final
 
+from reliable_cable.hub.draining import refuses_connections
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason
 
@@ -56,8 +57,8 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     hub.heartbeat.add(connection)
     hub.logins.add(connection)
     hub.token_expiry.add(connection)
-    if hub.draining:
-        # The drain may have begun while the session was being restored. It did not find this connection then.
+    if refuses_connections(hub):
+        # The server may have begun to stop while the session was being restored. It did not find this connection then.
         connection.close(DisconnectReason.SERVER_RESTART)
 
 

@@ -1,4 +1,4 @@
-"""Returns, drains and closes the hub of the running event loop."""
+"""Returns, drains and closes the hub of the running event loop, and closes its connections."""
 
 from functools import partial
 
@@ -40,6 +40,13 @@ def begin_draining() -> Hub | None:
     if hub is not None:
         hub.draining = True
     return hub
+
+
+def close_connections() -> None:
+    """Close all connections of the running event loop. Their clients reconnect."""
+    hub = _hubs.peek()
+    if hub is not None:
+        hub.close_connections()
 
 
 def is_draining() -> bool:

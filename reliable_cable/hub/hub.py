@@ -328,6 +328,11 @@ class Hub:
         )
         await self.connections.wait_closed()
 
+    def close_connections(self) -> None:
+        """Start to close all connections, each after its queued commands. Their clients reconnect."""
+        for connection in self.connections.all():
+            self.tasks.spawn(connection.drain(0))
+
     async def aclose(self) -> None:
         """Close all streams, and release the stores' resources. All connections must already have ended.
 

@@ -2,16 +2,18 @@
 
 daphne and uvicorn close all sockets as soon as they receive SIGTERM. All clients would reconnect at the same time, and
 commands in progress would not be answered. So this module replaces the server's signal handler. The new handler closes
-the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler. After SIGINT (Ctrl-C), it closes
-all connections at once. Without a drain, uvicorn would not stop while a page reads server-sent events.
+the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
 
 Even so, the process might not stop. The server waits for its applications, Python waits for threads at exit, and a
-thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after SIGTERM.
-After SIGINT, there is no timer: a second Ctrl-C stops the server immediately, and the process may be a program that
-continues after its server has stopped.
+thread that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the
+signal.
 
 uvicorn waits without a limit for responses that do not end. If its first such response began after the signal, nothing
 would stop the process. So if the server is already stopping when the handler is installed, the drain begins at once.
+
+After SIGINT (Ctrl-C), the server's own handler is called immediately. In addition, all connections are closed, and new
+ones are refused. Otherwise, uvicorn would wait for pages that read server-sent events. There is no drain and no timer,
+because the program may continue, and may start a server again.
 """
 
 import _thread
@@ -21,7 +23,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -40,8 +42,8 @@ STOP_LIMIT = 11.0
 #: How long, in seconds, to wait until the end of the process is logged. Another thread may hold the lock of the log.
 REPORT_LIMIT = 1.0
 
-#: The signals that start a drain, and the time, in seconds, over which each closes the connections.
-SIGNALS: Mapping[int, float] = {signal.SIGTERM: DRAIN_TIME, signal.SIGINT: 0.0}
+#: The signals whose handlers are replaced.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DrainableHub(Protocol):
@@ -55,18 +57,25 @@ class DrainableHub(Protocol):
 
 
 class Drain:
-    """A signal handler that drains a hub, and then calls the server's own handler of the signal.
+    """A handler of SIGTERM, which drains a hub and then calls the server's own handler, and of SIGINT.
 
     Args:
         begin: a function that makes the event loop refuse new connections, and returns its hub, or None without a hub.
+        close_connections: a function that closes all connections of the hub. It is called after SIGINT.
         loop: the event loop of the hub.
         grace: how long, in seconds, the server is configured to wait for open requests after the drain.
     """
 
     def __init__(
-        self, begin: Callable[[], DrainableHub | None], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0
+        self,
+        begin: Callable[[], DrainableHub | None],
+        close_connections: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        grace: float = 0.0,
     ) -> None:
         self._begin_draining = begin
+        self._close_connections = close_connections
         self._loop = loop
         self._limit = max(STOP_LIMIT, DRAIN_LIMIT + CLOSE_LIMIT + grace)
         self._previous: dict[int, Any] = {}
@@ -86,22 +95,40 @@ class Drain:
             return False
         for number in SIGNALS:
             previous = signal.getsignal(number)
-            if callable(previous):  # SIGINT is ignored in processes that a shell has started in the background
+            if callable(previous):  # SIGINT may be ignored, for example if a script has started the process with `&`
                 self._previous[number] = previous
                 signal.signal(number, self._handle)
-        if any(map(_is_stopping, self._previous.values())):
+        if self.server_is_stopping:
             self._limit_time()
             self._begin(None)
         return True
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the process's handler of SIGTERM is still this one, or that of the same server.
+
+        It is also True if the handler could not be replaced.
+        """
+        current = signal.getsignal(signal.SIGTERM)
+        return not self._previous or current in (self._handle, self._previous[signal.SIGTERM])
+
+    @property
+    def server_is_stopping(self) -> bool:
+        """Whether the server has already received a signal. Only uvicorn is recognised."""
+        return any(map(_is_stopping, self._previous.values()))
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._close_connections)
+            self._previous[number](number, frame)
+            return
         if self._task is not None or self._loop.is_closed():
             self._call_previous(number)  # a second signal stops the server immediately
             return
         self._loop.call_soon_threadsafe(self._begin, number)
         # The time is limited here and not in `_begin`, because a handler may block the event loop.
-        if number == signal.SIGTERM:
-            self._limit_time()
+        self._limit_time()
 
     def _limit_time(self) -> None:
         """Start the timer that ends the process."""
@@ -125,10 +152,9 @@ class Drain:
             return None
 
     async def _drain(self, number: int | None, hub: DrainableHub | None) -> None:
-        """Drain and close the hub, and call the server's handler. The signal is None if the server has handled it."""
         try:
             if hub is not None:
-                await _drain_and_close(hub, DRAIN_TIME if number is None else SIGNALS[number])
+                await _drain_and_close(hub)
         except Exception:
             logger.exception("Draining failed. The server stops nevertheless.")
         finally:
@@ -140,10 +166,10 @@ class Drain:
         self._previous[number](number, None)
 
 
-async def _drain_and_close(hub: DrainableHub, duration: float) -> None:
+async def _drain_and_close(hub: DrainableHub) -> None:
     try:
         async with asyncio.timeout(DRAIN_LIMIT):
-            await hub.drain(duration)
+            await hub.drain(DRAIN_TIME)
     except TimeoutError:
         logger.warning("Some connections could not be drained in %s seconds. The server closes them.", DRAIN_LIMIT)
     try:

@@ -79,8 +79,9 @@ async def test_a_client_whose_token_has_expired_is_told_so(server: Server) -> No
 async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Server) -> None:
     spread = fastest = duration = 0.0
     async with asyncio.timeout(PATIENCE):
-        # If the machine was blocked, pings come late, or all at once. Then the test begins again.
-        while spread < 0.02 or fastest > 0.9 or duration > 1.5:
+        # Without jitter, all first pings come at about the same time. With jitter, this happens in one of nine rounds,
+        # and the test begins again. It also does so if the machine was blocked, so that pings came late.
+        while spread < 0.15 or fastest > 0.9 or duration > 1.5:
             async with AsyncExitStack() as stack:
                 clients = [await stack.enter_async_context(Client(strict.url)) for _ in range(6)]
                 times = [await client.ping(3) for client in clients]
@@ -95,10 +96,8 @@ async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Serve
 
 
 async def test_a_client_can_ask_for_another_ping_interval(connect: Connect, strict: Server) -> None:
-    fast = await connect(query="pi=1")
     async with Client(strict.url, query="pi=0.01") as bounded, Client(strict.url, query="pi=never") as odd:
-        first = await bounded.ping(1)
-        assert first[0] > 0.49, "the server must not grant an interval below one second"
+        assert (await bounded.ping(1))[0] > 0.49, "the server must not grant an interval below one second"
         # The server must ignore a value that is not a number. This client then gets more than three times as many
         # pings. With the same interval, it would never be three pings ahead.
         async with asyncio.timeout(PATIENCE):
@@ -106,10 +105,14 @@ async def test_a_client_can_ask_for_another_ping_interval(connect: Connect, stri
                 assert odd.alive
                 await odd.ping(len(odd.pings) + 1)
     # The first ping comes after 0.5 to 1.5 s, the next one after another second. With the server's own interval, both
-    # would come in the first second. A busy machine may delay them.
-    times = await fast.ping(2)
-    assert times[0] > 0.49
-    assert 1.49 < times[1] < 10
+    # would come in the first second. If a busy machine has delayed them, the test is repeated with another client.
+    async with asyncio.timeout(PATIENCE):
+        gap = 2.0
+        while gap > 1.6:
+            first, second = await (await connect(query="pi=1")).ping(2)
+            assert first > 0.49
+            assert second > 1.49
+            gap = second - first
 
 
 async def test_a_clients_ping_is_answered(connect: Connect) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -173,7 +174,11 @@ async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_i
             while (await two.call("position", audit))["offset"] < 2:
                 pass  # `unsubscribed`, which broadcasts, is called after the store has the earlier expiry
         one.kill()
+        await watcher.wait_for_members("server killed")
+        early = time.monotonic()
         await watcher.wait_for_members()
+        # The expiries differ by at least 5 s. Without the earlier one, both members would leave at the same time.
+        assert time.monotonic() - early > 2
         assert watcher.events[2:] == [("leave", "page closed"), ("leave", "server killed")]
 
 

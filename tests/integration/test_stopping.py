@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import time
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidHandshake
 
 from tests.support.client import BASE, Client, identify
 from tests.support.event_reader import EventReader
@@ -24,6 +26,8 @@ COMMAND = json.dumps({"command": "subscribe", "identifier": identify("StreamChan
 REQUEST = (
     f"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(COMMAND)}\r\nExpect: 100-continue\r\n\r\n"
 ).encode()
+
+RESTART = {"type": "disconnect", "reason": "server_restart", "reconnect": True}
 
 #: Runs `cable_serve` with short limits. The arguments are those of the command.
 SHORT_LIMITS = """
@@ -38,6 +42,22 @@ drain.STOP_LIMIT = 0.5
 django.setup()
 settings.ASGI_APPLICATION = "tests.integration.test_stopping.hanging"
 call_command("cable_serve", *sys.argv[1:])
+"""
+
+#: Runs uvicorn in the program's own event loop, and starts it again after Ctrl-C. The argument is the port.
+STARTED_TWICE = """
+import asyncio
+import contextlib
+import sys
+import django
+import uvicorn
+
+django.setup()
+loop = asyncio.new_event_loop()
+for _ in range(2):
+    config = uvicorn.Config("tests.integration.project.asgi:application", port=int(sys.argv[1]), lifespan="off")
+    with contextlib.suppress(KeyboardInterrupt):
+        loop.run_until_complete(uvicorn.Server(config).serve())
 """
 
 
@@ -56,6 +76,13 @@ class ShortLimits(Server):
 
     def _command(self) -> list[str]:
         return [sys.executable, "-c", SHORT_LIMITS, "--server", self.kind, f"127.0.0.1:{self.port}"]
+
+
+class StartedTwice(Server):
+    """A program that starts uvicorn again after Ctrl-C."""
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-c", STARTED_TWICE, str(self.port)]
 
 
 @pytest.mark.parametrize("by_cable_serve", [False, True], ids=["uvicorn", "cable_serve"])
@@ -117,9 +144,28 @@ async def test_ctrl_c_stops_a_server_with_open_connections(
                 await reader.until_type("confirm_subscription")
                 server.signal(signal.SIGINT)
                 assert await server.stopped() in (0, -signal.SIGINT)
-            await client.expect({"type": "disconnect", "reason": "server_restart", "reconnect": True})
+            if kind == "uvicorn":  # daphne drops its connections before they can be closed
+                await client.expect(RESTART)
         assert "did not stop" not in server.log
         assert "Traceback" not in server.log
+
+
+async def test_a_server_that_a_program_starts_again_in_the_same_event_loop_works(servers: ServerPool) -> None:
+    template = servers.make("uvicorn")
+    with StartedTwice("uvicorn", template.database.parent, template.database, shared=True) as server:
+        async with Client(server.url, protocols=[BASE]) as client:
+            server.signal(signal.SIGINT)
+            await client.expect(RESTART)
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(30):
+                while True:
+                    with suppress(OSError, InvalidHandshake):
+                        client = await stack.enter_async_context(Client(server.url, protocols=[BASE]))
+                        break
+            await client.subscribe(identify("StreamChannel", streams=["stop"]))
+            server.signal()
+            await client.expect(RESTART)
+        assert await server.stopped() == -signal.SIGTERM
 
 
 @pytest.mark.redis

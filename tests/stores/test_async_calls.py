@@ -257,6 +257,7 @@ class TestARedisThatHangs:
     async def test_a_hanging_redis_delays_no_durable_stream(self, redis: RedisServer, settings: Any) -> None:
         settings.RELIABLE_CABLE = {
             "REDIS_URL": redis.url,
+            "REDIS_OPTIONS": {"socket_timeout": 60},
             "STREAMS": {"a": {"durable": True, "history_size": 1000}},
         }
         engine = get_engine()
@@ -266,13 +267,12 @@ class TestARedisThatHangs:
         await abroadcast("a", -1)
         os.kill(redis.pid, signal.SIGSTOP)
         try:
-            slow, at = 0, None
+            slowest, at = 0.0, None
             for number in range(600):
                 began = time.monotonic()
                 at = await abroadcast("a", [number])
-                slow += time.monotonic() - began >= 1
-            # If broadcasts waited for Redis, many would be slow. A single one may be slow because the machine is busy.
-            assert slow <= 1
+                slowest = max(slowest, time.monotonic() - began)
+            assert slowest < 20, "a broadcast that waits for Redis takes 60 s"
             assert at is not None
             known = StreamPosition(at.epoch, 601)
             async with asyncio.timeout(4 * HOT_TAIL_TIMEOUT):

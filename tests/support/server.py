@@ -42,15 +42,16 @@ WITHOUT_DAPHNE = {"CABLE_TEST_SERVER_APPS": "[]"}
 #: The ports for servers. Kernels use those from 32,768 on for outgoing connections, so a server can restart on the same
 #: port. The ports between are for servers that need a second port, which is 10,000 higher (old Redis Clusters).
 PORTS = range(18_000, 28_000)
-#: The number of test processes that can run on this machine at the same time. Each has its own share of the ports.
-SHARES = 50
+#: The number of test processes of one user that can run at the same time. Each has its own share of the ports.
+SHARES = 100
 
 
 @cache
 def _own_ports() -> Iterator[int]:
     """Return the ports of this process, in an endless cycle. No other test process uses them while this one runs."""
     for share in random.sample(range(SHARES), SHARES):
-        lock = os.open(Path(tempfile.gettempdir(), f"cable-test-ports-{share}"), os.O_CREAT | os.O_RDWR, 0o666)
+        path = Path(tempfile.gettempdir(), f"cable-test-ports-{os.getuid()}-{share}")
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             # The system releases the lock when the process ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Reads pages of entries for the model store. The rows of several streams share queries; the entries do not."""
+"""Reads pages of entries for the model store. Streams share the queries for their rows, but not for their entries."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
