@@ -83,8 +83,11 @@ class DaemonExecutor(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a call in one of the threads.
 
+        Since Python 3.12, no thread can be started while the interpreter is shutting down. If a daemon thread, such as
+        that of `runserver`, then submits a call, the call is not run, and its future is never done.
+
         Raises:
-            RuntimeError: no thread can be started, because the interpreter is shutting down.
+            RuntimeError: no thread can be started.
         """
         future: Future[T] = Future()
         job = partial(_run, future, partial(fn, *args, **kwargs))
@@ -93,7 +96,12 @@ class DaemonExecutor(Executor):
             if self._idle:
                 self._idle.pop().put(job)
             elif self._active < self._size:
-                self._start(job)
+                try:
+                    self._start(job)
+                except RuntimeError as error:
+                    # A daemon thread is cut off when the process ends. So its errors would only confuse the user.
+                    if not threading.current_thread().daemon or "interpreter shutdown" not in str(error):
+                        raise
             else:
                 self._jobs.append((time.monotonic(), job))
                 waiting_since = self._jobs[0][0]

@@ -115,13 +115,18 @@ def _own_executors() -> list[DaemonExecutor]:
 
 
 def _end_threads_at_exit() -> None:
-    # A thread that another thread has started meanwhile may be alive, but idle.
-    if not end_threads(EXIT_TIME) and (busy := busy_threads()):
-        logger.error(
-            "These threads are still running %g seconds after the process began to exit, and are ended with it: %s.",
-            EXIT_TIME,
-            ", ".join(busy),
-        )
+    deadline = time.monotonic() + EXIT_TIME
+    while not end_threads(max(0.0, deadline - time.monotonic())):
+        if time.monotonic() < deadline:
+            continue  # threads have been started meanwhile, for example by a server that runs in another thread
+        if busy := busy_threads():
+            logger.error(
+                "These threads are still running %g seconds after the process began to exit, and are ended with it: "
+                "%s.",
+                EXIT_TIME,
+                ", ".join(busy),
+            )
+        return
 
 
 atexit.register(_end_threads_at_exit)

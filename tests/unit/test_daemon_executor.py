@@ -210,6 +210,25 @@ stop.set()
 """
 
 
+POLL = """
+import atexit, asyncio, threading
+from django.conf import settings
+settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3"}}, SECRET_KEY="x")
+started, failed = threading.Event(), threading.Event()
+atexit.register(failed.wait, 0.5)  # runs after the pools' threads have been ended
+from reliable_cable.concurrency import threads
+async def poll():
+    try:
+        while True:
+            await threads.run_store(int)
+            started.set()
+    finally:
+        failed.set()
+threading.Thread(target=asyncio.run, args=(poll(),), daemon=True).start()
+started.wait()
+"""
+
+
 def run(script: str) -> str:
     """Run a process to its end, and return what it logged."""
     command = [sys.executable, "-W", "ignore", "-c", script]
@@ -223,18 +242,47 @@ def test_a_process_ends_while_a_job_hangs_and_logs_its_thread() -> None:
     )
 
 
-def test_an_idle_thread_that_started_during_the_exit_is_not_logged(
+def test_a_thread_that_another_thread_starts_during_the_exit_is_ended_too(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def end_threads(timeout: float) -> bool:
-        """Return as if another thread had run a job in a new thread, which is idle now."""
-        threads.submit_store(int).result(30)
-        wait_until(lambda: not threads.busy_threads())
-        return False
+    results: list[bool] = []
+
+    def end_threads(timeout: float, end: Callable[[float], bool] = threads.end_threads) -> bool:
+        """End the threads. During the first call, another thread runs a job in a new thread."""
+        results.append(end(timeout))
+        if len(results) == 1:
+            threads.submit_store(int).result(30)
+            return False
+        return results[-1]
 
     monkeypatch.setattr(threads, "end_threads", end_threads)
     threads._end_threads_at_exit()
+    assert results == [True, True]
     assert not caplog.text
+
+
+def test_a_server_in_a_daemon_thread_logs_no_errors_when_the_process_ends() -> None:
+    assert run(POLL) == ""
+
+
+def test_only_daemon_threads_may_submit_calls_while_the_interpreter_shuts_down(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor()
+
+    def refuse(job: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(executor, "_start", refuse)
+    for message in ("can't create new thread at interpreter shutdown", "can't start new thread"):
+        with pytest.raises(RuntimeError, match=message):
+            executor.submit(int)
+    message = "can't create new thread at interpreter shutdown"
+    futures: list[Future[int]] = []
+    thread = threading.Thread(target=lambda: futures.append(executor.submit(int)), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not futures[0].done()
 
 
 def test_a_forked_process_has_its_own_threads() -> None:
