@@ -115,18 +115,16 @@ def _own_executors() -> list[DaemonExecutor]:
 
 
 def _end_threads_at_exit() -> None:
-    deadline = time.monotonic() + EXIT_TIME
-    while not end_threads(max(0.0, deadline - time.monotonic())):
-        if time.monotonic() < deadline:
-            continue  # threads have been started meanwhile, for example by a server that runs in another thread
-        if busy := busy_threads():
-            logger.error(
-                "These threads are still running %g seconds after the process began to exit, and are ended with it: "
-                "%s.",
-                EXIT_TIME,
-                ", ".join(busy),
-            )
-        return
+    deadline, ended = time.monotonic() + EXIT_TIME, False
+    # Threads may be started meanwhile, for example by a server that runs in another thread.
+    while not ended and (remaining := deadline - time.monotonic()) > 0:
+        ended = end_threads(remaining)
+    if not ended and (busy := busy_threads()):
+        logger.error(
+            "These threads are still running %g seconds after the process began to exit, and are ended with it: %s.",
+            EXIT_TIME,
+            ", ".join(busy),
+        )
 
 
 atexit.register(_end_threads_at_exit)

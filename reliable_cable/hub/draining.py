@@ -16,7 +16,7 @@ _drains: PerLoop[Drain] = PerLoop()
 def install_drain(grace: float = 0.0) -> None:
     """Drain the hub of the running event loop when the server receives SIGTERM, and close its connections after SIGINT.
 
-    Repeated calls have no further effect.
+    Repeated calls for the same server have no further effect.
 
     Args:
         grace: how long, in seconds, the server is configured to wait for open requests after the drain.

@@ -57,7 +57,10 @@ class DrainableHub(Protocol):
 
 
 class Drain:
-    """A handler of SIGTERM, which drains a hub and then calls the server's own handler, and of SIGINT.
+    """The handler of SIGTERM and SIGINT.
+
+    After SIGTERM, it drains a hub, and then calls the server's own handler of the signal. After SIGINT, it calls the
+    server's own handler, and closes the hub's connections.
 
     Args:
         begin: a function that makes the event loop refuse new connections, and returns its hub, or None without a hub.
@@ -115,7 +118,7 @@ class Drain:
     @property
     def server_is_stopping(self) -> bool:
         """Whether the server has already received a signal. Only uvicorn is recognised."""
-        return any(map(_is_stopping, self._previous.values()))
+        return _is_stopping(self._previous.get(signal.SIGTERM))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -25,7 +25,7 @@ SECONDS = float(os.environ.get("CABLE_ATTACK_SECONDS", "1"))
 MEMORY, STORED, LOG = 16 * 2**20, 2 * 2**20, 100_000
 #: The maximum median time, in seconds, until another client's ping is answered, on a machine that does nothing else.
 DELAY = 0.1
-#: How often an attack is tried, because a busy machine may delay the answers in one attempt.
+#: The maximum number of attempts. A busy machine may delay the answers in some of them.
 ATTEMPTS = 3
 #: How long, in seconds, the test pauses between two pings.
 PAUSE = 0.02

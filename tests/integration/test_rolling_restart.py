@@ -103,15 +103,13 @@ async def test_servers_restart_one_after_the_other_under_load(
                 # Wait until the client has reconnected and received a new message.
                 await client.wait_for_messages(identifiers[0], at + 1)
         total = await load.stop()
-    # A busy server may fail to load or write session records in time. It logs this, and clients get new sessions.
-    gave_up = any("Session records cannot be" in server.log for server in pair)
     for client, identifiers in wanted.items():
         for identifier in identifiers:
             await client.wait_for_messages(identifier, total)
             assert [message["n"] for message in client.received[identifier]] == list(range(1, total + 1))
             assert "history_not_found" not in client.infos[identifier]
         assert client.complaints == []
-        assert gave_up or client.connects == client.restores + 1, "sessions must be restored on the other server"
+        assert client.connects == client.restores + 1, "sessions must be restored on the other server"
     assert not any("sid=" in server.log for server in pair), "session ids are secret and must not be logged"
     tried = nginx.requests("/cable")
     assert {status for status, _ in tried} == {"101"}, "nginx must not fail a request while one server is up"

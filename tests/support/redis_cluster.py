@@ -65,8 +65,7 @@ class RedisCluster:
 
     def _node(self, folder: Path, options: dict[str, str]) -> RedisServer:
         if self._certificate is not None:
-            tls = {"tls-port": str(free_port()), "tls-cluster": "yes"}
-            options = {**options, **tls_options(*self._certificate), **tls}
+            options = {**options, **tls_options(*self._certificate), "tls-cluster": "yes"}
         server = RedisServer(folder, self.binary, options)
         server.port = free_port()
         if server.binary.version >= SHARDED:

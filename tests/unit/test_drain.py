@@ -169,7 +169,7 @@ def test_an_error_before_the_drain_does_not_keep_the_server_from_stopping() -> N
 
 
 class TestCtrlC:
-    """SIGINT stops the server in its own way. In addition, the connections are closed."""
+    """The server's own handler receives SIGINT. In addition, the connections are closed."""
 
     #: The server stops only after SIGTERM.
     STOP_LATER = f"if number == signal.SIGTERM: {STOP}"
